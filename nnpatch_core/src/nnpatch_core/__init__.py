@@ -1,0 +1,45 @@
+"""nnpatch: activation patching on Hugging Face language models, on top of nnsight."""
+
+from nnpatch_core.components import Component
+from nnpatch_core.errors import PatchingError
+from nnpatch_core.metrics import MetricContext
+from nnpatch_core.model_api import (
+    DecoderAPI,
+    ModelAPI,
+    decoder_components,
+    separate_projections,
+)
+from nnpatch_core.patching import ablation_patching, activation_patching, cache_average
+from nnpatch_core.plugins import hookimpl
+from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.results import Outcome
+from nnpatch_core.seq_pos import AllPositions, Custom, CustomConstant, Each, Last, LastK, SeqPos
+from nnpatch_core.site import MultiSite, Site, execution_order
+from nnpatch_core.sites import Sites
+
+__all__ = [
+    "AllPositions",
+    "Component",
+    "Custom",
+    "CustomConstant",
+    "DecoderAPI",
+    "Each",
+    "Last",
+    "LastK",
+    "MetricContext",
+    "ModelAPI",
+    "MultiSite",
+    "Outcome",
+    "PatchingError",
+    "PromptPairs",
+    "SeqPos",
+    "Site",
+    "Sites",
+    "ablation_patching",
+    "activation_patching",
+    "cache_average",
+    "decoder_components",
+    "execution_order",
+    "hookimpl",
+    "separate_projections",
+]

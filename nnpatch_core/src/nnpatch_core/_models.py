@@ -1,0 +1,90 @@
+"""What a sweep asks of the model itself: its envoy, vocabulary, device and forward arguments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from nnsight import NNsight
+from nnsight.intervention.envoy import Envoy
+from torch import nn
+
+from nnpatch_core.batch import Batch
+from nnpatch_core.errors import AdapterError
+
+
+def as_nnsight(nnmodel: Any) -> Envoy:
+    """`nnmodel` as nnsight knows it: a plain Hugging Face model is wrapped.
+
+    Raises:
+        AdapterError: it is no model.
+    """
+    if isinstance(nnmodel, Envoy):
+        return nnmodel
+    if isinstance(nnmodel, nn.Module):
+        return NNsight(nnmodel)
+    raise AdapterError(
+        "nnmodel must be an NNsight, a TransformersModel or a Hugging Face model, "
+        f"got {type(nnmodel).__name__}"
+    )
+
+
+def module_of(nnmodel: Any) -> nn.Module:
+    """The Hugging Face model under `nnmodel`."""
+    module: nn.Module = as_nnsight(nnmodel)._module if isinstance(nnmodel, Envoy) else nnmodel
+    return module
+
+
+def vocab_size(model: nn.Module) -> int | None:
+    """How many token ids the model's embedding has, if it says."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    count = getattr(embedding, "num_embeddings", None)
+    return int(count) if isinstance(count, int) else None
+
+
+def pad_id(nnmodel: Any, model: nn.Module) -> int | None:
+    """The padding token of the tokenizer or the config, if there is one."""
+    tokenizer = getattr(nnmodel, "tokenizer", None)
+    for owner in (tokenizer, getattr(model, "config", None)):
+        found = getattr(owner, "pad_token_id", None)
+        if isinstance(found, int) and found >= 0:
+            return found
+    return None
+
+
+def input_device(model: nn.Module) -> torch.device | None:
+    """Where the model wants its tokens, or None where weights are moved in as they are needed."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    weight = getattr(embedding, "weight", None)
+    return weight.device if isinstance(weight, torch.Tensor) and not weight.is_meta else None
+
+
+def forward_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """The keyword arguments of one forward on `batch`, of those that the model takes by name."""
+    offered = {
+        "position_ids": batch.position_ids,
+        "use_cache": False,
+        "logits_to_keep": 1,
+    }
+    names = inspect.signature(type(model).forward).parameters
+    return {
+        "input_ids": batch.tokens,
+        "attention_mask": batch.mask,
+        **{name: value for name, value in offered.items() if name in names},
+    }
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off, and each module's training flag as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,171 @@
+"""A batch of prompts, packed to left padding: the one layout that everything runs in."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core.errors import AnswerError, MaskError, PaddingWarning, TokensError
+
+_INTEGERS = (torch.int32, torch.int64)
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """Prompts as left-padded tokens, so that position -1 is each prompt's last token.
+
+    Args:
+        tokens: `[batch, seq]`, integers.
+        mask: `[batch, seq]`, int64: 1 for a token, 0 for padding, which stands on the left.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per row, padding included."""
+        return self.tokens.shape[1]
+
+    @property
+    def position_ids(self) -> Tensor:
+        """`[batch, seq]`: 0 at each prompt's first token; padding has 0 as well."""
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+    def rows(self, rows: slice | Tensor) -> Batch:
+        """Some of the prompts, at the same width."""
+        return Batch(self.tokens[rows], self.mask[rows])
+
+    def to(self, device: torch.device) -> Batch:
+        """The same prompts on another device."""
+        return Batch(self.tokens.to(device), self.mask.to(device))
+
+
+def pack_left(tokens: Tensor, mask: Tensor) -> Batch:
+    """Move each row's real tokens to the right end, in order, and its padding to the left.
+
+    Args:
+        tokens: `[batch, seq]`.
+        mask: `[batch, seq]`, 1 or true for a token, 0 for padding, in any arrangement.
+
+    Examples:
+        >>> pack_left(torch.tensor([[7, 8, 0]]), torch.tensor([[1, 1, 0]])).tokens
+        tensor([[0, 7, 8]])
+    """
+    mask = mask.to(torch.int64)
+    order = mask.argsort(dim=1, stable=True)
+    return Batch(tokens.gather(1, order), mask.gather(1, order))
+
+
+def make_batch(
+    name: str, tokens: Any, mask: Any, *, vocab_size: int | None, pad_id: int | None
+) -> Batch:
+    """Check tokens and mask of an argument called `name`, and pack them.
+
+    Raises:
+        TokensError: not a `[batch, seq]` tensor of token ids of the vocabulary.
+        MaskError: not a `[batch, seq]` mask of 0 and 1 with a token in each row.
+
+    Warns:
+        PaddingWarning: no mask was given, but rows begin or end with the padding token.
+    """
+    _check_tokens(name, tokens, vocab_size)
+    if mask is None:
+        if pad_id is not None:
+            _warn_if_padded(name, tokens, pad_id)
+        mask = torch.ones_like(tokens)
+    _check_mask(name, mask, tokens)
+    return pack_left(tokens, mask.to(tokens.device))
+
+
+def _check_tokens(name: str, tokens: Any, vocab_size: int | None) -> None:
+    if not isinstance(tokens, Tensor):
+        hint = " (take its ['input_ids'])" if hasattr(tokens, "keys") else ""
+        raise TokensError(
+            f"{name} must be a torch tensor [batch, seq], got {type(tokens).__name__}{hint}"
+        )
+    if tokens.dtype not in _INTEGERS:
+        raise TokensError(f"{name} must hold int64 or int32 token ids, got {tokens.dtype}")
+    if tokens.ndim != 2:
+        raise TokensError(f"{name} must have the shape [batch, seq], got {list(tokens.shape)}")
+    if 0 in tokens.shape:
+        raise TokensError(f"{name} is empty: its shape is {list(tokens.shape)}")
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
+        bad = low if low < 0 else high
+        last = "" if vocab_size is None else f" to {vocab_size - 1}"
+        raise TokensError(f"{name} holds the id {bad}; the model's vocabulary is 0{last}")
+
+
+def _check_mask(name: str, mask: Any, tokens: Tensor) -> None:
+    of = f"the attention mask of {name}"
+    if not isinstance(mask, Tensor):
+        raise MaskError(f"{of} must be a torch tensor [batch, seq], got {type(mask).__name__}")
+    if mask.shape != tokens.shape:
+        raise MaskError(
+            f"{of} must have its shape {list(tokens.shape)}, got {list(mask.shape)}"
+        )
+    other = mask[(mask != 0) & (mask != 1)]
+    if other.numel():
+        raise MaskError(f"{of} may hold only 0 and 1, got {other[0].item()}")
+    empty = (mask == 0).all(dim=1).nonzero().flatten().tolist()
+    if empty:
+        raise MaskError(f"{of} leaves no token in row {empty[0]}: each prompt needs at least one 1")
+
+
+def _warn_if_padded(name: str, tokens: Tensor, pad_id: int) -> None:
+    """Rows that differ in a leading run of the padding token, or end in it, look padded."""
+    is_pad = tokens == pad_id
+    leading = is_pad.cumprod(dim=1).sum(dim=1)
+    # A padding token that is also the BOS token leads every row once without being padding.
+    led = bool((leading > 1).any()) or bool(leading.min() != leading.max())
+    if led or bool(is_pad[:, -1].any()):
+        warnings.warn(
+            f"{name} has rows that begin or end with the padding token {pad_id}, but no attention "
+            "mask was given: they are run as ordinary tokens. Pass attention_mask= if it is padding.",
+            PaddingWarning,
+            stacklevel=4,
+        )
+
+
+def check_answers(name: str, answers: Any, batch: int, vocab_size: int | None) -> Tensor:
+    """Answer ids as `[batch]` int64 on the CPU.
+
+    Raises:
+        AnswerError: not one id of the vocabulary for each prompt.
+    """
+    if not isinstance(answers, Tensor):
+        raise AnswerError(f"{name} must be a torch tensor [batch], got {type(answers).__name__}")
+    if answers.dtype not in _INTEGERS:
+        raise AnswerError(f"{name} must hold int64 or int32 token ids, got {answers.dtype}")
+    if answers.shape != (batch,):
+        raise AnswerError(
+            f"{name} must have the shape [batch] = [{batch}], got {list(answers.shape)}"
+        )
+    bad = answers[(answers < 0) | (answers >= (vocab_size or 2**62))]
+    if bad.numel():
+        last = "" if vocab_size is None else f" to {vocab_size - 1}"
+        raise AnswerError(f"{name} holds the id {int(bad[0])}; the model's vocabulary is 0{last}")
+    return answers.detach().to("cpu", torch.int64)
+
+
+def check_paired(source: Batch, target: Batch) -> None:
+    """Raise `TokensError` unless the two runs have the same shape and dtype."""
+    if source.tokens.shape != target.tokens.shape:
+        raise TokensError(
+            f"source_tokens have the shape {list(source.tokens.shape)} and target_tokens "
+            f"{list(target.tokens.shape)}; they must be the same: pad the shorter prompts "
+            "and pass the masks (PromptPairs does)"
+        )
+    if source.tokens.dtype != target.tokens.dtype:
+        raise TokensError(
+            f"source_tokens are {source.tokens.dtype} and target_tokens {target.tokens.dtype}; "
+            "they must be the same"
+        )

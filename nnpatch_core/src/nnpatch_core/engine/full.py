@@ -1,0 +1,34 @@
+"""The reference engine: a whole forward for every cell. It defines what is correct."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from nnpatch_core.batch import Batch
+from nnpatch_core.engine.replacements import Replacement
+from nnpatch_core.engine.trace import forward
+from nnpatch_core.site import AnySite
+
+
+def run_full(
+    nnmodel: Any, target: Batch, cells: Iterable[AnySite], replacement: Replacement
+) -> Iterator[Tensor]:
+    """For each cell, patch it alone into a run of `target`.
+
+    Yields:
+        The patched run's logits at each prompt's last token, `[batch, vocab]` in float32.
+    """
+    for cell in cells:
+        patches = [
+            (site, replacement.value(site), replacement.where(site.group(target.seq_len)))
+            for site in cell.sites
+        ]
+
+        def visit(traced: Any, patches: Any = patches) -> None:
+            for site, value, where in patches:
+                site.write(traced, value, where)
+
+        yield forward(nnmodel, target, visit)

@@ -1,0 +1,56 @@
+"""One forward in one nnsight trace: the only place of nnpatch that opens one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnpatch_core._models import forward_arguments, input_device, module_of
+from nnpatch_core.batch import Batch
+from nnpatch_core.site import Site, execution_order
+
+
+def forward(
+    nnmodel: Any, batch: Batch, visit: Callable[[Any], None] | None = None
+) -> Tensor:
+    """Run `batch`, with `visit(nnmodel)` reading and editing activations on the way.
+
+    Returns:
+        The model's final logits at each prompt's last token, `[batch, vocab]` in float32.
+    """
+    model = module_of(nnmodel)
+    device = input_device(model)
+    found: list[Tensor] = []
+
+    def body() -> None:
+        if visit is not None:
+            visit(nnmodel)
+        found.append(nnmodel.output.logits[:, -1].float())
+
+    arguments = forward_arguments(model, batch if device is None else batch.to(device))
+    with torch.no_grad():
+        # nnsight reads the source of this block and re-runs it: it stays one call.
+        with nnmodel.trace(**arguments):
+            body()
+    return found[0]
+
+
+def record(
+    nnmodel: Any, batch: Batch, sites: Iterable[Site]
+) -> tuple[Tensor, dict[tuple[int, str], Tensor]]:
+    """Run `batch` and keep the whole activations at the components of `sites`.
+
+    Returns:
+        The logits as `forward` gives them, and `[batch, seq, width]` for each `Site.location`.
+    """
+    kept: dict[tuple[int, str], Tensor] = {}
+    wanted = {site.location: site for site in sites}
+
+    def visit(traced: Any) -> None:
+        for site in execution_order(wanted.values()):
+            kept[site.location] = site.read(traced).clone()
+
+    return forward(nnmodel, batch, visit), kept

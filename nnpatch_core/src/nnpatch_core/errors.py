@@ -1,0 +1,61 @@
+"""What nnpatch raises: one class per kind of mistake, all of them also `ValueError`."""
+
+
+class PatchingError(ValueError):
+    """The root of every error that nnpatch raises on bad input."""
+
+
+class UnknownNameError(PatchingError):
+    """A component, strategy, metric, engine, method or adapter name that nobody has registered."""
+
+
+class LayerError(PatchingError):
+    """A layer that is not an integer, or that the model does not have."""
+
+
+class HeadError(PatchingError):
+    """A head that does not exist, or a head on a component without heads."""
+
+
+class PositionError(PatchingError):
+    """Token positions that are malformed, duplicated or outside the prompt."""
+
+
+class TokensError(PatchingError):
+    """Tokens of a wrong type, shape, length or vocabulary, or prompts that do not pair up."""
+
+
+class MaskError(PatchingError):
+    """An attention mask of a wrong shape or content."""
+
+
+class AnswerError(PatchingError):
+    """Answers that are not one token, not in the vocabulary, or of a wrong shape."""
+
+
+class AdapterError(PatchingError):
+    """No adapter for a model, several, or one that does not fit it."""
+
+
+class MetricError(PatchingError):
+    """A metric that cannot be computed: wrong output, or a denominator of 0 or not finite."""
+
+
+class ConfidenceError(PatchingError):
+    """A model that does not prefer the expected answer, where this was asked for."""
+
+
+class OutcomeError(PatchingError):
+    """An outcome asked for something it does not hold, or a file that is not an outcome."""
+
+
+class PluginWarning(UserWarning):
+    """A plugin was left out: it did not import, or one of its hooks raised."""
+
+
+class PaddingWarning(UserWarning):
+    """Tokens look padded, but no attention mask was given."""
+
+
+class AnswerWarning(UserWarning):
+    """An answer is probably not spelled as the model would continue the prompt."""

@@ -1,0 +1,7 @@
+"""The patching algorithms: what is put where, and what is reported."""
+
+from nnpatch_core.patching.ablation import ablation_patching
+from nnpatch_core.patching.activation import activation_patching
+from nnpatch_core.patching.averages import cache_average
+
+__all__ = ["ablation_patching", "activation_patching", "cache_average"]

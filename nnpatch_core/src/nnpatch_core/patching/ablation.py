@@ -1,0 +1,193 @@
+"""Ablation: take an activation away, one site at a time, and see what the answer loses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnpatch_core._integers import strict_int
+from nnpatch_core._models import as_nnsight, evaluating, module_of, pad_id, vocab_size
+from nnpatch_core.batch import Batch, check_answers, make_batch
+from nnpatch_core.engine import Recorded, Replacement, Zeros, record
+from nnpatch_core.errors import MetricError, TokensError, UnknownNameError
+from nnpatch_core.metrics import MetricContext, MetricSpec
+from nnpatch_core.patching.averages import aligned, mean_activations, read_batches
+from nnpatch_core.patching.sweep import (
+    Sweep,
+    baselines,
+    check_finite,
+    outcome,
+    prepare,
+    run_baseline,
+    run_cells,
+)
+from nnpatch_core.results import Outcome
+from nnpatch_core.sites import SweepSites
+
+METHODS = ("zero", "mean", "resample")
+
+
+def ablation_patching(
+    nnmodel: Any,
+    api: Any,
+    sites: SweepSites,
+    tokens: Tensor,
+    answer_index: Tensor,
+    other_answer_index: Tensor | None = None,
+    *,
+    method: str = "zero",
+    reference: Any = None,
+    per_position: bool = False,
+    seed: int = 0,
+    attention_mask: Tensor | None = None,
+    metric: MetricSpec = "logit_difference",
+    engine: str = "full",
+    batch_size: int | None = None,
+    progress: bool = True,
+    tokenizer: Any = None,
+) -> Outcome:
+    """Ablate each site alone in one run, and see what the metric loses.
+
+    The value of a cell is mean ablated - mean unablated, in the metric's unit: 0 where the site did
+    not matter, negative where it supported the answer. Zero, mean and resample ablation are
+    compared by Zhang & Nanda, "Towards Best Practices of Activation Patching" (2024).
+
+    Layout, padding and dropout are as in `activation_patching`.
+
+    Args:
+        nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
+        api: an adapter (class or instance), its registered name, or None to find it by the model.
+        sites: what to ablate: `Sites(...)` or `Sites.from_sites([...])`.
+        tokens: `[batch, seq]`.
+        answer_index: `[batch]`, the token that each prompt calls for.
+        other_answer_index: `[batch]`, the token to compare it with, for metrics that need one.
+        method: `"zero"`; `"mean"`: the mean over the tokens of `reference`; or `"resample"`: the
+            activation of a random prompt of `reference`, at the same position from the end.
+        reference: the data set: tokens `[batch, seq]`, or (for `"mean"`) an iterable of batches,
+            which may be larger than memory; each may be a pair with its mask, or a tokenizer's
+            output. None is `tokens` themselves; `"resample"` then never takes a prompt for itself.
+        per_position: for `"mean"`: average each position, counted from the end, apart.
+        seed: for `"resample"`: which prompts are drawn.
+        attention_mask: `[batch, seq]`, 1 for a token and 0 for padding.
+        metric: a metric's name, a callable, or several; `"kl_divergence"` is from the unablated run.
+        engine: how the sweep is executed; `"full"` runs a whole forward a cell.
+        batch_size: prompts that run together; None is all.
+        progress: whether a bar shows the cells done.
+        tokenizer: gives the outcome its token strings.
+
+    Returns:
+        The `Outcome`: site name to tensor, with the first metric's values.
+
+    Raises:
+        PatchingError: one of its kinds, before any cell runs, naming the value that is wrong.
+
+    Examples:
+        >>> import torch
+        >>> from nnpatch_core import Sites
+        >>> from nnpatch_core.testing import tiny_api, tiny_model
+        >>> out = ablation_patching(
+        ...     tiny_model("llama"), tiny_api(), Sites(["attn", "mlp"], seq_pos_type="last"),
+        ...     torch.tensor([[5, 6, 7]]), torch.tensor([1]), torch.tensor([2]), progress=False,
+        ... )
+        >>> out["mlp"].shape
+        torch.Size([3])
+    """
+    if method not in METHODS:
+        raise UnknownNameError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    if method == "zero" and reference is not None:
+        raise UnknownNameError("reference= means nothing with method='zero'")
+    if method != "mean" and per_position:
+        raise UnknownNameError(f"per_position=True means nothing with method={method!r}")
+    traced = as_nnsight(nnmodel)
+    model = module_of(traced)
+    vocab = vocab_size(model)
+    words = {"vocab_size": vocab, "pad_id": pad_id(traced, model)}
+    batch = make_batch("tokens", tokens, attention_mask, **words)
+    answers = check_answers("answer_index", answer_index, len(batch), vocab)
+    others = None
+    if other_answer_index is not None:
+        others = check_answers("other_answer_index", other_answer_index, len(batch), vocab)
+    sweep = prepare(
+        traced,
+        api,
+        sites,
+        batch.seq_len,
+        metric=metric,
+        engine=engine,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    if others is None and "logit_difference" in sweep.metrics:
+        raise MetricError(
+            "metric 'logit_difference' compares two answers: pass other_answer_index=, "
+            "or another metric"
+        )
+    donors = None
+    if method == "resample":
+        donors = _draw(traced, batch, reference, strict_int(seed, "seed", TokensError))
+
+    with evaluating(model):
+        logits = run_baseline(traced, sweep, batch)
+        context = MetricContext(answers, others, logits, logits)
+        baseline = baselines(sweep, context)
+        for name, run in baseline.items():
+            check_finite(name, run.target.mean().item(), "in the unablated run")
+        replacement = _replacement(sweep, batch, method, reference, per_position, donors)
+        raw = run_cells(sweep, batch, context, replacement)
+    return outcome(sweep, f"ablation ({method})", "change", raw, baseline, batch, batch, tokenizer)
+
+
+def _replacement(
+    sweep: Sweep,
+    batch: Batch,
+    method: str,
+    reference: Any,
+    per_position: bool,
+    donors: Batch | None,
+) -> Any:
+    """For some rows of the batch, what is put at the sites."""
+    nnmodel, seq_len = sweep.nnmodel, batch.seq_len
+    if method == "zero":
+        return lambda rows: Zeros(batch.mask[rows])
+    if donors is not None:
+
+        def resampled(rows: slice) -> Replacement:
+            donor = donors.rows(rows)
+            _, found = record(nnmodel, donor, sweep.sites)
+            activations = {at: aligned(value, seq_len) for at, value in found.items()}
+            known = aligned(donor.mask[..., None], seq_len)[..., 0]
+            return Recorded(nnmodel, activations, batch.mask[rows] * known.to(batch.mask.device))
+
+        return resampled
+    if reference is None:
+        batches = (batch.rows(rows) for rows in sweep.chunks(len(batch)))
+    else:
+        batches = read_batches(nnmodel, module_of(nnmodel), "reference", reference)
+    means, known = mean_activations(nnmodel, sweep.sites, batches, seq_len, per_position)
+    return lambda rows: Recorded(nnmodel, means, batch.mask[rows] * known.to(batch.mask.device))
+
+
+def _draw(nnmodel: Any, batch: Batch, reference: Any, seed: int) -> Batch:
+    """For each prompt the one whose activations it gets."""
+    random = torch.Generator().manual_seed(seed)
+    count = len(batch)
+    if reference is not None:
+        drawn = list(read_batches(nnmodel, module_of(nnmodel), "reference", reference))
+        if len(drawn) != 1:
+            raise TokensError(
+                f"method='resample' takes one batch as reference, got {len(drawn)}: "
+                "pad them to one width"
+            )
+        return drawn[0].rows(torch.randint(len(drawn[0]), (count,), generator=random))
+    if count < 2:
+        raise TokensError(
+            "method='resample' takes another prompt of the batch, but the batch has one; "
+            "pass reference="
+        )
+    # Each prompt takes the next one of a random cycle, so that none takes itself.
+    cycle = torch.randperm(count, generator=random)
+    partner = torch.empty(count, dtype=torch.int64)
+    partner[cycle] = cycle.roll(1)
+    return batch.rows(partner)

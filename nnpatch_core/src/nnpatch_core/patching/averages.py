@@ -1,0 +1,128 @@
+"""Means of activations over a data set of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nnpatch_core._models import as_nnsight, evaluating, module_of, pad_id, vocab_size
+from nnpatch_core.batch import Batch, make_batch
+from nnpatch_core.engine import record
+from nnpatch_core.engine.trace import forward
+from nnpatch_core.errors import TokensError
+from nnpatch_core.site import Site, execution_order
+
+
+def read_batches(nnmodel: Any, model: Any, name: str, batches: Any) -> Iterable[Batch]:
+    """The batches of a data set, one at a time.
+
+    Args:
+        batches: tokens `[batch, seq]`, or an iterable of them; each may be a pair with its mask,
+            or a mapping with `input_ids` and `attention_mask`.
+    """
+    one = isinstance(batches, Tensor) or hasattr(batches, "keys")
+    words = {"vocab_size": vocab_size(model), "pad_id": pad_id(nnmodel, model)}
+    for batch in [batches] if one else batches:
+        if hasattr(batch, "keys"):
+            tokens, mask = batch["input_ids"], batch.get("attention_mask")
+        elif isinstance(batch, Sequence):
+            tokens, mask = batch
+        else:
+            tokens, mask = batch, None
+        yield make_batch(name, tokens, mask, **words)
+
+
+def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
+    """Fill each site's cache with the mean of its activation over a data set.
+
+    Runs the batches one at a time and keeps only sums, so the data set may be larger than memory.
+    `site.patch(nnmodel)` in a trace then puts the mean there. Positions count in each batch's
+    left-padded layout, so -1 is each prompt's last token; name positions from the end where
+    lengths differ.
+
+    Args:
+        nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
+        sites: `Site`s and `MultiSite`s; what they had cached is forgotten.
+        batches: tokens `[batch, seq]`, or an iterable of them; each may be a pair with its mask, or
+            a tokenizer's output.
+
+    Raises:
+        TokensError: the data set is empty, or a prompt has padding at a site's position.
+
+    Examples:
+        >>> import torch
+        >>> from nnpatch_core import Site
+        >>> from nnpatch_core.testing import tiny_api, tiny_model
+        >>> site = Site.get_site(tiny_api(), "mlp", layer=1, seq_pos=[-1])
+        >>> cache_average(tiny_model("llama"), [site], torch.tensor([[5, 6], [7, 8]]))
+        >>> site.value.shape
+        torch.Size([1, 1, 32])
+    """
+    traced = as_nnsight(nnmodel)
+    model = module_of(traced)
+    cells = list(sites)
+    wanted = execution_order(site for cell in cells for site in cell.sites)
+    for site in wanted:
+        site.clear()
+    empty = True
+    with evaluating(model):
+        for batch in read_batches(traced, model, "a batch of the data set", batches):
+            for site in wanted:
+                if not bool(batch.mask[:, list(site.group(batch.seq_len))].all()):
+                    raise TokensError(
+                        f"site {site.label} meets padding in a batch of the data set, whose "
+                        "prompts are too short for a mean there; name positions from the end"
+                    )
+            forward(traced, batch, lambda model: [site.cache(model, average=True) for site in wanted])
+            empty = False
+    if empty:
+        raise TokensError("the data set is empty: a mean needs at least one batch")
+
+
+def mean_activations(
+    nnmodel: Any, sites: Iterable[Site], batches: Iterable[Batch], seq_len: int, per_position: bool
+) -> tuple[dict[tuple[int, str], Tensor], Tensor]:
+    """Mean activations over the real tokens of a data set, in float32.
+
+    Args:
+        per_position: average each position, counted from the end, apart; otherwise all together.
+
+    Returns:
+        `[1, seq, width]` for each `Site.location`, and `[seq]`: 1 where some prompt had a token.
+    """
+    wanted = list(sites)
+    sums: dict[tuple[int, str], Tensor] = {}
+    counts: Tensor | None = None
+
+    def total(values: Tensor) -> Tensor:
+        """`[batch, any, width]` added up to `[1, seq or 1, width]`."""
+        if per_position:
+            return aligned(values, seq_len).sum(0, keepdim=True)
+        return values.sum((0, 1), keepdim=True)
+
+    for batch in batches:
+        _, found = record(nnmodel, batch, wanted)
+        count = total(batch.mask[..., None]).cpu()
+        counts = count if counts is None else counts + count
+        for location, activation in found.items():
+            real = batch.mask.to(activation.device)[..., None]
+            # Zeroed rather than multiplied: padding may hold anything, nan included.
+            added = total(torch.where(real.bool(), activation.float(), 0.0))
+            sums[location] = sums[location] + added if location in sums else added
+    if counts is None:
+        raise TokensError("the data set is empty: a mean needs at least one batch")
+    means = {
+        location: (values / counts.clamp(min=1).to(values.device)).expand(-1, seq_len, -1)
+        for location, values in sums.items()
+    }
+    return means, (counts[0, :, 0] > 0).long().expand(seq_len)
+
+
+def aligned(values: Tensor, seq_len: int) -> Tensor:
+    """`[batch, any, width]` as `[batch, seq_len, width]`, cut or filled with 0 on the left."""
+    missing = seq_len - values.shape[1]
+    return pad(values, (0, 0, missing, 0)) if missing > 0 else values[:, -seq_len:]

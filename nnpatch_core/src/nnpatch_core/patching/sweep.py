@@ -1,0 +1,201 @@
+"""What every sweep shares: its grids and metrics, the runs of its cells, and the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nnpatch_core._integers import strict_int
+from nnpatch_core._models import as_nnsight, module_of
+from nnpatch_core.batch import Batch
+from nnpatch_core.engine import Replacement, forward, run_full
+from nnpatch_core.errors import MetricError, TokensError, UnknownNameError
+from nnpatch_core.metrics import Metric, MetricContext, MetricSpec, measure, name_metrics
+from nnpatch_core.model_api import check_fits
+from nnpatch_core.plugins.lookup import find_metric
+from nnpatch_core.results import Baseline, Cells, Outcome, Prompts, Scale
+from nnpatch_core.site import AnySite, Site
+from nnpatch_core.sites import Grid, SweepSites
+
+Engine = Callable[[Any, Batch, Sequence[AnySite], Replacement], Iterator[Tensor]]
+ENGINES: Mapping[str, Engine] = {"full": run_full}
+
+_VERSIONED = ("nnpatch-core", "nnsight", "torch", "transformers")
+
+
+@attrs.frozen(eq=False)
+class Sweep:
+    """A sweep that has passed its checks: what will be patched, and how it is measured."""
+
+    nnmodel: Any
+    grids: Mapping[str, Grid]
+    metrics: Mapping[str, Metric]
+    engine: str
+    batch_size: int | None
+    progress: bool
+
+    @property
+    def cells(self) -> list[AnySite]:
+        """What is patched in each forward, name by name."""
+        return [site for grid in self.grids.values() for site in grid.sites]
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every site that some cell patches."""
+        return [site for cell in self.cells for site in cell.sites]
+
+    def chunks(self, batch: int) -> list[slice]:
+        """The rows that are run together."""
+        size = self.batch_size or batch
+        return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+
+
+def prepare(
+    nnmodel: Any,
+    api: Any,
+    sites: SweepSites,
+    seq_len: int,
+    *,
+    metric: MetricSpec,
+    engine: str,
+    batch_size: int | None,
+    progress: bool,
+) -> Sweep:
+    """Check everything that can be checked before a forward runs.
+
+    Raises:
+        PatchingError: one of its kinds, for whatever is wrong.
+    """
+    if engine not in ENGINES:
+        raise UnknownNameError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
+    if not hasattr(sites, "grids"):
+        raise UnknownNameError(f"sites must be Sites(...) or Sites.from_sites([...]), got {sites!r}")
+    if batch_size is not None and strict_int(batch_size, "batch_size", TokensError) < 1:
+        raise TokensError(f"batch_size must be at least 1, got {batch_size}")
+    metrics = name_metrics(metric, find_metric)
+    model = module_of(nnmodel)
+    grids = sites.grids(nnmodel, api, seq_len)
+    sweep = Sweep(nnmodel, grids, metrics, engine, batch_size, progress)
+    for adapter in {id(site.api): site.api for site in sweep.sites}.values():
+        check_fits(adapter, model)
+    return sweep
+
+
+def run_baseline(nnmodel: Any, sweep: Sweep, batch: Batch) -> Tensor:
+    """The unpatched logits at each prompt's last token, `[batch, vocab]`, on the CPU."""
+    return torch.cat([forward(nnmodel, batch.rows(rows)).cpu() for rows in sweep.chunks(len(batch))])
+
+
+def run_cells(
+    sweep: Sweep,
+    target: Batch,
+    context: MetricContext,
+    replacement: Callable[[slice], Replacement],
+) -> dict[str, dict[str, Tensor]]:
+    """Patch each cell alone and measure it.
+
+    Args:
+        sweep: what to patch.
+        target: the run that is patched.
+        context: what the metrics compare with, for the whole batch.
+        replacement: gives, for some rows of the batch, what is put at the sites.
+
+    Returns:
+        Metric to site name to the metric of each patched run, `[cells, batch]`.
+    """
+    cells = sweep.cells
+    chunks = sweep.chunks(len(target))
+    found: dict[str, list[Tensor]] = {name: [] for name in sweep.metrics}
+    with tqdm(
+        total=len(cells) * len(chunks), unit="cell", disable=not sweep.progress
+    ) as bar:
+        for rows in chunks:
+            part = rows_of(context, rows)
+            values: dict[str, list[Tensor]] = {name: [] for name in sweep.metrics}
+            run = ENGINES[sweep.engine]
+            for logits in run(sweep.nnmodel, target.rows(rows), cells, replacement(rows)):
+                for name, value in measure(sweep.metrics, logits, part).items():
+                    values[name].append(value)
+                bar.update()
+            for name, measured in values.items():
+                found[name].append(torch.stack(measured))
+    sizes = [len(grid.sites) for grid in sweep.grids.values()]
+    return {
+        metric: dict(zip(sweep.grids, torch.cat(parts, dim=1).split(sizes), strict=True))
+        for metric, parts in found.items()
+    }
+
+
+def rows_of(context: MetricContext, rows: slice) -> MetricContext:
+    """Some rows of what the metrics compare with."""
+    other = context.target_answer_index
+    return MetricContext(
+        context.source_answer_index[rows],
+        None if other is None else other[rows],
+        context.source_logits[rows],
+        context.target_logits[rows],
+    )
+
+
+def baselines(sweep: Sweep, context: MetricContext) -> dict[str, Baseline]:
+    """Each metric of the unpatched runs."""
+    source = measure(sweep.metrics, context.source_logits, context)
+    target = measure(sweep.metrics, context.target_logits, context)
+    return {name: Baseline(source[name], target[name]) for name in sweep.metrics}
+
+
+def check_finite(name: str, value: float, what: str) -> None:
+    """Raise `MetricError` if a number that every cell is compared with is nan or infinite."""
+    if not torch.isfinite(torch.tensor(value)):
+        raise MetricError(f"metric {name!r} is {value} {what}: no cell can be compared with it")
+
+
+def outcome(
+    sweep: Sweep,
+    kind: str,
+    scale: Scale,
+    raw: Mapping[str, Mapping[str, Tensor]],
+    baseline: Mapping[str, Baseline],
+    source: Batch,
+    target: Batch,
+    tokenizer: Any,
+) -> Outcome:
+    """Put the labels to what was measured."""
+    model = module_of(sweep.nnmodel)
+    config = getattr(model, "config", None)
+    adapters = sorted({site.api.name for site in sweep.sites})
+    return Outcome(
+        kind=kind,
+        scale=scale,
+        cells={name: Cells.of(grid) for name, grid in sweep.grids.items()},
+        raw=raw,
+        baselines=baseline,
+        prompts=_prompts(source, target, tokenizer or getattr(sweep.nnmodel, "tokenizer", None)),
+        metric=next(iter(sweep.metrics)),
+        info={
+            "adapter": ", ".join(adapters),
+            "engine": sweep.engine,
+            "model": getattr(config, "_name_or_path", "") or type(model).__name__,
+            "model_type": str(getattr(config, "model_type", None)),
+            "dtype": str(getattr(model, "dtype", None)),
+            **{name: metadata.version(name) for name in _VERSIONED},
+        },
+    )
+
+
+def _prompts(source: Batch, target: Batch, tokenizer: Any) -> Prompts:
+    source, target = source.to(torch.device("cpu")), target.to(torch.device("cpu"))
+    strings = {}
+    if tokenizer is not None:
+        ids = torch.cat([source.tokens[source.mask.bool()], target.tokens[target.mask.bool()]])
+        strings = {token: str(tokenizer.decode([token])) for token in ids.unique().tolist()}
+    return Prompts(source.tokens, source.mask, target.tokens, target.mask, strings)
+
+
+__all__ = ["ENGINES", "Sweep", "as_nnsight", "baselines", "outcome", "prepare", "run_cells"]

@@ -1,0 +1,33 @@
+"""The hooks that a plugin may implement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pluggy
+
+from nnpatch_core.metrics import Metric
+from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.seq_pos import SeqPos
+
+PROJECT = "nnpatch"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+#: Marks a function of a plugin as the implementation of the hook of its name.
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def register_model_apis(register: Callable[[ModelAPI | type[ModelAPI]], None]) -> None:
+    """Add adapters: call `register(adapter)` for each, an instance or a class without arguments."""
+
+
+@hookspec
+def register_seq_pos(register: Callable[[str, Callable[..., SeqPos]], None]) -> None:
+    """Add position strategies: call `register(name, strategy)`; `strategy` takes `seq_pos`, if it takes anything."""
+
+
+@hookspec
+def register_metrics(register: Callable[[str, Callable[..., Any] | Metric], None]) -> None:
+    """Add metrics: call `register(name, metric)`; see `MetricContext` for what a metric is given."""

@@ -1,0 +1,121 @@
+"""From a name, or a model, to what is registered for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from torch import nn
+
+from nnpatch_core.errors import AdapterError, UnknownNameError
+from nnpatch_core.metrics import BUILTIN_METRICS, Metric, with_context
+from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.plugins.manager import ENVIRONMENT_VARIABLE, Registered, Registry, load_plugins
+from nnpatch_core.seq_pos import AllPositions, Custom, CustomConstant, Each, Last, LastK, SeqPos
+
+T = TypeVar("T")
+
+BUILTIN_SEQ_POS: Mapping[str, Callable[..., SeqPos]] = {
+    "all": AllPositions,
+    "custom": Custom,
+    "custom_constant": CustomConstant,
+    "each": Each,
+    "last": Last,
+    "lastk": LastK,
+}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of that name: a built-in one, or a plugin's.
+
+    Raises:
+        UnknownNameError: nobody registers it, or two plugins do.
+    """
+    if name in BUILTIN_METRICS:
+        return BUILTIN_METRICS[name]
+    return with_context(_find("metric", name, BUILTIN_METRICS, load_plugins().metrics))
+
+
+def find_seq_pos(name: str) -> Callable[..., SeqPos]:
+    """The position strategy of that name: a built-in one, or a plugin's.
+
+    Raises:
+        UnknownNameError: nobody registers it, or two plugins do.
+    """
+    if name in BUILTIN_SEQ_POS:
+        return BUILTIN_SEQ_POS[name]
+    return _find("position strategy", name, BUILTIN_SEQ_POS, load_plugins().seq_pos)
+
+
+def find_adapter(api: Any, model: nn.Module | None = None) -> ModelAPI:
+    """The adapter that `api=` means.
+
+    Args:
+        api: an adapter, instance or class; its registered name; or None, for the one that a
+            plugin registers for the model's type.
+        model: the Hugging Face model; needed where `api` is None.
+
+    Raises:
+        AdapterError: `api` is no adapter, or none, or several, are registered for the model.
+        UnknownNameError: no adapter of that name, or two.
+    """
+    if api is None:
+        return _adapter_for(model)
+    if isinstance(api, str):
+        return _find("adapter", api, (), load_plugins().adapters)
+    try:
+        instance = api() if isinstance(api, type) else api
+    except TypeError as error:
+        raise AdapterError(f"adapter class {api!r} takes no arguments, or it fails: {error}") from error
+    if not isinstance(instance, ModelAPI):
+        raise AdapterError(
+            f"api must be an adapter, the name of one or None, got {api!r}; an adapter has "
+            "name, model_types, layers, components and n_heads"
+        )
+    return instance
+
+
+def _adapter_for(model: nn.Module | None) -> ModelAPI:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type is None:
+        raise AdapterError(
+            f"api=None finds the adapter by config.model_type, which {type(model).__name__} "
+            "does not have; name an adapter"
+        )
+    registry = load_plugins()
+    claims = [found for found in registry.adapters if model_type in found.value.model_types]
+    if len(claims) == 1:
+        return claims[0].value
+    if claims:
+        rivals = " and ".join(f"{found.name!r} of {found.plugin}" for found in claims)
+        raise AdapterError(
+            f"{len(claims)} adapters claim model_type {model_type!r}: {rivals}; "
+            "choose one with api="
+        )
+    raise AdapterError(
+        f"no adapter for model_type {model_type!r}. {_inventory(registry)} "
+        "Install the plugin of that family, or write an adapter: a DecoderAPI that names where "
+        "each component lives, passed as api= or registered by the hook register_model_apis."
+    )
+
+
+def _inventory(registry: Registry) -> str:
+    lines = [
+        f"{found.name} of {found.plugin} (for {', '.join(found.value.model_types)})"
+        for found in registry.adapters
+    ]
+    failed = "".join(f" {failure}." for failure in registry.failures)
+    installed = "; ".join(lines) or "none"
+    return f"Adapters installed: {installed} (limited by {ENVIRONMENT_VARIABLE}, if set).{failed}"
+
+
+def _find(kind: str, name: str, builtin: Iterable[str], registered: Iterable[Registered[T]]) -> T:
+    entries = list(registered)
+    matches = [found for found in entries if found.name == name]
+    if len(matches) == 1:
+        return matches[0].value
+    if matches:
+        rivals = " and ".join(str(found.plugin) for found in matches)
+        raise UnknownNameError(f"{kind} {name!r} is registered by {rivals}; pass the object itself")
+    known = sorted({*builtin, *(found.name for found in entries)})
+    raise UnknownNameError(f"unknown {kind} {name!r}; there are {', '.join(known) or 'none'}")

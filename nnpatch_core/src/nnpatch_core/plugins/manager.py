@@ -1,0 +1,222 @@
+"""Finds the installed plugins and collects what they register; a broken one harms no other."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from typing import Any, Generic, TypeVar
+
+import attrs
+import pluggy
+
+from nnpatch_core.errors import PluginWarning
+from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.plugins import hookspecs
+
+#: Limits what is loaded: entry-point or distribution names, separated by commas; empty is none.
+ENVIRONMENT_VARIABLE = "NNPATCH_PLUGINS"
+
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Plugin:
+    """An installed plugin: one entry point of one distribution."""
+
+    name: str
+    distribution: str
+    version: str
+    module: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
+@attrs.frozen(eq=False)
+class Registered(Generic[T]):
+    """Something that a plugin registered, and which plugin did."""
+
+    name: str
+    value: T
+    plugin: Plugin
+
+
+@attrs.frozen(eq=False)
+class Failure:
+    """A plugin, or one hook of it, that was left out, and why."""
+
+    plugin: Plugin
+    stage: str
+    error: BaseException
+
+    def __str__(self) -> str:
+        return (
+            f"plugin {self.plugin.name!r} of {self.plugin}: {self.stage} failed: "
+            f"{type(self.error).__name__}: {self.error}"
+        )
+
+
+@attrs.frozen(eq=False)
+class Registry:
+    """What the installed plugins offer, and which of them failed."""
+
+    plugins: tuple[Plugin, ...] = ()
+    adapters: tuple[Registered[ModelAPI], ...] = ()
+    seq_pos: tuple[Registered[Callable[..., Any]], ...] = ()
+    metrics: tuple[Registered[Callable[..., Any]], ...] = ()
+    failures: tuple[Failure, ...] = ()
+
+
+@attrs.define
+class _Collected:
+    adapters: list[Registered[ModelAPI]] = attrs.field(factory=list)
+    seq_pos: list[Registered[Callable[..., Any]]] = attrs.field(factory=list)
+    metrics: list[Registered[Callable[..., Any]]] = attrs.field(factory=list)
+
+
+def load_plugins(warn: bool = True) -> Registry:
+    """Load the installed plugins and collect what they register.
+
+    The environment variable `NNPATCH_PLUGINS` limits what is loaded.
+
+    Args:
+        warn: whether each plugin that fails is reported by a `PluginWarning`.
+    """
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    wanted = _wanted(os.environ.get(ENVIRONMENT_VARIABLE))
+    loaded: list[Plugin] = []
+    failures: list[Failure] = []
+    collected = _Collected()
+    installed = list(_installed())
+    if warn and wanted is not None:
+        _warn_of_unknown(wanted, [plugin for plugin, _ in installed])
+    for plugin, entry_point in installed:
+        if wanted is not None and not wanted & _keys(plugin):
+            continue
+        failure = _load(manager, plugin, entry_point) or _call_hooks(manager, plugin, collected)
+        if failure is None:
+            loaded.append(plugin)
+        else:
+            failures.append(failure)
+            if warn:
+                warnings.warn(str(failure), PluginWarning, stacklevel=2)
+    return Registry(
+        plugins=tuple(loaded),
+        adapters=tuple(collected.adapters),
+        seq_pos=tuple(collected.seq_pos),
+        metrics=tuple(collected.metrics),
+        failures=tuple(failures),
+    )
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).strip().lower()
+
+
+def _keys(plugin: Plugin) -> set[str]:
+    return {_key(plugin.name), _key(plugin.distribution)}
+
+
+def _warn_of_unknown(wanted: set[str], installed: list[Plugin]) -> None:
+    unknown = sorted(wanted.difference(*map(_keys, installed)))
+    if unknown:
+        names = ", ".join(plugin.name for plugin in installed) or "none"
+        warnings.warn(
+            f"{ENVIRONMENT_VARIABLE} names {', '.join(unknown)}, but the plugins installed are {names}",
+            PluginWarning,
+            stacklevel=3,
+        )
+
+
+def _wanted(variable: str | None) -> set[str] | None:
+    if variable is None:
+        return None
+    return {_key(name) for name in variable.split(",") if name.strip()}
+
+
+def _installed() -> Iterable[tuple[Plugin, metadata.EntryPoint]]:
+    """Each entry point of the group, once; of a distribution found twice, the first counts."""
+    seen: set[str] = set()
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name is None or _key(name) in seen:
+            continue
+        seen.add(_key(name))
+        for entry_point in distribution.entry_points:
+            if entry_point.group == hookspecs.PROJECT:
+                plugin = Plugin(entry_point.name, name, distribution.version, entry_point.value)
+                yield plugin, entry_point
+
+
+def _load(
+    manager: pluggy.PluginManager, plugin: Plugin, entry_point: metadata.EntryPoint
+) -> Failure | None:
+    try:
+        module = entry_point.load()
+    except (Exception, SystemExit) as error:
+        return Failure(plugin, "import", error)
+    try:
+        manager.register(module, name=_registered_name(plugin))
+        manager.check_pending()
+    except Exception as error:
+        if manager.has_plugin(_registered_name(plugin)):
+            manager.unregister(name=_registered_name(plugin))
+        return Failure(plugin, "registration", error)
+    return None
+
+
+def _registered_name(plugin: Plugin) -> str:
+    return f"{plugin.distribution}:{plugin.name}"
+
+
+def _call_hooks(
+    manager: pluggy.PluginManager, plugin: Plugin, collected: _Collected
+) -> Failure | None:
+    """Call the hooks of this plugin alone; what it registers counts only if all of them succeed."""
+    own = _Collected()
+    others = [
+        other for name, other in manager.list_name_plugin() if name != _registered_name(plugin)
+    ]
+    registers = {
+        "register_model_apis": _adapter_register(plugin, own.adapters),
+        "register_seq_pos": _named_register(plugin, own.seq_pos),
+        "register_metrics": _named_register(plugin, own.metrics),
+    }
+    for hook, register in registers.items():
+        try:
+            manager.subset_hook_caller(hook, others)(register=register)
+        except (Exception, SystemExit) as error:
+            return Failure(plugin, f"hook {hook}", error)
+    collected.adapters += own.adapters
+    collected.seq_pos += own.seq_pos
+    collected.metrics += own.metrics
+    return None
+
+
+def _adapter_register(
+    plugin: Plugin, into: list[Registered[ModelAPI]]
+) -> Callable[[ModelAPI | type[ModelAPI]], None]:
+    def register(adapter: ModelAPI | type[ModelAPI]) -> None:
+        instance = adapter() if isinstance(adapter, type) else adapter
+        if not isinstance(instance, ModelAPI):
+            raise TypeError(f"an adapter must be a ModelAPI, got {adapter!r}")
+        into.append(Registered(instance.name, instance, plugin))
+
+    return register
+
+
+def _named_register(
+    plugin: Plugin, into: list[Registered[Callable[..., Any]]]
+) -> Callable[[str, Callable[..., Any]], None]:
+    def register(name: str, value: Callable[..., Any]) -> None:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"a name must be a non-empty string, got {name!r}")
+        if not callable(value):
+            raise TypeError(f"{name!r} must be callable, got {value!r}")
+        into.append(Registered(name, value, plugin))
+
+    return register

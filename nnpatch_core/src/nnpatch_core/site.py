@@ -1,0 +1,305 @@
+"""A site: one place of a model that can be read and patched, without loops or model accesses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core import components
+from nnpatch_core._integers import strict_int, strict_ints
+from nnpatch_core._models import module_of
+from nnpatch_core.components import Component, canonical_name
+from nnpatch_core.errors import LayerError, PatchingError, PositionError
+from nnpatch_core.model_api import ModelAPI, check_head, check_layer, find_component, n_layers
+from nnpatch_core.plugins.lookup import find_adapter
+from nnpatch_core.seq_pos import Group, normalise
+
+
+@attrs.define
+class _Memory:
+    """What one site has cached: a value, or a sum over prompts and their number."""
+
+    value: Tensor | None = None
+    prompts: int = 0
+
+
+def _seq_pos(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else strict_ints(value, "seq_pos", PositionError)
+
+
+@attrs.frozen
+class Site:
+    """One component of one layer, optionally one head of it, at some token positions.
+
+    Make one with `Site.get_site`. Inside your own nnsight trace, `cache` keeps the activation and
+    `patch` puts it into another trace. A site's cache is its own.
+
+    Args:
+        api: the adapter that knows where the component lives.
+        component: its name, see `COMPONENT_NAMES`.
+        layer: 0 is the first.
+        head: one head, or None for all of them together.
+        seq_pos: positions, counted from the start or (negative) from the end; None is all.
+    """
+
+    api: ModelAPI = attrs.field(repr=lambda api: str(api.name))
+    component: str
+    layer: int
+    head: int | None = None
+    seq_pos: tuple[int, ...] | None = None
+    _memory: _Memory = attrs.field(factory=_Memory, init=False, eq=False, repr=False)
+
+    @classmethod
+    def get_site(
+        cls,
+        api: Any,
+        site_name: str,
+        layer: int,
+        head: int | None = None,
+        seq_pos: Sequence[int] | None = None,
+    ) -> Site:
+        """A site, checked as far as it can be without a model.
+
+        Args:
+            api: an adapter (class or instance), or its registered name.
+            site_name: a component's name, such as `"resid"` or `"q"`.
+            layer: 0 is the first.
+            head: one head of a component with heads; None is all of them together.
+            seq_pos: positions patched together; None is every position.
+
+        Raises:
+            UnknownNameError: the adapter has no such component.
+            LayerError: `layer` is negative or no integer.
+            HeadError: `head` is negative, no integer, or the component has no heads.
+            PositionError: positions that are no integers, duplicated or none at all.
+
+        Examples:
+            >>> from nnpatch_core.testing import tiny_api
+            >>> Site.get_site(tiny_api(), site_name="q", layer=1, head=3, seq_pos=[-1]).label
+            'q L1 H3 [-1]'
+        """
+        adapter = find_adapter(api)
+        component = find_component(adapter, site_name)
+        layer = strict_int(layer, "a layer", LayerError)
+        if layer < 0:
+            raise LayerError(f"layer {layer} is out of range: layers are numbered from 0")
+        if head is not None:
+            head = check_head(head, site_name, component)
+        return cls(adapter, canonical_name(site_name), layer, head, _seq_pos(seq_pos))
+
+    @property
+    def name(self) -> str:
+        """The component's name."""
+        return self.component
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The site itself: what a `MultiSite` has several of."""
+        return (self,)
+
+    @property
+    def label(self) -> str:
+        """A short name for a table or a picture."""
+        head = "" if self.head is None else f" H{self.head}"
+        seq_pos = "" if self.seq_pos is None else f" {list(self.seq_pos)}"
+        return f"{self.component} L{self.layer}{head}{seq_pos}"
+
+    @property
+    def location(self) -> tuple[int, str]:
+        """Layer and component: where the whole activation is that the site is a part of."""
+        return (self.layer, self.component)
+
+    @property
+    def value(self) -> Tensor:
+        """What `cache` has kept: `[batch, positions, width]`, or `[1, ...]` for an average.
+
+        Raises:
+            PatchingError: nothing was cached.
+        """
+        if self._memory.value is None:
+            raise PatchingError(
+                f"site {self.label} has no cache: call site.cache(nnmodel) in an earlier trace, "
+                "or patch with zero=True"
+            )
+        if self._memory.prompts:
+            return self._memory.value / self._memory.prompts
+        return self._memory.value
+
+    def cache(self, nnmodel: Any, average: bool = False) -> Tensor:
+        """Keep the site's activation of this run; call it inside a trace.
+
+        Args:
+            nnmodel: the model that is being traced.
+            average: add up over prompts instead, so that the cache becomes the mean over every
+                batch since the last `clear`: a mean over a data set of any size, in float32.
+
+        Returns:
+            This run's activation, `[batch, positions, width]` (`[batch, positions, heads, dim]`
+            for every head of a component with heads).
+        """
+        found = self.select(self.read(nnmodel), nnmodel).detach()
+        memory = self._memory
+        if average:
+            total = found.float().sum(0, keepdim=True)
+            if memory.prompts and memory.value is not None:
+                total = memory.value + total
+            memory.value, memory.prompts = total, memory.prompts + len(found)
+        else:
+            memory.value, memory.prompts = found, 0
+        return found
+
+    def clear(self) -> None:
+        """Forget what was cached."""
+        self._memory.value, self._memory.prompts = None, 0
+
+    def patch(self, nnmodel: Any, zero: bool = False) -> None:
+        """Replace the site's activation of this run; call it inside a trace.
+
+        Args:
+            nnmodel: the model that is being traced.
+            zero: put zeros there instead of the cached value, which is then not needed.
+
+        Raises:
+            PatchingError: nothing was cached, and not `zero`.
+        """
+        self.write(nnmodel, None if zero else self.value)
+
+    def group(self, seq_len: int) -> Group:
+        """The site's positions in a run of `seq_len` tokens, ascending from 0."""
+        return tuple(range(seq_len)) if self.seq_pos is None else normalise(self.seq_pos, seq_len)
+
+    def read(self, nnmodel: Any) -> Tensor:
+        """The whole activation `[batch, seq, width]` at the site's component, inside a trace."""
+        return components.read(self._envoy(nnmodel), self._row)
+
+    def select(self, activation: Tensor, nnmodel: Any) -> Tensor:
+        """The site's part of the component's whole activation, a copy."""
+        view = self._split(activation, nnmodel)
+        return view[:, list(self.group(activation.shape[1]))]
+
+    def write(self, nnmodel: Any, value: Tensor | None, where: Tensor | None = None) -> None:
+        """Put `value` at the site, inside a trace.
+
+        Args:
+            nnmodel: the model that is being traced.
+            value: broadcasts to `[batch, positions, width]`; None is zeros.
+            where: `[batch, positions]`, bool: which of them to replace; None is all.
+        """
+        activation = self.read(nnmodel).clone()
+        view = self._split(activation, nnmodel)
+        positions = list(self.group(activation.shape[1]))
+        old = view[:, positions]
+        if value is None:
+            new = torch.zeros_like(old)
+        else:
+            new = value.to(device=old.device, dtype=old.dtype).expand_as(old)
+        if where is not None:
+            keep = where.to(old.device).reshape(*where.shape, *[1] * (old.ndim - 2))
+            new = torch.where(keep, new, old)
+        view[:, positions] = new
+        components.write(self._envoy(nnmodel), self._row, activation)
+
+    @property
+    def _row(self) -> Component:
+        return self.api.components[self.component]
+
+    def _envoy(self, nnmodel: Any) -> Any:
+        return follow(nnmodel, f"{self.api.layers}.{self.layer}.{self._row.module}")
+
+    def _split(self, activation: Tensor, nnmodel: Any) -> Tensor:
+        row = self._row
+        if row.heads is None:
+            return activation
+        config: Any = module_of(nnmodel).config
+        view = row.split(activation, self.api.n_heads(config, row.heads))
+        return view if self.head is None else view[:, :, self.head]
+
+
+@attrs.frozen
+class MultiSite:
+    """Several sites, patched together in one forward.
+
+    Args:
+        sites: the sites; one component may be named several times.
+        name: what the outcome calls it; by default the components, joined by `+`.
+
+    Examples:
+        >>> from nnpatch_core.testing import tiny_api
+        >>> both = MultiSite([Site.get_site(tiny_api(), name, layer=1) for name in ("mlp", "attn")])
+        >>> both.name, [site.name for site in both.sites]
+        ('attn+mlp', ['attn', 'mlp'])
+    """
+
+    sites: tuple[Site, ...] = attrs.field(converter=lambda sites: execution_order(sites))
+    name: str = attrs.field()
+
+    @name.default
+    def _joined(self) -> str:
+        return "+".join(dict.fromkeys(site.name for site in self.sites))
+
+    @sites.validator
+    def _not_empty(self, _: Any, sites: tuple[Site, ...]) -> None:
+        if not sites:
+            raise PatchingError("a MultiSite needs at least one site")
+
+    @property
+    def label(self) -> str:
+        """A short name for a table or a picture."""
+        return " + ".join(site.label for site in self.sites)
+
+    def cache(self, nnmodel: Any, average: bool = False) -> tuple[Tensor, ...]:
+        """`Site.cache` for each of the sites, in execution order."""
+        return tuple(site.cache(nnmodel, average) for site in self.sites)
+
+    def clear(self) -> None:
+        """Forget what was cached."""
+        for site in self.sites:
+            site.clear()
+
+    def patch(self, nnmodel: Any, zero: bool = False) -> None:
+        """`Site.patch` for each of the sites, in execution order."""
+        for site in self.sites:
+            site.patch(nnmodel, zero)
+
+
+AnySite: TypeAlias = Site | MultiSite
+
+
+def execution_order(sites: Iterable[Site]) -> tuple[Site, ...]:
+    """Sites in the order in which a forward reaches them, as nnsight wants its accesses.
+
+    Examples:
+        >>> from nnpatch_core.testing import tiny_api
+        >>> sites = [Site.get_site(tiny_api(), name, 1) for name in ("resid", "q", "attn")]
+        >>> [site.name for site in execution_order(sites)]
+        ['q', 'attn', 'resid']
+    """
+
+    def key(site: Site) -> tuple[int, int]:
+        return (site.layer, list(site.api.components).index(site.component))
+
+    return tuple(sorted(sites, key=key))
+
+
+def check_site(site: Site, model: Any, seq_len: int) -> None:
+    """Raise the fitting error if `model`, or a prompt of `seq_len` tokens, lacks the site."""
+    row = find_component(site.api, site.component)
+    check_layer(site.layer, n_layers(site.api, model))
+    if site.head is not None:
+        count = site.api.n_heads(model.config, row.heads) if row.heads else None
+        check_head(site.head, site.component, row, count)
+    if site.seq_pos is not None:
+        normalise(site.seq_pos, seq_len)
+
+
+def follow(root: Any, path: str) -> Any:
+    """The envoy or module at a dotted path below `root`."""
+    found = root
+    for part in path.split("."):
+        if part:
+            found = found[int(part)] if part.isdigit() else getattr(found, part)
+    return found

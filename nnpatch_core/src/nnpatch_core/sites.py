@@ -1,0 +1,289 @@
+"""A grid of sites: what a sweep patches, one cell at a time, and where the results go."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import attrs
+from torch import Tensor
+
+from nnpatch_core._integers import strict_ints
+from nnpatch_core._models import module_of
+from nnpatch_core.components import Component, canonical_name
+from nnpatch_core.errors import HeadError, LayerError, PatchingError, PositionError, UnknownNameError
+from nnpatch_core.model_api import ModelAPI, check_head, check_layer, find_component, n_layers
+from nnpatch_core.plugins.lookup import find_adapter, find_seq_pos
+from nnpatch_core.seq_pos import Group, SeqPos
+from nnpatch_core.site import AnySite, MultiSite, Site, check_site
+
+_HEAD_AXES = {"query": "head", "key_value": "kv_head"}
+
+
+@attrs.frozen
+class Axis:
+    """One axis of a result: its name and the label of each place on it."""
+
+    name: str
+    labels: tuple[int | str, ...]
+
+
+@attrs.frozen(eq=False)
+class Grid:
+    """The cells of one site name: each a site, and its place in the result.
+
+    Args:
+        axes: the result's axes.
+        index: for each cell its place, one number per axis; no two cells share a place.
+        sites: for each cell what is patched.
+    """
+
+    axes: tuple[Axis, ...]
+    index: tuple[tuple[int, ...], ...]
+    sites: tuple[AnySite, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The result's shape."""
+        return tuple(len(axis.labels) for axis in self.axes)
+
+
+class SweepSites(Protocol):
+    """What a sweep can be asked to patch: `Sites`, or a list of sites by `Sites.from_sites`."""
+
+    def grids(self, nnmodel: Any, api: Any, seq_len: int) -> dict[str, Grid]:
+        """Site name to its cells, for prompts of `seq_len` tokens."""
+        ...
+
+
+@attrs.frozen(init=False)
+class Sites:
+    """A grid of sites: components x layers x positions x heads, each cell patched alone.
+
+    Args:
+        site_names: component names, or one; `COMPONENT_NAMES` lists them.
+        layers: which layers; None is all.
+        seq_pos_type: which positions, patched together or one by one: `None` (all at once),
+            `"each"`, `"last"`, `"lastk"`, `"custom"`, `"custom_constant"`, the name of a plugin's
+            strategy, or a strategy object.
+        seq_pos: what the named strategy takes: a number for `"lastk"`, positions for `"custom"`
+            and `"custom_constant"`.
+        heads: of components with heads, which ones; None is each of them.
+
+    Raises:
+        UnknownNameError: no component named, one named twice, or an unknown strategy.
+        LayerError, HeadError, PositionError: malformed numbers; `seq_pos` missing or not wanted.
+
+    Examples:
+        >>> Sites(["resid", "o"], layers=[1, 2], seq_pos_type="lastk", seq_pos=3).strategy
+        LastK(k=3)
+    """
+
+    site_names: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    strategy: SeqPos
+    heads: tuple[int, ...] | None
+
+    def __init__(
+        self,
+        site_names: str | Sequence[str],
+        layers: Sequence[int] | None = None,
+        seq_pos_type: str | SeqPos | None = None,
+        seq_pos: Any = None,
+        heads: Sequence[int] | None = None,
+    ) -> None:
+        self.__attrs_init__(  # type: ignore[attr-defined]
+            site_names=_component_names(site_names),
+            layers=None if layers is None else strict_ints(layers, "layers", LayerError),
+            strategy=_strategy(seq_pos_type, seq_pos),
+            heads=None if heads is None else strict_ints(heads, "heads", HeadError),
+        )
+
+    @staticmethod
+    def from_sites(sites: Iterable[AnySite]) -> SiteList:
+        """The user's own list of `Site`s and `MultiSite`s, each patched alone.
+
+        The outcome has one axis, `site`, for each name, in the order of the list.
+        """
+        return SiteList(tuple(sites))
+
+    def get_sites_dict(self, nnmodel: Any, api: Any, tokens: Tensor) -> dict[str, list[Site]]:
+        """Site name to the list of its sites, for prompts of the width of `tokens`.
+
+        Args:
+            nnmodel: the model, as for `activation_patching`.
+            api: an adapter, its name, or None to find it by the model.
+            tokens: `[batch, seq]`.
+        """
+        grids = self.grids(nnmodel, api, tokens.shape[1])
+        return {
+            name: [site for cell in grid.sites for site in cell.sites]
+            for name, grid in grids.items()
+        }
+
+    def grids(self, nnmodel: Any, api: Any, seq_len: int) -> dict[str, Grid]:
+        """Site name to its cells, for prompts of `seq_len` tokens.
+
+        Raises:
+            PatchingError: a component, layer, head or position that is not there.
+        """
+        model = module_of(nnmodel)
+        adapter = find_adapter(api, model)
+        count = n_layers(adapter, model)
+        layers = range(count) if self.layers is None else self.layers
+        for layer in layers:
+            check_layer(layer, count)
+        rows = {name: find_component(adapter, name) for name in self.site_names}
+        if self.heads is not None and not any(row.heads for row in rows.values()):
+            raise HeadError(
+                f"heads={list(self.heads)} was given, but "
+                f"{', '.join(map(repr, rows))} {'have' if len(rows) > 1 else 'has'} no heads"
+            )
+        groups = expand(self.strategy, seq_len)
+        return {
+            name: self._grid(adapter, name, row, layers, groups, count, seq_len, model.config)
+            for name, row in rows.items()
+        }
+
+    def _grid(
+        self,
+        api: ModelAPI,
+        name: str,
+        row: Component,
+        layers: Sequence[int],
+        groups: Sequence[Group],
+        n_layers: int,
+        seq_len: int,
+        config: Any,
+    ) -> Grid:
+        axes = [Axis("layer", tuple(range(n_layers)))]
+        if self.strategy.one_by_one:
+            axes.append(Axis("position", tuple(range(seq_len))))
+        heads: Sequence[int | None] = [None]
+        if row.heads is not None:
+            n_heads = api.n_heads(config, row.heads)
+            axes.append(Axis(_HEAD_AXES[row.heads], tuple(range(n_heads))))
+            wanted = range(n_heads) if self.heads is None else self.heads
+            heads = [check_head(head, name, row, n_heads) for head in wanted]
+        index, sites = [], []
+        for layer in layers:
+            for group in groups:
+                position = [group[0]] if self.strategy.one_by_one else []
+                for head in heads:
+                    index.append((layer, *position, *([] if head is None else [head])))
+                    sites.append(Site(api, name, layer, head, group))
+        return Grid(tuple(axes), tuple(index), tuple(sites))
+
+
+@attrs.frozen
+class SiteList:
+    """The user's own sites, each patched alone; made by `Sites.from_sites`."""
+
+    sites: tuple[AnySite, ...] = attrs.field()
+
+    @sites.validator
+    def _only_sites(self, _: Any, sites: tuple[AnySite, ...]) -> None:
+        if not sites:
+            raise PatchingError("the list of sites is empty; give at least one")
+        for site in sites:
+            if not isinstance(site, Site | MultiSite):
+                raise PatchingError(f"from_sites takes Site and MultiSite objects, got {site!r}")
+
+    def get_sites_dict(self, nnmodel: Any, api: Any, tokens: Tensor) -> dict[str, list[AnySite]]:
+        """Site name to the list of its sites, in the order of the list."""
+        grids = self.grids(nnmodel, api, tokens.shape[1])
+        return {name: list(grid.sites) for name, grid in grids.items()}
+
+    def grids(self, nnmodel: Any, api: Any, seq_len: int) -> dict[str, Grid]:
+        """Site name to its cells; each site keeps the adapter that it was made with.
+
+        Raises:
+            PatchingError: a component, layer, head or position that is not there.
+        """
+        model = module_of(nnmodel)
+        found: dict[str, list[AnySite]] = {}
+        for cell in self.sites:
+            for site in cell.sites:
+                check_site(site, model, seq_len)
+            found.setdefault(cell.name, []).append(cell)
+        return {
+            name: Grid(
+                (Axis("site", tuple(cell.label for cell in cells)),),
+                tuple((index,) for index in range(len(cells))),
+                tuple(cells),
+            )
+            for name, cells in found.items()
+        }
+
+
+def expand(strategy: SeqPos, seq_len: int) -> list[Group]:
+    """`strategy.expand(seq_len)`, held to the laws of a strategy.
+
+    Raises:
+        PositionError: the strategy broke a law, or its positions are not in the prompt.
+    """
+    groups = strategy.expand(seq_len)
+    if not groups:
+        raise PositionError(f"{strategy!r} gives no positions for a prompt of {seq_len} tokens")
+    for group in groups:
+        ascending = list(group) == sorted(set(group))
+        if not group or not ascending or group[0] < 0 or group[-1] >= seq_len:
+            raise PositionError(
+                f"{strategy!r} gives the positions {list(group)} for a prompt of {seq_len} tokens; "
+                "a group must be ascending, without duplicates and inside the prompt"
+            )
+    firsts = [group[0] for group in groups]
+    if len(set(firsts)) < len(firsts) or (len(groups) > 1 and not strategy.one_by_one):
+        raise PositionError(
+            f"{strategy!r} gives groups that would share a place in the outcome: "
+            f"{[list(group) for group in groups]}"
+        )
+    return groups
+
+
+def _component_names(names: Any) -> tuple[str, ...]:
+    given = (names,) if isinstance(names, str) else tuple(names)
+    if not given:
+        raise UnknownNameError("site_names is empty; name at least one component")
+    for name in given:
+        if not isinstance(name, str):
+            raise UnknownNameError(f"a component is named by a string, got {name!r}")
+    found = tuple(canonical_name(name) for name in given)
+    for name in found:
+        if found.count(name) > 1:
+            raise UnknownNameError(f"site_names names {name!r} more than once: {list(given)}")
+    return found
+
+
+def _strategy(seq_pos_type: Any, seq_pos: Any) -> SeqPos:
+    if isinstance(seq_pos_type, str) or seq_pos_type is None:
+        return make_strategy("all" if seq_pos_type is None else seq_pos_type, seq_pos)
+    if isinstance(seq_pos_type, type) or not isinstance(seq_pos_type, SeqPos):
+        raise UnknownNameError(
+            f"seq_pos_type must be a strategy, the name of one or None, got {seq_pos_type!r}"
+        )
+    if seq_pos is not None:
+        raise PositionError(
+            f"seq_pos={seq_pos!r} means nothing beside the strategy object {seq_pos_type!r}"
+        )
+    return seq_pos_type
+
+
+def make_strategy(name: str, seq_pos: Any = None) -> SeqPos:
+    """The strategy that `seq_pos_type=name, seq_pos=seq_pos` stands for.
+
+    Raises:
+        UnknownNameError: no such strategy.
+        PositionError: `seq_pos` is missing, malformed, or given where it means nothing.
+    """
+    factory = find_seq_pos(name)
+    parameters = inspect.signature(factory).parameters.values()
+    shown = "None" if name == "all" else repr(name)
+    if seq_pos is None:
+        if any(parameter.default is parameter.empty for parameter in parameters):
+            raise PositionError(f"seq_pos_type={shown} needs seq_pos=")
+        return factory()
+    if not parameters:
+        raise PositionError(f"seq_pos={seq_pos!r} means nothing with seq_pos_type={shown}")
+    return factory(seq_pos)
