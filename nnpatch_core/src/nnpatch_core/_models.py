@@ -38,10 +38,13 @@ def module_of(nnmodel: Any) -> nn.Module:
     return module
 
 
+def _embedding(model: Any) -> Any:
+    return model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+
+
 def vocab_size(model: nn.Module) -> int | None:
     """How many token ids the model's embedding has, if it says."""
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    count = getattr(embedding, "num_embeddings", None)
+    count = getattr(_embedding(model), "num_embeddings", None)
     return int(count) if isinstance(count, int) else None
 
 
@@ -57,8 +60,7 @@ def pad_id(nnmodel: Any, model: nn.Module) -> int | None:
 
 def input_device(model: nn.Module) -> torch.device | None:
     """Where the model wants its tokens, or None where weights are moved in as they are needed."""
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    weight = getattr(embedding, "weight", None)
+    weight = getattr(_embedding(model), "weight", None)
     return weight.device if isinstance(weight, torch.Tensor) and not weight.is_meta else None
 
 

@@ -109,9 +109,7 @@ def _check_mask(name: str, mask: Any, tokens: Tensor) -> None:
     if not isinstance(mask, Tensor):
         raise MaskError(f"{of} must be a torch tensor [batch, seq], got {type(mask).__name__}")
     if mask.shape != tokens.shape:
-        raise MaskError(
-            f"{of} must have its shape {list(tokens.shape)}, got {list(mask.shape)}"
-        )
+        raise MaskError(f"{of} must have its shape {list(tokens.shape)}, got {list(mask.shape)}")
     other = mask[(mask != 0) & (mask != 1)]
     if other.numel():
         raise MaskError(f"{of} may hold only 0 and 1, got {other[0].item()}")
@@ -128,8 +126,8 @@ def _warn_if_padded(name: str, tokens: Tensor, pad_id: int) -> None:
     led = bool((leading > 1).any()) or bool(leading.min() != leading.max())
     if led or bool(is_pad[:, -1].any()):
         warnings.warn(
-            f"{name} has rows that begin or end with the padding token {pad_id}, but no attention "
-            "mask was given: they are run as ordinary tokens. Pass attention_mask= if it is padding.",
+            f"{name} has rows that begin or end with the padding token {pad_id}, but no mask was "
+            "given: these are run as ordinary tokens. Pass attention_mask= if they are padding.",
             PaddingWarning,
             stacklevel=4,
         )

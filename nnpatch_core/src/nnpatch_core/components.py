@@ -29,7 +29,7 @@ def canonical_name(name: str) -> str:
 
 def consecutive_heads(activation: Tensor, n_heads: int) -> Tensor:
     """`[batch, seq, heads * dim]` as `[batch, seq, heads, dim]`, one head after the other."""
-    return activation.unflatten(-1, (n_heads, -1))
+    return activation.view(*activation.shape[:-1], n_heads, -1)
 
 
 @attrs.frozen
@@ -66,13 +66,14 @@ class Component:
 
 
 def read(module: Any, component: Component) -> Tensor:
-    """The activation `[batch, seq, width]` at `component`; `module` is its envoy, inside a trace."""
+    """The activation `[batch, seq, width]` at `component` of an envoy, inside a trace."""
     value = module.input if component.side == "input" else module.output
-    return value[component.item] if isinstance(value, tuple) else value
+    found: Tensor = value[component.item] if isinstance(value, tuple) else value
+    return found
 
 
 def write(module: Any, component: Component, activation: Tensor) -> None:
-    """Put `activation` `[batch, seq, width]` at `component`; `module` is its envoy, inside a trace."""
+    """Put `activation` `[batch, seq, width]` at `component` of an envoy, inside a trace."""
     if component.side == "input":
         module.input = activation
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
@@ -46,6 +46,10 @@ class ModelAPI(Protocol):
         ...
 
 
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
 def _read_only(components: Mapping[str, Component]) -> Mapping[str, Component]:
     return MappingProxyType(dict(components))
 
@@ -70,7 +74,7 @@ class DecoderAPI:
     """
 
     name: str = attrs.field(validator=attrs.validators.instance_of(str))
-    model_types: tuple[str, ...] = attrs.field(converter=tuple)
+    model_types: tuple[str, ...] = attrs.field(converter=_strings)
     components: Mapping[str, Component] = attrs.field(converter=_read_only)
     layers: str = "model.layers"
     query_heads: str = "num_attention_heads"
@@ -152,44 +156,49 @@ def find_component(api: ModelAPI, name: str) -> Component:
 
 def n_layers(api: ModelAPI, model: nn.Module) -> int:
     """How many layers `model` has, or `AdapterError` if the adapter's path leads nowhere."""
-    try:
-        layers = model.get_submodule(api.layers)
-        return len(layers)  # type: ignore[arg-type]
-    except (AttributeError, TypeError) as error:
-        raise AdapterError(
-            f"adapter {api.name!r} does not fit {_described(model)}: "
-            f"it has no list of layers at {api.layers!r}"
-        ) from error
+    return len(_layers(api, model))
 
 
 def check_layer(layer: Any, count: int) -> int:
     """`layer` as an int, or `LayerError` if a model of `count` layers does not have it."""
-    layer = strict_int(layer, "a layer", LayerError)
-    if not 0 <= layer < count:
-        raise LayerError(f"layer {layer} is out of range: the model has layers 0 to {count - 1}")
-    return layer
+    number = strict_int(layer, "a layer", LayerError)
+    if not 0 <= number < count:
+        raise LayerError(f"layer {number} is out of range: the model has layers 0 to {count - 1}")
+    return number
 
 
 def check_head(head: Any, name: str, component: Component, count: int | None = None) -> int:
     """`head` as an int, or `HeadError` if the component does not have that head."""
-    head = strict_int(head, "a head", HeadError)
+    number = strict_int(head, "a head", HeadError)
     if component.heads is None:
-        raise HeadError(f"component {name!r} has no heads, but head {head} was asked for")
-    if head < 0 or (count is not None and head >= count):
+        raise HeadError(f"component {name!r} has no heads, but head {number} was asked for")
+    if number < 0 or (count is not None and number >= count):
         last = "" if count is None else f" to {count - 1}"
         kind = component.heads.replace("_", "/")
         raise HeadError(
-            f"head {head} of {name!r} is out of range: its {kind} heads are numbered 0{last}"
+            f"head {number} of {name!r} is out of range: its {kind} heads are numbered 0{last}"
         )
-    return head
+    return number
 
 
 def check_fits(api: ModelAPI, model: nn.Module) -> None:
     """Raise `AdapterError` unless every component of `api` is to be found in every layer."""
-    layers = model.get_submodule(api.layers) if n_layers(api, model) else ()
-    for index, layer in enumerate(layers):  # type: ignore[arg-type]
+    for index, layer in enumerate(_layers(api, model)):
         for name, component in api.components.items():
             _check_component(api, model, index, layer, name, component)
+
+
+def _layers(api: ModelAPI, model: nn.Module) -> nn.ModuleList:
+    try:
+        layers = model.get_submodule(api.layers)
+    except AttributeError:
+        layers = None
+    if not isinstance(layers, nn.ModuleList):
+        raise AdapterError(
+            f"adapter {api.name!r} does not fit {_described(model)}: "
+            f"it has no list of layers at {api.layers!r}"
+        )
+    return layers
 
 
 def _check_component(

@@ -127,7 +127,8 @@ class PromptPairs:
             TokensError: a column is missing.
         """
         names = _columns(columns, list(frame.columns))
-        return cls.from_texts(*(frame[name].tolist() for name in names), tokenizer, **options)
+        source, target, source_answers, target_answers = (frame[name].tolist() for name in names)
+        return cls.from_texts(source, target, source_answers, target_answers, tokenizer, **options)
 
     @classmethod
     def from_csv(
@@ -147,9 +148,10 @@ class PromptPairs:
             reader = csv.DictReader(file)
             rows = list(reader)
             names = _columns(columns, list(reader.fieldnames or ()))
-        return cls.from_texts(
-            *([row[name] for row in rows] for name in names), tokenizer, **options
+        source, target, source_answers, target_answers = (
+            [row[name] for row in rows] for name in names
         )
+        return cls.from_texts(source, target, source_answers, target_answers, tokenizer, **options)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -212,7 +214,9 @@ class PromptPairs:
         if problems and multi_token != "drop":
             raise AnswerError("; ".join(problems))
         if not kept:
-            raise TokensError("there are no prompt pairs" + (": all were dropped" if dropped else ""))
+            raise TokensError(
+                "there are no prompt pairs" + (": all were dropped" if dropped else "")
+            )
         if not chat:
             _warn_of_spaces(kept, tokenizer)
         prompts = [pair.source for pair in kept] + [pair.target for pair in kept]

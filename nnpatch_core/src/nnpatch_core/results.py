@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nnpatch_core import plot
+from nnpatch_core._extras import extra
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.sites import Axis, Grid
@@ -52,15 +54,19 @@ class Prompts:
     target_mask: Tensor
     strings: Mapping[int, str] = attrs.field(factory=dict)
 
-    def label(self, position: int) -> str:
-        """The tokens that the prompts have at a position, up to two of them."""
+    def label(self, position: int, *, strip: bool = False) -> str:
+        """The tokens that the prompts have at a position: two of them, and a sign of more.
+
+        `strip` leaves out the spaces around each, for a picture.
+        """
         found: dict[str, None] = {}
         for tokens, mask in (
             (self.source_tokens, self.source_mask),
             (self.target_tokens, self.target_mask),
         ):
             for token in tokens[mask[:, position].bool(), position].tolist():
-                found[self.strings.get(token, str(token)).replace("\n", "\\n")] = None
+                text = self.strings.get(token, str(token)).replace("\n", "\\n")
+                found[(text.strip() or repr(text)) if strip else text] = None
         shown = list(found)
         if not shown:
             return "(padding)"
@@ -90,7 +96,7 @@ class Cells:
         return tuple(len(axis.labels) for axis in self.axes)
 
     def place(self, values: Tensor, fill: float) -> Tensor:
-        """`values` `[cells, ...]` on the grid, `[*shape, ...]`, with `fill` where nothing was swept."""
+        """`values` `[cells, ...]` as `[*shape, ...]`, with `fill` where nothing was swept."""
         grid = torch.full((*self.shape, *values.shape[1:]), fill, dtype=values.dtype)
         grid[tuple(self.index.T)] = values
         return grid
@@ -180,7 +186,7 @@ class Outcome(Mapping[str, Tensor]):
         return cells.place(torch.ones(len(cells.index), dtype=torch.bool), 0.0)
 
     def patched(self, name: str) -> Tensor:
-        """The metric of each patched run, `[..., batch]`, in its unit; nan where nothing was swept."""
+        """The metric of each patched run, `[..., batch]`, in its unit; nan where not swept."""
         cells = self._cells(name)
         return cells.place(self.raw[self.metric][canonical_name(name)], float("nan"))
 
@@ -206,12 +212,15 @@ class Outcome(Mapping[str, Tensor]):
         Raises:
             OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`).
         """
-        pandas = _extra("pandas")
+        module = extra("pandas", "pandas")
         columns = ["site", "layer", "position", "token", "head"]
         values = ["prompt", "patched", "source", "target"] if per_prompt else ["value"]
         rows = list(self._rows(per_prompt))
         used = [column for column in columns if any(column in row for row in rows)]
-        return pandas.DataFrame(rows, columns=[*used, *values])
+        frame: pandas.DataFrame = module.DataFrame(rows, columns=[*used, *values])
+        # A column of numbers that some rows lack stays one of integers.
+        whole = [column for column in used if column in ("layer", "position", "head")]
+        return frame.astype(dict.fromkeys(whole, "Int64"))
 
     def to_xarray(self, per_prompt: bool = False) -> xarray.Dataset:
         """One variable a site name, with labelled axes; nan where not swept.
@@ -222,28 +231,27 @@ class Outcome(Mapping[str, Tensor]):
         Raises:
             OutcomeError: xarray is not installed (`pip install nnpatch-core[xarray]`).
         """
-        xarray = _extra("xarray")
+        module = extra("xarray", "xarray")
         arrays = {}
         for name in self:
             axes = self.axes(name)
             values = self.patched(name) if per_prompt else self._placed(name, float("nan"))
             dims = [_dimension(axis, name) for axis in axes] + ["prompt"] * per_prompt
             coords = {_dimension(axis, name): list(axis.labels) for axis in axes}
-            array = xarray.DataArray(values.numpy(), dims=dims, coords=coords)
+            array = module.DataArray(values.numpy(), dims=dims, coords=coords)
             if "position" in dims:
                 array = array.assign_coords(token=("position", list(self.tokens)))
             arrays[name] = array
         attributes = {"kind": self.kind, "scale": self.scale, "metric": self.metric, **self.info}
-        return xarray.Dataset(arrays, attrs=attributes)
+        dataset: xarray.Dataset = module.Dataset(arrays, attrs=attributes)
+        return dataset
 
     def plot(self, **options: Any) -> Any:
         """A heatmap: layers on one axis, tokens (or heads) on the other, one panel a component.
 
         See `nnpatch_core.plot.heatmap` for the options.
         """
-        from nnpatch_core.plot import heatmap
-
-        return heatmap(self, **options)
+        return plot.heatmap(self, **options)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the outcome to one safetensors file, whole or not at all."""
@@ -251,7 +259,7 @@ class Outcome(Mapping[str, Tensor]):
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             part = Path(folder) / "outcome"
             save_file(self._tensors(), part, metadata={"nnpatch": json.dumps(self._header())})
-            os.replace(part, path)
+            part.replace(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Outcome:
@@ -335,8 +343,9 @@ class Outcome(Mapping[str, Tensor]):
         return cells
 
     def _scaled(self, patched: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        # 0.0 is added so that nothing moved is 0 and not -0.
         change = patched - target
-        return change if self.scale == "change" else change / (source - target)
+        return 0.0 + (change if self.scale == "change" else change / (source - target))
 
     def _values(self, name: str) -> Tensor:
         # float64, so that a cell equal to a run gives its value to the last digit.
@@ -386,12 +395,3 @@ _COLUMNS = {
 def _dimension(axis: Axis, name: str) -> str:
     # Lists of sites differ in length from name to name, so each has a dimension of its own.
     return f"site_{name}" if axis.name == "site" else axis.name
-
-
-def _extra(module: str) -> Any:
-    try:
-        return __import__(module)
-    except ImportError as error:
-        raise OutcomeError(
-            f"this needs {module}: pip install 'nnpatch-core[{module}]'"
-        ) from error

@@ -219,6 +219,10 @@ class Site:
         return view if self.head is None else view[:, :, self.head]
 
 
+def _in_order(sites: Iterable[Site]) -> tuple[Site, ...]:
+    return execution_order(sites)
+
+
 @attrs.frozen
 class MultiSite:
     """Several sites, patched together in one forward.
@@ -234,7 +238,7 @@ class MultiSite:
         ('attn+mlp', ['attn', 'mlp'])
     """
 
-    sites: tuple[Site, ...] = attrs.field(converter=lambda sites: execution_order(sites))
+    sites: tuple[Site, ...] = attrs.field(converter=_in_order)
     name: str = attrs.field()
 
     @name.default

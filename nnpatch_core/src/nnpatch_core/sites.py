@@ -12,7 +12,13 @@ from torch import Tensor
 from nnpatch_core._integers import strict_ints
 from nnpatch_core._models import module_of
 from nnpatch_core.components import Component, canonical_name
-from nnpatch_core.errors import HeadError, LayerError, PatchingError, PositionError, UnknownNameError
+from nnpatch_core.errors import (
+    HeadError,
+    LayerError,
+    PatchingError,
+    PositionError,
+    UnknownNameError,
+)
 from nnpatch_core.model_api import ModelAPI, check_head, check_layer, find_component, n_layers
 from nnpatch_core.plugins.lookup import find_adapter, find_seq_pos
 from nnpatch_core.seq_pos import Group, SeqPos
@@ -93,7 +99,7 @@ class Sites:
         seq_pos: Any = None,
         heads: Sequence[int] | None = None,
     ) -> None:
-        self.__attrs_init__(  # type: ignore[attr-defined]
+        self.__attrs_init__(
             site_names=_component_names(site_names),
             layers=None if layers is None else strict_ints(layers, "layers", LayerError),
             strategy=_strategy(seq_pos_type, seq_pos),

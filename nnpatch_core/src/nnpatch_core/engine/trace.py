@@ -13,9 +13,7 @@ from nnpatch_core.batch import Batch
 from nnpatch_core.site import Site, execution_order
 
 
-def forward(
-    nnmodel: Any, batch: Batch, visit: Callable[[Any], None] | None = None
-) -> Tensor:
+def forward(nnmodel: Any, batch: Batch, visit: Callable[[Any], None] | None = None) -> Tensor:
     """Run `batch`, with `visit(nnmodel)` reading and editing activations on the way.
 
     Returns:
@@ -31,8 +29,8 @@ def forward(
         found.append(nnmodel.output.logits[:, -1].float())
 
     arguments = forward_arguments(model, batch if device is None else batch.to(device))
-    with torch.no_grad():
-        # nnsight reads the source of this block and re-runs it: it stays one call.
+    # Nested, not joined: nnsight re-runs the source of its own block, and no_grad must be outside.
+    with torch.no_grad():  # noqa: SIM117
         with nnmodel.trace(**arguments):
             body()
     return found[0]

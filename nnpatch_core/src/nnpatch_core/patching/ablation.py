@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ def ablation_patching(
         per_position: for `"mean"`: average each position, counted from the end, apart.
         seed: for `"resample"`: which prompts are drawn.
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding.
-        metric: a metric's name, a callable, or several; `"kl_divergence"` is from the unablated run.
+        metric: a metric's name, a callable, or several; `"kl_divergence"` is from the unablated
+            run.
         engine: how the sweep is executed; `"full"` runs a whole forward a cell.
         batch_size: prompts that run together; None is all.
         progress: whether a bar shows the cells done.
@@ -162,7 +164,7 @@ def _replacement(
 
         return resampled
     if reference is None:
-        batches = (batch.rows(rows) for rows in sweep.chunks(len(batch)))
+        batches: Iterable[Batch] = (batch.rows(rows) for rows in sweep.chunks(len(batch)))
     else:
         batches = read_batches(nnmodel, module_of(nnmodel), "reference", reference)
     means, known = mean_activations(nnmodel, sweep.sites, batches, seq_len, per_position)

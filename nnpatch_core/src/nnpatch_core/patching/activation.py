@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nnpatch_core._models import as_nnsight, evaluating, module_of, pad_id, vocab_size
-from nnpatch_core.batch import Batch, check_answers, check_paired, make_batch
+from nnpatch_core.batch import check_answers, check_paired, make_batch
 from nnpatch_core.engine import Recorded, record
 from nnpatch_core.errors import ConfidenceError, MaskError, MetricError
 from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference

@@ -20,9 +20,8 @@ from nnpatch_core.site import Site, execution_order
 def read_batches(nnmodel: Any, model: Any, name: str, batches: Any) -> Iterable[Batch]:
     """The batches of a data set, one at a time.
 
-    Args:
-        batches: tokens `[batch, seq]`, or an iterable of them; each may be a pair with its mask,
-            or a mapping with `input_ids` and `attention_mask`.
+    `batches` is tokens `[batch, seq]`, or an iterable of them; each may be a pair with its mask, or
+    a mapping with `input_ids` and `attention_mask`. `name` is what errors call them.
     """
     one = isinstance(batches, Tensor) or hasattr(batches, "keys")
     words = {"vocab_size": vocab_size(model), "pad_id": pad_id(nnmodel, model)}
@@ -69,6 +68,11 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
     for site in wanted:
         site.clear()
     empty = True
+
+    def visit(model: Any) -> None:
+        for site in wanted:
+            site.cache(model, average=True)
+
     with evaluating(model):
         for batch in read_batches(traced, model, "a batch of the data set", batches):
             for site in wanted:
@@ -77,7 +81,7 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
                         f"site {site.label} meets padding in a batch of the data set, whose "
                         "prompts are too short for a mean there; name positions from the end"
                     )
-            forward(traced, batch, lambda model: [site.cache(model, average=True) for site in wanted])
+            forward(traced, batch, visit)
             empty = False
     if empty:
         raise TokensError("the data set is empty: a mean needs at least one batch")
@@ -88,8 +92,8 @@ def mean_activations(
 ) -> tuple[dict[tuple[int, str], Tensor], Tensor]:
     """Mean activations over the real tokens of a data set, in float32.
 
-    Args:
-        per_position: average each position, counted from the end, apart; otherwise all together.
+    With `per_position` each position, counted from the end, is averaged apart; otherwise all
+    together.
 
     Returns:
         `[1, seq, width]` for each `Site.location`, and `[seq]`: 1 where some prompt had a token.

@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnpatch_core._integers import strict_int
-from nnpatch_core._models import as_nnsight, module_of
+from nnpatch_core._models import module_of
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine import Replacement, forward, run_full
-from nnpatch_core.errors import MetricError, TokensError, UnknownNameError
+from nnpatch_core.errors import MetricError, PatchingError, TokensError, UnknownNameError
 from nnpatch_core.metrics import Metric, MetricContext, MetricSpec, measure, name_metrics
 from nnpatch_core.model_api import check_fits
 from nnpatch_core.plugins.lookup import find_metric
@@ -75,7 +75,7 @@ def prepare(
     if engine not in ENGINES:
         raise UnknownNameError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
     if not hasattr(sites, "grids"):
-        raise UnknownNameError(f"sites must be Sites(...) or Sites.from_sites([...]), got {sites!r}")
+        raise PatchingError(f"sites must be Sites(...) or Sites.from_sites(...), got {sites!r}")
     if batch_size is not None and strict_int(batch_size, "batch_size", TokensError) < 1:
         raise TokensError(f"batch_size must be at least 1, got {batch_size}")
     metrics = name_metrics(metric, find_metric)
@@ -89,7 +89,9 @@ def prepare(
 
 def run_baseline(nnmodel: Any, sweep: Sweep, batch: Batch) -> Tensor:
     """The unpatched logits at each prompt's last token, `[batch, vocab]`, on the CPU."""
-    return torch.cat([forward(nnmodel, batch.rows(rows)).cpu() for rows in sweep.chunks(len(batch))])
+    return torch.cat(
+        [forward(nnmodel, batch.rows(rows)).cpu() for rows in sweep.chunks(len(batch))]
+    )
 
 
 def run_cells(
@@ -112,9 +114,7 @@ def run_cells(
     cells = sweep.cells
     chunks = sweep.chunks(len(target))
     found: dict[str, list[Tensor]] = {name: [] for name in sweep.metrics}
-    with tqdm(
-        total=len(cells) * len(chunks), unit="cell", disable=not sweep.progress
-    ) as bar:
+    with tqdm(total=len(cells) * len(chunks), unit="cell", disable=not sweep.progress) as bar:
         for rows in chunks:
             part = rows_of(context, rows)
             values: dict[str, list[Tensor]] = {name: [] for name in sweep.metrics}
@@ -127,7 +127,7 @@ def run_cells(
                 found[name].append(torch.stack(measured))
     sizes = [len(grid.sites) for grid in sweep.grids.values()]
     return {
-        metric: dict(zip(sweep.grids, torch.cat(parts, dim=1).split(sizes), strict=True))
+        metric: dict(zip(sweep.grids, torch.split(torch.cat(parts, dim=1), sizes), strict=True))
         for metric, parts in found.items()
     }
 
@@ -194,8 +194,5 @@ def _prompts(source: Batch, target: Batch, tokenizer: Any) -> Prompts:
     strings = {}
     if tokenizer is not None:
         ids = torch.cat([source.tokens[source.mask.bool()], target.tokens[target.mask.bool()]])
-        strings = {token: str(tokenizer.decode([token])) for token in ids.unique().tolist()}
+        strings = {token: str(tokenizer.decode([token])) for token in sorted(set(ids.tolist()))}
     return Prompts(source.tokens, source.mask, target.tokens, target.mask, strings)
-
-
-__all__ = ["ENGINES", "Sweep", "as_nnsight", "baselines", "outcome", "prepare", "run_cells"]

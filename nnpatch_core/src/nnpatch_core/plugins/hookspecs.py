@@ -25,9 +25,9 @@ def register_model_apis(register: Callable[[ModelAPI | type[ModelAPI]], None]) -
 
 @hookspec
 def register_seq_pos(register: Callable[[str, Callable[..., SeqPos]], None]) -> None:
-    """Add position strategies: call `register(name, strategy)`; `strategy` takes `seq_pos`, if it takes anything."""
+    """Add position strategies: call `register(name, strategy)`; it takes `seq_pos`, or nothing."""
 
 
 @hookspec
 def register_metrics(register: Callable[[str, Callable[..., Any] | Metric], None]) -> None:
-    """Add metrics: call `register(name, metric)`; see `MetricContext` for what a metric is given."""
+    """Add metrics: call `register(name, metric)`; it takes logits, and a context if it wants."""

@@ -66,7 +66,9 @@ def find_adapter(api: Any, model: nn.Module | None = None) -> ModelAPI:
     try:
         instance = api() if isinstance(api, type) else api
     except TypeError as error:
-        raise AdapterError(f"adapter class {api!r} takes no arguments, or it fails: {error}") from error
+        raise AdapterError(
+            f"adapter class {api!r} takes no arguments, or it fails: {error}"
+        ) from error
     if not isinstance(instance, ModelAPI):
         raise AdapterError(
             f"api must be an adapter, the name of one or None, got {api!r}; an adapter has "

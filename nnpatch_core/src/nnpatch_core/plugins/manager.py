@@ -126,7 +126,7 @@ def _warn_of_unknown(wanted: set[str], installed: list[Plugin]) -> None:
     if unknown:
         names = ", ".join(plugin.name for plugin in installed) or "none"
         warnings.warn(
-            f"{ENVIRONMENT_VARIABLE} names {', '.join(unknown)}, but the plugins installed are {names}",
+            f"{ENVIRONMENT_VARIABLE} names {', '.join(unknown)}, but installed are {names}",
             PluginWarning,
             stacklevel=3,
         )

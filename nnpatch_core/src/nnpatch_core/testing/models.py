@@ -58,7 +58,8 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **config: Any) -> Pr
             f"unknown family {model_type!r}; there are {', '.join(sorted(_FAMILIES))}"
         )
     settings = AutoConfig.for_model(model_type, **{**_COMMON, **_FAMILIES[model_type], **config})
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(settings).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(settings)  # type: ignore[no-untyped-call]
+    model.train(False)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -89,7 +90,7 @@ def tiny_tokenizer(texts: Iterable[str], **special: Any) -> PreTrainedTokenizerF
     vocabulary = {word: number for number, word in enumerate(names)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = splitter
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         bos_token="<bos>",
