@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nnpatch_core._extras import extra
 from nnpatch_core.errors import OutcomeError
-
-if TYPE_CHECKING:
-    from nnpatch_core.results import Outcome
+from nnpatch_core.sites import Axis
 
 _COLOURS = "RdBu"
 _NOT_SWEPT = "#dddddd"
@@ -32,72 +31,50 @@ class Panel:
     column_title: str
 
 
-def heatmap(
-    outcome: Outcome,
-    *,
-    sites: Sequence[str] | None = None,
-    interactive: bool = False,
-    title: str | None = None,
-    limit: float | None = None,
-) -> Any:
-    """A heatmap of an outcome: layers up, tokens (or heads) across, one panel a site name.
-
-    Colours are centred on 0 (white), with one scale for all panels; what was not swept is grey.
-    A component with heads that was swept position by position has a row for each head.
+def panel(name: str, axes: Sequence[Axis], values: Tensor, tokens: Sequence[str]) -> Panel:
+    """The heatmap of one site name.
 
     Args:
-        outcome: what to draw.
-        sites: site names to draw; None is all.
-        interactive: a plotly figure, whose `write_html` gives a page, instead of a matplotlib one,
-            whose `savefig` gives a PNG, SVG or PDF.
-        title: by default model, kind and metric.
-        limit: the value of the darkest colours; by default the largest absolute value.
-
-    Returns:
-        A `matplotlib.figure.Figure` or a `plotly.graph_objects.Figure`.
-
-    Raises:
-        OutcomeError: matplotlib or plotly is not installed, or a limit that is not positive.
-        KeyError: a site name that was not swept.
+        name: the site name.
+        axes: one to three axes: layer, position, head; or the sites of a list.
+        values: of their shape, nan where nothing was swept.
+        tokens: a label for each position.
     """
-    drawn = [panel(outcome, name) for name in (outcome if sites is None else sites)]
-    if not drawn:
-        raise OutcomeError("sites is empty: there is nothing to draw")
-    if limit is None:
-        limit = max((float(np.nanmax(np.abs(each.values))) for each in drawn), default=0.0) or 1.0
-    if not 0 < limit < float("inf"):
-        raise OutcomeError(f"limit must be a positive number, got {limit}")
-    if title is None:
-        # A model that was loaded from a folder is named by its path.
-        model = outcome.info["model"].rstrip("/").rpartition("/")[2]
-        title = f"{model}: {outcome.kind}, {outcome.metric}"
-    legend = "restored (0 target, 1 source)" if outcome.scale == "restored" else "change"
-    draw = _plotly if interactive else _matplotlib
-    return draw(drawn, title, legend, limit)
-
-
-def panel(outcome: Outcome, name: str) -> Panel:
-    """The heatmap of one site name, as numbers and labels."""
-    axes = outcome.axes(name)
-    swept = outcome.swept(name)
-    values = np.where(swept.numpy(), outcome[name].double().numpy(), np.nan)
+    found = values.double().numpy()
     labels = {axis.name: tuple(str(label) for label in axis.labels) for axis in axes}
     if "position" in labels:
-        places = range(len(labels["position"]))
-        labels["position"] = tuple(outcome.prompts.label(place, strip=True) for place in places)
+        labels["position"] = tuple(tokens)
     names = [axis.name for axis in axes]
     if len(names) == 1:
-        return Panel(name, values[:, None], labels[names[0]], ("",), _title(names[0]), "")
+        return Panel(name, found[:, None], labels[names[0]], ("",), _title(names[0]), "")
     if len(names) == 2:
         rows, columns = names
-        return Panel(name, values, labels[rows], labels[columns], _title(rows), _title(columns))
+        return Panel(name, found, labels[rows], labels[columns], _title(rows), _title(columns))
     layer, position, head = names
-    n_layers, n_positions, n_heads = values.shape
-    by_head = values.transpose(0, 2, 1).reshape(n_layers * n_heads, n_positions)
-    rows_of_heads = tuple(f"{a}.{b}" for a in labels[layer] for b in labels[head])
+    n_layers, n_positions, n_heads = found.shape
+    by_head = found.transpose(0, 2, 1).reshape(n_layers * n_heads, n_positions)
+    numbered = tuple(f"{a}.{b}" for a in labels[layer] for b in labels[head])
     return Panel(
-        name, by_head, rows_of_heads, labels[position], f"layer.{_title(head)}", _title(position)
+        name, by_head, numbered, labels[position], f"layer.{_title(head)}", _title(position)
     )
+
+
+def heatmap(
+    panels: Sequence[Panel], *, title: str, legend: str, limit: float | None, interactive: bool
+) -> Any:
+    """Panels side by side, with one scale of colours centred on 0; see `Outcome.plot`.
+
+    Raises:
+        OutcomeError: no panels, or a limit that is not a positive number.
+    """
+    if not panels:
+        raise OutcomeError("sites is empty: there is nothing to draw")
+    if limit is None:
+        limit = max(float(np.nanmax(np.abs(each.values))) for each in panels) or 1.0
+    if not 0 < limit < float("inf"):
+        raise OutcomeError(f"limit must be a positive number, got {limit}")
+    draw = _plotly if interactive else _matplotlib
+    return draw(panels, title, legend, limit)
 
 
 def _title(axis: str) -> str:

@@ -2,104 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nnpatch_core import plot
 from nnpatch_core._extras import extra
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.sites import Axis, Grid
+from nnpatch_core.results import file
+from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
+from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
     import pandas
     import xarray
-
-Scale = Literal["restored", "change"]
-_FORMAT = "nnpatch outcome 1"
-
-
-@attrs.frozen(eq=False)
-class Baseline:
-    """A metric of the unpatched runs, `[batch]` each; an ablation's one run is both."""
-
-    source: Tensor
-    target: Tensor
-
-
-@attrs.frozen(eq=False)
-class Prompts:
-    """The prompts as they were run: left-padded, `[batch, seq]`; an ablation's are both.
-
-    Args:
-        source_tokens, target_tokens: token ids.
-        source_mask, target_mask: 1 for a token, 0 for padding.
-        strings: the text of each token id that occurs, where a tokenizer was at hand.
-    """
-
-    source_tokens: Tensor
-    source_mask: Tensor
-    target_tokens: Tensor
-    target_mask: Tensor
-    strings: Mapping[int, str] = attrs.field(factory=dict)
-
-    def label(self, position: int, *, strip: bool = False) -> str:
-        """The tokens that the prompts have at a position: two of them, and a sign of more.
-
-        `strip` leaves out the spaces around each, for a picture.
-        """
-        found: dict[str, None] = {}
-        for tokens, mask in (
-            (self.source_tokens, self.source_mask),
-            (self.target_tokens, self.target_mask),
-        ):
-            for token in tokens[mask[:, position].bool(), position].tolist():
-                text = self.strings.get(token, str(token)).replace("\n", "\\n")
-                found[(text.strip() or repr(text)) if strip else text] = None
-        shown = list(found)
-        if not shown:
-            return "(padding)"
-        return "|".join(shown[:2]) + ("|…" if len(shown) > 2 else "")
-
-
-@attrs.frozen(eq=False)
-class Cells:
-    """Which cells of one site name were swept.
-
-    Args:
-        axes: the axes of the result.
-        index: `[cells, axes]`, the place of each swept cell.
-    """
-
-    axes: tuple[Axis, ...]
-    index: Tensor
-
-    @classmethod
-    def of(cls, grid: Grid) -> Cells:
-        """The places of a grid's cells."""
-        return cls(grid.axes, torch.tensor(grid.index, dtype=torch.int64))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The result's shape."""
-        return tuple(len(axis.labels) for axis in self.axes)
-
-    def place(self, values: Tensor, fill: float) -> Tensor:
-        """`values` `[cells, ...]` as `[*shape, ...]`, with `fill` where nothing was swept."""
-        grid = torch.full((*self.shape, *values.shape[1:]), fill, dtype=values.dtype)
-        grid[tuple(self.index.T)] = values
-        return grid
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -246,20 +168,63 @@ class Outcome(Mapping[str, Tensor]):
         dataset: xarray.Dataset = module.Dataset(arrays, attrs=attributes)
         return dataset
 
-    def plot(self, **options: Any) -> Any:
-        """A heatmap: layers on one axis, tokens (or heads) on the other, one panel a component.
+    def plot(
+        self,
+        *,
+        sites: Sequence[str] | None = None,
+        interactive: bool = False,
+        title: str | None = None,
+        limit: float | None = None,
+    ) -> Any:
+        """A heatmap: layers up, tokens (or heads) across, one panel a site name.
 
-        See `nnpatch_core.plot.heatmap` for the options.
+        Colours are centred on 0 (white), with one scale for all panels; what was not swept is
+        grey. A component with heads that was swept position by position has a row for each head.
+
+        Args:
+            sites: site names to draw; None is all.
+            interactive: a plotly figure, whose `write_html` gives a page, instead of a matplotlib
+                one, whose `savefig` gives a PNG, SVG or PDF.
+            title: by default model, kind and metric.
+            limit: the value of the darkest colours; by default the largest absolute value.
+
+        Returns:
+            A `matplotlib.figure.Figure` or a `plotly.graph_objects.Figure`.
+
+        Raises:
+            OutcomeError: matplotlib or plotly is not installed (`pip install
+                nnpatch-core[plot]`), nothing to draw, or a limit that is not positive.
+            KeyError: a site name that was not swept.
         """
-        return plot.heatmap(self, **options)
+        positions = range(self.prompts.target_tokens.shape[1])
+        tokens = [self.prompts.label(position, strip=True) for position in positions]
+        panels = [
+            plot.panel(name, self.axes(name), self._placed(name, float("nan")), tokens)
+            for name in (self if sites is None else sites)
+        ]
+        # A model that was loaded from a folder is named by its path.
+        model = self.info["model"].rstrip("/").rpartition("/")[2]
+        return plot.heatmap(
+            panels,
+            title=title or f"{model}: {self.kind}, {self.metric}",
+            legend="restored (0 target, 1 source)" if self.scale == "restored" else "change",
+            limit=limit,
+            interactive=interactive,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the outcome to one safetensors file, whole or not at all."""
-        path = Path(path)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            part = Path(folder) / "outcome"
-            save_file(self._tensors(), part, metadata={"nnpatch": json.dumps(self._header())})
-            part.replace(path)
+        file.write(
+            path,
+            kind=self.kind,
+            scale=self.scale,
+            cells=self.cells,
+            raw=self.raw,
+            baselines=self.baselines,
+            prompts=self.prompts,
+            metric=self.metric,
+            info=self.info,
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Outcome:
@@ -268,73 +233,7 @@ class Outcome(Mapping[str, Tensor]):
         Raises:
             OutcomeError: the file is not an outcome.
         """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("nnpatch", "{}"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise OutcomeError(f"{os.fspath(path)} is not an outcome: {error}") from error
-        if header.get("format") != _FORMAT:
-            raise OutcomeError(
-                f"{os.fspath(path)} is not an outcome of this version: its format is "
-                f"{header.get('format')!r}, this version reads {_FORMAT!r}"
-            )
-        return cls._restore(header, tensors)
-
-    def _header(self) -> dict[str, Any]:
-        return {
-            "format": _FORMAT,
-            "kind": self.kind,
-            "scale": self.scale,
-            "metric": self.metric,
-            "metrics": list(self.raw),
-            "axes": {
-                name: [[axis.name, list(axis.labels)] for axis in cells.axes]
-                for name, cells in self.cells.items()
-            },
-            "strings": {str(token): text for token, text in self.prompts.strings.items()},
-            "info": dict(self.info),
-        }
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {f"prompts/{field}": getattr(self.prompts, field) for field in _PROMPT_TENSORS}
-        for name, cells in self.cells.items():
-            tensors[f"cells/{name}"] = cells.index
-        for metric, baseline in self.baselines.items():
-            tensors[f"source/{metric}"] = baseline.source
-            tensors[f"target/{metric}"] = baseline.target
-            for name, values in self.raw[metric].items():
-                tensors[f"raw/{metric}/{name}"] = values
-        # safetensors refuses tensors that share memory, as an ablation's two baselines do.
-        return {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
-
-    @classmethod
-    def _restore(cls, header: dict[str, Any], tensors: dict[str, Tensor]) -> Outcome:
-        cells = {
-            name: Cells(
-                tuple(Axis(axis, tuple(labels)) for axis, labels in axes), tensors[f"cells/{name}"]
-            )
-            for name, axes in header["axes"].items()
-        }
-        return cls(
-            kind=header["kind"],
-            scale=header["scale"],
-            cells=cells,
-            raw={
-                metric: {name: tensors[f"raw/{metric}/{name}"] for name in cells}
-                for metric in header["metrics"]
-            },
-            baselines={
-                metric: Baseline(tensors[f"source/{metric}"], tensors[f"target/{metric}"])
-                for metric in header["metrics"]
-            },
-            prompts=Prompts(
-                **{field: tensors[f"prompts/{field}"] for field in _PROMPT_TENSORS},
-                strings={int(token): text for token, text in header["strings"].items()},
-            ),
-            metric=header["metric"],
-            info=header["info"],
-        )
+        return cls(**file.read(path))
 
     def _cells(self, name: str) -> Cells:
         cells = self.cells.get(canonical_name(name))
@@ -381,7 +280,6 @@ class Outcome(Mapping[str, Tensor]):
                     }
 
 
-_PROMPT_TENSORS = ("source_tokens", "source_mask", "target_tokens", "target_mask")
 #: A site of the user's own list has its label in the column of the site.
 _COLUMNS = {
     "layer": "layer",

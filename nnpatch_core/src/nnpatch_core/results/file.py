@@ -1,0 +1,103 @@
+"""An outcome as one safetensors file: tensors, and the rest as JSON in its header."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nnpatch_core.errors import OutcomeError
+from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
+from nnpatch_core.sites import Axis
+
+_FORMAT = "nnpatch outcome 1"
+_PROMPT_TENSORS = tuple(field.name for field in attrs.fields(Prompts) if field.name != "strings")
+
+
+def write(
+    path: str | os.PathLike[str],
+    *,
+    kind: str,
+    scale: Scale,
+    cells: Mapping[str, Cells],
+    raw: Mapping[str, Mapping[str, Tensor]],
+    baselines: Mapping[str, Baseline],
+    prompts: Prompts,
+    metric: str,
+    info: Mapping[str, str],
+) -> None:
+    """Write an outcome's fields, whole or not at all."""
+    header = {
+        "format": _FORMAT,
+        "kind": kind,
+        "scale": scale,
+        "metric": metric,
+        "metrics": list(raw),
+        "axes": {
+            name: [[axis.name, list(axis.labels)] for axis in swept.axes]
+            for name, swept in cells.items()
+        },
+        "strings": {str(token): text for token, text in prompts.strings.items()},
+        "info": dict(info),
+    }
+    tensors = {f"prompts/{field}": getattr(prompts, field) for field in _PROMPT_TENSORS}
+    tensors |= {f"cells/{name}": swept.index for name, swept in cells.items()}
+    for name, baseline in baselines.items():
+        tensors |= {f"source/{name}": baseline.source, f"target/{name}": baseline.target}
+        tensors |= {f"raw/{name}/{site}": values for site, values in raw[name].items()}
+    # safetensors refuses tensors that share memory, as an ablation's two baselines do.
+    apart = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        part = Path(folder) / "outcome"
+        save_file(apart, part, metadata={"nnpatch": json.dumps(header)})
+        part.replace(path)
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The fields that `write` wrote.
+
+    Raises:
+        OutcomeError: the file is not an outcome, or not of this version.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("nnpatch", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise OutcomeError(f"{os.fspath(path)} is not an outcome: {error}") from error
+    if header.get("format") != _FORMAT:
+        raise OutcomeError(
+            f"{os.fspath(path)} is not an outcome of this version: its format is "
+            f"{header.get('format')!r}, this version reads {_FORMAT!r}"
+        )
+    cells = {
+        name: Cells(
+            tuple(Axis(axis, tuple(labels)) for axis, labels in axes), tensors[f"cells/{name}"]
+        )
+        for name, axes in header["axes"].items()
+    }
+    metrics = header["metrics"]
+    return {
+        "kind": header["kind"],
+        "scale": header["scale"],
+        "cells": cells,
+        "raw": {name: {site: tensors[f"raw/{name}/{site}"] for site in cells} for name in metrics},
+        "baselines": {
+            name: Baseline(tensors[f"source/{name}"], tensors[f"target/{name}"]) for name in metrics
+        },
+        "prompts": Prompts(
+            **{field: tensors[f"prompts/{field}"] for field in _PROMPT_TENSORS},
+            strings={int(token): text for token, text in header["strings"].items()},
+        ),
+        "metric": header["metric"],
+        "info": header["info"],
+    }

@@ -1,0 +1,86 @@
+"""What an outcome is made of: which cells were swept, the unpatched runs, the prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core.sites import Axis, Grid
+
+Scale: TypeAlias = Literal["restored", "change"]
+
+
+@attrs.frozen(eq=False)
+class Baseline:
+    """A metric of the unpatched runs, `[batch]` each; an ablation's one run is both."""
+
+    source: Tensor
+    target: Tensor
+
+
+@attrs.frozen(eq=False)
+class Prompts:
+    """The prompts as they were run: left-padded, `[batch, seq]`; an ablation's are both.
+
+    Args:
+        source_tokens, target_tokens: token ids.
+        source_mask, target_mask: 1 for a token, 0 for padding.
+        strings: the text of each token id that occurs, where a tokenizer was at hand.
+    """
+
+    source_tokens: Tensor
+    source_mask: Tensor
+    target_tokens: Tensor
+    target_mask: Tensor
+    strings: Mapping[int, str] = attrs.field(factory=dict)
+
+    def label(self, position: int, *, strip: bool = False) -> str:
+        """The tokens that the prompts have at a position: two of them, and a sign of more.
+
+        `strip` leaves out the spaces around each, for a picture.
+        """
+        found: dict[str, None] = {}
+        for tokens, mask in (
+            (self.source_tokens, self.source_mask),
+            (self.target_tokens, self.target_mask),
+        ):
+            for token in tokens[mask[:, position].bool(), position].tolist():
+                text = self.strings.get(token, str(token)).replace("\n", "\\n")
+                found[(text.strip() or repr(text)) if strip else text] = None
+        shown = list(found)
+        if not shown:
+            return "(padding)"
+        return "|".join(shown[:2]) + ("|…" if len(shown) > 2 else "")
+
+
+@attrs.frozen(eq=False)
+class Cells:
+    """Which cells of one site name were swept.
+
+    Args:
+        axes: the axes of the result.
+        index: `[cells, axes]`, the place of each swept cell.
+    """
+
+    axes: tuple[Axis, ...]
+    index: Tensor
+
+    @classmethod
+    def of(cls, grid: Grid) -> Cells:
+        """The places of a grid's cells."""
+        return cls(grid.axes, torch.tensor(grid.index, dtype=torch.int64))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The result's shape."""
+        return tuple(len(axis.labels) for axis in self.axes)
+
+    def place(self, values: Tensor, fill: float) -> Tensor:
+        """`values` `[cells, ...]` as `[*shape, ...]`, with `fill` where nothing was swept."""
+        grid = torch.full((*self.shape, *values.shape[1:]), fill, dtype=values.dtype)
+        grid[tuple(self.index.T)] = values
+        return grid
