@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import attrs
 import torch
 from torch import Tensor
+from torch.nn.functional import kl_div
 
 from nnpatch_core.errors import AnswerError, MetricError
 
@@ -70,8 +71,8 @@ def answer_log_probability(logits: Tensor, context: MetricContext) -> Tensor:
 
 def kl_divergence(logits: Tensor, context: MetricContext) -> Tensor:
     """KL divergence from the source run, `KL(source || this run)`, `[batch]`, in nats."""
-    source = context.source_logits.log_softmax(-1)
-    return (source.exp() * (source - logits.log_softmax(-1))).sum(-1)
+    source, this = context.source_logits.log_softmax(-1), logits.log_softmax(-1)
+    return kl_div(this, source, reduction="none", log_target=True).sum(-1)
 
 
 BUILTIN_METRICS: Mapping[str, Metric] = {

@@ -19,7 +19,8 @@ def run_full(
     """For each cell, patch it alone into a run of `target`.
 
     Yields:
-        The patched run's logits at each prompt's last token, `[batch, vocab]` in float32.
+        The patched run's logits at each prompt's last token, `[batch, vocab]` in float32 on
+        the CPU.
     """
     for cell in cells:
         patches = [

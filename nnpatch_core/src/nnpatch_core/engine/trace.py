@@ -17,7 +17,8 @@ def forward(nnmodel: Any, batch: Batch, visit: Callable[[Any], None] | None = No
     """Run `batch`, with `visit(nnmodel)` reading and editing activations on the way.
 
     Returns:
-        The model's final logits at each prompt's last token, `[batch, vocab]` in float32.
+        The model's final logits at each prompt's last token, `[batch, vocab]` in float32 on the
+        CPU.
     """
     model = module_of(nnmodel)
     device = input_device(model)
@@ -26,7 +27,10 @@ def forward(nnmodel: Any, batch: Batch, visit: Callable[[Any], None] | None = No
     def body() -> None:
         if visit is not None:
             visit(nnmodel)
-        found.append(nnmodel.output.logits[:, -1].float())
+        output = nnmodel.output
+        logits = output.logits if hasattr(output, "logits") else output[0]
+        # A copy, so that a model's whole logits are not kept for the sake of one position.
+        found.append(logits[:, -1].to("cpu", torch.float32, copy=True))
 
     arguments = forward_arguments(model, batch if device is None else batch.to(device))
     # Nested, not joined: nnsight re-runs the source of its own block, and no_grad must be outside.

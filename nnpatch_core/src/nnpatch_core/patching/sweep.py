@@ -89,9 +89,7 @@ def prepare(
 
 def run_baseline(nnmodel: Any, sweep: Sweep, batch: Batch) -> Tensor:
     """The unpatched logits at each prompt's last token, `[batch, vocab]`, on the CPU."""
-    return torch.cat(
-        [forward(nnmodel, batch.rows(rows)).cpu() for rows in sweep.chunks(len(batch))]
-    )
+    return torch.cat([forward(nnmodel, batch.rows(rows)) for rows in sweep.chunks(len(batch))])
 
 
 def run_cells(
