@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
+from nnpatch_core._warnings import warn
 from nnpatch_core.errors import AnswerError, MaskError, PaddingWarning, TokensError
 
 _INTEGERS = (torch.int32, torch.int64)
@@ -76,7 +76,7 @@ def make_batch(
     Warns:
         PaddingWarning: no mask was given, but rows begin or end with the padding token.
     """
-    _check_tokens(name, tokens, vocab_size)
+    check_tokens(name, tokens, vocab_size)
     if mask is None:
         if pad_id is not None:
             _warn_if_padded(name, tokens, pad_id)
@@ -85,7 +85,8 @@ def make_batch(
     return pack_left(tokens, mask.to(tokens.device))
 
 
-def _check_tokens(name: str, tokens: Any, vocab_size: int | None) -> None:
+def check_tokens(name: str, tokens: Any, vocab_size: int | None) -> None:
+    """Raise `TokensError` unless `tokens` is `[batch, seq]` of ids of the vocabulary."""
     if not isinstance(tokens, Tensor):
         hint = " (take its ['input_ids'])" if hasattr(tokens, "keys") else ""
         raise TokensError(
@@ -125,11 +126,10 @@ def _warn_if_padded(name: str, tokens: Tensor, pad_id: int) -> None:
     # A padding token that is also the BOS token leads every row once without being padding.
     led = bool((leading > 1).any()) or bool(leading.min() != leading.max())
     if led or bool(is_pad[:, -1].any()):
-        warnings.warn(
+        warn(
             f"{name} has rows that begin or end with the padding token {pad_id}, but no mask was "
             "given: these are run as ordinary tokens. Pass attention_mask= if they are padding.",
             PaddingWarning,
-            stacklevel=4,
         )
 
 

@@ -57,12 +57,12 @@ class Component:
         kw_only=True,
         validator=attrs.validators.in_((None, "query", "key_value")),
     )
-    item: int = attrs.field(default=0, kw_only=True)
+    item: int = attrs.field(
+        default=0,
+        kw_only=True,
+        validator=[attrs.validators.instance_of(int), attrs.validators.ge(0)],
+    )
     view: HeadView = attrs.field(default=consecutive_heads, kw_only=True)
-
-    def split(self, activation: Tensor, n_heads: int) -> Tensor:
-        """A view of `activation` `[batch, seq, ...]`, with an axis for the heads if it has any."""
-        return activation if self.heads is None else self.view(activation, n_heads)
 
 
 def read(module: Any, component: Component) -> Tensor:

@@ -89,6 +89,8 @@ def with_context(metric: Callable[..., Tensor]) -> Metric:
         parameters = inspect.signature(metric).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature
         return metric
+    if any(each.name == "context" and each.kind is each.KEYWORD_ONLY for each in parameters):
+        return lambda logits, context: metric(logits, context=context)
     positional = [
         parameter
         for parameter in parameters
@@ -122,7 +124,9 @@ def name_metrics(spec: MetricSpec, find: Callable[[str], Metric]) -> dict[str, M
         raise MetricError("metric is empty; name at least one")
     found: dict[str, Metric] = {}
     for name, metric in items:
-        if not isinstance(name, str) or not (isinstance(metric, str) or callable(metric)):
+        if not isinstance(name, str):
+            raise MetricError(f"the names of metrics must be strings, got {name!r}")
+        if not (isinstance(metric, str) or callable(metric)):
             raise MetricError(f"a metric must be a name or a callable, got {metric!r}")
         if name in found:
             raise MetricError(f"two metrics are called {name!r}; name them with a dict")

@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nnpatch_core._integers import strict_int
 from nnpatch_core.components import COMPONENT_NAMES, Component, HeadKind, canonical_name
@@ -46,12 +47,21 @@ class ModelAPI(Protocol):
         ...
 
 
-def _strings(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(values)
+def _model_types(values: Iterable[str]) -> tuple[str, ...]:
+    # A single string would be taken for its letters.
+    found = () if isinstance(values, str) else tuple(values)
+    if not found or not all(isinstance(value, str) for value in found):
+        raise AdapterError(f"model_types must be a tuple of strings, got {values!r}")
+    return found
 
 
-def _read_only(components: Mapping[str, Component]) -> Mapping[str, Component]:
-    return MappingProxyType(dict(components))
+def _table(components: Mapping[str, Component]) -> Mapping[str, Component]:
+    for name, component in components.items():
+        if not isinstance(name, str) or not isinstance(component, Component):
+            raise AdapterError(
+                f"components maps names to Component objects, got {name!r}: {component!r}"
+            )
+    return MappingProxyType({canonical_name(name): row for name, row in components.items()})
 
 
 @attrs.frozen(eq=False)
@@ -74,8 +84,8 @@ class DecoderAPI:
     """
 
     name: str = attrs.field(validator=attrs.validators.instance_of(str))
-    model_types: tuple[str, ...] = attrs.field(converter=_strings)
-    components: Mapping[str, Component] = attrs.field(converter=_read_only)
+    model_types: tuple[str, ...] = attrs.field(converter=_model_types)
+    components: Mapping[str, Component] = attrs.field(converter=_table)
     layers: str = "model.layers"
     query_heads: str = "num_attention_heads"
     key_value_heads: str = "num_key_value_heads"
@@ -87,15 +97,15 @@ class DecoderAPI:
             AdapterError: the config does not say.
         """
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        query = getattr(config, self.query_heads, None)
-        if query is None:
+        has_own = kind == "key_value" and getattr(config, self.key_value_heads, None) is not None
+        attribute = self.key_value_heads if has_own else self.query_heads
+        count = getattr(config, attribute, None)
+        if not isinstance(count, int) or count < 1:
             raise AdapterError(
-                f"adapter {self.name!r} reads the number of heads from config.{self.query_heads}, "
-                f"which this model (model_type {config.model_type!r}) does not have"
+                f"adapter {self.name!r} reads the number of heads from config.{attribute}, which "
+                f"is {count!r} in this model (model_type {config.model_type!r})"
             )
-        if kind == "query":
-            return int(query)
-        return int(getattr(config, self.key_value_heads, None) or query)
+        return count
 
 
 def separate_projections(attention: str = "self_attn") -> dict[str, Component]:
@@ -218,15 +228,40 @@ def _check_component(
             f"{misfit}: component {name!r} is at {component.module!r}, "
             f"and layer {index} ({type(layer).__name__}) has {children}"
         ) from error
-    if component.heads is None:
-        return
-    count = api.n_heads(model.config, component.heads)
     width = getattr(module, f"{'in' if component.side == 'input' else 'out'}_features", None)
-    if isinstance(width, int) and width % count:
+    if isinstance(width, int):
+        split_heads(api, name, torch.empty(1, 1, width), model)
+
+
+def split_heads(api: ModelAPI, name: str, activation: Tensor, model: nn.Module) -> Tensor:
+    """A view of a component's activation `[batch, seq, width]`, as `[batch, seq, heads, dim]`.
+
+    A component without heads is itself.
+
+    Raises:
+        AdapterError: the width does not split into the heads, or the adapter's `view` is none.
+    """
+    row = api.components[name]
+    if row.heads is None:
+        return activation
+    config: Any = model.config
+    count = api.n_heads(config, row.heads)
+    misfit = f"adapter {api.name!r} does not fit {_described(model)}: component {name!r}"
+    try:
+        view = row.view(activation, count)
+    except (RuntimeError, IndexError) as error:
         raise AdapterError(
-            f"{misfit}: component {name!r} of layer {index} is {width} wide, "
-            f"which {count} heads do not divide"
+            f"{misfit} is {activation.shape[-1]} wide, which does not split into {count} heads: "
+            f"{error}"
+        ) from error
+    if view.ndim != 4 or view.shape[:3] != (*activation.shape[:2], count):
+        raise AdapterError(
+            f"{misfit} must be seen as [batch, seq, {count} heads, dim], but its view of "
+            f"{list(activation.shape)} is {list(view.shape)}"
         )
+    if view.untyped_storage().data_ptr() != activation.untyped_storage().data_ptr():
+        raise AdapterError(f"{misfit} is seen through a copy, so that a patch would change nothing")
+    return view
 
 
 def _described(model: nn.Module) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from nnpatch_core._warnings import warn
 from nnpatch_core.errors import AnswerError, AnswerWarning, TokensError, UnknownNameError
 
 COLUMNS = ("source", "target", "source_answer", "target_answer")
@@ -99,6 +99,9 @@ class PromptPairs:
             PromptPairs(1 pairs of 5 tokens)
         """
         columns = (source, target, source_answers, target_answers)
+        for name, column in zip(COLUMNS, columns, strict=True):
+            if isinstance(column, str):
+                raise TokensError(f"{name} must be a list of texts, got the text {column!r}")
         lengths = [len(column) for column in columns]
         if len(set(lengths)) > 1:
             named = ", ".join(f"{name} {n}" for name, n in zip(COLUMNS, lengths, strict=True))
@@ -144,10 +147,14 @@ class PromptPairs:
         Raises:
             TokensError: a column is missing.
         """
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             rows = list(reader)
             names = _columns(columns, list(reader.fieldnames or ()))
+        for number, row in enumerate(rows):
+            # Under None stand the fields that no column is for: a comma was not quoted.
+            if None in row:
+                raise TokensError(f"row {number} has more fields than there are columns: {row}")
         source, target, source_answers, target_answers = (
             [row[name] for row in rows] for name in names
         )
@@ -202,6 +209,8 @@ class PromptPairs:
             )
         if system is not None and not chat:
             raise TokensError("system= means nothing without chat=True")
+        if chat and getattr(tokenizer, "chat_template", None) is None:
+            raise TokensError("chat=True needs a tokenizer with a chat template, and this has none")
         kept, dropped, problems = [], [], []
         for number, pair in enumerate(pairs):
             _check_text(number, pair)
@@ -265,12 +274,15 @@ def _answer_problem(pair: TextPair, tokenizer: Any, first: bool) -> str | None:
     """Why the answers of a pair cannot be compared, if they cannot."""
     ids = {answer: _ids(answer, tokenizer) for answer in (pair.source_answer, pair.target_answer)}
     unknown = getattr(tokenizer, "unk_token_id", None)
+    problems = []
     for answer, tokens in ids.items():
         if not tokens or tokens[0] == unknown:
-            return f"answer {answer!r} is not in the tokenizer's vocabulary"
-        if len(tokens) > 1 and not first:
+            problems.append(f"answer {answer!r} is not in the tokenizer's vocabulary")
+        elif len(tokens) > 1 and not first:
             pieces = [tokenizer.decode([token]) for token in tokens]
-            return f"answer {answer!r} is {len(tokens)} tokens: {pieces}"
+            problems.append(f"answer {answer!r} is {len(tokens)} tokens: {pieces}")
+    if problems:
+        return ", ".join(problems)
     if len({tokens[0] for tokens in ids.values()}) == 1:
         return f"answers {pair.source_answer!r} and {pair.target_answer!r} begin with one token"
     return None
@@ -283,13 +295,14 @@ def _warn_of_spaces(pairs: Iterable[TextPair], tokenizer: Any) -> None:
             (pair.source, pair.source_answer),
             (pair.target, pair.target_answer),
         ):
-            joined = not prompt[-1].isspace() and answer[0].isalnum()
-            if joined and len(_ids(f" {answer}", tokenizer)) == 1:
-                warnings.warn(
+            if prompt[-1].isspace() or not answer[0].isalnum():
+                continue
+            spaced = _ids(f" {answer}", tokenizer)
+            if len(spaced) == 1 and spaced != _ids(answer, tokenizer):
+                warn(
                     f"answer {answer!r} follows {prompt!r} without a space; {f' {answer}'!r} is "
                     "one token too and probably what is meant",
                     AnswerWarning,
-                    stacklevel=4,
                 )
                 return
 

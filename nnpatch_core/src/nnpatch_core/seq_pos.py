@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
@@ -192,3 +192,13 @@ class CustomConstant:
             PositionError: a position outside the prompt, or named twice.
         """
         return [normalise(self.positions, seq_len)]
+
+
+BUILTIN_SEQ_POS: Mapping[str, Callable[..., SeqPos]] = {
+    "all": AllPositions,
+    "custom": Custom,
+    "custom_constant": CustomConstant,
+    "each": Each,
+    "last": Last,
+    "lastk": LastK,
+}

@@ -14,7 +14,14 @@ from nnpatch_core._integers import strict_int, strict_ints
 from nnpatch_core._models import module_of
 from nnpatch_core.components import Component, canonical_name
 from nnpatch_core.errors import LayerError, PatchingError, PositionError
-from nnpatch_core.model_api import ModelAPI, check_head, check_layer, find_component, n_layers
+from nnpatch_core.model_api import (
+    ModelAPI,
+    check_head,
+    check_layer,
+    find_component,
+    n_layers,
+    split_heads,
+)
 from nnpatch_core.plugins.lookup import find_adapter
 from nnpatch_core.seq_pos import Group, normalise
 
@@ -211,16 +218,15 @@ class Site:
         return follow(nnmodel, f"{self.api.layers}.{self.layer}.{self._row.module}")
 
     def _split(self, activation: Tensor, nnmodel: Any) -> Tensor:
-        row = self._row
-        if row.heads is None:
-            return activation
-        config: Any = module_of(nnmodel).config
-        view = row.split(activation, self.api.n_heads(config, row.heads))
+        view = split_heads(self.api, self.component, activation, module_of(nnmodel))
         return view if self.head is None else view[:, :, self.head]
 
 
-def _in_order(sites: Iterable[Site]) -> tuple[Site, ...]:
-    return execution_order(sites)
+def _in_order(sites: Any) -> tuple[Site, ...]:
+    given = tuple(sites) if isinstance(sites, Iterable) else ()
+    if not given or not all(isinstance(site, Site) for site in given):
+        raise PatchingError(f"a MultiSite takes a list of at least one Site, got {sites!r}")
+    return execution_order(given)
 
 
 @attrs.frozen
@@ -239,16 +245,11 @@ class MultiSite:
     """
 
     sites: tuple[Site, ...] = attrs.field(converter=_in_order)
-    name: str = attrs.field()
+    name: str = attrs.field(validator=attrs.validators.instance_of(str))
 
     @name.default
     def _joined(self) -> str:
         return "+".join(dict.fromkeys(site.name for site in self.sites))
-
-    @sites.validator
-    def _not_empty(self, _: Any, sites: tuple[Site, ...]) -> None:
-        if not sites:
-            raise PatchingError("a MultiSite needs at least one site")
 
     @property
     def label(self) -> str:
@@ -289,15 +290,15 @@ def execution_order(sites: Iterable[Site]) -> tuple[Site, ...]:
     return tuple(sorted(sites, key=key))
 
 
-def check_site(site: Site, model: Any, seq_len: int) -> None:
+def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:
     """Raise the fitting error if `model`, or a prompt of `seq_len` tokens, lacks the site."""
     row = find_component(site.api, site.component)
     check_layer(site.layer, n_layers(site.api, model))
     if site.head is not None:
         count = site.api.n_heads(model.config, row.heads) if row.heads else None
         check_head(site.head, site.component, row, count)
-    if site.seq_pos is not None:
-        normalise(site.seq_pos, seq_len)
+    if seq_len is not None:
+        site.group(seq_len)
 
 
 def follow(root: Any, path: str) -> Any:

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import attrs
 from torch import Tensor
 
-from nnpatch_core._integers import strict_ints
-from nnpatch_core._models import module_of
+from nnpatch_core._integers import strict_int, strict_ints
+from nnpatch_core._models import module_of, vocab_size
+from nnpatch_core.batch import check_tokens
 from nnpatch_core.components import Component, canonical_name
 from nnpatch_core.errors import (
     HeadError,
@@ -112,7 +113,7 @@ class Sites:
 
         The outcome has one axis, `site`, for each name, in the order of the list.
         """
-        return SiteList(tuple(sites))
+        return SiteList(sites)
 
     def get_sites_dict(self, nnmodel: Any, api: Any, tokens: Tensor) -> dict[str, list[Site]]:
         """Site name to the list of its sites, for prompts of the width of `tokens`.
@@ -122,6 +123,7 @@ class Sites:
             api: an adapter, its name, or None to find it by the model.
             tokens: `[batch, seq]`.
         """
+        check_tokens("tokens", tokens, vocab_size(module_of(nnmodel)))
         grids = self.grids(nnmodel, api, tokens.shape[1])
         return {
             name: [site for cell in grid.sites for site in cell.sites]
@@ -182,22 +184,27 @@ class Sites:
         return Grid(tuple(axes), tuple(index), tuple(sites))
 
 
+def _site_list(sites: Any) -> tuple[AnySite, ...]:
+    if not isinstance(sites, Iterable):
+        raise PatchingError(f"from_sites takes a list of sites, got {sites!r}")
+    given = tuple(sites)
+    if not given:
+        raise PatchingError("the list of sites is empty; give at least one")
+    for site in given:
+        if not isinstance(site, Site | MultiSite):
+            raise PatchingError(f"from_sites takes Site and MultiSite objects, got {site!r}")
+    return given
+
+
 @attrs.frozen
 class SiteList:
     """The user's own sites, each patched alone; made by `Sites.from_sites`."""
 
-    sites: tuple[AnySite, ...] = attrs.field()
-
-    @sites.validator
-    def _only_sites(self, _: Any, sites: tuple[AnySite, ...]) -> None:
-        if not sites:
-            raise PatchingError("the list of sites is empty; give at least one")
-        for site in sites:
-            if not isinstance(site, Site | MultiSite):
-                raise PatchingError(f"from_sites takes Site and MultiSite objects, got {site!r}")
+    sites: tuple[AnySite, ...] = attrs.field(converter=_site_list)
 
     def get_sites_dict(self, nnmodel: Any, api: Any, tokens: Tensor) -> dict[str, list[AnySite]]:
         """Site name to the list of its sites, in the order of the list."""
+        check_tokens("tokens", tokens, vocab_size(module_of(nnmodel)))
         grids = self.grids(nnmodel, api, tokens.shape[1])
         return {name: list(grid.sites) for name, grid in grids.items()}
 
@@ -229,9 +236,13 @@ def expand(strategy: SeqPos, seq_len: int) -> list[Group]:
     Raises:
         PositionError: the strategy broke a law, or its positions are not in the prompt.
     """
-    groups = strategy.expand(seq_len)
-    if not groups:
+    given = strategy.expand(seq_len)
+    if not given:
         raise PositionError(f"{strategy!r} gives no positions for a prompt of {seq_len} tokens")
+    if not all(isinstance(group, Iterable) for group in given):
+        raise PositionError(f"{strategy!r} must give groups of positions, got {given!r}")
+    what = f"the positions that {strategy!r} gives"
+    groups = [tuple(strict_int(each, what, PositionError) for each in group) for group in given]
     for group in groups:
         ascending = list(group) == sorted(set(group))
         if not group or not ascending or group[0] < 0 or group[-1] >= seq_len:
@@ -249,7 +260,10 @@ def expand(strategy: SeqPos, seq_len: int) -> list[Group]:
 
 
 def _component_names(names: Any) -> tuple[str, ...]:
-    given = (names,) if isinstance(names, str) else tuple(names)
+    given = (names,) if isinstance(names, str) else names
+    if not isinstance(given, Iterable):
+        raise UnknownNameError(f"site_names must be component names, got {names!r}")
+    given = tuple(given)
     if not given:
         raise UnknownNameError("site_names is empty; name at least one component")
     for name in given:
@@ -286,10 +300,11 @@ def make_strategy(name: str, seq_pos: Any = None) -> SeqPos:
     factory = find_seq_pos(name)
     parameters = inspect.signature(factory).parameters.values()
     shown = "None" if name == "all" else repr(name)
-    if seq_pos is None:
-        if any(parameter.default is parameter.empty for parameter in parameters):
-            raise PositionError(f"seq_pos_type={shown} needs seq_pos=")
-        return factory()
-    if not parameters:
+    if seq_pos is None and any(each.default is each.empty for each in parameters):
+        raise PositionError(f"seq_pos_type={shown} needs seq_pos=")
+    if seq_pos is not None and not parameters:
         raise PositionError(f"seq_pos={seq_pos!r} means nothing with seq_pos_type={shown}")
-    return factory(seq_pos)
+    strategy = factory() if seq_pos is None else factory(seq_pos)
+    if not isinstance(strategy, SeqPos):
+        raise PositionError(f"seq_pos_type={shown} stands for {strategy!r}, which is no strategy")
+    return strategy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from nnpatch_core.patching.sweep import (
     Sweep,
     baselines,
     check_finite,
+    label_prompts,
     outcome,
     prepare,
     run_baseline,
@@ -66,9 +67,10 @@ def ablation_patching(
         other_answer_index: `[batch]`, the token to compare it with, for metrics that need one.
         method: `"zero"`; `"mean"`: the mean over the tokens of `reference`; or `"resample"`: the
             activation of a random prompt of `reference`, at the same position from the end.
-        reference: the data set: tokens `[batch, seq]`, or (for `"mean"`) an iterable of batches,
-            which may be larger than memory; each may be a pair with its mask, or a tokenizer's
-            output. None is `tokens` themselves; `"resample"` then never takes a prompt for itself.
+        reference: the data set: one batch, or (for `"mean"`) an iterable of batches, which may be
+            larger than memory; a batch is tokens `[batch, seq]`, a tuple `(tokens, mask)`, or a
+            tokenizer's output. None is `tokens` themselves; `"resample"` then never takes a prompt
+            for itself.
         per_position: for `"mean"`: average each position, counted from the end, apart.
         seed: for `"resample"`: which prompts are drawn.
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding.
@@ -126,9 +128,10 @@ def ablation_patching(
             "metric 'logit_difference' compares two answers: pass other_answer_index=, "
             "or another metric"
         )
-    donors = None
+    prompts = label_prompts(sweep, batch, batch, tokenizer)
+    data = None if reference is None else read_batches(traced, model, "reference", reference)
     if method == "resample":
-        donors = _draw(traced, batch, reference, strict_int(seed, "seed", TokensError))
+        donors = _draw(batch, data, strict_int(seed, "seed", TokensError))
 
     with evaluating(model):
         logits = run_baseline(traced, sweep, batch)
@@ -136,47 +139,50 @@ def ablation_patching(
         baseline = baselines(sweep, context)
         for name, run in baseline.items():
             check_finite(name, run.target.mean().item(), "in the unablated run")
-        replacement = _replacement(sweep, batch, method, reference, per_position, donors)
+        if method == "zero":
+            replacement = _zeros(batch)
+        elif method == "mean":
+            replacement = _means(sweep, batch, data, per_position)
+        else:
+            replacement = _resampled(sweep, batch, donors)
         raw = run_cells(sweep, batch, context, replacement)
-    return outcome(sweep, f"ablation ({method})", "change", raw, baseline, batch, batch, tokenizer)
+    return outcome(sweep, f"ablation ({method})", "change", raw, baseline, prompts)
 
 
-def _replacement(
-    sweep: Sweep,
-    batch: Batch,
-    method: str,
-    reference: Any,
-    per_position: bool,
-    donors: Batch | None,
-) -> Any:
-    """For some rows of the batch, what is put at the sites."""
-    nnmodel, seq_len = sweep.nnmodel, batch.seq_len
-    if method == "zero":
-        return lambda rows: Zeros(batch.mask[rows])
-    if donors is not None:
-
-        def resampled(rows: slice) -> Replacement:
-            donor = donors.rows(rows)
-            _, found = record(nnmodel, donor, sweep.sites)
-            activations = {at: aligned(value, seq_len) for at, value in found.items()}
-            known = aligned(donor.mask[..., None], seq_len)[..., 0]
-            return Recorded(nnmodel, activations, batch.mask[rows] * known.to(batch.mask.device))
-
-        return resampled
-    if reference is None:
-        batches: Iterable[Batch] = (batch.rows(rows) for rows in sweep.chunks(len(batch)))
-    else:
-        batches = read_batches(nnmodel, module_of(nnmodel), "reference", reference)
-    means, known = mean_activations(nnmodel, sweep.sites, batches, seq_len, per_position)
-    return lambda rows: Recorded(nnmodel, means, batch.mask[rows] * known.to(batch.mask.device))
+def _zeros(batch: Batch) -> Callable[[slice], Replacement]:
+    return lambda rows: Zeros(batch.mask[rows])
 
 
-def _draw(nnmodel: Any, batch: Batch, reference: Any, seed: int) -> Batch:
+def _means(
+    sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position: bool
+) -> Callable[[slice], Replacement]:
+    """The mean over the data set, or over the prompts themselves."""
+    nnmodel = sweep.nnmodel
+    data = map(batch.rows, sweep.chunks(len(batch))) if data is None else data
+    means, known = mean_activations(nnmodel, sweep.sites, data, batch.seq_len, per_position)
+    mask = batch.mask * known.to(batch.mask.device)
+    return lambda rows: Recorded(nnmodel, means, mask[rows])
+
+
+def _resampled(sweep: Sweep, batch: Batch, donors: Batch) -> Callable[[slice], Replacement]:
+    """Each prompt's donor, aligned at the right end."""
+    known = aligned(donors.mask[..., None], batch.seq_len)[..., 0]
+    mask = batch.mask * known.to(batch.mask.device)
+
+    def replacement(rows: slice) -> Replacement:
+        _, found = record(sweep.nnmodel, donors.rows(rows), sweep.sites)
+        activations = {at: aligned(value, batch.seq_len) for at, value in found.items()}
+        return Recorded(sweep.nnmodel, activations, mask[rows])
+
+    return replacement
+
+
+def _draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> Batch:
     """For each prompt the one whose activations it gets."""
     random = torch.Generator().manual_seed(seed)
     count = len(batch)
-    if reference is not None:
-        drawn = list(read_batches(nnmodel, module_of(nnmodel), "reference", reference))
+    if data is not None:
+        drawn = list(data)
         if len(drawn) != 1:
             raise TokensError(
                 f"method='resample' takes one batch as reference, got {len(drawn)}: "

@@ -15,12 +15,13 @@ from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
 from nnpatch_core.patching.sweep import (
     baselines,
     check_finite,
+    label_prompts,
     outcome,
     prepare,
     run_baseline,
     run_cells,
 )
-from nnpatch_core.results import Baseline, Outcome
+from nnpatch_core.results import Baseline, Outcome, Prompts
 from nnpatch_core.sites import SweepSites
 
 
@@ -114,6 +115,7 @@ def activation_patching(
         batch_size=batch_size,
         progress=progress,
     )
+    prompts = label_prompts(sweep, source, target, tokenizer)
 
     with evaluating(model):
         context = MetricContext(
@@ -123,7 +125,7 @@ def activation_patching(
             run_baseline(traced, sweep, target),
         )
         if force_model_confidence:
-            _check_confidence(context)
+            _check_confidence(context, prompts)
         baseline = baselines(sweep, context)
         _check_denominators(baseline)
         both = source.mask * target.mask.to(source.mask.device)
@@ -133,7 +135,7 @@ def activation_patching(
             return Recorded(traced, activations, both[rows])
 
         raw = run_cells(sweep, target, context, replacement)
-    return outcome(sweep, "activation", "restored", raw, baseline, source, target, tokenizer)
+    return outcome(sweep, "activation", "restored", raw, baseline, prompts)
 
 
 def _one_mask(run: str, both: Tensor | None, own: Tensor | None) -> Tensor | None:
@@ -145,15 +147,18 @@ def _one_mask(run: str, both: Tensor | None, own: Tensor | None) -> Tensor | Non
     return both if own is None else own
 
 
-def _check_confidence(context: MetricContext) -> None:
+def _check_confidence(context: MetricContext, prompts: Prompts) -> None:
     """Raise `ConfidenceError`, with the prompts, unless each run prefers its own answer."""
     source = logit_difference(context.source_logits, context)
     target = logit_difference(context.target_logits, context)
+    check_finite("logit_difference", source.mean().item(), "in the source run")
+    check_finite("logit_difference", target.mean().item(), "in the target run")
     rows = (~((source > 0) & (target < 0))).nonzero().flatten().tolist()
     if rows:
         listed = "; ".join(
-            f"prompt {row}: {source[row]:+.2f} in the source run (must be above 0), "
-            f"{target[row]:+.2f} in the target run (must be below 0)"
+            f"prompt {row}: {source[row]:+.2f} (must be above 0) in the source run "
+            f"{prompts.text(row)[0]}, {target[row]:+.2f} (must be below 0) in the target run "
+            f"{prompts.text(row)[1]}"
             for row in rows
         )
         raise ConfidenceError(

@@ -14,25 +14,39 @@ from nnpatch_core.batch import Batch, make_batch
 from nnpatch_core.engine import record
 from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import TokensError
-from nnpatch_core.site import Site, execution_order
+from nnpatch_core.site import Site, check_site, execution_order
+from nnpatch_core.sites import Sites
 
 
 def read_batches(nnmodel: Any, model: Any, name: str, batches: Any) -> Iterable[Batch]:
-    """The batches of a data set, one at a time.
+    """The batches of a data set: checked at once if it is in memory, else one at a time.
 
-    `batches` is tokens `[batch, seq]`, or an iterable of them; each may be a pair with its mask, or
-    a mapping with `input_ids` and `attention_mask`. `name` is what errors call them.
+    `batches` is one batch, or an iterable of them: tokens `[batch, seq]`, a tuple `(tokens, mask)`,
+    or a mapping with `input_ids` and `attention_mask`. `name` is what errors call them.
     """
-    one = isinstance(batches, Tensor) or hasattr(batches, "keys")
     words = {"vocab_size": vocab_size(model), "pad_id": pad_id(nnmodel, model)}
-    for batch in [batches] if one else batches:
+
+    def read(batch: Any) -> Batch:
+        tokens, mask = batch, None
         if hasattr(batch, "keys"):
-            tokens, mask = batch["input_ids"], batch.get("attention_mask")
-        elif isinstance(batch, Sequence):
+            if "input_ids" not in batch:
+                raise TokensError(f"{name} has no 'input_ids', only {list(batch.keys())}")
+            tokens, mask = batch.get("input_ids"), batch.get("attention_mask")
+        elif isinstance(batch, tuple) and len(batch) == 2:
             tokens, mask = batch
-        else:
-            tokens, mask = batch, None
-        yield make_batch(name, tokens, mask, **words)
+        return make_batch(name, tokens, mask, **words)
+
+    if isinstance(batches, Tensor | tuple) or hasattr(batches, "keys"):
+        return [read(batches)]
+    if isinstance(batches, Sequence):
+        if not batches:
+            raise TokensError(f"{name} is empty; give at least one batch")
+        return [read(batch) for batch in batches]
+    if not isinstance(batches, Iterable):
+        raise TokensError(
+            f"{name} must be tokens [batch, seq] or an iterable of batches, got {batches!r}"
+        )
+    return map(read, batches)
 
 
 def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
@@ -46,11 +60,12 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
     Args:
         nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
         sites: `Site`s and `MultiSite`s; what they had cached is forgotten.
-        batches: tokens `[batch, seq]`, or an iterable of them; each may be a pair with its mask, or
-            a tokenizer's output.
+        batches: one batch or an iterable of them: tokens `[batch, seq]`, a tuple `(tokens, mask)`,
+            or a tokenizer's output.
 
     Raises:
-        TokensError: the data set is empty, or a prompt has padding at a site's position.
+        PatchingError: a site that the model does not have, a malformed batch, an empty data set,
+            or a prompt that has padding at a site's position.
 
     Examples:
         >>> import torch
@@ -63,9 +78,9 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
     """
     traced = as_nnsight(nnmodel)
     model = module_of(traced)
-    cells = list(sites)
-    wanted = execution_order(site for cell in cells for site in cell.sites)
+    wanted = execution_order(each for cell in Sites.from_sites(sites).sites for each in cell.sites)
     for site in wanted:
+        check_site(site, model)
         site.clear()
     empty = True
 
@@ -74,7 +89,7 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
             site.cache(model, average=True)
 
     with evaluating(model):
-        for batch in read_batches(traced, model, "a batch of the data set", batches):
+        for batch in read_batches(traced, model, "the data set", batches):
             for site in wanted:
                 if not bool(batch.mask[:, list(site.group(batch.seq_len))].all()):
                     raise TokensError(

@@ -72,9 +72,9 @@ def prepare(
     Raises:
         PatchingError: one of its kinds, for whatever is wrong.
     """
-    if engine not in ENGINES:
+    if not isinstance(engine, str) or engine not in ENGINES:
         raise UnknownNameError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
-    if not hasattr(sites, "grids"):
+    if isinstance(sites, type) or not hasattr(sites, "grids"):
         raise PatchingError(f"sites must be Sites(...) or Sites.from_sites(...), got {sites!r}")
     if batch_size is not None and strict_int(batch_size, "batch_size", TokensError) < 1:
         raise TokensError(f"batch_size must be at least 1, got {batch_size}")
@@ -160,9 +160,7 @@ def outcome(
     scale: Scale,
     raw: Mapping[str, Mapping[str, Tensor]],
     baseline: Mapping[str, Baseline],
-    source: Batch,
-    target: Batch,
-    tokenizer: Any,
+    prompts: Prompts,
 ) -> Outcome:
     """Put the labels to what was measured."""
     model = module_of(sweep.nnmodel)
@@ -174,7 +172,7 @@ def outcome(
         cells={name: Cells.of(grid) for name, grid in sweep.grids.items()},
         raw=raw,
         baselines=baseline,
-        prompts=_prompts(source, target, tokenizer or getattr(sweep.nnmodel, "tokenizer", None)),
+        prompts=prompts,
         metric=next(iter(sweep.metrics)),
         info={
             "adapter": ", ".join(adapters),
@@ -187,7 +185,11 @@ def outcome(
     )
 
 
-def _prompts(source: Batch, target: Batch, tokenizer: Any) -> Prompts:
+def label_prompts(sweep: Sweep, source: Batch, target: Batch, tokenizer: Any) -> Prompts:
+    """The prompts as they are run, with the text of their tokens if a tokenizer is at hand."""
+    tokenizer = getattr(sweep.nnmodel, "tokenizer", None) if tokenizer is None else tokenizer
+    if tokenizer is not None and not hasattr(tokenizer, "decode"):
+        raise TokensError(f"tokenizer must be a Hugging Face tokenizer, got {tokenizer!r}")
     source, target = source.to(torch.device("cpu")), target.to(torch.device("cpu"))
     strings = {}
     if tokenizer is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from torch import nn
@@ -11,18 +11,9 @@ from nnpatch_core.errors import AdapterError, UnknownNameError
 from nnpatch_core.metrics import BUILTIN_METRICS, Metric, with_context
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.manager import ENVIRONMENT_VARIABLE, Registered, Registry, load_plugins
-from nnpatch_core.seq_pos import AllPositions, Custom, CustomConstant, Each, Last, LastK, SeqPos
+from nnpatch_core.seq_pos import BUILTIN_SEQ_POS, SeqPos
 
 T = TypeVar("T")
-
-BUILTIN_SEQ_POS: Mapping[str, Callable[..., SeqPos]] = {
-    "all": AllPositions,
-    "custom": Custom,
-    "custom_constant": CustomConstant,
-    "each": Each,
-    "last": Last,
-    "lastk": LastK,
-}
 
 
 def find_metric(name: str) -> Metric:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
 import attrs
 import pluggy
 
+from nnpatch_core._warnings import warn
 from nnpatch_core.errors import PluginWarning
+from nnpatch_core.metrics import BUILTIN_METRICS
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins import hookspecs
+from nnpatch_core.seq_pos import BUILTIN_SEQ_POS
 
 #: Limits what is loaded: entry-point or distribution names, separated by commas; empty is none.
 ENVIRONMENT_VARIABLE = "NNPATCH_PLUGINS"
@@ -77,13 +79,13 @@ class _Collected:
     metrics: list[Registered[Callable[..., Any]]] = attrs.field(factory=list)
 
 
-def load_plugins(warn: bool = True) -> Registry:
+def load_plugins(report: bool = True) -> Registry:
     """Load the installed plugins and collect what they register.
 
     The environment variable `NNPATCH_PLUGINS` limits what is loaded.
 
     Args:
-        warn: whether each plugin that fails is reported by a `PluginWarning`.
+        report: whether each plugin that fails gives a `PluginWarning`.
     """
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
@@ -92,7 +94,7 @@ def load_plugins(warn: bool = True) -> Registry:
     failures: list[Failure] = []
     collected = _Collected()
     installed = list(_installed())
-    if warn and wanted is not None:
+    if report and wanted is not None:
         _warn_of_unknown(wanted, [plugin for plugin, _ in installed])
     for plugin, entry_point in installed:
         if wanted is not None and not wanted & _keys(plugin):
@@ -102,8 +104,8 @@ def load_plugins(warn: bool = True) -> Registry:
             loaded.append(plugin)
         else:
             failures.append(failure)
-            if warn:
-                warnings.warn(str(failure), PluginWarning, stacklevel=2)
+            if report:
+                warn(str(failure), PluginWarning)
     return Registry(
         plugins=tuple(loaded),
         adapters=tuple(collected.adapters),
@@ -125,10 +127,9 @@ def _warn_of_unknown(wanted: set[str], installed: list[Plugin]) -> None:
     unknown = sorted(wanted.difference(*map(_keys, installed)))
     if unknown:
         names = ", ".join(plugin.name for plugin in installed) or "none"
-        warnings.warn(
+        warn(
             f"{ENVIRONMENT_VARIABLE} names {', '.join(unknown)}, but installed are {names}",
             PluginWarning,
-            stacklevel=3,
         )
 
 
@@ -138,23 +139,34 @@ def _wanted(variable: str | None) -> set[str] | None:
     return {_key(name) for name in variable.split(",") if name.strip()}
 
 
-def _installed() -> Iterable[tuple[Plugin, metadata.EntryPoint]]:
-    """Each entry point of the group, once; of a distribution found twice, the first counts."""
+def _installed() -> Iterable[tuple[Plugin, metadata.EntryPoint | Exception]]:
+    """Each entry point of the group, once; of a distribution found twice, the first counts.
+
+    A distribution whose entry points cannot be read gives the error in place of one.
+    """
     seen: set[str] = set()
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
         if name is None or _key(name) in seen:
             continue
         seen.add(_key(name))
-        for entry_point in distribution.entry_points:
+        try:
+            entry_points = list(distribution.entry_points)
+        except Exception as error:
+            if hookspecs.PROJECT in (distribution.read_text("entry_points.txt") or ""):
+                yield Plugin(name, name, distribution.version, ""), error
+            continue
+        for entry_point in entry_points:
             if entry_point.group == hookspecs.PROJECT:
                 plugin = Plugin(entry_point.name, name, distribution.version, entry_point.value)
                 yield plugin, entry_point
 
 
 def _load(
-    manager: pluggy.PluginManager, plugin: Plugin, entry_point: metadata.EntryPoint
+    manager: pluggy.PluginManager, plugin: Plugin, entry_point: metadata.EntryPoint | Exception
 ) -> Failure | None:
+    if isinstance(entry_point, Exception):
+        return Failure(plugin, "reading its entry points", entry_point)
     try:
         module = entry_point.load()
     except (Exception, SystemExit) as error:
@@ -183,8 +195,8 @@ def _call_hooks(
     ]
     registers = {
         "register_model_apis": _adapter_register(plugin, own.adapters),
-        "register_seq_pos": _named_register(plugin, own.seq_pos),
-        "register_metrics": _named_register(plugin, own.metrics),
+        "register_seq_pos": _named_register(plugin, own.seq_pos, BUILTIN_SEQ_POS),
+        "register_metrics": _named_register(plugin, own.metrics, BUILTIN_METRICS),
     }
     for hook, register in registers.items():
         try:
@@ -210,11 +222,13 @@ def _adapter_register(
 
 
 def _named_register(
-    plugin: Plugin, into: list[Registered[Callable[..., Any]]]
+    plugin: Plugin, into: list[Registered[Callable[..., Any]]], builtin: Container[str]
 ) -> Callable[[str, Callable[..., Any]], None]:
     def register(name: str, value: Callable[..., Any]) -> None:
         if not isinstance(name, str) or not name:
             raise TypeError(f"a name must be a non-empty string, got {name!r}")
+        if name in builtin:
+            raise ValueError(f"{name!r} is built in; register under another name")
         if not callable(value):
             raise TypeError(f"{name!r} must be callable, got {value!r}")
         into.append(Registered(name, value, plugin))

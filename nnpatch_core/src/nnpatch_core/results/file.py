@@ -49,10 +49,11 @@ def write(
         "info": dict(info),
     }
     tensors = {f"prompts/{field}": getattr(prompts, field) for field in _PROMPT_TENSORS}
-    tensors |= {f"cells/{name}": swept.index for name, swept in cells.items()}
-    for name, baseline in baselines.items():
-        tensors |= {f"source/{name}": baseline.source, f"target/{name}": baseline.target}
-        tensors |= {f"raw/{name}/{site}": values for site, values in raw[name].items()}
+    # Numbered, not named: a user's name may hold anything, a slash too.
+    tensors |= {f"cells/{place}": swept.index for place, swept in enumerate(cells.values())}
+    for number, (name, baseline) in enumerate(baselines.items()):
+        tensors |= {f"source/{number}": baseline.source, f"target/{number}": baseline.target}
+        tensors |= {f"raw/{number}/{place}": raw[name][site] for place, site in enumerate(cells)}
     # safetensors refuses tensors that share memory, as an ablation's two baselines do.
     apart = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
     path = Path(path)
@@ -72,27 +73,38 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("nnpatch", "{}"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise OutcomeError(f"{os.fspath(path)} is not an outcome: {error}") from error
-    if header.get("format") != _FORMAT:
+    found = header.get("format") if isinstance(header, dict) else None
+    if found != _FORMAT:
         raise OutcomeError(
-            f"{os.fspath(path)} is not an outcome of this version: its format is "
-            f"{header.get('format')!r}, this version reads {_FORMAT!r}"
+            f"{os.fspath(path)} is not an outcome of this version: its format is {found!r}, "
+            f"this version reads {_FORMAT!r}"
         )
+    try:
+        return _fields(header, tensors)
+    except KeyError as error:
+        raise OutcomeError(f"{os.fspath(path)} is not a whole outcome: it lacks {error}") from error
+
+
+def _fields(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     cells = {
         name: Cells(
-            tuple(Axis(axis, tuple(labels)) for axis, labels in axes), tensors[f"cells/{name}"]
+            tuple(Axis(axis, tuple(labels)) for axis, labels in axes), tensors[f"cells/{place}"]
         )
-        for name, axes in header["axes"].items()
+        for place, (name, axes) in enumerate(header["axes"].items())
     }
-    metrics = header["metrics"]
     return {
         "kind": header["kind"],
         "scale": header["scale"],
         "cells": cells,
-        "raw": {name: {site: tensors[f"raw/{name}/{site}"] for site in cells} for name in metrics},
+        "raw": {
+            name: {site: tensors[f"raw/{number}/{place}"] for place, site in enumerate(cells)}
+            for number, name in enumerate(header["metrics"])
+        },
         "baselines": {
-            name: Baseline(tensors[f"source/{name}"], tensors[f"target/{name}"]) for name in metrics
+            name: Baseline(tensors[f"source/{number}"], tensors[f"target/{number}"])
+            for number, name in enumerate(header["metrics"])
         },
         "prompts": Prompts(
             **{field: tensors[f"prompts/{field}"] for field in _PROMPT_TENSORS},

@@ -38,6 +38,12 @@ class Prompts:
     target_mask: Tensor
     strings: Mapping[int, str] = attrs.field(factory=dict)
 
+    def text(self, row: int) -> tuple[str, str]:
+        """A prompt of the source run and of the target run; token ids where no text is known."""
+        runs = ((self.source_tokens, self.source_mask), (self.target_tokens, self.target_mask))
+        source, target = (tokens[row][mask[row].bool()].tolist() for tokens, mask in runs)
+        return self._spelled(source), self._spelled(target)
+
     def label(self, position: int, *, strip: bool = False) -> str:
         """The tokens that the prompts have at a position: two of them, and a sign of more.
 
@@ -55,6 +61,11 @@ class Prompts:
         if not shown:
             return "(padding)"
         return "|".join(shown[:2]) + ("|…" if len(shown) > 2 else "")
+
+    def _spelled(self, tokens: list[int]) -> str:
+        if not self.strings:
+            return str(tokens)
+        return repr("".join(self.strings[token] for token in tokens))
 
 
 @attrs.frozen(eq=False)
