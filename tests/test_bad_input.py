@@ -29,6 +29,7 @@ from nnpatch_core import (
 )
 from nnpatch_core.errors import (
     AdapterError,
+    AdapterWarning,
     AnswerError,
     ConfidenceError,
     HeadError,
@@ -576,7 +577,7 @@ def test_unknown_ablation_method(counted, method):
     ],
 )
 def test_ablation_option_that_means_nothing(counted, options, parts):
-    with counted.rejects(UnknownNameError, *parts):
+    with counted.rejects(PatchingError, *parts):
         counted.ablation(**options)
 
 
@@ -611,7 +612,7 @@ def test_resample_needs_another_prompt(counted):
 
 
 def test_ablation_by_two_answers_of_which_one_is_missing(counted):
-    with counted.rejects(MetricError, "'logit_difference'", "other_answer_index="):
+    with counted.rejects(AnswerError, "'logit_difference'", "other_answer_index="):
         counted.ablation(other_answer_index=None)
 
 
@@ -1051,3 +1052,14 @@ def test_confidence_is_asked_of_the_target_run_too(counted, confident):
 
 def test_confidence_is_not_asked_for_by_default(counted, confident):
     counted.activation(**_swap(confident, torch.tensor([0, 1])))
+
+
+# Adapters of another family -----------------------------------------------------------------------
+
+
+def test_adapter_of_another_family_warns(counted):
+    """It fits by its names, and yet Gemma 2's blocks end in norms that Llama's do not have."""
+    gemma = tiny_model("gemma2")
+    arguments = (SOURCE, TARGET, torch.tensor([1, 2]), torch.tensor([3, 4]))
+    with pytest.warns(AdapterWarning, match="'TinyLlama' is for model_type llama, mistral.*gemma2"):
+        activation_patching(gemma, tiny_api(), Sites("resid"), *arguments, progress=False)

@@ -255,10 +255,10 @@ def test_strongest_are_the_largest_of_all_that_was_swept(out):
 
 def test_strongest_of_a_list_of_sites(listed):
     rows = listed.strongest()
-    assert {row["site"] for row in rows} == {
-        "mlp L1 [-1]",
-        "mlp L2 [-1]",
-        "attn L0 [-1] + mlp L1 [-1]",
+    assert {(row["site"], row["label"]) for row in rows} == {
+        ("mlp", "mlp L1 [-1]"),
+        ("mlp", "mlp L2 [-1]"),
+        ("both", "attn L0 [-1] + mlp L1 [-1]"),
     }
 
 
@@ -389,8 +389,9 @@ def test_dataframe_has_only_the_columns_that_there_are(model, pairs, sites, colu
 
 def test_dataframe_of_a_list_of_sites(listed):
     frame = listed.to_dataframe()
-    assert list(frame.columns) == ["site", "value"]
-    values = dict(zip(frame["site"], frame["value"], strict=True))
+    assert list(frame.columns) == ["site", "label", "value"]
+    assert frame["site"].tolist() == ["mlp", "mlp", "both"]
+    values = dict(zip(frame["label"], frame["value"], strict=True))
     assert values == {
         "mlp L1 [-1]": listed["mlp"][0].item(),
         "mlp L2 [-1]": listed["mlp"][1].item(),

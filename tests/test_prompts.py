@@ -211,7 +211,7 @@ def test_drop_answers_of_several_tokens(tokenizer):
     texts = list(changed(source_answer=[" New York", " Rome"]))
     pairs = PromptPairs.from_texts(*texts, tokenizer, multi_token="drop")
     assert len(pairs) == 1
-    assert repr(pairs) == "PromptPairs(1 pairs of 6 tokens, 1 dropped)"
+    assert repr(pairs) == "PromptPairs(1 pair of 6 tokens, 1 dropped)"
     ((pair, reason),) = pairs.dropped
     assert pair == TextPair(*(column[0] for column in texts))
     assert "' New York' is 2 tokens" in reason

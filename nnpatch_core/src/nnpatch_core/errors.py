@@ -53,6 +53,10 @@ class PluginWarning(UserWarning):
     """A plugin was left out: it did not import, or one of its hooks raised."""
 
 
+class AdapterWarning(UserWarning):
+    """An adapter was chosen for a model of a type that it does not claim."""
+
+
 class PaddingWarning(UserWarning):
     """Tokens look padded, but no attention mask was given."""
 

@@ -96,7 +96,7 @@ class PromptPairs:
             ...     prompts[:1], prompts[1:], [" Paris"], [" Tokyo"], tokenizer
             ... )
             >>> pairs
-            PromptPairs(1 pairs of 5 tokens)
+            PromptPairs(1 pair of 5 tokens)
         """
         columns = (source, target, source_answers, target_answers)
         for name, column in zip(COLUMNS, columns, strict=True):
@@ -165,7 +165,8 @@ class PromptPairs:
 
     def __repr__(self) -> str:
         dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
-        return f"PromptPairs({len(self)} pairs of {self.source_tokens.shape[1]} tokens{dropped})"
+        pairs = "pair" if len(self) == 1 else "pairs"
+        return f"PromptPairs({len(self)} {pairs} of {self.source_tokens.shape[1]} tokens{dropped})"
 
     def arguments(self) -> dict[str, Any]:
         """What `activation_patching` takes, by keyword."""

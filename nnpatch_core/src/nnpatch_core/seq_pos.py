@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
@@ -59,11 +59,11 @@ def normalise(positions: Iterable[int], seq_len: int) -> Group:
     return tuple(sorted(found))
 
 
-def _positions(values: Any) -> tuple[int, ...]:
+def _positions(values: Sequence[int]) -> tuple[int, ...]:
     return strict_ints(values, "seq_pos", PositionError)
 
 
-def _count(value: Any) -> int:
+def _count(value: int) -> int:
     count = strict_int(value, "seq_pos of 'lastk'", PositionError)
     if count < 1:
         raise PositionError(f"seq_pos of 'lastk' must be at least 1, got {count}")

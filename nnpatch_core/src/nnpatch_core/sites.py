@@ -109,7 +109,7 @@ class Sites:
 
     @staticmethod
     def from_sites(sites: Iterable[AnySite]) -> SiteList:
-        """The user's own list of `Site`s and `MultiSite`s, each patched alone.
+        """The user's own list of `Site` and `MultiSite` objects, each patched alone.
 
         The outcome has one axis, `site`, for each name, in the order of the list.
         """
@@ -251,6 +251,11 @@ def expand(strategy: SeqPos, seq_len: int) -> list[Group]:
                 "a group must be ascending, without duplicates and inside the prompt"
             )
     firsts = [group[0] for group in groups]
+    if firsts != sorted(firsts):
+        raise PositionError(
+            f"{strategy!r} must give its groups in the order of their first positions, got "
+            f"{[list(group) for group in groups]}"
+        )
     if len(set(firsts)) < len(firsts) or (len(groups) > 1 and not strategy.one_by_one):
         raise PositionError(
             f"{strategy!r} gives groups that would share a place in the outcome: "

@@ -12,7 +12,7 @@ from nnpatch_core._integers import strict_int
 from nnpatch_core._models import as_nnsight, evaluating, module_of, pad_id, vocab_size
 from nnpatch_core.batch import Batch, check_answers, make_batch
 from nnpatch_core.engine import Recorded, Replacement, Zeros, record
-from nnpatch_core.errors import MetricError, TokensError, UnknownNameError
+from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
 from nnpatch_core.metrics import MetricContext, MetricSpec
 from nnpatch_core.patching.averages import aligned, mean_activations, read_batches
 from nnpatch_core.patching.sweep import (
@@ -101,9 +101,9 @@ def ablation_patching(
     if method not in METHODS:
         raise UnknownNameError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
     if method == "zero" and reference is not None:
-        raise UnknownNameError("reference= means nothing with method='zero'")
+        raise PatchingError("reference= means nothing with method='zero'")
     if method != "mean" and per_position:
-        raise UnknownNameError(f"per_position=True means nothing with method={method!r}")
+        raise PatchingError(f"per_position=True means nothing with method={method!r}")
     traced = as_nnsight(nnmodel)
     model = module_of(traced)
     vocab = vocab_size(model)
@@ -124,7 +124,7 @@ def ablation_patching(
         progress=progress,
     )
     if others is None and "logit_difference" in sweep.metrics:
-        raise MetricError(
+        raise AnswerError(
             "metric 'logit_difference' compares two answers: pass other_answer_index=, "
             "or another metric"
         )

@@ -59,7 +59,7 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
 
     Args:
         nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
-        sites: `Site`s and `MultiSite`s; what they had cached is forgotten.
+        sites: `Site` and `MultiSite` objects; what they had cached is forgotten.
         batches: one batch or an iterable of them: tokens `[batch, seq]`, a tuple `(tokens, mask)`,
             or a tokenizer's output.
 

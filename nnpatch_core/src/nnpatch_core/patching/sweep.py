@@ -13,11 +13,18 @@ from tqdm import tqdm
 
 from nnpatch_core._integers import strict_int
 from nnpatch_core._models import module_of
+from nnpatch_core._warnings import warn
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine import Replacement, forward, run_full
-from nnpatch_core.errors import MetricError, PatchingError, TokensError, UnknownNameError
+from nnpatch_core.errors import (
+    AdapterWarning,
+    MetricError,
+    PatchingError,
+    TokensError,
+    UnknownNameError,
+)
 from nnpatch_core.metrics import Metric, MetricContext, MetricSpec, measure, name_metrics
-from nnpatch_core.model_api import check_fits
+from nnpatch_core.model_api import ModelAPI, check_fits
 from nnpatch_core.plugins.lookup import find_metric
 from nnpatch_core.results import Baseline, Cells, Outcome, Prompts, Scale
 from nnpatch_core.site import AnySite, Site
@@ -84,7 +91,19 @@ def prepare(
     sweep = Sweep(nnmodel, grids, metrics, engine, batch_size, progress)
     for adapter in {id(site.api): site.api for site in sweep.sites}.values():
         check_fits(adapter, model)
+        _warn_of_other_type(adapter, model)
     return sweep
+
+
+def _warn_of_other_type(adapter: ModelAPI, model: Any) -> None:
+    """What fits by its names may still live elsewhere, as norms after a block do."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in adapter.model_types:
+        warn(
+            f"adapter {adapter.name!r} is for model_type {', '.join(adapter.model_types)}, but the "
+            f"model's is {model_type!r}: make sure that its components live in the same places",
+            AdapterWarning,
+        )
 
 
 def run_baseline(nnmodel: Any, sweep: Sweep, batch: Batch) -> Tensor:

@@ -25,9 +25,15 @@ def register_model_apis(register: Callable[[ModelAPI | type[ModelAPI]], None]) -
 
 @hookspec
 def register_seq_pos(register: Callable[[str, Callable[..., SeqPos]], None]) -> None:
-    """Add position strategies: call `register(name, strategy)`; it takes `seq_pos`, or nothing."""
+    """Add position strategies: call `register(name, strategy)`; it takes `seq_pos`, or nothing.
+
+    The name of a built-in strategy is refused.
+    """
 
 
 @hookspec
 def register_metrics(register: Callable[[str, Callable[..., Any] | Metric], None]) -> None:
-    """Add metrics: call `register(name, metric)`; it takes logits, and a context if it wants."""
+    """Add metrics: call `register(name, metric)`; it takes logits, and a context if it wants.
+
+    The name of a built-in metric is refused.
+    """

@@ -127,6 +127,8 @@ class Outcome(Mapping[str, Tensor]):
     def to_dataframe(self, per_prompt: bool = False) -> pandas.DataFrame:
         """One row a cell: site, layer, position, token, head, value; nan where not swept.
 
+        Sites of a list of your own have a `label` in place of layer, position and head.
+
         Args:
             per_prompt: one row a cell and prompt instead, with the metric of the patched, the
                 source and the target run in its unit.
@@ -135,7 +137,7 @@ class Outcome(Mapping[str, Tensor]):
             OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`).
         """
         module = extra("pandas", "pandas")
-        columns = ["site", "layer", "position", "token", "head"]
+        columns = ["site", "label", "layer", "position", "token", "head"]
         values = ["prompt", "patched", "source", "target"] if per_prompt else ["value"]
         rows = list(self._rows(per_prompt))
         used = [column for column in columns if any(column in row for row in rows)]
@@ -280,13 +282,12 @@ class Outcome(Mapping[str, Tensor]):
                     }
 
 
-#: A site of the user's own list has its label in the column of the site.
 _COLUMNS = {
     "layer": "layer",
     "position": "position",
     "head": "head",
     "kv_head": "head",
-    "site": "site",
+    "site": "label",
 }
 
 
