@@ -898,11 +898,11 @@ def test_adapter_that_does_not_fit_every_layer():
         Counted(model).activation()
 
 
-def _copied_heads(activation, n_heads):
-    return activation.unflatten(-1, (n_heads, -1)).clone()
+def _copied_heads(activation, config):
+    return activation.unflatten(-1, (config.num_attention_heads, -1)).clone()
 
 
-def _unsplit_heads(activation, n_heads):
+def _unsplit_heads(activation, config):
     return activation
 
 

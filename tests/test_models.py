@@ -25,7 +25,6 @@ from nnpatch_core import (
     activation_patching,
     decoder_components,
 )
-from nnpatch_core.components import consecutive_heads
 from nnpatch_core.testing import tiny_model, tiny_tokenizer
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral
@@ -420,10 +419,10 @@ def api_that_fails_at(call: int) -> DecoderAPI:
     """An adapter whose view raises at its nth call, in the middle of a trace."""
     calls = iter(range(1, 10_000))
 
-    def view(activation: torch.Tensor, n_heads: int) -> torch.Tensor:
+    def view(activation: torch.Tensor, config: Any) -> torch.Tensor:
         if next(calls) == call:
             raise InterruptedSweepError
-        return consecutive_heads(activation, n_heads)
+        return activation.unflatten(-1, (config.num_key_value_heads, -1))
 
     table = decoder_components()
     table["v"] = attrs.evolve(table["v"], view=view)

@@ -361,7 +361,7 @@ def test_dataframe(out):
 def test_dataframe_per_prompt(out):
     frame = out.to_dataframe(per_prompt=True)
     columns = ["site", "layer", "position", "token", "head", "prompt"]
-    assert list(frame.columns) == [*columns, "patched", "source", "target"]
+    assert list(frame.columns) == [*columns, "value", "patched", "source", "target"]
     assert len(frame) == 2 * len(out.to_dataframe())
     for prompt, part in frame.groupby("prompt"):
         assert part["source"].unique().tolist() == [out.baseline.source[prompt].item()]
@@ -370,6 +370,10 @@ def test_dataframe_per_prompt(out):
             np.testing.assert_array_equal(
                 part.loc[part["site"] == name, "patched"].to_numpy(np.float32),
                 out.patched(name)[..., prompt].flatten().numpy(),
+            )
+            np.testing.assert_array_equal(
+                part.loc[part["site"] == name, "value"].to_numpy(np.float32),
+                out.per_prompt(name)[..., prompt].flatten().numpy(),
             )
 
 
@@ -431,7 +435,7 @@ def test_xarray_per_prompt(out):
     assert data["resid"].dims == ("layer", "position", "prompt")
     assert data["k"].dims == ("layer", "position", "kv_head", "prompt")
     for name in SHAPES:
-        np.testing.assert_array_equal(data[name].values, out.patched(name).numpy())
+        np.testing.assert_array_equal(data[name].values, out.per_prompt(name).numpy())
 
 
 def test_xarray_of_a_list_of_sites(listed):

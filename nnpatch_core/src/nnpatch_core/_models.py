@@ -65,18 +65,19 @@ def input_device(model: nn.Module) -> torch.device | None:
 
 
 def forward_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """The keyword arguments of one forward on `batch`, of those that the model takes by name."""
-    offered = {
-        "position_ids": batch.position_ids,
-        "use_cache": False,
-        "logits_to_keep": 1,
-    }
+    """The keyword arguments of one forward on `batch`, of those that the model takes by name.
+
+    A wrapper that passes everything on is given all that every Hugging Face model understands.
+    """
     names = inspect.signature(type(model).forward).parameters
-    return {
-        "input_ids": batch.tokens,
-        "attention_mask": batch.mask,
-        **{name: value for name, value in offered.items() if name in names},
+    wrapper = "input_ids" not in names
+    offered = {"position_ids": batch.position_ids, "use_cache": False, "logits_to_keep": 1}
+    given = {
+        name: value
+        for name, value in offered.items()
+        if name in names or (wrapper and name != "logits_to_keep")
     }
+    return {"input_ids": batch.tokens, "attention_mask": batch.mask, **given}
 
 
 @contextmanager

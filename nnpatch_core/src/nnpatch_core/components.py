@@ -8,9 +8,12 @@ from typing import Any, Literal, TypeAlias
 import attrs
 from torch import Tensor
 
+from nnpatch_core.errors import AdapterError
+
 Side: TypeAlias = Literal["input", "output"]
 HeadKind: TypeAlias = Literal["query", "key_value"]
-HeadView: TypeAlias = Callable[[Tensor, int], Tensor]
+#: An activation `[batch, seq, width]` and the config to a view `[batch, seq, heads, dim]` of it.
+HeadView: TypeAlias = Callable[[Tensor, Any], Tensor]
 
 #: The components of a layer that nnpatch knows, in execution order.
 COMPONENT_NAMES = ("resid_pre", "q", "k", "v", "o", "attn", "mlp", "resid")
@@ -27,11 +30,6 @@ def canonical_name(name: str) -> str:
     return _ALIASES.get(name, name)
 
 
-def consecutive_heads(activation: Tensor, n_heads: int) -> Tensor:
-    """`[batch, seq, heads * dim]` as `[batch, seq, heads, dim]`, one head after the other."""
-    return activation.view(*activation.shape[:-1], n_heads, -1)
-
-
 @attrs.frozen
 class Component:
     """One row of an adapter's table: where in a layer an activation lives.
@@ -41,9 +39,10 @@ class Component:
         side: the module's `"output"`, or its first `"input"`.
         heads: `"query"` or `"key_value"` where the last axis splits into such heads, else None.
         item: which item holds the activation where the module gives a tuple.
-        view: for a component with heads, maps the activation `[batch, seq, width]` and the number
-            of heads to `[batch, seq, heads, dim]`. It must return a *view*: what is assigned to
-            the result is how a head is written. A fused projection slices here.
+        view: for a component with heads that do not simply stand one after the other: maps the
+            activation `[batch, seq, width]` and the model's text config to
+            `[batch, seq, heads, dim]`. It must return a *view*: what is assigned to the result is
+            how a head is written. A fused projection slices here.
 
     Examples:
         >>> Component("self_attn.q_proj", heads="query").side
@@ -62,13 +61,24 @@ class Component:
         kw_only=True,
         validator=[attrs.validators.instance_of(int), attrs.validators.ge(0)],
     )
-    view: HeadView = attrs.field(default=consecutive_heads, kw_only=True)
+    view: HeadView | None = attrs.field(default=None, kw_only=True)
+
+    @item.validator
+    def _of_output(self, _: Any, item: int) -> None:
+        if item and self.side == "input":
+            raise ValueError("item= is for outputs: the input is a module's first argument")
 
 
 def read(module: Any, component: Component) -> Tensor:
     """The activation `[batch, seq, width]` at `component` of an envoy, inside a trace."""
     value = module.input if component.side == "input" else module.output
-    found: Tensor = value[component.item] if isinstance(value, tuple) else value
+    found = value[component.item] if isinstance(value, tuple) else value
+    if not isinstance(found, Tensor) or found.ndim != 3:
+        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise AdapterError(
+            f"an activation must be a tensor [batch, seq, width], but the {component.side} of "
+            f"{component.module or 'the layer'!r} is {shape}"
+        )
     return found
 
 

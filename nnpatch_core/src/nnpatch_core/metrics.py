@@ -84,30 +84,33 @@ BUILTIN_METRICS: Mapping[str, Metric] = {
 
 
 def with_context(metric: Callable[..., Tensor]) -> Metric:
-    """`metric` as a function of logits and context, whether or not it takes the context."""
+    """`metric` as a function of logits and context, whether or not it takes the context.
+
+    It takes it if it has a parameter called `context`, or requires a second argument.
+    """
     try:
-        parameters = inspect.signature(metric).parameters.values()
+        parameters = inspect.signature(metric).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return metric
-    if any(each.name == "context" and each.kind is each.KEYWORD_ONLY for each in parameters):
+    if "context" in parameters:
         return lambda logits, context: metric(logits, context=context)
-    positional = [
+    required = [
         parameter
-        for parameter in parameters
+        for parameter in parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.default is parameter.empty
     ]
-    starred = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
-    required = [parameter for parameter in positional if parameter.default is parameter.empty]
-    if len(required) == 1 and not starred:
-        return lambda logits, context: metric(logits)
-    return metric
+    starred = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
+    if len(required) >= 2 or starred:
+        return metric
+    return lambda logits, context: metric(logits)
 
 
 def name_metrics(spec: MetricSpec, find: Callable[[str], Metric]) -> dict[str, Metric]:
     """The metrics of a `metric=` argument, by name, in the order given.
 
     Args:
-        spec: see `MetricSpec`; a callable takes the logits alone, or the logits and the context.
+        spec: see `MetricSpec`; see `with_context` for which callables are given the context.
         find: looks up a metric by its registered name.
 
     Raises:
@@ -150,7 +153,8 @@ def measure(
     """
     values = {}
     for name, metric in metrics.items():
-        value = metric(logits, context)
+        # A copy each: one that works in place must not change what the next one sees.
+        value = metric(logits.clone(), context)
         if not isinstance(value, Tensor) or value.shape != logits.shape[:1]:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise MetricError(

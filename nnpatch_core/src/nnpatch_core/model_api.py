@@ -203,11 +203,11 @@ def _layers(api: ModelAPI, model: nn.Module) -> nn.ModuleList:
         layers = model.get_submodule(api.layers)
     except AttributeError:
         layers = None
+    misfit = f"adapter {api.name!r} does not fit {_described(model)}"
     if not isinstance(layers, nn.ModuleList):
-        raise AdapterError(
-            f"adapter {api.name!r} does not fit {_described(model)}: "
-            f"it has no list of layers at {api.layers!r}"
-        )
+        raise AdapterError(f"{misfit}: it has no list of layers at {api.layers!r}")
+    if len(set(layers)) < len(layers):
+        raise AdapterError(f"{misfit}: a layer occurs twice, so that its runs cannot be told apart")
     return layers
 
 
@@ -246,9 +246,13 @@ def split_heads(api: ModelAPI, name: str, activation: Tensor, model: nn.Module) 
         return activation
     config: Any = model.config
     count = api.n_heads(config, row.heads)
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     misfit = f"adapter {api.name!r} does not fit {_described(model)}: component {name!r}"
     try:
-        view = row.view(activation, count)
+        if row.view is None:
+            view = activation.view(*activation.shape[:-1], count, -1)
+        else:
+            view = row.view(activation, text_config)
     except (RuntimeError, IndexError) as error:
         raise AdapterError(
             f"{misfit} is {activation.shape[-1]} wide, which does not split into {count} heads: "

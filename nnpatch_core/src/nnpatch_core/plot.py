@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,8 @@ def heatmap(
     if not panels:
         raise OutcomeError("sites is empty: there is nothing to draw")
     if limit is None:
-        limit = max(float(np.nanmax(np.abs(each.values))) for each in panels) or 1.0
+        found = np.concatenate([each.values.ravel() for each in panels])
+        limit = float(np.abs(found[np.isfinite(found)]).max(initial=0.0)) or 1.0
     if not 0 < limit < float("inf"):
         raise OutcomeError(f"limit must be a positive number, got {limit}")
     draw = _plotly if interactive else _matplotlib
@@ -107,6 +109,8 @@ def _matplotlib(panels: Sequence[Panel], title: str, legend: str, limit: float) 
         step = -(-len(each.rows) // 60)
         axis.set_yticks(range(0, len(each.rows), step), each.rows[::step])
         axis.tick_params(labelsize=8, length=2)
+        for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
+            label.set_parse_math(False)  # a token may be a dollar sign
     figure.suptitle(title, fontsize=10)
     figure.colorbar(image, ax=list(axes), label=legend, fraction=0.05)
     return figure
@@ -121,7 +125,9 @@ def _plotly(panels: Sequence[Panel], title: str, legend: str, limit: float) -> A
         column_widths=[max(2, len(each.columns)) for each in panels],
     )
     for number, each in enumerate(panels, start=1):
-        text = [[f"{row}, {column}" for column in each.columns] for row in each.rows]
+        # Escaped, for plotly reads tokens such as <s> as markup.
+        columns = [html.escape(column) for column in each.columns]
+        text = [[f"{row}, {column}" for column in columns] for row in each.rows]
         figure.add_trace(
             plotly.Heatmap(
                 z=each.values.tolist(),
@@ -140,7 +146,7 @@ def _plotly(panels: Sequence[Panel], title: str, legend: str, limit: float) -> A
             title_text=each.column_title,
             tickangle=-45,
             tickvals=list(range(len(each.columns))),
-            ticktext=each.columns,
+            ticktext=columns,
             row=1,
             col=number,
         )

@@ -177,6 +177,16 @@ class PromptPairs:
             if field.name not in left_out
         }
 
+    def ablation_arguments(self) -> dict[str, Any]:
+        """What `ablation_patching` takes, by keyword: it runs the source prompts."""
+        return {
+            "tokens": self.source_tokens,
+            "attention_mask": self.source_attention_mask,
+            "answer_index": self.source_answer_index,
+            "other_answer_index": self.target_answer_index,
+            "tokenizer": self.tokenizer,
+        }
+
     def swapped(self) -> PromptPairs:
         """Source and target exchanged: noising instead of denoising."""
         return PromptPairs(

@@ -59,6 +59,41 @@ def normalise(positions: Iterable[int], seq_len: int) -> Group:
     return tuple(sorted(found))
 
 
+def groups_of(strategy: SeqPos, seq_len: int) -> list[Group]:
+    """`strategy.expand(seq_len)`, held to the laws of a strategy.
+
+    Raises:
+        PositionError: the strategy broke a law, or its positions are not in the prompt.
+    """
+    found = strategy.expand(seq_len)
+    given = list(found) if isinstance(found, Iterable) else [found]
+    if not given:
+        raise PositionError(f"{strategy!r} gives no positions for a prompt of {seq_len} tokens")
+    if not all(isinstance(group, Iterable) for group in given):
+        raise PositionError(f"{strategy!r} must give groups of positions, got {given!r}")
+    what = f"the positions that {strategy!r} gives"
+    groups = [tuple(strict_int(each, what, PositionError) for each in group) for group in given]
+    for group in groups:
+        ascending = list(group) == sorted(set(group))
+        if not group or not ascending or group[0] < 0 or group[-1] >= seq_len:
+            raise PositionError(
+                f"{strategy!r} gives the positions {list(group)} for a prompt of {seq_len} tokens; "
+                "a group must be ascending, without duplicates and inside the prompt"
+            )
+    firsts = [group[0] for group in groups]
+    if firsts != sorted(firsts):
+        raise PositionError(
+            f"{strategy!r} must give its groups in the order of their first positions, got "
+            f"{[list(group) for group in groups]}"
+        )
+    if len(set(firsts)) < len(firsts) or (len(groups) > 1 and not strategy.one_by_one):
+        raise PositionError(
+            f"{strategy!r} gives groups that would share a place in the outcome: "
+            f"{[list(group) for group in groups]}"
+        )
+    return groups
+
+
 def _positions(values: Sequence[int]) -> tuple[int, ...]:
     return strict_ints(values, "seq_pos", PositionError)
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
 import torch
+from nnsight.intervention.envoy import Envoy
 from torch import Tensor
 
 from nnpatch_core import components
 from nnpatch_core._integers import strict_int, strict_ints
 from nnpatch_core._models import module_of
 from nnpatch_core.components import Component, canonical_name
-from nnpatch_core.errors import LayerError, PatchingError, PositionError
+from nnpatch_core.errors import AdapterError, LayerError, PatchingError, PositionError
 from nnpatch_core.model_api import (
     ModelAPI,
     check_head,
@@ -24,6 +26,9 @@ from nnpatch_core.model_api import (
 )
 from nnpatch_core.plugins.lookup import find_adapter
 from nnpatch_core.seq_pos import Group, normalise
+
+#: Path of a module, side and item: where a whole activation is.
+Location: TypeAlias = tuple[str, str, int]
 
 
 @attrs.define
@@ -116,9 +121,10 @@ class Site:
         return f"{self.component} L{self.layer}{head}{seq_pos}"
 
     @property
-    def location(self) -> tuple[int, str]:
-        """Layer and component: where the whole activation is that the site is a part of."""
-        return (self.layer, self.component)
+    def location(self) -> Location:
+        """Where the whole activation is that the site is a part of; sites may share it."""
+        row = self._row
+        return (f"{self.api.layers}.{self.layer}.{row.module}", row.side, row.item)
 
     @property
     def value(self) -> Tensor:
@@ -146,17 +152,26 @@ class Site:
 
         Returns:
             This run's activation, `[batch, positions, width]` (`[batch, positions, heads, dim]`
-            for every head of a component with heads).
+            for every head of a component with heads), with its gradient; the cache has none.
+
+        Raises:
+            PatchingError: one of its kinds, if the model does not have the site.
         """
-        found = self.select(self.read(nnmodel), nnmodel).detach()
+        check_site(self, module_of(nnmodel))
+        found = self.select(self.read(nnmodel), nnmodel)
         memory = self._memory
-        if average:
-            total = found.float().sum(0, keepdim=True)
-            if memory.prompts and memory.value is not None:
-                total = memory.value + total
-            memory.value, memory.prompts = total, memory.prompts + len(found)
-        else:
-            memory.value, memory.prompts = found, 0
+        if not average:
+            memory.value, memory.prompts = found.detach(), 0
+            return found
+        total = found.detach().float().sum(0, keepdim=True)
+        if memory.prompts and memory.value is not None:
+            if memory.value.shape != total.shape:
+                raise PositionError(
+                    f"site {self.label} was averaged over {memory.value.shape[1]} positions, and "
+                    f"this run has {total.shape[1]}: name positions from the end"
+                )
+            total = memory.value + total
+        memory.value, memory.prompts = total, memory.prompts + len(found)
         return found
 
     def clear(self) -> None:
@@ -171,8 +186,10 @@ class Site:
             zero: put zeros there instead of the cached value, which is then not needed.
 
         Raises:
-            PatchingError: nothing was cached, and not `zero`.
+            PatchingError: nothing was cached, and not `zero`; the model does not have the site, or
+                the cache is of another shape than the site has in this run.
         """
+        check_site(self, module_of(nnmodel))
         self.write(nnmodel, None if zero else self.value)
 
     def group(self, seq_len: int) -> Group:
@@ -193,7 +210,7 @@ class Site:
 
         Args:
             nnmodel: the model that is being traced.
-            value: broadcasts to `[batch, positions, width]`; None is zeros.
+            value: `[batch, positions, width]`, or `[1, ...]` for every prompt; None is zeros.
             where: `[batch, positions]`, bool: which of them to replace; None is all.
         """
         activation = self.read(nnmodel).clone()
@@ -203,8 +220,19 @@ class Site:
         if value is None:
             new = torch.zeros_like(old)
         else:
+            if value.shape not in (old.shape, (1, *old.shape[1:])):
+                raise PatchingError(
+                    f"site {self.label} has the shape {list(old.shape)} in this run, and the value "
+                    f"to put there {list(value.shape)}"
+                )
             new = value.to(device=old.device, dtype=old.dtype).expand_as(old)
         if where is not None:
+            if where.shape != old.shape[:2]:
+                raise AdapterError(
+                    f"component {self.component!r} of adapter {self.api.name!r} must be "
+                    f"[batch, seq, width], and is {list(activation.shape)} in a run of "
+                    f"{len(where)} prompts"
+                )
             keep = where.to(old.device).reshape(*where.shape, *[1] * (old.ndim - 2))
             new = torch.where(keep, new, old)
         view[:, positions] = new
@@ -302,9 +330,17 @@ def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:
 
 
 def follow(root: Any, path: str) -> Any:
-    """The envoy or module at a dotted path below `root`."""
+    """The envoy at a dotted path below `root`."""
     found = root
     for part in path.split("."):
-        if part:
-            found = found[int(part)] if part.isdigit() else getattr(found, part)
+        if part.isdigit():
+            found = found[int(part)]
+        elif part:
+            found = getattr(found, _attribute(part))
     return found
+
+
+def _attribute(part: str) -> str:
+    """What nnsight calls a child: one named like a value that it serves has a prefix."""
+    taken = inspect.isdatadescriptor(inspect.getattr_static(Envoy, part, None))
+    return f"{Envoy.OVERLOAD_PREFIX}{part}" if taken else part

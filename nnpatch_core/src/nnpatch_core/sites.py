@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import attrs
 from torch import Tensor
 
-from nnpatch_core._integers import strict_int, strict_ints
+from nnpatch_core._integers import strict_ints
 from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core.batch import check_tokens
 from nnpatch_core.components import Component, canonical_name
@@ -22,7 +22,7 @@ from nnpatch_core.errors import (
 )
 from nnpatch_core.model_api import ModelAPI, check_head, check_layer, find_component, n_layers
 from nnpatch_core.plugins.lookup import find_adapter, find_seq_pos
-from nnpatch_core.seq_pos import Group, SeqPos
+from nnpatch_core.seq_pos import Group, SeqPos, groups_of
 from nnpatch_core.site import AnySite, MultiSite, Site, check_site
 
 _HEAD_AXES = {"query": "head", "key_value": "kv_head"}
@@ -148,7 +148,7 @@ class Sites:
                 f"heads={list(self.heads)} was given, but "
                 f"{', '.join(map(repr, rows))} {'have' if len(rows) > 1 else 'has'} no heads"
             )
-        groups = expand(self.strategy, seq_len)
+        groups = groups_of(self.strategy, seq_len)
         return {
             name: self._grid(adapter, name, row, layers, groups, count, seq_len, model.config)
             for name, row in rows.items()
@@ -215,6 +215,8 @@ class SiteList:
             PatchingError: a component, layer, head or position that is not there.
         """
         model = module_of(nnmodel)
+        if api is not None:
+            find_adapter(api)
         found: dict[str, list[AnySite]] = {}
         for cell in self.sites:
             for site in cell.sites:
@@ -228,40 +230,6 @@ class SiteList:
             )
             for name, cells in found.items()
         }
-
-
-def expand(strategy: SeqPos, seq_len: int) -> list[Group]:
-    """`strategy.expand(seq_len)`, held to the laws of a strategy.
-
-    Raises:
-        PositionError: the strategy broke a law, or its positions are not in the prompt.
-    """
-    given = strategy.expand(seq_len)
-    if not given:
-        raise PositionError(f"{strategy!r} gives no positions for a prompt of {seq_len} tokens")
-    if not all(isinstance(group, Iterable) for group in given):
-        raise PositionError(f"{strategy!r} must give groups of positions, got {given!r}")
-    what = f"the positions that {strategy!r} gives"
-    groups = [tuple(strict_int(each, what, PositionError) for each in group) for group in given]
-    for group in groups:
-        ascending = list(group) == sorted(set(group))
-        if not group or not ascending or group[0] < 0 or group[-1] >= seq_len:
-            raise PositionError(
-                f"{strategy!r} gives the positions {list(group)} for a prompt of {seq_len} tokens; "
-                "a group must be ascending, without duplicates and inside the prompt"
-            )
-    firsts = [group[0] for group in groups]
-    if firsts != sorted(firsts):
-        raise PositionError(
-            f"{strategy!r} must give its groups in the order of their first positions, got "
-            f"{[list(group) for group in groups]}"
-        )
-    if len(set(firsts)) < len(firsts) or (len(groups) > 1 and not strategy.one_by_one):
-        raise PositionError(
-            f"{strategy!r} gives groups that would share a place in the outcome: "
-            f"{[list(group) for group in groups]}"
-        )
-    return groups
 
 
 def _component_names(names: Any) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import attrs
 from torch import Tensor
 
 from nnpatch_core.seq_pos import Group
-from nnpatch_core.site import Site
+from nnpatch_core.site import Location, Site
 
 
 class Replacement(Protocol):
@@ -19,14 +19,9 @@ class Replacement(Protocol):
         """What to put at `site`: broadcasts to `[batch, positions, ...]`; None is zeros."""
         ...
 
-    def where(self, group: Group) -> Tensor | None:
-        """`[batch, positions]`, bool: which prompts have a value at which position; None is all."""
+    def where(self, group: Group) -> Tensor:
+        """`[batch, positions]`, bool: which prompts have a value at which position."""
         ...
-
-
-def _where(mask: Tensor, group: Group) -> Tensor | None:
-    real = mask[:, list(group)].bool()
-    return None if bool(real.all()) else real
 
 
 @attrs.frozen(eq=False)
@@ -41,16 +36,16 @@ class Recorded:
     """
 
     nnmodel: Any
-    activations: Mapping[tuple[int, str], Tensor]
+    activations: Mapping[Location, Tensor]
     mask: Tensor
 
     def value(self, site: Site) -> Tensor:
         """What was recorded at the site."""
         return site.select(self.activations[site.location], self.nnmodel)
 
-    def where(self, group: Group) -> Tensor | None:
+    def where(self, group: Group) -> Tensor:
         """Where there is a token and a value for it."""
-        return _where(self.mask, group)
+        return self.mask[:, list(group)].bool()
 
 
 @attrs.frozen(eq=False)
@@ -66,6 +61,6 @@ class Zeros:
     def value(self, site: Site) -> None:
         """None, which stands for zeros."""
 
-    def where(self, group: Group) -> Tensor | None:
+    def where(self, group: Group) -> Tensor:
         """Where the run has a token."""
-        return _where(self.mask, group)
+        return self.mask[:, list(group)].bool()

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nnpatch_core._models import forward_arguments, input_device, module_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.site import Site, execution_order
+from nnpatch_core.errors import AdapterError
+from nnpatch_core.site import Location, Site, execution_order
 
 
 def forward(nnmodel: Any, batch: Batch, visit: Callable[[Any], None] | None = None) -> Tensor:
@@ -42,17 +43,23 @@ def forward(nnmodel: Any, batch: Batch, visit: Callable[[Any], None] | None = No
 
 def record(
     nnmodel: Any, batch: Batch, sites: Iterable[Site]
-) -> tuple[Tensor, dict[tuple[int, str], Tensor]]:
+) -> tuple[Tensor, dict[Location, Tensor]]:
     """Run `batch` and keep the whole activations at the components of `sites`.
 
     Returns:
         The logits as `forward` gives them, and `[batch, seq, width]` for each `Site.location`.
     """
-    kept: dict[tuple[int, str], Tensor] = {}
+    kept: dict[Location, Tensor] = {}
     wanted = {site.location: site for site in sites}
 
     def visit(traced: Any) -> None:
         for site in execution_order(wanted.values()):
             kept[site.location] = site.read(traced).clone()
+            if kept[site.location].shape[:2] != batch.tokens.shape:
+                raise AdapterError(
+                    f"component {site.component!r} of adapter {site.api.name!r} must be "
+                    f"[batch, seq, width], and is {list(kept[site.location].shape)} in a run of "
+                    f"{list(batch.tokens.shape)} tokens"
+                )
 
     return forward(nnmodel, batch, visit), kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -13,14 +14,13 @@ from nnpatch_core._models import as_nnsight, evaluating, module_of, pad_id, voca
 from nnpatch_core.batch import Batch, check_answers, make_batch
 from nnpatch_core.engine import Recorded, Replacement, Zeros, record
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
-from nnpatch_core.metrics import MetricContext, MetricSpec
+from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
 from nnpatch_core.patching.averages import aligned, mean_activations, read_batches
+from nnpatch_core.patching.labels import label_prompts, outcome
 from nnpatch_core.patching.sweep import (
     Sweep,
     baselines,
     check_finite,
-    label_prompts,
-    outcome,
     prepare,
     run_baseline,
     run_cells,
@@ -123,7 +123,7 @@ def ablation_patching(
         batch_size=batch_size,
         progress=progress,
     )
-    if others is None and "logit_difference" in sweep.metrics:
+    if others is None and logit_difference in sweep.metrics.values():
         raise AnswerError(
             "metric 'logit_difference' compares two answers: pass other_answer_index=, "
             "or another metric"
@@ -140,41 +140,44 @@ def ablation_patching(
         for name, run in baseline.items():
             check_finite(name, run.target.mean().item(), "in the unablated run")
         if method == "zero":
-            replacement = _zeros(batch)
+            values = _Values(batch.mask, lambda rows: Zeros(batch.mask[rows]))
         elif method == "mean":
-            replacement = _means(sweep, batch, data, per_position)
+            values = _means(sweep, batch, data, per_position)
         else:
-            replacement = _resampled(sweep, batch, donors)
-        raw = run_cells(sweep, batch, context, replacement)
-    return outcome(sweep, f"ablation ({method})", "change", raw, baseline, prompts)
+            values = _resampled(sweep, batch, donors)
+        sweep = sweep.where_present(values.mask)
+        raw = run_cells(sweep, batch, context, values.of_rows)
+    return outcome(sweep, f"ablation ({method})", "change", raw, baseline, prompts, values.mask)
 
 
-def _zeros(batch: Batch) -> Callable[[slice], Replacement]:
-    return lambda rows: Zeros(batch.mask[rows])
+@attrs.frozen(eq=False)
+class _Values:
+    """What is put at the sites: `mask` `[batch, seq]` says where, `of_rows` what."""
+
+    mask: Tensor
+    of_rows: Callable[[slice], Replacement]
 
 
-def _means(
-    sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position: bool
-) -> Callable[[slice], Replacement]:
+def _means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position: bool) -> _Values:
     """The mean over the data set, or over the prompts themselves."""
     nnmodel = sweep.nnmodel
     data = map(batch.rows, sweep.chunks(len(batch))) if data is None else data
     means, known = mean_activations(nnmodel, sweep.sites, data, batch.seq_len, per_position)
     mask = batch.mask * known.to(batch.mask.device)
-    return lambda rows: Recorded(nnmodel, means, mask[rows])
+    return _Values(mask, lambda rows: Recorded(nnmodel, means, mask[rows]))
 
 
-def _resampled(sweep: Sweep, batch: Batch, donors: Batch) -> Callable[[slice], Replacement]:
+def _resampled(sweep: Sweep, batch: Batch, donors: Batch) -> _Values:
     """Each prompt's donor, aligned at the right end."""
     known = aligned(donors.mask[..., None], batch.seq_len)[..., 0]
     mask = batch.mask * known.to(batch.mask.device)
 
-    def replacement(rows: slice) -> Replacement:
+    def of_rows(rows: slice) -> Replacement:
         _, found = record(sweep.nnmodel, donors.rows(rows), sweep.sites)
         activations = {at: aligned(value, batch.seq_len) for at, value in found.items()}
         return Recorded(sweep.nnmodel, activations, mask[rows])
 
-    return replacement
+    return _Values(mask, of_rows)
 
 
 def _draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> Batch:

@@ -12,11 +12,10 @@ from nnpatch_core.batch import check_answers, check_paired, make_batch
 from nnpatch_core.engine import Recorded, record
 from nnpatch_core.errors import ConfidenceError, MaskError, MetricError
 from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
+from nnpatch_core.patching.labels import label_prompts, outcome
 from nnpatch_core.patching.sweep import (
     baselines,
     check_finite,
-    label_prompts,
-    outcome,
     prepare,
     run_baseline,
     run_cells,
@@ -116,6 +115,8 @@ def activation_patching(
         progress=progress,
     )
     prompts = label_prompts(sweep, source, target, tokenizer)
+    both = source.mask * target.mask.to(source.mask.device)
+    sweep = sweep.where_present(both)
 
     with evaluating(model):
         context = MetricContext(
@@ -128,14 +129,13 @@ def activation_patching(
             _check_confidence(context, prompts)
         baseline = baselines(sweep, context)
         _check_denominators(baseline)
-        both = source.mask * target.mask.to(source.mask.device)
 
         def replacement(rows: slice) -> Recorded:
             _, activations = record(traced, source.rows(rows), sweep.sites)
             return Recorded(traced, activations, both[rows])
 
         raw = run_cells(sweep, target, context, replacement)
-    return outcome(sweep, "activation", "restored", raw, baseline, prompts)
+    return outcome(sweep, "activation", "restored", raw, baseline, prompts, both)
 
 
 def _one_mask(run: str, both: Tensor | None, own: Tensor | None) -> Tensor | None:

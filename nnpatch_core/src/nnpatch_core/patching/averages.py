@@ -14,7 +14,7 @@ from nnpatch_core.batch import Batch, make_batch
 from nnpatch_core.engine import record
 from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import TokensError
-from nnpatch_core.site import Site, check_site, execution_order
+from nnpatch_core.site import Location, Site, check_site, execution_order
 from nnpatch_core.sites import Sites
 
 
@@ -104,7 +104,7 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
 
 def mean_activations(
     nnmodel: Any, sites: Iterable[Site], batches: Iterable[Batch], seq_len: int, per_position: bool
-) -> tuple[dict[tuple[int, str], Tensor], Tensor]:
+) -> tuple[dict[Location, Tensor], Tensor]:
     """Mean activations over the real tokens of a data set, in float32.
 
     With `per_position` each position, counted from the end, is averaged apart; otherwise all
@@ -114,7 +114,7 @@ def mean_activations(
         `[1, seq, width]` for each `Site.location`, and `[seq]`: 1 where some prompt had a token.
     """
     wanted = list(sites)
-    sums: dict[tuple[int, str], Tensor] = {}
+    sums: dict[Location, Tensor] = {}
     counts: Tensor | None = None
 
     def total(values: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""What every sweep shares: its grids and metrics, the runs of its cells, and the outcome."""
+"""What every sweep shares: its checks, and the runs of its cells."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import attrs
@@ -20,20 +19,19 @@ from nnpatch_core.errors import (
     AdapterWarning,
     MetricError,
     PatchingError,
+    PositionError,
     TokensError,
     UnknownNameError,
 )
 from nnpatch_core.metrics import Metric, MetricContext, MetricSpec, measure, name_metrics
 from nnpatch_core.model_api import ModelAPI, check_fits
 from nnpatch_core.plugins.lookup import find_metric
-from nnpatch_core.results import Baseline, Cells, Outcome, Prompts, Scale
+from nnpatch_core.results import Baseline
 from nnpatch_core.site import AnySite, Site
 from nnpatch_core.sites import Grid, SweepSites
 
 Engine = Callable[[Any, Batch, Sequence[AnySite], Replacement], Iterator[Tensor]]
 ENGINES: Mapping[str, Engine] = {"full": run_full}
-
-_VERSIONED = ("nnpatch-core", "nnsight", "torch", "transformers")
 
 
 @attrs.frozen(eq=False)
@@ -56,6 +54,38 @@ class Sweep:
     def sites(self) -> list[Site]:
         """Every site that some cell patches."""
         return [site for cell in self.cells for site in cell.sites]
+
+    def present(self, mask: Tensor) -> dict[str, Tensor]:
+        """Site name to `[cells, batch]`, bool: which prompts have a token where a cell patches."""
+        real = mask.bool().cpu()
+        found = {}
+        for name, grid in self.grids.items():
+            found[name] = torch.zeros(len(grid.sites), len(real), dtype=torch.bool)
+            for number, cell in enumerate(grid.sites):
+                for site in cell.sites:
+                    found[name][number] |= real[:, list(site.group(real.shape[1]))].any(1)
+        return found
+
+    def where_present(self, mask: Tensor) -> Sweep:
+        """The sweep without the cells that only padding would be patched in.
+
+        Args:
+            mask: `[batch, seq]`: 1 where a prompt can be patched.
+
+        Raises:
+            PositionError: no cell is left.
+        """
+        grids = {}
+        for name, present in self.present(mask).items():
+            grid, kept = self.grids[name], present.any(1).nonzero().flatten().tolist()
+            grids[name] = Grid(
+                grid.axes,
+                tuple(grid.index[cell] for cell in kept),
+                tuple(grid.sites[cell] for cell in kept),
+            )
+        if not any(grid.sites for grid in grids.values()):
+            raise PositionError("every position that is swept is padding in every prompt")
+        return attrs.evolve(self, grids=grids)
 
     def chunks(self, batch: int) -> list[slice]:
         """The rows that are run together."""
@@ -171,47 +201,3 @@ def check_finite(name: str, value: float, what: str) -> None:
     """Raise `MetricError` if a number that every cell is compared with is nan or infinite."""
     if not torch.isfinite(torch.tensor(value)):
         raise MetricError(f"metric {name!r} is {value} {what}: no cell can be compared with it")
-
-
-def outcome(
-    sweep: Sweep,
-    kind: str,
-    scale: Scale,
-    raw: Mapping[str, Mapping[str, Tensor]],
-    baseline: Mapping[str, Baseline],
-    prompts: Prompts,
-) -> Outcome:
-    """Put the labels to what was measured."""
-    model = module_of(sweep.nnmodel)
-    config = getattr(model, "config", None)
-    adapters = sorted({site.api.name for site in sweep.sites})
-    return Outcome(
-        kind=kind,
-        scale=scale,
-        cells={name: Cells.of(grid) for name, grid in sweep.grids.items()},
-        raw=raw,
-        baselines=baseline,
-        prompts=prompts,
-        metric=next(iter(sweep.metrics)),
-        info={
-            "adapter": ", ".join(adapters),
-            "engine": sweep.engine,
-            "model": getattr(config, "_name_or_path", "") or type(model).__name__,
-            "model_type": str(getattr(config, "model_type", None)),
-            "dtype": str(getattr(model, "dtype", None)),
-            **{name: metadata.version(name) for name in _VERSIONED},
-        },
-    )
-
-
-def label_prompts(sweep: Sweep, source: Batch, target: Batch, tokenizer: Any) -> Prompts:
-    """The prompts as they are run, with the text of their tokens if a tokenizer is at hand."""
-    tokenizer = getattr(sweep.nnmodel, "tokenizer", None) if tokenizer is None else tokenizer
-    if tokenizer is not None and not hasattr(tokenizer, "decode"):
-        raise TokensError(f"tokenizer must be a Hugging Face tokenizer, got {tokenizer!r}")
-    source, target = source.to(torch.device("cpu")), target.to(torch.device("cpu"))
-    strings = {}
-    if tokenizer is not None:
-        ids = torch.cat([source.tokens[source.mask.bool()], target.tokens[target.mask.bool()]])
-        strings = {token: str(tokenizer.decode([token])) for token in sorted(set(ids.tolist()))}
-    return Prompts(source.tokens, source.mask, target.tokens, target.mask, strings)

@@ -50,7 +50,8 @@ def write(
     }
     tensors = {f"prompts/{field}": getattr(prompts, field) for field in _PROMPT_TENSORS}
     # Numbered, not named: a user's name may hold anything, a slash too.
-    tensors |= {f"cells/{place}": swept.index for place, swept in enumerate(cells.values())}
+    for place, swept in enumerate(cells.values()):
+        tensors |= {f"cells/{place}": swept.index, f"present/{place}": swept.present}
     for number, (name, baseline) in enumerate(baselines.items()):
         tensors |= {f"source/{number}": baseline.source, f"target/{number}": baseline.target}
         tensors |= {f"raw/{number}/{place}": raw[name][site] for place, site in enumerate(cells)}
@@ -90,7 +91,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _fields(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     cells = {
         name: Cells(
-            tuple(Axis(axis, tuple(labels)) for axis, labels in axes), tensors[f"cells/{place}"]
+            tuple(Axis(axis, tuple(labels)) for axis, labels in axes),
+            tensors[f"cells/{place}"],
+            tensors[f"present/{place}"],
         )
         for place, (name, axes) in enumerate(header["axes"].items())
     }

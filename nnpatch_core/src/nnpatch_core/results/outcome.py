@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 import torch
@@ -22,6 +22,10 @@ from nnpatch_core.sites import Axis
 if TYPE_CHECKING:
     import pandas
     import xarray
+
+
+#: A cell's place to its rows of numbers.
+_Numbers: TypeAlias = Callable[[tuple[int, ...]], list[dict[str, Any]]]
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -108,21 +112,33 @@ class Outcome(Mapping[str, Tensor]):
         return cells.place(torch.ones(len(cells.index), dtype=torch.bool), 0.0)
 
     def patched(self, name: str) -> Tensor:
-        """The metric of each patched run, `[..., batch]`, in its unit; nan where not swept."""
-        cells = self._cells(name)
-        return cells.place(self.raw[self.metric][canonical_name(name)], float("nan"))
+        """The metric of each patched run, `[..., batch]`, in its unit; nan where not swept.
+
+        A prompt that has no token there is in that run as it was.
+        """
+        return self._cells(name).place(self.raw[self.metric][self._key(name)], float("nan"))
 
     def per_prompt(self, name: str) -> Tensor:
-        """Each prompt's own value, `[..., batch]`, on the outcome's scale; nan where not swept.
+        """Each prompt's own value, `[..., batch]`, on the outcome's scale.
 
-        A prompt whose own source and target run agree has inf or nan on the scale `"restored"`.
+        It is nan where nothing was swept, and for a prompt that has no token there; a prompt whose
+        own source and target run agree has inf or nan on the scale `"restored"`.
         """
-        return self._scaled(self.patched(name), self.baseline.source, self.baseline.target)
+        cells, baseline = self._cells(name), self.baseline
+        patched = self.raw[self.metric][self._key(name)]
+        values = self._scaled(patched, baseline.source, baseline.target)
+        return cells.place(torch.where(cells.present, values, float("nan")), float("nan"))
 
     def strongest(self, k: int = 10) -> list[dict[str, Any]]:
-        """The `k` cells of the largest absolute value: site, labels of the axes, value."""
-        rows = [row for row in self._rows() if row["value"] == row["value"]]
-        return sorted(rows, key=lambda row: -abs(row["value"]))[:k]
+        """The `k` cells of the largest absolute value: site, labels of the axes, value.
+
+        A cell whose runs gave nan comes first, for something went wrong there.
+        """
+
+        def rank(row: dict[str, Any]) -> float:
+            return -abs(row["value"]) if row["value"] == row["value"] else -float("inf")
+
+        return sorted(self._rows(swept_only=True), key=rank)[:k]
 
     def to_dataframe(self, per_prompt: bool = False) -> pandas.DataFrame:
         """One row a cell: site, layer, position, token, head, value; nan where not swept.
@@ -130,15 +146,17 @@ class Outcome(Mapping[str, Tensor]):
         Sites of a list of your own have a `label` in place of layer, position and head.
 
         Args:
-            per_prompt: one row a cell and prompt instead, with the metric of the patched, the
-                source and the target run in its unit.
+            per_prompt: one row a cell and prompt instead, with the prompt's own value, and the
+                metric of the patched, the source and the target run in its unit.
 
         Raises:
             OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`).
         """
         module = extra("pandas", "pandas")
         columns = ["site", "label", "layer", "position", "token", "head"]
-        values = ["prompt", "patched", "source", "target"] if per_prompt else ["value"]
+        values = ["value"]
+        if per_prompt:
+            values = ["prompt", "value", "patched", "source", "target"]
         rows = list(self._rows(per_prompt))
         used = [column for column in columns if any(column in row for row in rows)]
         frame: pandas.DataFrame = module.DataFrame(rows, columns=[*used, *values])
@@ -150,7 +168,7 @@ class Outcome(Mapping[str, Tensor]):
         """One variable a site name, with labelled axes; nan where not swept.
 
         Args:
-            per_prompt: with a last axis `prompt`, and the metric of the patched run in its unit.
+            per_prompt: with a last axis `prompt`, and each prompt's own value.
 
         Raises:
             OutcomeError: xarray is not installed (`pip install nnpatch-core[xarray]`).
@@ -159,7 +177,7 @@ class Outcome(Mapping[str, Tensor]):
         arrays = {}
         for name in self:
             axes = self.axes(name)
-            values = self.patched(name) if per_prompt else self._placed(name, float("nan"))
+            values = self.per_prompt(name) if per_prompt else self._placed(name, float("nan"))
             dims = [_dimension(axis, name) for axis in axes] + ["prompt"] * per_prompt
             coords = {_dimension(axis, name): list(axis.labels) for axis in axes}
             array = module.DataArray(values.numpy(), dims=dims, coords=coords)
@@ -238,10 +256,13 @@ class Outcome(Mapping[str, Tensor]):
         return cls(**file.read(path))
 
     def _cells(self, name: str) -> Cells:
-        cells = self.cells.get(canonical_name(name))
-        if cells is None:
-            raise KeyError(f"{name!r} was not swept; there are {list(self.cells)}")
-        return cells
+        return self.cells[self._key(name)]
+
+    def _key(self, name: str) -> str:
+        for key in (name, canonical_name(name)):
+            if key in self.cells:
+                return key
+        raise KeyError(f"{name!r} was not swept; there are {list(self.cells)}")
 
     def _scaled(self, patched: Tensor, source: Tensor, target: Tensor) -> Tensor:
         # 0.0 is added so that nothing moved is 0 and not -0.
@@ -250,36 +271,53 @@ class Outcome(Mapping[str, Tensor]):
 
     def _values(self, name: str) -> Tensor:
         # float64, so that a cell equal to a run gives its value to the last digit.
-        patched = self.raw[self.metric][canonical_name(name)].double().mean(-1)
+        patched = self.raw[self.metric][self._key(name)].double().mean(-1)
         source, target = self.baseline.source.double().mean(), self.baseline.target.double().mean()
         return self._scaled(patched, source, target).float()
 
     def _placed(self, name: str, fill: float) -> Tensor:
         return self._cells(name).place(self._values(name), fill)
 
-    def _rows(self, per_prompt: bool = False) -> Iterator[dict[str, Any]]:
-        """Every cell of every grid as labels and values."""
+    def _rows(self, per_prompt: bool = False, swept_only: bool = False) -> Iterator[dict[str, Any]]:
+        """The cells of every grid, or those with each prompt, as labels and numbers."""
         tokens = self.tokens
         for name in self:
             axes = self.axes(name)
-            values = self.patched(name) if per_prompt else self._placed(name, float("nan"))
-            for place in product(*(range(len(axis.labels)) for axis in axes)):
+            places: Iterable[Sequence[int]] = product(*(range(len(axis.labels)) for axis in axes))
+            if swept_only:
+                places = self._cells(name).index.tolist()
+            numbers = self._prompt_numbers(name) if per_prompt else self._cell_numbers(name)
+            for place in map(tuple, places):
                 row: dict[str, Any] = {"site": name}
                 for axis, number in zip(axes, place, strict=True):
                     row[_COLUMNS[axis.name]] = axis.labels[number]
                 if "position" in row:
                     row["token"] = tokens[row["position"]]
-                if not per_prompt:
-                    yield {**row, "value": values[place].item()}
-                    continue
-                for prompt, patched in enumerate(values[place].tolist()):
-                    yield {
-                        **row,
-                        "prompt": prompt,
-                        "patched": patched,
-                        "source": self.baseline.source[prompt].item(),
-                        "target": self.baseline.target[prompt].item(),
-                    }
+                for columns in numbers(place):
+                    yield {**row, **columns}
+
+    def _cell_numbers(self, name: str) -> _Numbers:
+        values = self._placed(name, float("nan"))
+        return lambda place: [{"value": values[place].item()}]
+
+    def _prompt_numbers(self, name: str) -> _Numbers:
+        values, patched, baseline = self.per_prompt(name), self.patched(name), self.baseline
+
+        def numbers(place: tuple[int, ...]) -> list[dict[str, Any]]:
+            rows = zip(
+                values[place].tolist(),
+                patched[place].tolist(),
+                baseline.source.tolist(),
+                baseline.target.tolist(),
+                strict=True,
+            )
+            columns = ("value", "patched", "source", "target")
+            return [
+                {"prompt": prompt, **dict(zip(columns, row, strict=True))}
+                for prompt, row in enumerate(rows)
+            ]
+
+        return numbers
 
 
 _COLUMNS = {

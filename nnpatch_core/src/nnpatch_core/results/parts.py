@@ -75,15 +75,18 @@ class Cells:
     Args:
         axes: the axes of the result.
         index: `[cells, axes]`, the place of each swept cell.
+        present: `[cells, batch]`, bool: which prompts have a token where the cell patches.
     """
 
     axes: tuple[Axis, ...]
     index: Tensor
+    present: Tensor
 
     @classmethod
-    def of(cls, grid: Grid) -> Cells:
+    def of(cls, grid: Grid, present: Tensor) -> Cells:
         """The places of a grid's cells."""
-        return cls(grid.axes, torch.tensor(grid.index, dtype=torch.int64))
+        index = torch.tensor(grid.index, dtype=torch.int64).reshape(-1, len(grid.axes))
+        return cls(grid.axes, index, present)
 
     @property
     def shape(self) -> tuple[int, ...]:

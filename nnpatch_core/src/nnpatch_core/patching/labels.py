@@ -1,0 +1,64 @@
+"""What an outcome says about a sweep besides its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnpatch_core._models import module_of
+from nnpatch_core.batch import Batch
+from nnpatch_core.errors import TokensError
+from nnpatch_core.patching.sweep import Sweep
+from nnpatch_core.results import Baseline, Cells, Outcome, Prompts, Scale
+
+_VERSIONED = ("nnpatch-core", "nnsight", "torch", "transformers")
+
+
+def outcome(
+    sweep: Sweep,
+    kind: str,
+    scale: Scale,
+    raw: Mapping[str, Mapping[str, Tensor]],
+    baseline: Mapping[str, Baseline],
+    prompts: Prompts,
+    mask: Tensor,
+) -> Outcome:
+    """Put the labels to what was measured; `mask` says where prompts could be patched."""
+    model = module_of(sweep.nnmodel)
+    present = sweep.present(mask)
+    config = getattr(model, "config", None)
+    adapters = sorted({site.api.name for site in sweep.sites})
+    return Outcome(
+        kind=kind,
+        scale=scale,
+        cells={name: Cells.of(grid, present[name]) for name, grid in sweep.grids.items()},
+        raw=raw,
+        baselines=baseline,
+        prompts=prompts,
+        metric=next(iter(sweep.metrics)),
+        info={
+            "adapter": ", ".join(adapters),
+            "engine": sweep.engine,
+            "model": getattr(config, "_name_or_path", "") or type(model).__name__,
+            "model_type": str(getattr(config, "model_type", None)),
+            "dtype": str(getattr(model, "dtype", None)),
+            **{name: metadata.version(name) for name in _VERSIONED},
+        },
+    )
+
+
+def label_prompts(sweep: Sweep, source: Batch, target: Batch, tokenizer: Any) -> Prompts:
+    """The prompts as they are run, with the text of their tokens if a tokenizer is at hand."""
+    tokenizer = getattr(sweep.nnmodel, "tokenizer", None) if tokenizer is None else tokenizer
+    if tokenizer is not None and not hasattr(tokenizer, "decode"):
+        raise TokensError(f"tokenizer must be a Hugging Face tokenizer, got {tokenizer!r}")
+    source, target = source.to(torch.device("cpu")), target.to(torch.device("cpu"))
+    strings = {}
+    if tokenizer is not None:
+        ids = torch.cat([source.tokens[source.mask.bool()], target.tokens[target.mask.bool()]])
+        strings = {token: str(tokenizer.decode([token])) for token in sorted(set(ids.tolist()))}
+    return Prompts(source.tokens, source.mask, target.tokens, target.mask, strings)
