@@ -19,6 +19,7 @@ from nnpatch_core import (
     activation_patching,
     cache_average,
     decoder_components,
+    execution_order,
 )
 from nnpatch_core.errors import AdapterError, PatchingError, PositionError
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
@@ -262,3 +263,11 @@ def test_tokens_that_look_like_markup_are_drawn(token, tmp_path):
     out.plot().savefig(tmp_path / "out.png")
     labels = out.plot(interactive=True).layout.xaxis.ticktext
     assert labels[1] == {"$^": "$^|b", "<s>": "&lt;s&gt;|b"}[token]
+
+
+def test_sites_are_handed_out_in_execution_order():
+    sites = Sites(["o", "resid"], layers=[2, 0], heads=[3, 1], seq_pos_type="last")
+    found = sites.get_sites_dict(tiny_model(), tiny_api(), SOURCE)
+    for listed in found.values():
+        assert list(execution_order(listed)) == listed
+    assert [(site.layer, site.head) for site in found["o"]] == [(0, 1), (0, 3), (2, 1), (2, 3)]

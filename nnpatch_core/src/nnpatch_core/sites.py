@@ -102,9 +102,9 @@ class Sites:
     ) -> None:
         self.__attrs_init__(
             site_names=_component_names(site_names),
-            layers=None if layers is None else strict_ints(layers, "layers", LayerError),
+            layers=_ascending(layers, "layers", LayerError),
             strategy=_strategy(seq_pos_type, seq_pos),
-            heads=None if heads is None else strict_ints(heads, "heads", HeadError),
+            heads=_ascending(heads, "heads", HeadError),
         )
 
     @staticmethod
@@ -230,6 +230,13 @@ class SiteList:
             )
             for name, cells in found.items()
         }
+
+
+def _ascending(
+    numbers: Sequence[int] | None, what: str, error: type[PatchingError]
+) -> tuple[int, ...] | None:
+    """In execution order, whatever order they were named in."""
+    return None if numbers is None else tuple(sorted(strict_ints(numbers, what, error)))
 
 
 def _component_names(names: Any) -> tuple[str, ...]:
