@@ -120,6 +120,22 @@ def test_activation_without_an_axis_of_prompts_is_refused():
         activation_patching(model, api, Sites("mlp"), SOURCE, TARGET, *ANSWERS, progress=False)
 
 
+def test_activation_with_positions_before_prompts_is_refused():
+    class Transposes(nn.Module):
+        def forward(self, hidden):
+            return hidden.transpose(0, 1)
+
+    model = tiny_model()
+    for layer in model.model.layers:
+        layer.mlp.flip = Transposes()
+        layer.mlp.register_forward_hook(lambda module, args, out: module.flip(out).transpose(0, 1))
+    api = DecoderAPI("Flipped", ("llama",), {"mlp": Component("mlp.flip")})
+    with pytest.raises(AdapterError, match=r"\[batch, seq, width\].*\[4, 1, 32\].*\[1, 4\]"):
+        activation_patching(model, api, Sites("mlp"), SOURCE, TARGET, *ANSWERS, progress=False)
+    with pytest.raises(AdapterError, match=r"\[batch, seq, width\].*\[4, 1, 32\].*\[1, 4\]"):
+        ablation_patching(model, api, Sites("mlp"), SOURCE, *ANSWERS, progress=False)
+
+
 @pytest.mark.parametrize("lengths", [(3, 1), (3, 2)])
 def test_mean_over_batches_of_other_lengths_is_refused(lengths):
     site = Site.get_site(tiny_api(), "mlp", 1)

@@ -196,24 +196,38 @@ class Site:
         """The site's positions in a run of `seq_len` tokens, ascending from 0."""
         return tuple(range(seq_len)) if self.seq_pos is None else normalise(self.seq_pos, seq_len)
 
-    def read(self, nnmodel: Any) -> Tensor:
-        """The whole activation `[batch, seq, width]` at the site's component, inside a trace."""
-        return components.read(self._envoy(nnmodel), self._row)
+    def read(self, nnmodel: Any, run: Sequence[int] | None = None) -> Tensor:
+        """The whole activation `[batch, seq, width]` at the site's component, inside a trace.
+
+        Raises:
+            AdapterError: it is not of that shape, where `run` is `(batch, seq)`.
+        """
+        activation = components.read(self._envoy(nnmodel), self._row)
+        if run is not None and activation.shape[:2] != tuple(run):
+            raise AdapterError(
+                f"component {self.component!r} of adapter {self.api.name!r} must be "
+                f"[batch, seq, width], and is {list(activation.shape)} in a run of "
+                f"{list(run)} tokens"
+            )
+        return activation
 
     def select(self, activation: Tensor, nnmodel: Any) -> Tensor:
         """The site's part of the component's whole activation, a copy."""
         view = self._split(activation, nnmodel)
         return view[:, list(self.group(activation.shape[1]))]
 
-    def write(self, nnmodel: Any, value: Tensor | None, where: Tensor | None = None) -> None:
+    def write(self, nnmodel: Any, value: Tensor | None, mask: Tensor | None = None) -> None:
         """Put `value` at the site, inside a trace.
 
         Args:
             nnmodel: the model that is being traced.
             value: `[batch, positions, width]`, or `[1, ...]` for every prompt; None is zeros.
-            where: `[batch, positions]`, bool: which of them to replace; None is all.
+            mask: `[batch, seq]`: 1 at the tokens that may be replaced; None is all.
+
+        Raises:
+            PatchingError: the value is of another shape than the site.
         """
-        activation = self.read(nnmodel).clone()
+        activation = self.read(nnmodel, None if mask is None else mask.shape).clone()
         view = self._split(activation, nnmodel)
         positions = list(self.group(activation.shape[1]))
         old = view[:, positions]
@@ -226,15 +240,9 @@ class Site:
                     f"to put there {list(value.shape)}"
                 )
             new = value.to(device=old.device, dtype=old.dtype).expand_as(old)
-        if where is not None:
-            if where.shape != old.shape[:2]:
-                raise AdapterError(
-                    f"component {self.component!r} of adapter {self.api.name!r} must be "
-                    f"[batch, seq, width], and is {list(activation.shape)} in a run of "
-                    f"{len(where)} prompts"
-                )
-            keep = where.to(old.device).reshape(*where.shape, *[1] * (old.ndim - 2))
-            new = torch.where(keep, new, old)
+        if mask is not None:
+            patched = mask[:, positions].bool().to(old.device)
+            new = torch.where(patched.reshape(*patched.shape, *[1] * (old.ndim - 2)), new, old)
         view[:, positions] = new
         components.write(self._envoy(nnmodel), self._row, activation)
 

@@ -23,13 +23,10 @@ def run_full(
         the CPU.
     """
     for cell in cells:
-        patches = [
-            (site, replacement.value(site), replacement.where(site.group(target.seq_len)))
-            for site in cell.sites
-        ]
+        values = [(site, replacement.value(site)) for site in cell.sites]
 
-        def visit(traced: Any, patches: Any = patches) -> None:
-            for site, value, where in patches:
-                site.write(traced, value, where)
+        def visit(traced: Any, values: Any = values) -> None:
+            for site, value in values:
+                site.write(traced, value, replacement.mask)
 
         yield forward(nnmodel, target, visit)

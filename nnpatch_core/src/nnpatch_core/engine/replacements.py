@@ -1,4 +1,4 @@
-"""What a patch puts in place of an activation, and at which prompts' positions."""
+"""What a patch puts in place of an activation, and in which prompts' tokens."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Protocol
 import attrs
 from torch import Tensor
 
-from nnpatch_core.seq_pos import Group
 from nnpatch_core.site import Location, Site
 
 
 class Replacement(Protocol):
     """Where the values come from that a sweep puts at its sites."""
 
-    def value(self, site: Site) -> Tensor | None:
-        """What to put at `site`: broadcasts to `[batch, positions, ...]`; None is zeros."""
+    @property
+    def mask(self) -> Tensor:
+        """`[batch, seq]`: 1 where a token is patched, 0 where it stays, as padding does."""
         ...
 
-    def where(self, group: Group) -> Tensor:
-        """`[batch, positions]`, bool: which prompts have a value at which position."""
+    def value(self, site: Site) -> Tensor | None:
+        """What to put at `site`: `[batch or 1, positions, ...]`; None is zeros."""
         ...
 
 
@@ -31,8 +31,7 @@ class Recorded:
     Args:
         nnmodel: the model that was run.
         activations: `Site.location` to `[batch or 1, seq, width]`.
-        mask: `[batch, seq]`: 1 where the patched run has a token and a value was recorded;
-            padding is never patched.
+        mask: `[batch, seq]`: 1 where the patched run has a token and a value was recorded.
     """
 
     nnmodel: Any
@@ -43,24 +42,16 @@ class Recorded:
         """What was recorded at the site."""
         return site.select(self.activations[site.location], self.nnmodel)
 
-    def where(self, group: Group) -> Tensor:
-        """Where there is a token and a value for it."""
-        return self.mask[:, list(group)].bool()
-
 
 @attrs.frozen(eq=False)
 class Zeros:
     """Zeros.
 
     Args:
-        mask: `[batch, seq]` of the run that is patched.
+        mask: `[batch, seq]`: 1 where the patched run has a token.
     """
 
     mask: Tensor
 
     def value(self, site: Site) -> None:
         """None, which stands for zeros."""
-
-    def where(self, group: Group) -> Tensor:
-        """Where the run has a token."""
-        return self.mask[:, list(group)].bool()

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nnpatch_core._models import forward_arguments, input_device, module_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.errors import AdapterError
 from nnpatch_core.site import Location, Site, execution_order
 
 
@@ -54,12 +53,6 @@ def record(
 
     def visit(traced: Any) -> None:
         for site in execution_order(wanted.values()):
-            kept[site.location] = site.read(traced).clone()
-            if kept[site.location].shape[:2] != batch.tokens.shape:
-                raise AdapterError(
-                    f"component {site.component!r} of adapter {site.api.name!r} must be "
-                    f"[batch, seq, width], and is {list(kept[site.location].shape)} in a run of "
-                    f"{list(batch.tokens.shape)} tokens"
-                )
+            kept[site.location] = site.read(traced, batch.tokens.shape).clone()
 
     return forward(nnmodel, batch, visit), kept
