@@ -1,4 +1,4 @@
-"""What a sweep asks of the model itself: its envoy, vocabulary, device and forward arguments."""
+"""What nnpatch asks of the model itself: its envoys, vocabulary, device, forward arguments."""
 
 from __future__ import annotations
 
@@ -36,6 +36,23 @@ def module_of(nnmodel: Any) -> nn.Module:
     """The Hugging Face model under `nnmodel`."""
     module: nn.Module = as_nnsight(nnmodel)._module if isinstance(nnmodel, Envoy) else nnmodel
     return module
+
+
+def follow(root: Any, path: str) -> Any:
+    """The envoy at a dotted path below `root`."""
+    found = root
+    for part in path.split("."):
+        if part.isdigit():
+            found = found[int(part)]
+        elif part:
+            found = getattr(found, _attribute(part))
+    return found
+
+
+def _attribute(part: str) -> str:
+    """What nnsight calls a child: one named like a value that it serves has a prefix."""
+    taken = inspect.isdatadescriptor(inspect.getattr_static(Envoy, part, None))
+    return f"{Envoy.OVERLOAD_PREFIX}{part}" if taken else part
 
 
 def _embedding(model: Any) -> Any:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
 import torch
-from nnsight.intervention.envoy import Envoy
 from torch import Tensor
 
 from nnpatch_core import components
 from nnpatch_core._integers import strict_int, strict_ints
-from nnpatch_core._models import module_of
+from nnpatch_core._models import follow, module_of
 from nnpatch_core.components import Component, canonical_name
 from nnpatch_core.errors import AdapterError, LayerError, PatchingError, PositionError
 from nnpatch_core.model_api import (
@@ -335,20 +333,3 @@ def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:
         check_head(site.head, site.component, row, count)
     if seq_len is not None:
         site.group(seq_len)
-
-
-def follow(root: Any, path: str) -> Any:
-    """The envoy at a dotted path below `root`."""
-    found = root
-    for part in path.split("."):
-        if part.isdigit():
-            found = found[int(part)]
-        elif part:
-            found = getattr(found, _attribute(part))
-    return found
-
-
-def _attribute(part: str) -> str:
-    """What nnsight calls a child: one named like a value that it serves has a prefix."""
-    taken = inspect.isdatadescriptor(inspect.getattr_static(Envoy, part, None))
-    return f"{Envoy.OVERLOAD_PREFIX}{part}" if taken else part
