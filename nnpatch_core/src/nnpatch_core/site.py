@@ -137,7 +137,7 @@ class Site:
                 "or patch with zero=True"
             )
         if self._memory.prompts:
-            return self._memory.value / self._memory.prompts
+            return (self._memory.value / self._memory.prompts).float()
         return self._memory.value
 
     def cache(self, nnmodel: Any, average: bool = False) -> Tensor:
@@ -146,7 +146,7 @@ class Site:
         Args:
             nnmodel: the model that is being traced.
             average: add up over prompts instead, so that the cache becomes the mean over every
-                batch since the last `clear`: a mean over a data set of any size, in float32.
+                batch since the last `clear`: a mean over a data set of any size.
 
         Returns:
             This run's activation, `[batch, positions, width]` (`[batch, positions, heads, dim]`
@@ -161,7 +161,8 @@ class Site:
         if not average:
             memory.value, memory.prompts = found.detach(), 0
             return found
-        total = found.detach().float().sum(0, keepdim=True)
+        # In float64, so that it stays exact over a large data set; on the CPU, as not all have it.
+        total = found.detach().float().sum(0, keepdim=True).cpu().double()
         if memory.prompts and memory.value is not None:
             if memory.value.shape != total.shape:
                 raise PositionError(

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._integers import strict_int
-from nnpatch_core._models import as_nnsight, evaluating, module_of, pad_id, vocab_size
-from nnpatch_core.batch import Batch, check_answers, make_batch
+from nnpatch_core._models import as_nnsight, evaluating, module_of, vocab_size
+from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.engine import Recorded, Replacement, Zeros, record
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
 from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
-from nnpatch_core.patching.averages import aligned, mean_activations, read_batches
+from nnpatch_core.patching.averages import aligned, mean_activations
+from nnpatch_core.patching.inputs import read_batch, read_batches
 from nnpatch_core.patching.labels import label_prompts, outcome
 from nnpatch_core.patching.sweep import (
     Sweep,
@@ -107,8 +108,7 @@ def ablation_patching(
     traced = as_nnsight(nnmodel)
     model = module_of(traced)
     vocab = vocab_size(model)
-    words = {"vocab_size": vocab, "pad_id": pad_id(traced, model)}
-    batch = make_batch("tokens", tokens, attention_mask, **words)
+    batch = read_batch(traced, "tokens", tokens, attention_mask)
     answers = check_answers("answer_index", answer_index, len(batch), vocab)
     others = None
     if other_answer_index is not None:
@@ -129,7 +129,7 @@ def ablation_patching(
             "or another metric"
         )
     prompts = label_prompts(sweep, batch, batch, tokenizer)
-    data = None if reference is None else read_batches(traced, model, "reference", reference)
+    data = None if reference is None else read_batches(traced, "reference", reference)
     if method == "resample":
         donors = _draw(batch, data, strict_int(seed, "seed", TokensError))
 

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from nnpatch_core._models import as_nnsight, evaluating, module_of, pad_id, vocab_size
-from nnpatch_core.batch import check_answers, check_paired, make_batch
+from nnpatch_core._models import as_nnsight, evaluating, module_of, vocab_size
+from nnpatch_core.batch import check_answers, check_paired
 from nnpatch_core.engine import Recorded, record
 from nnpatch_core.errors import ConfidenceError, MaskError, MetricError
 from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
+from nnpatch_core.patching.inputs import read_batch
 from nnpatch_core.patching.labels import label_prompts, outcome
 from nnpatch_core.patching.sweep import (
     baselines,
@@ -95,11 +96,10 @@ def activation_patching(
     """
     traced = as_nnsight(nnmodel)
     model = module_of(traced)
-    words = {"vocab_size": vocab_size(model), "pad_id": pad_id(traced, model)}
     source_mask = _one_mask("source", attention_mask, source_attention_mask)
     target_mask = _one_mask("target", attention_mask, target_attention_mask)
-    source = make_batch("source_tokens", source_tokens, source_mask, **words)
-    target = make_batch("target_tokens", target_tokens, target_mask, **words)
+    source = read_batch(traced, "source_tokens", source_tokens, source_mask)
+    target = read_batch(traced, "target_tokens", target_tokens, target_mask)
     check_paired(source, target)
     count, vocab = len(source), vocab_size(model)
     source_answers = check_answers("source_answer_index", source_answer_index, count, vocab)

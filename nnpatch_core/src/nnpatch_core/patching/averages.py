@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nnpatch_core._models import as_nnsight, evaluating, module_of, pad_id, vocab_size
-from nnpatch_core.batch import Batch, make_batch
+from nnpatch_core._models import as_nnsight, evaluating, module_of
+from nnpatch_core.batch import Batch
 from nnpatch_core.engine import record
 from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import TokensError
+from nnpatch_core.patching.inputs import read_batches
 from nnpatch_core.site import Location, Site, check_site, execution_order
 from nnpatch_core.sites import Sites
-
-
-def read_batches(nnmodel: Any, model: Any, name: str, batches: Any) -> Iterable[Batch]:
-    """The batches of a data set: checked at once if it is in memory, else one at a time.
-
-    `batches` is one batch, or an iterable of them: tokens `[batch, seq]`, a tuple `(tokens, mask)`,
-    or a mapping with `input_ids` and `attention_mask`. `name` is what errors call them.
-    """
-    words = {"vocab_size": vocab_size(model), "pad_id": pad_id(nnmodel, model)}
-
-    def read(batch: Any) -> Batch:
-        tokens, mask = batch, None
-        if hasattr(batch, "keys"):
-            if "input_ids" not in batch:
-                raise TokensError(f"{name} has no 'input_ids', only {list(batch.keys())}")
-            tokens, mask = batch.get("input_ids"), batch.get("attention_mask")
-        elif isinstance(batch, tuple) and len(batch) == 2:
-            tokens, mask = batch
-        return make_batch(name, tokens, mask, **words)
-
-    if isinstance(batches, Tensor | tuple) or hasattr(batches, "keys"):
-        return [read(batches)]
-    if isinstance(batches, Sequence):
-        if not batches:
-            raise TokensError(f"{name} is empty; give at least one batch")
-        return [read(batch) for batch in batches]
-    if not isinstance(batches, Iterable):
-        raise TokensError(
-            f"{name} must be tokens [batch, seq] or an iterable of batches, got {batches!r}"
-        )
-    return map(read, batches)
 
 
 def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
@@ -89,7 +59,7 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
             site.cache(model, average=True)
 
     with evaluating(model):
-        for batch in read_batches(traced, model, "the data set", batches):
+        for batch in read_batches(traced, "the data set", batches):
             for site in wanted:
                 if not bool(batch.mask[:, list(site.group(batch.seq_len))].all()):
                     raise TokensError(
@@ -105,7 +75,7 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
 def mean_activations(
     nnmodel: Any, sites: Iterable[Site], batches: Iterable[Batch], seq_len: int, per_position: bool
 ) -> tuple[dict[Location, Tensor], Tensor]:
-    """Mean activations over the real tokens of a data set, in float32.
+    """Mean activations over the real tokens of a data set, added up in float64 on the CPU.
 
     With `per_position` each position, counted from the end, is averaged apart; otherwise all
     together.
@@ -130,12 +100,12 @@ def mean_activations(
         for location, activation in found.items():
             real = batch.mask.to(activation.device)[..., None]
             # Zeroed rather than multiplied: padding may hold anything, nan included.
-            added = total(torch.where(real.bool(), activation.float(), 0.0))
+            added = total(torch.where(real.bool(), activation.float(), 0.0)).cpu().double()
             sums[location] = sums[location] + added if location in sums else added
     if counts is None:
         raise TokensError("the data set is empty: a mean needs at least one batch")
     means = {
-        location: (values / counts.clamp(min=1).to(values.device)).expand(-1, seq_len, -1)
+        location: (values / counts.clamp(min=1)).float().expand(-1, seq_len, -1)
         for location, values in sums.items()
     }
     return means, (counts[0, :, 0] > 0).long().expand(seq_len)

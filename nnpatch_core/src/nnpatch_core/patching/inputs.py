@@ -1,0 +1,52 @@
+"""What the user passes as prompts, checked against the model and packed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from nnpatch_core._models import module_of, pad_id, vocab_size
+from nnpatch_core.batch import Batch, make_batch
+from nnpatch_core.errors import TokensError
+
+
+def read_batch(nnmodel: Any, name: str, tokens: Any, mask: Any = None) -> Batch:
+    """Tokens and mask of the argument `name`, left-padded.
+
+    Raises:
+        TokensError, MaskError: they are malformed, or not of the model's vocabulary.
+    """
+    model = module_of(nnmodel)
+    sizes = {"vocab_size": vocab_size(model), "pad_id": pad_id(nnmodel, model)}
+    return make_batch(name, tokens, mask, **sizes)
+
+
+def read_batches(nnmodel: Any, name: str, batches: Any) -> Iterable[Batch]:
+    """The batches of a data set: checked at once if it is in memory, else one at a time.
+
+    `batches` is one batch, or an iterable of them: tokens `[batch, seq]`, a tuple `(tokens, mask)`,
+    or a mapping with `input_ids` and `attention_mask`. `name` is what errors call them.
+    """
+
+    def read(batch: Any) -> Batch:
+        if isinstance(batch, tuple) and len(batch) == 2:
+            return read_batch(nnmodel, name, *batch)
+        if not hasattr(batch, "keys"):
+            return read_batch(nnmodel, name, batch)
+        if "input_ids" not in batch:
+            raise TokensError(f"{name} has no 'input_ids', only {list(batch.keys())}")
+        return read_batch(nnmodel, name, batch["input_ids"], batch.get("attention_mask"))
+
+    if isinstance(batches, Tensor | tuple) or hasattr(batches, "keys"):
+        return [read(batches)]
+    if isinstance(batches, Sequence):
+        if not batches:
+            raise TokensError(f"{name} is empty; give at least one batch")
+        return [read(batch) for batch in batches]
+    if not isinstance(batches, Iterable):
+        raise TokensError(
+            f"{name} must be tokens [batch, seq] or an iterable of batches, got {batches!r}"
+        )
+    return map(read, batches)
