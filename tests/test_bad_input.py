@@ -42,6 +42,7 @@ from nnpatch_core.errors import (
     TokensError,
     UnknownNameError,
 )
+from nnpatch_core.metrics import logit_difference
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 
 SOURCE = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
@@ -611,9 +612,12 @@ def test_resample_needs_another_prompt(counted):
         )
 
 
-def test_ablation_by_two_answers_of_which_one_is_missing(counted):
+@pytest.mark.parametrize(
+    "metric", ["logit_difference", {"mine": "logit_difference"}, logit_difference]
+)
+def test_ablation_by_two_answers_of_which_one_is_missing(counted, metric):
     with counted.rejects(AnswerError, "'logit_difference'", "other_answer_index="):
-        counted.ablation(other_answer_index=None)
+        counted.ablation(other_answer_index=None, metric=metric)
 
 
 # Tokens, answers, masks -------------------------------------------------------------------------

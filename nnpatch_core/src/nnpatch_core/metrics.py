@@ -92,6 +92,9 @@ def with_context(metric: Callable[..., Tensor]) -> Metric:
         parameters = inspect.signature(metric).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return metric
+    second = list(parameters.values())[1:2]
+    if any(each.name == "context" and each.kind is not each.KEYWORD_ONLY for each in second):
+        return metric
     if "context" in parameters:
         return lambda logits, context: metric(logits, context=context)
     required = [
