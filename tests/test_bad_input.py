@@ -17,9 +17,12 @@ from nnpatch_core import (
     CustomConstant,
     DecoderAPI,
     Each,
+    Fused,
+    Interleaved,
     Last,
     LastK,
     MultiSite,
+    PartOfHead,
     Site,
     Sites,
     ablation_patching,
@@ -841,7 +844,7 @@ class _WithArguments(DecoderAPI):
 @cases(
     ("api", "error", "parts"),
     [
-        ("Llama4", UnknownNameError, ["'Llama4'", "Gemma2, Llama3, Mistral"]),
+        ("Llama4", UnknownNameError, ["'Llama4'", "Gemma, Gemma2, Gemma3, Llama3, Mistral"]),
         (5, AdapterError, ["5", "n_heads"]),
         (object(), AdapterError, ["object", "model_types", "components"]),
         (dict, AdapterError, ["dict", "components"]),
@@ -902,21 +905,41 @@ def test_adapter_that_does_not_fit_every_layer():
         Counted(model).activation()
 
 
-def _copied_heads(activation, config):
-    return activation.unflatten(-1, (config.num_attention_heads, -1)).clone()
+@cases(
+    ("columns", "parts"),
+    [
+        (lambda width, heads: torch.arange(width), ["[4 heads, dim]", "[32]"]),
+        (lambda width, heads: torch.arange(width).view(2, -1), ["[4 heads, dim]", "[2, 16]"]),
+        (lambda width, heads: torch.arange(1, width + 1).view(4, -1), ["32 wide", "[1, 2, 3"]),
+        (lambda width, heads: torch.arange(-1, width - 1).view(4, -1), ["32 wide", "[-1, 0, 1"]),
+        (lambda width, heads: torch.zeros(4, 2, dtype=torch.int64), ["twice", "[0, 0]"]),
+        (lambda width, heads: torch.zeros(4, 0, dtype=torch.int64), ["[4 heads, dim]", "[4, 0]"]),
+        (lambda width, heads: torch.rand(4, 8), ["32 wide"]),
+        (lambda width, heads: torch.arange(width).view(5, -1), ["does not split", "4 heads"]),
+        (Fused("q"), ["does not split", "4 heads"]),
+        (Interleaved("q"), ["does not split", "4 heads"]),
+        (PartOfHead(0, 3), ["does not split", "4 heads"]),
+    ],
+)
+def test_adapter_whose_columns_of_the_heads_are_none(counted, columns, parts):
+    """A head that is read and written at the wrong columns would be another's."""
+    row = Component("self_attn.q_proj", heads="query", columns=columns)
+    model_api = _misfit(components={**decoder_components(), "q": row}, key_value_heads=1)
+    with counted.rejects(AdapterError, "'Misfit'", "'q'", *parts):
+        counted.activation(lambda: Sites("q"), model_api)
 
 
-def _unsplit_heads(activation, config):
-    return activation
-
-
-@pytest.mark.parametrize("view", [_copied_heads, _unsplit_heads])
-def test_adapter_whose_view_of_the_heads_is_none(counted, view):
-    """A patch written into a copy would silently do nothing, one by the wrong axis harm."""
-    row = Component("self_attn.q_proj", heads="query", view=view)
-    api = _misfit(components={**decoder_components(), "q": row})
-    with counted.rejects(AdapterError, "'Misfit'", "'q'", forwards=3):
-        counted.activation(lambda: Sites("q"), api)
+@pytest.mark.parametrize("padded", ["source", "target", "both"])
+def test_padding_where_the_adapter_says_that_masked_tokens_are_seen(counted, padded):
+    api, mask = _misfit(padding=False), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
+    name = "attention_mask" if padded == "both" else f"{padded}_attention_mask"
+    with counted.rejects(MaskError, "'Misfit'", "masked", "[1]", "one length"):
+        counted.activation(api=api, **{name: mask})
+    with counted.rejects(MaskError, "'Misfit'", "[1]"):
+        counted.ablation(api=api, attention_mask=mask)
+    with counted.rejects(MaskError, "'Misfit'", "[1]"):
+        counted.ablation(api=api, method="mean", reference=[SOURCE, (SOURCE, mask)])
+    counted.activation(api=api)
 
 
 def test_heads_that_do_not_divide_what_a_module_of_unknown_width_gives(counted):

@@ -25,6 +25,7 @@ from nnpatch_core import (
     activation_patching,
     decoder_components,
 )
+from nnpatch_core.heads import Heads
 from nnpatch_core.testing import tiny_model, tiny_tokenizer
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral
@@ -416,21 +417,22 @@ def test_a_metric_that_raises_leaves_the_model_as_it_was(
 
 
 def api_that_fails_at(call: int) -> DecoderAPI:
-    """An adapter whose view raises at its nth call, in the middle of a trace."""
+    """An adapter whose columns raise at their nth call, in the middle of a trace."""
     calls = iter(range(1, 10_000))
 
-    def view(activation: torch.Tensor, config: Any) -> torch.Tensor:
+    def columns(width: int, heads: Heads) -> torch.Tensor:
         if next(calls) == call:
             raise InterruptedSweepError
-        return activation.unflatten(-1, (config.num_key_value_heads, -1))
+        return torch.arange(width).view(heads.key_value, -1)
 
     table = decoder_components()
-    table["v"] = attrs.evolve(table["v"], view=view)
+    table["v"] = attrs.evolve(table["v"], columns=columns)
     return DecoderAPI("Failing", ("llama",), table)
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, NNsight])
-@pytest.mark.parametrize("call", [1, 2, 3, 30])
+# The first three calls are a check of the table, before there is a trace.
+@pytest.mark.parametrize("call", [4, 5, 6, 33])
 def test_an_error_inside_a_trace_leaves_the_model_as_it_was(call: int, wrap: Callable) -> None:
     model = tiny_model("llama")
     before = State.of(model)

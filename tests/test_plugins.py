@@ -120,7 +120,7 @@ def test_adapter_as_a_class(install):
             layers = "model.layers"
             components = decoder_components()
 
-            def n_heads(self, config, kind):
+            def n_heads(self, config, kind, layer):
                 return 4 if kind == "query" else 2
 
         @hookimpl

@@ -2,11 +2,13 @@
 
 from nnpatch_core.components import Component
 from nnpatch_core.errors import PatchingError
+from nnpatch_core.heads import Fused, Heads, Interleaved, PartOfHead
 from nnpatch_core.metrics import MetricContext
 from nnpatch_core.model_api import (
     DecoderAPI,
     ModelAPI,
     decoder_components,
+    fused_projections,
     separate_projections,
 )
 from nnpatch_core.patching import ablation_patching, activation_patching, cache_average
@@ -24,12 +26,16 @@ __all__ = [
     "CustomConstant",
     "DecoderAPI",
     "Each",
+    "Fused",
+    "Heads",
+    "Interleaved",
     "Last",
     "LastK",
     "MetricContext",
     "ModelAPI",
     "MultiSite",
     "Outcome",
+    "PartOfHead",
     "PatchingError",
     "PromptPairs",
     "SeqPos",
@@ -40,6 +46,7 @@ __all__ = [
     "cache_average",
     "decoder_components",
     "execution_order",
+    "fused_projections",
     "hookimpl",
     "separate_projections",
 ]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import attrs
 from torch import Tensor
 
 from nnpatch_core.errors import AdapterError
+from nnpatch_core.heads import HeadColumns, HeadKind
 
 Side: TypeAlias = Literal["input", "output"]
-HeadKind: TypeAlias = Literal["query", "key_value"]
-#: An activation `[batch, seq, width]` and the config to a view `[batch, seq, heads, dim]` of it.
-HeadView: TypeAlias = Callable[[Tensor, Any], Tensor]
 
 #: The components of a layer that nnpatch knows, in execution order.
 COMPONENT_NAMES = ("resid_pre", "q", "k", "v", "o", "attn", "mlp", "resid")
@@ -39,10 +36,10 @@ class Component:
         side: the module's `"output"`, or its first `"input"`.
         heads: `"query"` or `"key_value"` where the last axis splits into such heads, else None.
         item: which item holds the activation where the module gives a tuple.
-        view: for a component with heads that do not simply stand one after the other: maps the
-            activation `[batch, seq, width]` and the model's text config to
-            `[batch, seq, heads, dim]`. It must return a *view*: what is assigned to the result is
-            how a head is written. A fused projection slices here.
+        columns: for a component whose heads do not simply stand one after the other: maps the
+            activation's width and the layer's `Heads` to the columns of each head,
+            `[heads, dim]`. A fused projection names its part here: `Fused("q")`,
+            `Interleaved("q")`, or a function of yours.
 
     Examples:
         >>> Component("self_attn.q_proj", heads="query").side
@@ -61,7 +58,7 @@ class Component:
         kw_only=True,
         validator=[attrs.validators.instance_of(int), attrs.validators.ge(0)],
     )
-    view: HeadView | None = attrs.field(default=None, kw_only=True)
+    columns: HeadColumns | None = attrs.field(default=None, kw_only=True)
 
     @item.validator
     def _of_output(self, _: Any, item: int) -> None:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
-import torch
-from torch import Tensor, nn
 
-from nnpatch_core._integers import strict_int
-from nnpatch_core.components import COMPONENT_NAMES, Component, HeadKind, canonical_name
-from nnpatch_core.errors import AdapterError, HeadError, LayerError, UnknownNameError
+from nnpatch_core.components import Component, canonical_name
+from nnpatch_core.errors import AdapterError
+from nnpatch_core.heads import HeadColumns, HeadKind, Projection
+
+#: Component name to where it lives in a layer, in execution order.
+Table: TypeAlias = Mapping[str, Component]
+#: Where a number of heads comes from: a config's attribute (an int, or one for each layer), the
+#: number itself, or a function of the text config and the layer.
+HeadCount: TypeAlias = str | int | Callable[[Any, int], int]
+Residual: TypeAlias = Literal["sum", "scaled"]
 
 
 @runtime_checkable
 class ModelAPI(Protocol):
     """An adapter: where the components of one model family live.
 
-    `DecoderAPI` is the table that fits most families; any object with these members will do.
+    `DecoderAPI` is the table that fits most families; any object with these members will do. It
+    may also have `kinds`, `residual` and `padding`, with the meaning that `DecoderAPI` gives them.
     """
 
     @property
@@ -38,11 +44,11 @@ class ModelAPI(Protocol):
         ...
 
     @property
-    def components(self) -> Mapping[str, Component]:
+    def components(self) -> Table:
         """Component name to where it lives in a layer, in execution order."""
         ...
 
-    def n_heads(self, config: Any, kind: HeadKind) -> int:
+    def n_heads(self, config: Any, kind: HeadKind, layer: int) -> int:
         """How many heads of that kind a layer of a model with this config has."""
         ...
 
@@ -55,13 +61,19 @@ def _model_types(values: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def _table(components: Mapping[str, Component]) -> Mapping[str, Component]:
+def _table(components: Table) -> Table:
     for name, component in components.items():
         if not isinstance(name, str) or not isinstance(component, Component):
             raise AdapterError(
                 f"components maps names to Component objects, got {name!r}: {component!r}"
             )
     return MappingProxyType({canonical_name(name): row for name, row in components.items()})
+
+
+def _tables(kinds: Mapping[str, Table]) -> Mapping[str, Table]:
+    if not isinstance(kinds, Mapping) or not all(isinstance(path, str) for path in kinds):
+        raise AdapterError(f"kinds maps a module's path to a table of components, got {kinds!r}")
+    return MappingProxyType({path: _table(table) for path, table in kinds.items()})
 
 
 @attrs.frozen(eq=False)
@@ -73,9 +85,17 @@ class DecoderAPI:
         model_types: which `config.model_type` values it is for.
         components: component name to `Component`, in execution order.
         layers: dotted path from the model to its list of layers.
-        query_heads: the config's attribute for the number of query heads.
-        key_value_heads: the config's attribute for the number of key/value heads; where a config
-            has none, the family has as many as query heads.
+        query_heads: the number of query heads: the config's attribute that has it (one number, or
+            a list with one for each layer), the number itself, or a function of the model's text
+            config and the layer.
+        key_value_heads: the number of key/value heads, in the same ways; where a config lacks the
+            attribute, the family has as many as query heads.
+        kinds: for a family whose layers differ: the path of a module to the whole table of the
+            layers that have it, in place of `components`.
+        residual: `"sum"` where a layer gives `resid_pre + attn + mlp`; `"scaled"` where each of
+            the three is multiplied by a number first; None where it does something else.
+        padding: whether a masked token leaves the others alone. Where it does not, prompts of
+            different lengths are refused.
 
     Examples:
         >>> api = DecoderAPI("Tiny", ("tiny",), {"mlp": Component("mlp")})
@@ -85,189 +105,132 @@ class DecoderAPI:
 
     name: str = attrs.field(validator=attrs.validators.instance_of(str))
     model_types: tuple[str, ...] = attrs.field(converter=_model_types)
-    components: Mapping[str, Component] = attrs.field(converter=_table)
+    components: Table = attrs.field(converter=_table)
     layers: str = "model.layers"
-    query_heads: str = "num_attention_heads"
-    key_value_heads: str = "num_key_value_heads"
+    query_heads: HeadCount = "num_attention_heads"
+    key_value_heads: HeadCount = "num_key_value_heads"
+    kinds: Mapping[str, Table] = attrs.field(factory=dict, converter=_tables, kw_only=True)
+    residual: Residual | None = attrs.field(
+        default="sum", kw_only=True, validator=attrs.validators.in_(("sum", "scaled", None))
+    )
+    padding: bool = attrs.field(
+        default=True, kw_only=True, validator=attrs.validators.instance_of(bool)
+    )
 
-    def n_heads(self, config: Any, kind: HeadKind) -> int:
+    @kinds.validator
+    def _same_heads(self, _: Any, kinds: Mapping[str, Table]) -> None:
+        # An outcome has one axis of heads for a component, whatever the layer.
+        for table in kinds.values():
+            for name, row in table.items():
+                other = self.components.get(name, row)
+                if other.heads != row.heads:
+                    raise AdapterError(
+                        f"component {name!r} of adapter {self.name!r} must have the same kind of "
+                        f"heads in every layer, got {other.heads!r} and {row.heads!r}"
+                    )
+
+    def n_heads(self, config: Any, kind: HeadKind, layer: int = 0) -> int:
         """How many heads of that kind a layer has.
 
         Raises:
             AdapterError: the config does not say.
         """
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        has_own = kind == "key_value" and getattr(config, self.key_value_heads, None) is not None
-        attribute = self.key_value_heads if has_own else self.query_heads
-        count = getattr(config, attribute, None)
+        given = self.query_heads if kind == "query" else self.key_value_heads
+        if isinstance(given, str) and kind == "key_value" and getattr(config, given, None) is None:
+            given = self.query_heads
+        count = getattr(config, given, None) if isinstance(given, str) else given
+        if isinstance(count, list | tuple):
+            count = count[layer] if layer < len(count) else None
+        elif callable(count):
+            count = count(config, layer)
         if not isinstance(count, int) or count < 1:
+            where = f"config.{given}" if isinstance(given, str) else f"{given!r}"
             raise AdapterError(
-                f"adapter {self.name!r} reads the number of heads from config.{attribute}, which "
+                f"adapter {self.name!r} reads the number of heads from {where}, which "
                 f"is {count!r} in this model (model_type {config.model_type!r})"
             )
         return count
 
 
-def separate_projections(attention: str = "self_attn") -> dict[str, Component]:
+def separate_projections(
+    attention: str = "self_attn",
+    *,
+    q: str = "q_proj",
+    k: str = "k_proj",
+    v: str = "v_proj",
+    o: str = "o_proj",
+) -> dict[str, Component]:
     """The rows `q`, `k`, `v` and `o` of a family with one module for each projection.
 
     `q`, `k`, `v` are the projections' outputs before any rotary embedding; `o` is the *input* of
     the output projection, which is what each query head hands to it.
 
+    Args:
+        attention: path of the module that has the four.
+        q: its child that projects to queries.
+        k: to keys.
+        v: to values.
+        o: from the heads back to the residual stream.
+
     Examples:
-        >>> separate_projections()["k"].module
-        'self_attn.k_proj'
+        >>> separate_projections(o="dense")["o"]
+        Component(module='self_attn.dense', side='input', heads='query', item=0, columns=None)
     """
     return {
-        "q": Component(f"{attention}.q_proj", heads="query"),
-        "k": Component(f"{attention}.k_proj", heads="key_value"),
-        "v": Component(f"{attention}.v_proj", heads="key_value"),
-        "o": Component(f"{attention}.o_proj", "input", heads="query"),
+        "q": Component(f"{attention}.{q}", heads="query"),
+        "k": Component(f"{attention}.{k}", heads="key_value"),
+        "v": Component(f"{attention}.{v}", heads="key_value"),
+        "o": Component(f"{attention}.{o}", "input", heads="query"),
     }
 
 
-def decoder_components(*, attn: str = "self_attn", mlp: str = "mlp") -> dict[str, Component]:
-    """The whole table of a decoder laid out like Llama.
+def fused_projections(
+    qkv: str, o: str, layout: Callable[[Projection], HeadColumns]
+) -> dict[str, Component]:
+    """The rows `q`, `k`, `v` and `o` of a family with one module that projects to all three.
+
+    Args:
+        qkv: path of that module.
+        o: path of the module that projects from the heads back to the residual stream.
+        layout: `Fused` or `Interleaved`, or a function of yours from `"q"`, `"k"` or `"v"` to the
+            columns of its heads.
+
+    Examples:
+        >>> from nnpatch_core import Fused
+        >>> fused_projections("attn.c_attn", "attn.c_proj", Fused)["k"].columns
+        Fused(part='k')
+    """
+    return {
+        "q": Component(qkv, heads="query", columns=layout("q")),
+        "k": Component(qkv, heads="key_value", columns=layout("k")),
+        "v": Component(qkv, heads="key_value", columns=layout("v")),
+        "o": Component(o, "input", heads="query"),
+    }
+
+
+def decoder_components(
+    *, attn: str = "self_attn", mlp: str = "mlp", heads: Table | None = None
+) -> dict[str, Component]:
+    """The whole table of a decoder, by default one laid out like Llama.
 
     Args:
         attn: path of the module whose output attention adds to the residual stream.
         mlp: path of the module whose output the MLP adds to the residual stream. A family with
             norms after its blocks names those norms here.
+        heads: the rows of q, k, v and o: `separate_projections(...)`, which is the default, or
+            `fused_projections(...)`; an empty table if there are none.
 
     Examples:
         >>> list(decoder_components())
         ['resid_pre', 'q', 'k', 'v', 'o', 'attn', 'mlp', 'resid']
+        >>> list(decoder_components(attn="mixer", heads={}))
+        ['resid_pre', 'attn', 'mlp', 'resid']
     """
     return {
         "resid_pre": Component("", "input"),
-        **separate_projections(),
+        **(separate_projections() if heads is None else heads),
         "attn": Component(attn),
         "mlp": Component(mlp),
         "resid": Component(""),
     }
-
-
-def find_component(api: ModelAPI, name: str) -> Component:
-    """The row of `api`'s table for a component's name or alias.
-
-    Raises:
-        UnknownNameError: no such component, or this adapter lacks it.
-    """
-    if not isinstance(name, str):
-        raise UnknownNameError(f"a component is named by a string, got {name!r}")
-    component = api.components.get(canonical_name(name))
-    if component is not None:
-        return component
-    has = f"adapter {api.name!r} has {', '.join(api.components)}"
-    if canonical_name(name) in COMPONENT_NAMES:
-        raise UnknownNameError(f"adapter {api.name!r} has no component {name!r}; {has}")
-    raise UnknownNameError(f"unknown component {name!r}; {has}")
-
-
-def n_layers(api: ModelAPI, model: nn.Module) -> int:
-    """How many layers `model` has, or `AdapterError` if the adapter's path leads nowhere."""
-    return len(_layers(api, model))
-
-
-def check_layer(layer: Any, count: int) -> int:
-    """`layer` as an int, or `LayerError` if a model of `count` layers does not have it."""
-    number = strict_int(layer, "a layer", LayerError)
-    if not 0 <= number < count:
-        raise LayerError(f"layer {number} is out of range: the model has layers 0 to {count - 1}")
-    return number
-
-
-def check_head(head: Any, name: str, component: Component, count: int | None = None) -> int:
-    """`head` as an int, or `HeadError` if the component does not have that head."""
-    number = strict_int(head, "a head", HeadError)
-    if component.heads is None:
-        raise HeadError(f"component {name!r} has no heads, but head {number} was asked for")
-    if number < 0 or (count is not None and number >= count):
-        last = "" if count is None else f" to {count - 1}"
-        kind = component.heads.replace("_", "/")
-        raise HeadError(
-            f"head {number} of {name!r} is out of range: its {kind} heads are numbered 0{last}"
-        )
-    return number
-
-
-def check_fits(api: ModelAPI, model: nn.Module) -> None:
-    """Raise `AdapterError` unless every component of `api` is to be found in every layer."""
-    for index, layer in enumerate(_layers(api, model)):
-        for name, component in api.components.items():
-            _check_component(api, model, index, layer, name, component)
-
-
-def _layers(api: ModelAPI, model: nn.Module) -> nn.ModuleList:
-    try:
-        layers = model.get_submodule(api.layers)
-    except AttributeError:
-        layers = None
-    misfit = f"adapter {api.name!r} does not fit {_described(model)}"
-    if not isinstance(layers, nn.ModuleList):
-        raise AdapterError(f"{misfit}: it has no list of layers at {api.layers!r}")
-    if len(set(layers)) < len(layers):
-        raise AdapterError(f"{misfit}: a layer occurs twice, so that its runs cannot be told apart")
-    return layers
-
-
-def _check_component(
-    api: ModelAPI,
-    model: nn.Module,
-    index: int,
-    layer: nn.Module,
-    name: str,
-    component: Component,
-) -> None:
-    misfit = f"adapter {api.name!r} does not fit {_described(model)}"
-    try:
-        module = layer.get_submodule(component.module)
-    except AttributeError as error:
-        children = ", ".join(child for child, _ in layer.named_children())
-        raise AdapterError(
-            f"{misfit}: component {name!r} is at {component.module!r}, "
-            f"and layer {index} ({type(layer).__name__}) has {children}"
-        ) from error
-    width = getattr(module, f"{'in' if component.side == 'input' else 'out'}_features", None)
-    if isinstance(width, int):
-        split_heads(api, name, torch.empty(1, 1, width), model)
-
-
-def split_heads(api: ModelAPI, name: str, activation: Tensor, model: nn.Module) -> Tensor:
-    """A view of a component's activation `[batch, seq, width]`, as `[batch, seq, heads, dim]`.
-
-    A component without heads is itself.
-
-    Raises:
-        AdapterError: the width does not split into the heads, or the adapter's `view` is none.
-    """
-    row = api.components[name]
-    if row.heads is None:
-        return activation
-    config: Any = model.config
-    count = api.n_heads(config, row.heads)
-    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    misfit = f"adapter {api.name!r} does not fit {_described(model)}: component {name!r}"
-    try:
-        if row.view is None:
-            view = activation.view(*activation.shape[:-1], count, -1)
-        else:
-            view = row.view(activation, text_config)
-    except (RuntimeError, IndexError) as error:
-        raise AdapterError(
-            f"{misfit} is {activation.shape[-1]} wide, which does not split into {count} heads: "
-            f"{error}"
-        ) from error
-    if view.ndim != 4 or view.shape[:3] != (*activation.shape[:2], count):
-        raise AdapterError(
-            f"{misfit} must be seen as [batch, seq, {count} heads, dim], but its view of "
-            f"{list(activation.shape)} is {list(view.shape)}"
-        )
-    if view.untyped_storage().data_ptr() != activation.untyped_storage().data_ptr():
-        raise AdapterError(f"{misfit} is seen through a copy, so that a patch would change nothing")
-    return view
-
-
-def _described(model: nn.Module) -> str:
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    return f"{type(model).__name__} (model_type {model_type!r})"

@@ -14,14 +14,16 @@ from nnpatch_core._integers import strict_int, strict_ints
 from nnpatch_core._models import follow, module_of
 from nnpatch_core.components import Component, canonical_name
 from nnpatch_core.errors import AdapterError, LayerError, PatchingError, PositionError
-from nnpatch_core.model_api import (
-    ModelAPI,
+from nnpatch_core.layers import (
     check_head,
     check_layer,
+    component_names,
     find_component,
+    head_columns,
     n_layers,
-    split_heads,
+    row_of,
 )
+from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_adapter
 from nnpatch_core.seq_pos import Group, normalise
 
@@ -118,10 +120,9 @@ class Site:
         seq_pos = "" if self.seq_pos is None else f" {list(self.seq_pos)}"
         return f"{self.component} L{self.layer}{head}{seq_pos}"
 
-    @property
-    def location(self) -> Location:
+    def location(self, nnmodel: Any) -> Location:
         """Where the whole activation is that the site is a part of; sites may share it."""
-        row = self._row
+        row = self._row(nnmodel)
         return (f"{self.api.layers}.{self.layer}.{row.module}", row.side, row.item)
 
     @property
@@ -201,7 +202,7 @@ class Site:
         Raises:
             AdapterError: it is not of that shape, where `run` is `(batch, seq)`.
         """
-        activation = components.read(self._envoy(nnmodel), self._row)
+        activation = components.read(self._envoy(nnmodel), self._row(nnmodel))
         if run is not None and activation.shape[:2] != tuple(run):
             raise AdapterError(
                 f"component {self.component!r} of adapter {self.api.name!r} must be "
@@ -212,8 +213,9 @@ class Site:
 
     def select(self, activation: Tensor, nnmodel: Any) -> Tensor:
         """The site's part of the component's whole activation, a copy."""
-        view = self._split(activation, nnmodel)
-        return view[:, list(self.group(activation.shape[1]))]
+        found = activation[:, list(self.group(activation.shape[1]))]
+        columns = self._columns(activation, nnmodel)
+        return found if columns is None else found[..., columns]
 
     def write(self, nnmodel: Any, value: Tensor | None, mask: Tensor | None = None) -> None:
         """Put `value` at the site, inside a trace.
@@ -227,9 +229,10 @@ class Site:
             PatchingError: the value is of another shape than the site.
         """
         activation = self.read(nnmodel, None if mask is None else mask.shape).clone()
-        view = self._split(activation, nnmodel)
+        columns = self._columns(activation, nnmodel)
         positions = list(self.group(activation.shape[1]))
-        old = view[:, positions]
+        found = activation[:, positions]
+        old = found if columns is None else found[..., columns]
         if value is None:
             new = torch.zeros_like(old)
         else:
@@ -242,19 +245,26 @@ class Site:
         if mask is not None:
             patched = mask[:, positions].bool().to(old.device)
             new = torch.where(patched.reshape(*patched.shape, *[1] * (old.ndim - 2)), new, old)
-        view[:, positions] = new
-        components.write(self._envoy(nnmodel), self._row, activation)
+        if columns is None:
+            found = new
+        else:
+            found[..., columns] = new
+        activation[:, positions] = found
+        components.write(self._envoy(nnmodel), self._row(nnmodel), activation)
 
-    @property
-    def _row(self) -> Component:
-        return self.api.components[self.component]
+    def _row(self, nnmodel: Any) -> Component:
+        return row_of(self.api, module_of(nnmodel), self.layer, self.component)
 
     def _envoy(self, nnmodel: Any) -> Any:
-        return follow(nnmodel, f"{self.api.layers}.{self.layer}.{self._row.module}")
+        return follow(nnmodel, f"{self.api.layers}.{self.layer}.{self._row(nnmodel).module}")
 
-    def _split(self, activation: Tensor, nnmodel: Any) -> Tensor:
-        view = split_heads(self.api, self.component, activation, module_of(nnmodel))
-        return view if self.head is None else view[:, :, self.head]
+    def _columns(self, activation: Tensor, nnmodel: Any) -> Tensor | None:
+        """The site's columns: `[dim]` of its head, `[heads, dim]` of every head, or None."""
+        model, width = module_of(nnmodel), activation.shape[-1]
+        columns = head_columns(self.api, model, self.layer, self.component, width)
+        if columns is None:
+            return None
+        return (columns if self.head is None else columns[self.head]).to(activation.device)
 
 
 def _in_order(sites: Any) -> tuple[Site, ...]:
@@ -320,17 +330,18 @@ def execution_order(sites: Iterable[Site]) -> tuple[Site, ...]:
     """
 
     def key(site: Site) -> tuple[int, int]:
-        return (site.layer, list(site.api.components).index(site.component))
+        return (site.layer, component_names(site.api).index(site.component))
 
     return tuple(sorted(sites, key=key))
 
 
 def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:
     """Raise the fitting error if `model`, or a prompt of `seq_len` tokens, lacks the site."""
-    row = find_component(site.api, site.component)
+    find_component(site.api, site.component)
     check_layer(site.layer, n_layers(site.api, model))
+    row = row_of(site.api, model, site.layer, site.component)
     if site.head is not None:
-        count = site.api.n_heads(model.config, row.heads) if row.heads else None
+        count = site.api.n_heads(model.config, row.heads, site.layer) if row.heads else None
         check_head(site.head, site.component, row, count)
     if seq_len is not None:
         site.group(seq_len)

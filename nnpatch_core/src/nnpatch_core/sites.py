@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnpatch_core._integers import strict_ints
 from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core.batch import check_tokens
-from nnpatch_core.components import Component, canonical_name
+from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import (
     HeadError,
     LayerError,
@@ -20,7 +20,16 @@ from nnpatch_core.errors import (
     PositionError,
     UnknownNameError,
 )
-from nnpatch_core.model_api import ModelAPI, check_head, check_layer, find_component, n_layers
+from nnpatch_core.layers import (
+    check_head,
+    check_layer,
+    find_component,
+    layers_with,
+    n_heads,
+    n_layers,
+    row_of,
+)
+from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_adapter, find_seq_pos
 from nnpatch_core.seq_pos import Group, SeqPos, groups_of
 from nnpatch_core.site import AnySite, MultiSite, Site, check_site
@@ -138,10 +147,8 @@ class Sites:
         """
         model = module_of(nnmodel)
         adapter = find_adapter(api, model)
-        count = n_layers(adapter, model)
-        layers = range(count) if self.layers is None else self.layers
-        for layer in layers:
-            check_layer(layer, count)
+        for layer in self.layers or ():
+            check_layer(layer, n_layers(adapter, model))
         rows = {name: find_component(adapter, name) for name in self.site_names}
         if self.heads is not None and not any(row.heads for row in rows.values()):
             raise HeadError(
@@ -149,39 +156,37 @@ class Sites:
                 f"{', '.join(map(repr, rows))} {'have' if len(rows) > 1 else 'has'} no heads"
             )
         groups = groups_of(self.strategy, seq_len)
-        return {
-            name: self._grid(adapter, name, row, layers, groups, count, seq_len, model.config)
-            for name, row in rows.items()
-        }
+        return {name: self._grid(adapter, name, groups, seq_len, model) for name in rows}
 
     def _grid(
-        self,
-        api: ModelAPI,
-        name: str,
-        row: Component,
-        layers: Sequence[int],
-        groups: Sequence[Group],
-        n_layers: int,
-        seq_len: int,
-        config: Any,
+        self, api: ModelAPI, name: str, groups: Sequence[Group], seq_len: int, model: nn.Module
     ) -> Grid:
-        axes = [Axis("layer", tuple(range(n_layers)))]
+        axes = [Axis("layer", tuple(range(n_layers(api, model))))]
         if self.strategy.one_by_one:
             axes.append(Axis("position", tuple(range(seq_len))))
-        heads: Sequence[int | None] = [None]
-        if row.heads is not None:
-            n_heads = api.n_heads(config, row.heads)
-            axes.append(Axis(_HEAD_AXES[row.heads], tuple(range(n_heads))))
-            wanted = range(n_heads) if self.heads is None else self.heads
-            heads = [check_head(head, name, row, n_heads) for head in wanted]
+        kind = find_component(api, name).heads
+        if kind is not None:
+            axes.append(Axis(_HEAD_AXES[kind], tuple(range(n_heads(api, model, name)))))
         index, sites = [], []
-        for layer in layers:
+        for layer in layers_with(api, model, name) if self.layers is None else self.layers:
+            heads = self._heads(api, model, layer, name)
             for group in groups:
                 position = [group[0]] if self.strategy.one_by_one else []
                 for head in heads:
                     index.append((layer, *position, *([] if head is None else [head])))
                     sites.append(Site(api, name, layer, head, group))
         return Grid(tuple(axes), tuple(index), tuple(sites))
+
+    def _heads(
+        self, api: ModelAPI, model: nn.Module, layer: int, name: str
+    ) -> Sequence[int | None]:
+        """The heads to patch in a layer; one None for a component without heads."""
+        row = row_of(api, model, layer, name)
+        if row.heads is None:
+            return [None]
+        count = api.n_heads(model.config, row.heads, layer)
+        wanted = range(count) if self.heads is None else self.heads
+        return [check_head(head, name, row, count) for head in wanted]
 
 
 def _site_list(sites: Any) -> tuple[AnySite, ...]:

@@ -40,7 +40,7 @@ class Recorded:
 
     def value(self, site: Site) -> Tensor:
         """What was recorded at the site."""
-        return site.select(self.activations[site.location], self.nnmodel)
+        return site.select(self.activations[site.location(self.nnmodel)], self.nnmodel)
 
 
 @attrs.frozen(eq=False)

@@ -13,8 +13,16 @@ from nnpatch_core.batch import Batch
 from nnpatch_core.site import Location, Site, execution_order
 
 
-def forward(nnmodel: Any, batch: Batch, visit: Callable[[Any], None] | None = None) -> Tensor:
+def forward(
+    nnmodel: Any,
+    batch: Batch,
+    visit: Callable[[Any], None] | None = None,
+    *,
+    gradients: bool = False,
+) -> Tensor:
     """Run `batch`, with `visit(nnmodel)` reading and editing activations on the way.
+
+    With `gradients` the logits have their graph, and so has what `visit` reads.
 
     Returns:
         The model's final logits at each prompt's last token, `[batch, vocab]` in float32 on the
@@ -33,8 +41,8 @@ def forward(nnmodel: Any, batch: Batch, visit: Callable[[Any], None] | None = No
         found.append(logits[:, -1].to("cpu", torch.float32, copy=True))
 
     arguments = forward_arguments(model, batch if device is None else batch.to(device))
-    # Nested, not joined: nnsight re-runs the source of its own block, and no_grad must be outside.
-    with torch.no_grad():  # noqa: SIM117
+    # Nested, not joined: nnsight re-runs the source of its own block, and this must be outside.
+    with torch.set_grad_enabled(gradients):  # noqa: SIM117
         with nnmodel.trace(**arguments):
             body()
     return found[0]
@@ -49,10 +57,10 @@ def record(
         The logits as `forward` gives them, and `[batch, seq, width]` for each `Site.location`.
     """
     kept: dict[Location, Tensor] = {}
-    wanted = {site.location: site for site in sites}
+    wanted = {site.location(nnmodel): site for site in sites}
 
     def visit(traced: Any) -> None:
         for site in execution_order(wanted.values()):
-            kept[site.location] = site.read(traced, batch.tokens.shape).clone()
+            kept[site.location(nnmodel)] = site.read(traced, batch.tokens.shape).clone()
 
     return forward(nnmodel, batch, visit), kept

@@ -22,6 +22,7 @@ from nnpatch_core.patching.sweep import (
     Sweep,
     baselines,
     check_finite,
+    check_padding,
     prepare,
     run_baseline,
     run_cells,
@@ -128,8 +129,14 @@ def ablation_patching(
             "metric 'logit_difference' compares two answers: pass other_answer_index=, "
             "or another metric"
         )
+    check_padding(sweep, batch)
     prompts = label_prompts(sweep, batch, batch, tokenizer)
-    data = None if reference is None else read_batches(traced, "reference", reference)
+    data = None
+    if reference is not None:
+        read = read_batches(traced, "reference", reference)
+        # What is in memory is checked now, what is streamed as it comes.
+        checked = (check_padding(sweep, each) for each in read)
+        data = list(checked) if isinstance(read, list) else checked
     if method == "resample":
         donors = _draw(batch, data, strict_int(seed, "seed", TokensError))
 

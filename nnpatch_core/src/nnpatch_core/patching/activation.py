@@ -17,6 +17,7 @@ from nnpatch_core.patching.labels import label_prompts, outcome
 from nnpatch_core.patching.sweep import (
     baselines,
     check_finite,
+    check_padding,
     prepare,
     run_baseline,
     run_cells,
@@ -114,6 +115,8 @@ def activation_patching(
         batch_size=batch_size,
         progress=progress,
     )
+    for batch in (source, target):
+        check_padding(sweep, batch)
     prompts = label_prompts(sweep, source, target, tokenizer)
     both = source.mask * target.mask.to(source.mask.device)
     sweep = sweep.where_present(both)

@@ -17,14 +17,16 @@ from nnpatch_core.batch import Batch
 from nnpatch_core.engine import Replacement, forward, run_full
 from nnpatch_core.errors import (
     AdapterWarning,
+    MaskError,
     MetricError,
     PatchingError,
     PositionError,
     TokensError,
     UnknownNameError,
 )
+from nnpatch_core.layers import check_fits
 from nnpatch_core.metrics import Metric, MetricContext, MetricSpec, measure, name_metrics
-from nnpatch_core.model_api import ModelAPI, check_fits
+from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_metric
 from nnpatch_core.results import Baseline
 from nnpatch_core.site import AnySite, Site
@@ -134,6 +136,24 @@ def _warn_of_other_type(adapter: ModelAPI, model: Any) -> None:
             f"model's is {model_type!r}: make sure that its components live in the same places",
             AdapterWarning,
         )
+
+
+def check_padding(sweep: Sweep, batch: Batch) -> Batch:
+    """The batch itself, if the adapters allow for the padding that it has.
+
+    Raises:
+        MaskError: it has padding, and by its adapter the model lets other tokens see it.
+    """
+    for adapter in {id(site.api): site.api for site in sweep.sites}.values():
+        if getattr(adapter, "padding", True):
+            continue
+        padded = (batch.mask == 0).any(1).nonzero().flatten().tolist()
+        if padded:
+            raise MaskError(
+                f"adapter {adapter.name!r} says that its models do not leave masked tokens out, "
+                f"and the prompts {padded} are padded: give prompts of one length"
+            )
+    return batch
 
 
 def run_baseline(nnmodel: Any, sweep: Sweep, batch: Batch) -> Tensor:

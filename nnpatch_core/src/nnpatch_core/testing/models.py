@@ -1,70 +1,152 @@
-"""Tiny random models of the families at hand, made in milliseconds without any download."""
+"""Tiny random models of every family that transformers has, made in moments without a download."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from nnpatch_core.errors import UnknownNameError
+from nnpatch_core.errors import AdapterError, UnknownNameError
 from nnpatch_core.model_api import DecoderAPI, decoder_components
 
-#: Grouped-query heads, and where the family has one a sliding window of 3 tokens.
-_COMMON = {
+_WIDTH, _LAYERS, _HEADS, _DIM, _FEED_FORWARD, _LENGTH = 32, 3, 4, 8, 48, 128
+#: What a config is offered, under each name that some family has for it; it takes what it knows.
+_OFFERED: Mapping[str, Any] = {
     "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
+    # Some families are encoders unless they are told.
+    "is_decoder": True,
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embed_dim", "embedding_size"), _WIDTH),
+    **dict.fromkeys(("word_embed_proj_dim",), _WIDTH),
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), _LAYERS
+    ),
+    **dict.fromkeys(("num_decoder_layers",), _LAYERS),
+    **dict.fromkeys(("encoder_layers", "num_encoder_layers"), 1),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), _HEADS),
+    **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), _HEADS),
+    **dict.fromkeys(("num_decoder_attention_heads", "num_encoder_attention_heads"), _HEADS),
+    "num_key_value_heads": 2,
+    **dict.fromkeys(("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"), _DIM),
+    **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim"), _FEED_FORWARD),
+    **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim"), _FEED_FORWARD),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), _LENGTH),
+    "sliding_window": 3,
+    "rotary_dim": 4,
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    "moe_num_experts": 4,
+    **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+    **dict.fromkeys(("n_group", "topk_group"), 1),
+    **dict.fromkeys(("mamba_n_heads", "mamba_d_head"), 8),
+    "mamba_expand": 2,
+    "mamba_n_groups": 1,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), _DIM),
 }
+#: What a family needs besides; None takes an offer back.
 _FAMILIES: Mapping[str, Mapping[str, Any]] = {
-    "llama": {},
-    "mistral": {"sliding_window": 3},
-    "gemma": {},
-    "gemma2": {"sliding_window": 3, "query_pre_attn_scalar": 8},
-    "gemma3_text": {"sliding_window": 3, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
+    "falcon": {"head_dim": None},
+    "gemma2": {"query_pre_attn_scalar": _DIM},
+    "gemma3_text": {"query_pre_attn_scalar": _DIM, "sliding_window_pattern": 2},
+    "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 3},
 }
 #: Wide enough that a patch moves the logits far more than float32 rounds them.
 _STD = 0.3
+#: More parameters are no tiny model: the settings above are not those of the family.
+_MOST_PARAMETERS = 3_000_000
+
+
+def causal_model_types() -> tuple[str, ...]:
+    """The `model_type` of every causal language model of the installed transformers."""
+    return tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
 
 def tiny_model(model_type: str = "llama", *, seed: int = 0, **config: Any) -> PreTrainedModel:
     """A random causal language model of a family, float32, in evaluation mode.
 
     Args:
-        model_type: `"llama"`, `"mistral"`, `"gemma"`, `"gemma2"` or `"gemma3_text"`.
+        model_type: a `config.model_type` of transformers' causal language models.
         seed: of the weights.
         config: overrides settings; by default 3 layers, width 32, 4 query and 2 key/value heads,
-            64 tokens, and a sliding window of 3 tokens where the family has one.
+            64 tokens, 4 experts, and a sliding window of 3 tokens, where the family has them.
 
     Raises:
-        UnknownNameError: another family.
+        UnknownNameError: transformers has no such causal language model.
+        AdapterError: with these settings the family gives no tiny model.
 
     Examples:
         >>> tiny_model("mistral").config.sliding_window
         3
     """
-    if model_type not in _FAMILIES:
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise UnknownNameError(
-            f"unknown family {model_type!r}; there are {', '.join(sorted(_FAMILIES))}"
+            f"unknown family {model_type!r}; transformers has {', '.join(causal_model_types())}"
         )
-    settings = AutoConfig.for_model(model_type, **{**_COMMON, **_FAMILIES[model_type], **config})
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(settings)  # type: ignore[no-untyped-call]
+    # What transformers says of a config that is not a real one is of no use to anybody.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = _build(model_type, {**_settings(model_type), **config})
     model.train(False)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=random) * _STD)
     return model
+
+
+def _build(model_type: str, settings: Mapping[str, Any]) -> PreTrainedModel:
+    try:
+        # Without memory first: a setting of another name may leave a model of billions.
+        with torch.device("meta"):
+            built = _from_config(AutoConfig.for_model(model_type, **settings))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise AdapterError(
+            f"no tiny model of type {model_type!r} can be built with generic settings: {reason}"
+        ) from error
+    size = sum(parameter.numel() for parameter in built.parameters())
+    if size > _MOST_PARAMETERS:
+        raise AdapterError(
+            f"a model of type {model_type!r} has {size} parameters with generic settings, and a "
+            f"tiny one at most {_MOST_PARAMETERS}: pass the settings that make it smaller"
+        )
+    # A fresh config: building a model may change it.
+    return _from_config(AutoConfig.for_model(model_type, **settings))
+
+
+def _from_config(config: Any) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _settings(model_type: str) -> dict[str, Any]:
+    """What the family's config knows of what is offered, each thing under one name."""
+    kind = CONFIG_MAPPING[model_type]
+    known = set(getattr(kind, "attribute_map", {}))
+    for base in kind.__mro__:
+        known |= set(getattr(base, "__annotations__", {}))
+        known |= set(inspect.signature(base.__init__).parameters)
+    found = {name: value for name, value in _OFFERED.items() if name in known}
+    for alias, name in getattr(kind, "attribute_map", {}).items():
+        if alias != name and name in found:
+            found.pop(alias, None)
+    if "kv_lora_rank" in found and "num_key_value_heads" in found:
+        # Latent attention gives each query head a key and a value of its own.
+        found["num_key_value_heads"] = _HEADS
+    found |= _FAMILIES.get(model_type, {})
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def tiny_api() -> DecoderAPI:

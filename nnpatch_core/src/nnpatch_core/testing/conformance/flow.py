@@ -1,0 +1,83 @@
+"""Checks of how activations depend on each other in the model, as the adapter has it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from nnpatch_core.batch import Batch
+from nnpatch_core.layers import table_of
+from nnpatch_core.testing.conformance.subject import CheckError, Subject
+
+_PADDING = 3
+
+
+def check_residual(subject: Subject) -> None:
+    """A layer gives `resid_pre + attn + mlp`, or each times a number of its own if "scaled"."""
+    found = subject.run(subject.target, subject.places).activations
+    kind = getattr(subject.api, "residual", "sum")
+    for layer in subject.layers:
+        table = table_of(subject.api, subject.model, layer)
+        blocks = [name for name in ("attn", "mlp") if name in table]
+        if not blocks or "resid" not in table or "resid_pre" not in table:
+            continue
+        parts = torch.stack([found[name, layer].float() for name in ("resid_pre", *blocks)], -1)
+        resid = found["resid", layer].float()
+        if kind == "sum":
+            total = parts.sum(-1)
+        else:
+            flat = parts.flatten(0, -2)
+            total = parts @ torch.linalg.lstsq(flat, resid.flatten()[:, None]).solution[:, 0]
+        terms = " + ".join(("resid_pre", *blocks))
+        what = f"{terms} is not resid in layer {layer}" + (", scaled" if kind == "scaled" else "")
+        subject.expect_same(total, resid, what)
+
+
+def check_causal(subject: Subject) -> None:
+    """No token sees a later one, and no layer a later one."""
+    tokens = subject.target.tokens.clone()
+    tokens[:, -1] = subject.source.tokens[:, -1]
+    places = [place for place in subject.places if place[0] in ("resid", "resid_pre")]
+    one = subject.run(subject.target, places).activations
+    other = subject.run(Batch(tokens, subject.target.mask), places).activations
+    for place in places:
+        differs = subject.differs(one[place], other[place]).any(-1).any(0)
+        if differs[:-1].any() or not differs[-1]:
+            raise CheckError(
+                f"changing the last token changes {place[0]} of layer {place[1]} at the positions "
+                f"{differs.nonzero().flatten().tolist()}"
+            )
+
+
+def check_padding(subject: Subject) -> None:
+    """Padding on the left changes nothing, whatever token it holds."""
+    batch = subject.target
+    drawn = subject.source.tokens.flip(-1)[:, :_PADDING]
+    padded = Batch(torch.cat([drawn, batch.tokens], 1), pad(batch.mask, (_PADDING, 0)))
+    one, other = subject.run(batch, subject.places), subject.run(padded, subject.places)
+    for name, layer in subject.places:
+        what = f"padding on the left changes {name} of layer {layer}"
+        subject.expect_same(
+            other.activations[name, layer][:, _PADDING:], one.activations[name, layer], what
+        )
+    subject.expect_same(other.logits, one.logits, "padding on the left changes the logits")
+
+
+def check_gradients(subject: Subject) -> None:
+    """A gradient flows from the logits to each component of each layer."""
+    run = subject.run(subject.target, subject.places, gradients=True)
+    names = list(run.activations)
+    values = list(run.activations.values())
+    for place, value in run.activations.items():
+        if not value.requires_grad:
+            raise CheckError(f"{place[0]} of layer {place[1]} has no gradient")
+    # Not the sum: of logits that a softmax or a norm follows it may be constant.
+    loss = (run.logits * torch.linspace(-1, 1, run.logits.shape[-1])).sum()
+    found: list[Tensor | None] = list(torch.autograd.grad(loss, values, allow_unused=True))
+    for place, gradient in zip(names, found, strict=True):
+        if gradient is None or not gradient.isfinite().all() or not gradient.any():
+            raise CheckError(f"no finite gradient reaches {place[0]} of layer {place[1]}")
+
+
+CHECKS = (check_residual, check_causal, check_padding, check_gradients)

@@ -1,0 +1,129 @@
+"""The kit: every check by its name, which of them apply to an adapter, and running them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import attrs
+
+from nnpatch_core.errors import UnknownNameError
+from nnpatch_core.layers import component_names
+from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.testing.conformance import flow, heads, patches, structure
+from nnpatch_core.testing.conformance.subject import CheckError, Subject, make_subject
+
+Check: TypeAlias = Callable[[Subject], None]
+Status: TypeAlias = Literal["passed", "failed", "skipped", "known failure", "fixed"]
+
+#: Check name to the check, in the order in which they are run.
+CHECKS: Mapping[str, Check] = {
+    check.__name__: check
+    for check in (*structure.CHECKS, *patches.CHECKS, *heads.CHECKS, *flow.CHECKS)
+}
+#: The components that a check needs.
+_NEEDED: Mapping[Check, tuple[str, ...]] = {
+    patches.check_residual_is_everything: ("resid",),
+    heads.check_query_heads: ("q", "o"),
+    heads.check_key_heads: ("k", "o"),
+    heads.check_value_heads: ("v", "o"),
+    heads.check_output_heads: ("o",),
+    flow.check_causal: ("resid",),
+}
+
+
+@attrs.frozen
+class Result:
+    """What came of one check.
+
+    Args:
+        check: its name.
+        status: `"passed"`, `"failed"`, `"skipped"`, `"known failure"` (failed, as declared) or
+            `"fixed"` (passed, though declared to fail).
+        reason: why it failed or does not apply; for a declared failure also the declared reason.
+    """
+
+    check: str
+    status: Status
+    reason: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it came out as declared: neither a failure, nor one declared that is none."""
+        return self.status not in ("failed", "fixed")
+
+
+def why_skipped(check: str, api: ModelAPI) -> str | None:
+    """Why a check does not apply to an adapter, by what it declares; None if it applies."""
+    declared = component_names(api)
+    function = CHECKS[check]
+    for name in _NEEDED.get(function, ()):
+        if name not in declared:
+            return f"the adapter has no {name}"
+    if function is flow.check_padding and not getattr(api, "padding", True):
+        return "the adapter declares padding=False"
+    if function is flow.check_residual:
+        if getattr(api, "residual", "sum") is None:
+            return "the adapter declares residual=None"
+        if not {"resid_pre", "resid"} <= set(declared) or not {"attn", "mlp"} & set(declared):
+            return "the adapter lacks the residual stream, or what is added to it"
+    return None
+
+
+def check_known_failures(known_failures: Mapping[str, str]) -> None:
+    """Raise `UnknownNameError` unless each is the name of a check."""
+    for name in known_failures:
+        if name not in CHECKS:
+            raise UnknownNameError(f"unknown check {name!r}; there are {', '.join(CHECKS)}")
+
+
+def run_checks(
+    api: ModelAPI,
+    nnmodel: Any,
+    *,
+    known_failures: Mapping[str, str] | None = None,
+    only: Iterable[str] | None = None,
+) -> list[Result]:
+    """Put an adapter through the checks on a model.
+
+    Args:
+        api: the adapter.
+        nnmodel: a model of one of its families; a tiny random one will do.
+        known_failures: name of a check to the reason for which it is known to fail.
+        only: the names of the checks to run; all by default.
+
+    Returns:
+        A `Result` for each check.
+
+    Raises:
+        UnknownNameError: a name that is no check.
+        AdapterError: `nnmodel` is no model.
+
+    Examples:
+        >>> from nnpatch_core.testing import tiny_api, tiny_model
+        >>> results = run_checks(tiny_api(), tiny_model("llama"))
+        >>> {result.status for result in results}
+        {'passed'}
+    """
+    known = dict(known_failures or {})
+    wanted = list(CHECKS if only is None else only)
+    check_known_failures({**known, **dict.fromkeys(wanted, "")})
+    subject = make_subject(api, nnmodel)
+    return [_run(name, subject, known.get(name)) for name in wanted]
+
+
+def _run(name: str, subject: Subject, known: str | None) -> Result:
+    skipped = why_skipped(name, subject.api)
+    if skipped is not None:
+        return Result(name, "skipped", skipped)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            CHECKS[name](subject)
+    except Exception as error:
+        reason = str(error) if isinstance(error, CheckError) else f"{type(error).__name__}: {error}"
+        if known is None:
+            return Result(name, "failed", reason)
+        return Result(name, "known failure", f"{known} ({reason})")
+    return Result(name, "passed") if known is None else Result(name, "fixed", known)

@@ -1,0 +1,120 @@
+"""Checks of what a patch does: nothing, where it puts back what was there; else what it says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnpatch_core.layers import head_columns
+from nnpatch_core.patching import activation_patching
+from nnpatch_core.site import Site
+from nnpatch_core.sites import Sites
+from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject
+
+
+def check_identity_patch(subject: Subject) -> None:
+    """Putting a component's own activation back changes nothing, bitwise, head by head too."""
+    plain = subject.run(subject.target).logits
+    for name, layer in subject.places:
+        sites = [subject.site(name, layer)]
+        for head in _heads(subject, name, layer):
+            sites.append(subject.site(name, layer, head))
+        for chosen in (sites[:1], sites[1:]):
+            edits: dict[Site, Edit] = dict.fromkeys(chosen, torch.clone)
+            if edits and not subject.run(subject.target, edits=edits).logits.equal(plain):
+                raise CheckError(f"an identity patch of {name} in layer {layer} changes the logits")
+
+
+def check_patch_reaches_logits(subject: Subject) -> None:
+    """Each component of each layer, and each head of it, matters for the logits."""
+    plain = subject.run(subject.target).logits
+    for name, layer in subject.places:
+        for head in _heads(subject, name, layer) or [None]:
+            site = subject.site(name, layer, head)
+            if subject.run(subject.target, edits={site: torch.neg}).logits.equal(plain):
+                raise CheckError(f"{site.label} can be turned round without any effect")
+
+
+def check_residual_is_everything(subject: Subject) -> None:
+    """The source's whole residual stream at a layer makes the source's logits, and not before."""
+    source = subject.run(subject.source, subject.places)
+    target = subject.run(subject.target).logits
+    if not subject.differs(source.logits, target).any(-1).all():
+        raise CheckError("the prompts of the check give the same logits: nothing can be seen")
+    for name, layer in subject.places:
+        if name not in ("resid_pre", "resid"):
+            continue
+        value = source.activations[name, layer]
+        patched = subject.run(
+            subject.target, edits={subject.site(name, layer): lambda _, value=value: value}
+        ).logits
+        what = f"{name} of layer {layer}, patched at every position, does not make the source run"
+        subject.expect_same(patched, source.logits, what)
+
+
+def check_edits_stay(subject: Subject) -> None:
+    """An edit of one head or position reaches no other head or position of that component."""
+    plain = subject.run(subject.target, subject.places).activations
+    position = 2
+    for name, layer in subject.places:
+        before = plain[name, layer]
+        for head in _heads(subject, name, layer) or [None]:
+            site = subject.site(name, layer, head, [position])
+            after = subject.run(
+                subject.target, [(name, layer)], {site: lambda old: old + 1}
+            ).activations[name, layer]
+            allowed = torch.zeros_like(before, dtype=torch.bool)
+            allowed[:, position] = _columns(subject, name, layer, head, before)
+            changed = after != before
+            if not changed[allowed].all() or changed[~allowed].any():
+                raise CheckError(f"an edit of {site.label} changes more, or less, than that")
+
+
+def check_sweep(subject: Subject) -> None:
+    """A sweep of every component runs; the last layer's residual stream restores the source."""
+    names = list(dict.fromkeys(name for name, _ in subject.places))
+    rows = torch.arange(len(subject.source))
+    source, target = (subject.run(batch).logits for batch in (subject.source, subject.target))
+    out = activation_patching(
+        subject.nnmodel,
+        subject.api,
+        Sites(names, seq_pos_type="last"),
+        subject.source.tokens,
+        subject.target.tokens,
+        # The two tokens between which the runs differ most, so that there is something to move.
+        (source - target).argmax(-1),
+        (source - target).argmin(-1),
+        progress=False,
+    )
+    for name in names:
+        swept = out.swept(name)
+        if not swept.any() or not torch.isfinite(out.patched(name)[swept][:, rows]).all():
+            raise CheckError(f"a sweep of {name} gives no numbers, or some that are not finite")
+    if "resid" in names:
+        value = out["resid"][-1].flatten()[-1:]
+        subject.expect_same(value, torch.ones_like(value), "resid of the last layer restores not 1")
+
+
+def _heads(subject: Subject, name: str, layer: int) -> list[int]:
+    row = subject.api_row(name, layer)
+    return [] if row.heads is None else list(range(subject.heads(layer).count(row.heads)))
+
+
+def _columns(subject: Subject, name: str, layer: int, head: int | None, value: Tensor) -> Tensor:
+    """`[width]`, bool: the columns of a head, or all."""
+    width = value.shape[-1]
+    mask = torch.ones(width, dtype=torch.bool, device=value.device)
+    columns = head_columns(subject.api, subject.model, layer, name, width)
+    if head is not None and columns is not None:
+        mask[:] = False
+        mask[columns[head].to(mask.device)] = True
+    return mask
+
+
+CHECKS = (
+    check_identity_patch,
+    check_patch_reaches_logits,
+    check_residual_is_everything,
+    check_edits_stay,
+    check_sweep,
+)

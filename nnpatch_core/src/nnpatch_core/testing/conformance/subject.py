@@ -1,0 +1,185 @@
+"""What a check looks at: an adapter on a model, with two batches of prompts to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from nnpatch_core._models import (
+    as_nnsight,
+    evaluating,
+    forward_arguments,
+    input_device,
+    module_of,
+    vocab_size,
+)
+from nnpatch_core.batch import Batch, pack_left
+from nnpatch_core.components import Component
+from nnpatch_core.engine import forward
+from nnpatch_core.errors import AdapterError
+from nnpatch_core.heads import Heads
+from nnpatch_core.layers import heads_of, n_layers, row_of, table_of
+from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.site import Site, execution_order
+
+#: Given a site's part of the activation of this run, what to put there.
+Edit: TypeAlias = Callable[[Tensor], Tensor]
+
+#: Share of the largest number of an activation below which a difference is rounding.
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+#: Prompts are longer than the window of the tiny models that have one.
+_LENGTH, _PROMPTS = 6, 2
+
+
+class CheckError(AssertionError):
+    """What a check found to be wrong with an adapter."""
+
+
+@attrs.frozen(eq=False)
+class Run:
+    """One forward: the logits `[batch, vocab]` at the last token, and what was read on the way."""
+
+    logits: Tensor
+    activations: Mapping[tuple[str, int], Tensor]
+
+
+@attrs.frozen(eq=False)
+class Subject:
+    """An adapter on a model, and two batches of random prompts, `[2, 6]`.
+
+    Args:
+        api: the adapter.
+        nnmodel: the model, wrapped by nnsight.
+        source: where activations are taken.
+        target: where they are put.
+    """
+
+    api: ModelAPI
+    nnmodel: Any
+    source: Batch
+    target: Batch
+
+    @property
+    def model(self) -> nn.Module:
+        """The Hugging Face model."""
+        return module_of(self.nnmodel)
+
+    @property
+    def layers(self) -> range:
+        """The numbers of the layers."""
+        return range(n_layers(self.api, self.model))
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """Each component of each layer that has it."""
+        return [
+            (name, layer) for layer in self.layers for name in table_of(self.api, self.model, layer)
+        ]
+
+    @property
+    def rounding(self) -> float:
+        """Share of the largest number of an activation below which a difference is rounding."""
+        dtype = next(self.model.parameters()).dtype
+        return _ROUNDING.get(dtype, _ROUNDING[torch.float32])
+
+    def with_heads(self, *names: str) -> list[int]:
+        """The layers that have all of these components, with heads."""
+        tables = ((layer, table_of(self.api, self.model, layer)) for layer in self.layers)
+        return [
+            layer
+            for layer, table in tables
+            if all(name in table and table[name].heads for name in names)
+        ]
+
+    def api_row(self, name: str, layer: int) -> Component:
+        """Where a component is in a layer."""
+        return row_of(self.api, self.model, layer, name)
+
+    def heads(self, layer: int) -> Heads:
+        """How many heads a layer has."""
+        return heads_of(self.api, self.model, layer)
+
+    def site(
+        self, name: str, layer: int, head: int | None = None, seq_pos: Sequence[int] | None = None
+    ) -> Site:
+        """A site of the adapter."""
+        return Site.get_site(self.api, name, layer, head, seq_pos)
+
+    def run(
+        self,
+        batch: Batch,
+        reads: Iterable[tuple[str, int]] = (),
+        edits: Mapping[Site, Edit] | None = None,
+        *,
+        gradients: bool = False,
+    ) -> Run:
+        """Run `batch`, with edits, and read whole components `[batch, seq, width]` on the way.
+
+        What is read at an edited component is what the edit left there.
+        """
+        kept: dict[tuple[str, int], Tensor] = {}
+        edits = edits or {}
+        wanted = {(name, layer): self.site(name, layer) for name, layer in reads}
+        # A stable order: an edit comes before a reading of the same component.
+        visited = execution_order([*edits, *wanted.values()])
+        reading = set(map(id, wanted.values()))
+
+        def visit(traced: Any) -> None:
+            for site in visited:
+                found = site.read(traced, batch.tokens.shape)
+                if id(site) in reading:
+                    kept[site.component, site.layer] = found if gradients else found.clone()
+                else:
+                    site.write(traced, edits[site](site.select(found, traced)))
+
+        with evaluating(self.model):
+            logits = forward(self.nnmodel, batch, visit, gradients=gradients)
+        return Run(logits, kept)
+
+    def run_plain(self, batch: Batch, hooks: Iterable[Any] = ()) -> Tensor:
+        """The logits `[batch, seq, vocab]` without nnsight; `hooks` are removed afterwards."""
+        device = input_device(self.model)
+        arguments = forward_arguments(self.model, batch if device is None else batch.to(device))
+        arguments.pop("logits_to_keep", None)
+        try:
+            with evaluating(self.model), torch.no_grad():
+                output = self.model(**arguments)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
+        return logits
+
+    def differs(self, one: Tensor, other: Tensor) -> Tensor:
+        """Elementwise: whether two activations differ by more than rounding."""
+        one, other = one.detach().float(), other.detach().float().to(one.device)
+        scale = torch.maximum(one.abs().max(), other.abs().max())
+        return ~((one - other).abs() <= self.rounding * scale)
+
+    def expect_same(self, one: Tensor, other: Tensor, what: str) -> None:
+        """Raise `CheckError` if two activations differ by more than rounding."""
+        wrong = self.differs(one, other)
+        if wrong.any():
+            gap = (one.detach().float() - other.detach().float().to(one.device)).abs().max()
+            raise CheckError(f"{what}: off by up to {gap.item():.3g}")
+
+
+def make_subject(api: ModelAPI, nnmodel: Any) -> Subject:
+    """An adapter on a model, with prompts of random tokens drawn from its vocabulary.
+
+    Raises:
+        AdapterError: `nnmodel` is no model, or has no vocabulary to draw from.
+    """
+    traced = as_nnsight(nnmodel)
+    size = vocab_size(module_of(traced))
+    if size is None or size < 8:
+        raise AdapterError("the model has no input embedding to draw prompts for")
+    random = torch.Generator().manual_seed(0)
+    # The first few ids are often special ones.
+    tokens = torch.randint(min(3, size // 2), size, (2, _PROMPTS, _LENGTH), generator=random)
+    every = torch.ones(_PROMPTS, _LENGTH, dtype=torch.int64)
+    return Subject(api, traced, pack_left(tokens[0], every), pack_left(tokens[1], every))
