@@ -3,6 +3,7 @@
 from nnpatch_core.components import Component
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.heads import Fused, Heads, Interleaved, PartOfHead
+from nnpatch_core.infer import infer_adapter
 from nnpatch_core.metrics import MetricContext
 from nnpatch_core.model_api import (
     DecoderAPI,
@@ -48,5 +49,6 @@ __all__ = [
     "execution_order",
     "fused_projections",
     "hookimpl",
+    "infer_adapter",
     "separate_projections",
 ]

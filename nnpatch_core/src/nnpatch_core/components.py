@@ -66,10 +66,19 @@ class Component:
             raise ValueError("item= is for outputs: the input is a module's first argument")
 
 
-def read(module: Any, component: Component) -> Tensor:
-    """The activation `[batch, seq, width]` at `component` of an envoy, inside a trace."""
+def read(module: Any, component: Component, run: tuple[int, int] | None = None) -> Tensor:
+    """The activation `[batch, seq, width]` at `component` of an envoy, inside a trace.
+
+    Some modules see all tokens in a row, `[batch * seq, width]`; `run`, the batch's shape, tells
+    how they are to be parted.
+
+    Raises:
+        AdapterError: it has another shape.
+    """
     value = module.input if component.side == "input" else module.output
-    found = value[component.item] if isinstance(value, tuple) else value
+    found = value[component.item] if isinstance(value, tuple | list) else value
+    if isinstance(found, Tensor) and found.ndim == 2 and run and len(found) == run[0] * run[1]:
+        return found.view(*run, -1)
     if not isinstance(found, Tensor) or found.ndim != 3:
         shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise AdapterError(
@@ -82,11 +91,12 @@ def read(module: Any, component: Component) -> Tensor:
 def write(module: Any, component: Component, activation: Tensor) -> None:
     """Put `activation` `[batch, seq, width]` at `component` of an envoy, inside a trace."""
     if component.side == "input":
-        module.input = activation
+        module.input = activation.reshape(module.input.shape)
         return
     value = module.output
-    if isinstance(value, tuple):
-        before, after = value[: component.item], value[component.item + 1 :]
-        module.output = (*before, activation, *after)
+    if isinstance(value, tuple | list):
+        items = list(value)
+        items[component.item] = activation.reshape(items[component.item].shape)
+        module.output = type(value)(items)
     else:
-        module.output = activation
+        module.output = activation.reshape(value.shape)

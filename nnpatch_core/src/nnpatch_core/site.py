@@ -22,6 +22,7 @@ from nnpatch_core.layers import (
     head_columns,
     n_layers,
     row_of,
+    table_of,
 )
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_adapter
@@ -202,7 +203,8 @@ class Site:
         Raises:
             AdapterError: it is not of that shape, where `run` is `(batch, seq)`.
         """
-        activation = components.read(self._envoy(nnmodel), self._row(nnmodel))
+        shape = None if run is None else (run[0], run[1])
+        activation = components.read(self._envoy(nnmodel), self._row(nnmodel), shape)
         if run is not None and activation.shape[:2] != tuple(run):
             raise AdapterError(
                 f"component {self.component!r} of adapter {self.api.name!r} must be "
@@ -250,6 +252,10 @@ class Site:
         else:
             found[..., columns] = new
         activation[:, positions] = found
+        self.replace(nnmodel, activation)
+
+    def replace(self, nnmodel: Any, activation: Tensor) -> None:
+        """Put a whole activation `[batch, seq, width]` at the site's component, inside a trace."""
         components.write(self._envoy(nnmodel), self._row(nnmodel), activation)
 
     def _row(self, nnmodel: Any) -> Component:
@@ -302,8 +308,8 @@ class MultiSite:
         return " + ".join(site.label for site in self.sites)
 
     def cache(self, nnmodel: Any, average: bool = False) -> tuple[Tensor, ...]:
-        """`Site.cache` for each of the sites, in execution order."""
-        return tuple(site.cache(nnmodel, average) for site in self.sites)
+        """`Site.cache` for each of the sites, in the order in which the model reaches them."""
+        return tuple(site.cache(nnmodel, average) for site in self.in_order(nnmodel))
 
     def clear(self) -> None:
         """Forget what was cached."""
@@ -311,16 +317,26 @@ class MultiSite:
             site.clear()
 
     def patch(self, nnmodel: Any, zero: bool = False) -> None:
-        """`Site.patch` for each of the sites, in execution order."""
-        for site in self.sites:
+        """`Site.patch` for each of the sites, in the order in which the model reaches them."""
+        for site in self.in_order(nnmodel):
             site.patch(nnmodel, zero)
+
+    def in_order(self, nnmodel: Any) -> tuple[Site, ...]:
+        """The sites in the order in which a forward of this model reaches them."""
+        for site in self.sites:
+            check_site(site, module_of(nnmodel))
+        return execution_order(self.sites, nnmodel)
 
 
 AnySite: TypeAlias = Site | MultiSite
 
 
-def execution_order(sites: Iterable[Site]) -> tuple[Site, ...]:
+def execution_order(sites: Iterable[Site], nnmodel: Any = None) -> tuple[Site, ...]:
     """Sites in the order in which a forward reaches them, as nnsight wants its accesses.
+
+    Args:
+        sites: the sites.
+        nnmodel: the model; needed where layers differ in the order of their components.
 
     Examples:
         >>> from nnpatch_core.testing import tiny_api
@@ -330,7 +346,10 @@ def execution_order(sites: Iterable[Site]) -> tuple[Site, ...]:
     """
 
     def key(site: Site) -> tuple[int, int]:
-        return (site.layer, component_names(site.api).index(site.component))
+        names = component_names(site.api)
+        if nnmodel is not None:
+            names = list(table_of(site.api, module_of(nnmodel), site.layer))
+        return (site.layer, names.index(site.component))
 
     return tuple(sorted(sites, key=key))
 

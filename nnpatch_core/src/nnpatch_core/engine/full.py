@@ -10,7 +10,7 @@ from torch import Tensor
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.trace import forward
-from nnpatch_core.site import AnySite
+from nnpatch_core.site import AnySite, execution_order
 
 
 def run_full(
@@ -23,7 +23,7 @@ def run_full(
         the CPU.
     """
     for cell in cells:
-        values = [(site, replacement.value(site)) for site in cell.sites]
+        values = [(site, replacement.value(site)) for site in execution_order(cell.sites, nnmodel)]
 
         def visit(traced: Any, values: Any = values) -> None:
             for site, value in values:

@@ -60,7 +60,7 @@ def record(
     wanted = {site.location(nnmodel): site for site in sites}
 
     def visit(traced: Any) -> None:
-        for site in execution_order(wanted.values()):
+        for site in execution_order(wanted.values(), nnmodel):
             kept[site.location(nnmodel)] = site.read(traced, batch.tokens.shape).clone()
 
     return forward(nnmodel, batch, visit), kept

@@ -48,10 +48,11 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
     """
     traced = as_nnsight(nnmodel)
     model = module_of(traced)
-    wanted = execution_order(each for cell in Sites.from_sites(sites).sites for each in cell.sites)
-    for site in wanted:
+    given = [each for cell in Sites.from_sites(sites).sites for each in cell.sites]
+    for site in given:
         check_site(site, model)
         site.clear()
+    wanted = execution_order(given, traced)
     empty = True
 
     def visit(model: Any) -> None:

@@ -87,8 +87,9 @@ def _adapter_for(model: nn.Module | None) -> ModelAPI:
         )
     raise AdapterError(
         f"no adapter for model_type {model_type!r}. {_inventory(registry)} "
-        "Install the plugin of that family, or write an adapter: a DecoderAPI that names where "
-        "each component lives, passed as api= or registered by the hook register_model_apis."
+        "Install the plugin of that family; or write an adapter, a DecoderAPI that names where "
+        "each component lives, passed as api= or registered by the hook register_model_apis; or "
+        "try api=infer_adapter(model), which reads one off the model and checks it."
     )
 
 

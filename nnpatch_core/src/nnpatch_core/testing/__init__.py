@@ -1,5 +1,45 @@
-"""What tests and examples need: tiny random models, their adapter and a tokenizer, offline."""
+"""What a plugin's tests need: the conformance kit, tiny random models, a tokenizer; all offline.
 
-from nnpatch_core.testing.models import tiny_api, tiny_model, tiny_tokenizer
+`parametrize_with_checks` needs pytest, and `nnpatch_core.testing.strategies` hypothesis: both come
+with `pip install "nnpatch-core[testing]"`.
+"""
 
-__all__ = ["tiny_api", "tiny_model", "tiny_tokenizer"]
+from typing import TYPE_CHECKING, Any
+
+from nnpatch_core.testing.conformance import CHECKS, CheckError, Result, run_checks
+from nnpatch_core.testing.models import (
+    causal_model_types,
+    tiny_api,
+    tiny_model,
+    tiny_tokenizer,
+)
+from nnpatch_core.testing.positions import check_seq_pos
+
+if TYPE_CHECKING:
+    from nnpatch_core.testing.parametrize import parametrize_with_checks
+
+__all__ = [
+    "CHECKS",
+    "CheckError",
+    "Result",
+    "causal_model_types",
+    "check_seq_pos",
+    "parametrize_with_checks",
+    "run_checks",
+    "tiny_api",
+    "tiny_model",
+    "tiny_tokenizer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The checks run without pytest, on the command line too; only the decorator wants it.
+    if name != "parametrize_with_checks":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from nnpatch_core.testing.parametrize import parametrize_with_checks
+    except ImportError as error:
+        raise ImportError(
+            "parametrize_with_checks needs pytest: pip install 'nnpatch-core[testing]'"
+        ) from error
+    return parametrize_with_checks

@@ -36,7 +36,9 @@ _OFFERED: Mapping[str, Any] = {
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), _HEADS),
     **dict.fromkeys(("num_decoder_attention_heads", "num_encoder_attention_heads"), _HEADS),
     "num_key_value_heads": 2,
-    **dict.fromkeys(("head_dim", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim"), _DIM),
+    **dict.fromkeys(("head_dim", "v_head_dim", "qk_rope_head_dim"), _DIM),
+    # Not as wide as a value, as it need not be.
+    "qk_nope_head_dim": 4,
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim"), _FEED_FORWARD),
     **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim"), _FEED_FORWARD),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), _LENGTH),
@@ -55,12 +57,18 @@ _OFFERED: Mapping[str, Any] = {
     "linear_num_value_heads": 4,
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), _DIM),
 }
+_HYBRID = ("linear_attention", "full_attention", "linear_attention")
 #: What a family needs besides; None takes an offer back.
 _FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    # In as many groups as it has by default, with more than one head in each.
+    "codegen": {"n_head": 8, "rotary_dim": 2},
     "falcon": {"head_dim": None},
     "gemma2": {"query_pre_attn_scalar": _DIM},
     "gemma3_text": {"query_pre_attn_scalar": _DIM, "sliding_window_pattern": 2},
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 3},
+    "qwen3_5_moe_text": {"layer_types": _HYBRID},
+    "qwen3_5_text": {"layer_types": _HYBRID},
+    "qwen3_next": {"layer_types": _HYBRID},
 }
 #: Wide enough that a patch moves the logits far more than float32 rounds them.
 _STD = 0.3
@@ -137,7 +145,7 @@ def _settings(model_type: str) -> dict[str, Any]:
     known = set(getattr(kind, "attribute_map", {}))
     for base in kind.__mro__:
         known |= set(getattr(base, "__annotations__", {}))
-        known |= set(inspect.signature(base.__init__).parameters)
+        known |= set(inspect.signature(base).parameters)
     found = {name: value for name, value in _OFFERED.items() if name in known}
     for alias, name in getattr(kind, "attribute_map", {}).items():
         if alias != name and name in found:
@@ -146,7 +154,11 @@ def _settings(model_type: str) -> dict[str, Any]:
         # Latent attention gives each query head a key and a value of its own.
         found["num_key_value_heads"] = _HEADS
     found |= _FAMILIES.get(model_type, {})
-    return {name: value for name, value in found.items() if value is not None}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in found.items()
+        if value is not None
+    }
 
 
 def tiny_api() -> DecoderAPI:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.layers import head_columns
-from nnpatch_core.testing.conformance.subject import CheckError, Subject
+from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject
 
 _POSITION = 2
+_CLEAR = 2
 
 
 def check_query_heads(subject: Subject) -> None:
@@ -19,48 +20,42 @@ def check_query_heads(subject: Subject) -> None:
     for layer, before in _layers(subject, "q"):
         for head in range(subject.heads(layer).query):
             changed = _changed(subject, layer, "q", head, before, [_POSITION])
-            expected = torch.zeros_like(changed)
+            expected = torch.zeros_like(changed, dtype=torch.bool)
             expected[_POSITION, head] = True
-            _compare(changed, expected, f"q L{layer} H{head}")
+            _expect(f"q L{layer} H{head}", changed, expected)
+            # A gate, column by column, would reach no more than its own part of the head.
+            part = _changed(subject, layer, "q", head, before, [_POSITION], _half)
+            _expect(f"half of q L{layer} H{head}", part, expected)
 
 
 def check_key_heads(subject: Subject) -> None:
     """A head of k reaches the heads of o in its group, from its position on."""
     for layer, before in _layers(subject, "k"):
-        heads = subject.heads(layer)
-        group = heads.query // heads.key_value
-        for head in range(heads.key_value):
+        for head in range(subject.heads(layer).key_value):
+            what, own = f"k L{layer} H{head}", _group(subject, layer, head)
             changed = _changed(subject, layer, "k", head, before, [_POSITION])
-            own = torch.zeros(heads.query, dtype=torch.bool)
-            own[head * group : (head + 1) * group] = True
-            wrong = changed & ~own
-            wrong[:_POSITION] |= changed[:_POSITION]
-            if wrong.any():
-                _fail(f"k L{layer} H{head}", "reaches", wrong)
-            if not (changed[_POSITION + 1 :].any(0) == own).all():
-                missing = own & ~changed[_POSITION + 1 :].any(0)
-                _fail(f"k L{layer} H{head}", "does not reach later tokens at", missing[None])
-            turned = _turned(subject, layer, "k", head, before)
-            if turned[own].any():
-                raise CheckError(f"k L{layer} H{head} turns o round, as only a value does")
+            if (changed[:_POSITION] == _CLEAR).any():
+                raise CheckError(f"{what} at position {_POSITION} reaches o at earlier positions")
+            _expect(what, changed[_POSITION:].amax(0)[None], own[None])
+            later = changed[_POSITION + 1 :].amax(0)[None]
+            _expect(f"{what}, at later positions,", later, own[None])
+            part = _changed(subject, layer, "k", head, before, [_POSITION], _half)
+            _expect(f"half of {what}", part[_POSITION:].amax(0)[None], own[None])
+            if _turned(subject, layer, "k", head, before).any():
+                raise CheckError(f"{what} turns o round, as only a value does")
 
 
 def check_value_heads(subject: Subject) -> None:
     """Turning a head of v round turns the heads of o in its group round, and no other."""
     for layer, before in _layers(subject, "v"):
-        heads = subject.heads(layer)
-        group = heads.query // heads.key_value
-        for head in range(heads.key_value):
-            own = torch.zeros(heads.query, dtype=torch.bool)
-            own[head * group : (head + 1) * group] = True
-            turned = _turned(subject, layer, "v", head, before)
-            if not (turned == own).all():
-                _fail(
-                    f"v L{layer} H{head}", "turned round is seen wrongly by", (turned != own)[None]
-                )
+        for head in range(subject.heads(layer).key_value):
+            what, own = f"v L{layer} H{head}", _group(subject, layer, head)
             changed = _changed(subject, layer, "v", head, before)
-            if (changed.any(0) & ~own).any():
-                _fail(f"v L{layer} H{head}", "reaches", (changed.any(0) & ~own)[None])
+            _expect(what, changed.amax(0)[None], own[None])
+            turned = _turned(subject, layer, "v", head, before)
+            missing = (own[:, 0] & ~turned).nonzero().flatten().tolist()
+            if missing:
+                raise CheckError(f"{what}, turned round, does not turn the heads {missing} of o")
 
 
 def check_output_heads(subject: Subject) -> None:
@@ -89,11 +84,16 @@ def _layers(subject: Subject, name: str) -> list[tuple[int, Tensor]]:
 
 
 def _after(
-    subject: Subject, layer: int, name: str, head: int, positions: list[int] | None
+    subject: Subject,
+    layer: int,
+    name: str,
+    head: int,
+    positions: list[int] | None,
+    edit: Edit = torch.neg,
 ) -> Tensor:
-    """What o has when a head is turned round."""
+    """What o has when a head is edited."""
     site = subject.site(name, layer, head, positions)
-    run = subject.run(subject.target, [("o", layer)], {site: torch.neg})
+    run = subject.run(subject.target, [("o", layer)], {site: edit})
     return run.activations["o", layer]
 
 
@@ -103,6 +103,12 @@ def _split(subject: Subject, layer: int, value: Tensor) -> Tensor:
     return value if columns is None else value[..., columns.to(value.device)]
 
 
+def _group(subject: Subject, layer: int, head: int) -> Tensor:
+    """`[query heads, 1]`, bool: those that share a key/value head."""
+    heads = subject.heads(layer)
+    return (torch.arange(heads.query) // (heads.query // heads.key_value) == head)[:, None]
+
+
 def _changed(
     subject: Subject,
     layer: int,
@@ -110,31 +116,38 @@ def _changed(
     head: int,
     before: Tensor,
     positions: list[int] | None = None,
+    edit: Edit = torch.neg,
 ) -> Tensor:
-    """`[seq, query heads]`: where o changes when a head is turned round."""
-    after = _after(subject, layer, name, head, positions)
-    differs = subject.differs(after, before)
-    return _split(subject, layer, differs).any(-1).any(0).cpu()
+    """`[seq, query heads, dim]`: how o changes, in some prompt, when a head is edited.
+
+    2 is a clear change, 1 one that may be rounding, 0 none at all.
+    """
+    after = _after(subject, layer, name, head, positions, edit)
+    clear, any_change = subject.differs(after, before), after != before
+    level = torch.where(clear, _CLEAR, any_change.long())
+    return _split(subject, layer, level).amax(0).cpu()
+
+
+def _half(value: Tensor) -> Tensor:
+    """`[batch, positions, dim]` with the first half of the columns turned round."""
+    half = max(1, value.shape[-1] // 2)
+    return torch.cat([-value[..., :half], value[..., half:]], -1)
 
 
 def _turned(subject: Subject, layer: int, name: str, head: int, before: Tensor) -> Tensor:
     """`[query heads]`: which heads of o turn round as a whole when a head does everywhere."""
-    after = _split(subject, layer, _after(subject, layer, name, head, None))
-    old = _split(subject, layer, before)
-    same = ~subject.differs(after, -old)
-    return same.all(-1).all(0).all(0).cpu()
+    after = _after(subject, layer, name, head, None)
+    return _split(subject, layer, ~subject.differs(after, -before)).all(-1).all(0).all(0).cpu()
 
 
-def _compare(changed: Tensor, expected: Tensor, what: str) -> None:
-    if (changed & ~expected).any():
-        _fail(what, "reaches", changed & ~expected)
-    if (expected & ~changed).any():
-        _fail(what, "does not reach", expected & ~changed)
-
-
-def _fail(what: str, does: str, where: Tensor) -> None:
-    heads = sorted({head for _, head in where.nonzero().tolist()})
-    raise CheckError(f"{what} {does} the heads {heads} of o")
+def _expect(what: str, changed: Tensor, expected: Tensor) -> None:
+    """Compare how `[any, query heads, dim]` changed with which of them should have."""
+    expected = expected.expand_as(changed)
+    reached, missed = (changed == _CLEAR) & ~expected, (changed == 0) & expected
+    for does, wrong in (("reaches", reached), ("does not reach", missed)):
+        if wrong.any():
+            heads = sorted({head for _, head, _ in wrong.nonzero().tolist()})
+            raise CheckError(f"{what} {does} all or part of the heads {heads} of o")
 
 
 CHECKS = (check_query_heads, check_key_heads, check_value_heads, check_output_heads)

@@ -84,6 +84,7 @@ def run_checks(
     *,
     known_failures: Mapping[str, str] | None = None,
     only: Iterable[str] | None = None,
+    layers: Iterable[int] | None = None,
 ) -> list[Result]:
     """Put an adapter through the checks on a model.
 
@@ -92,6 +93,7 @@ def run_checks(
         nnmodel: a model of one of its families; a tiny random one will do.
         known_failures: name of a check to the reason for which it is known to fail.
         only: the names of the checks to run; all by default.
+        layers: the layers to look at; all by default.
 
     Returns:
         A `Result` for each check.
@@ -109,7 +111,7 @@ def run_checks(
     known = dict(known_failures or {})
     wanted = list(CHECKS if only is None else only)
     check_known_failures({**known, **dict.fromkeys(wanted, "")})
-    subject = make_subject(api, nnmodel)
+    subject = make_subject(api, nnmodel, layers)
     return [_run(name, subject, known.get(name)) for name in wanted]
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from nnpatch_core.layers import head_columns
 from nnpatch_core.patching import activation_patching
 from nnpatch_core.site import Site
-from nnpatch_core.sites import Sites
+from nnpatch_core.sites import SiteList, Sites
 from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject
 
 
@@ -29,7 +32,7 @@ def check_patch_reaches_logits(subject: Subject) -> None:
     """Each component of each layer, and each head of it, matters for the logits."""
     plain = subject.run(subject.target).logits
     for name, layer in subject.places:
-        for head in _heads(subject, name, layer) or [None]:
+        for head in _each(subject, name, layer):
             site = subject.site(name, layer, head)
             if subject.run(subject.target, edits={site: torch.neg}).logits.equal(plain):
                 raise CheckError(f"{site.label} can be turned round without any effect")
@@ -45,9 +48,8 @@ def check_residual_is_everything(subject: Subject) -> None:
         if name not in ("resid_pre", "resid"):
             continue
         value = source.activations[name, layer]
-        patched = subject.run(
-            subject.target, edits={subject.site(name, layer): lambda _, value=value: value}
-        ).logits
+        edits: dict[Site, Edit] = {subject.site(name, layer): partial(_given, value)}
+        patched = subject.run(subject.target, edits=edits).logits
         what = f"{name} of layer {layer}, patched at every position, does not make the source run"
         subject.expect_same(patched, source.logits, what)
 
@@ -58,7 +60,7 @@ def check_edits_stay(subject: Subject) -> None:
     position = 2
     for name, layer in subject.places:
         before = plain[name, layer]
-        for head in _heads(subject, name, layer) or [None]:
+        for head in _each(subject, name, layer):
             site = subject.site(name, layer, head, [position])
             after = subject.run(
                 subject.target, [(name, layer)], {site: lambda old: old + 1}
@@ -78,7 +80,7 @@ def check_sweep(subject: Subject) -> None:
     out = activation_patching(
         subject.nnmodel,
         subject.api,
-        Sites(names, seq_pos_type="last"),
+        Sites(names, seq_pos_type="last") if subject.only is None else _listed(subject),
         subject.source.tokens,
         subject.target.tokens,
         # The two tokens between which the runs differ most, so that there is something to move.
@@ -90,14 +92,33 @@ def check_sweep(subject: Subject) -> None:
         swept = out.swept(name)
         if not swept.any() or not torch.isfinite(out.patched(name)[swept][:, rows]).all():
             raise CheckError(f"a sweep of {name} gives no numbers, or some that are not finite")
-    if "resid" in names:
-        value = out["resid"][-1].flatten()[-1:]
+    if ("resid", subject.n_layers - 1) in subject.places:
+        value = out["resid"].flatten()[-1:]
         subject.expect_same(value, torch.ones_like(value), "resid of the last layer restores not 1")
+
+
+def _listed(subject: Subject) -> SiteList:
+    """The sites of the sweep in the layers that are looked at, with their heads."""
+    sites = [
+        subject.site(name, layer, head, [-1])
+        for name, layer in subject.places
+        for head in _each(subject, name, layer)
+    ]
+    return Sites.from_sites(sites)
 
 
 def _heads(subject: Subject, name: str, layer: int) -> list[int]:
     row = subject.api_row(name, layer)
     return [] if row.heads is None else list(range(subject.heads(layer).count(row.heads)))
+
+
+def _each(subject: Subject, name: str, layer: int) -> Sequence[int | None]:
+    """Each head, or one None for a component without heads."""
+    return _heads(subject, name, layer) or [None]
+
+
+def _given(value: Tensor, _: Tensor) -> Tensor:
+    return value
 
 
 def _columns(subject: Subject, name: str, layer: int, head: int | None, value: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def check_layers(subject: Subject) -> None:
     config: Any = subject.model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     counts = {getattr(config, name, None) for name in _LAYER_COUNTS} - {None}
-    count = len(subject.layers)
+    count = subject.n_layers
     if counts and count not in counts:
         raise CheckError(f"{subject.api.layers!r} has {count} layers, the config says {counts}")
     entered: list[tuple[int, Tensor]] = []
@@ -41,7 +41,7 @@ def check_layers(subject: Subject) -> None:
         entered.append((number, _first([*args, *kwargs.values()])))
 
     def after(number: int, _: Any, args: Any, output: Any) -> None:
-        left.append((number, _first(output if isinstance(output, tuple) else [output])))
+        left.append((number, _first(output if isinstance(output, tuple | list) else [output])))
 
     layers = subject.model.get_submodule(subject.api.layers)
     hooks = []
@@ -50,7 +50,7 @@ def check_layers(subject: Subject) -> None:
         hooks.append(layer.register_forward_hook(partial(after, number)))
     subject.run_plain(subject.target, hooks)
     order = [number for number, _ in entered]
-    if order != list(subject.layers):
+    if order != list(range(count)):
         raise CheckError(f"the layers run in the order {order}, not each of {count} once")
     for (number, output), (_, following) in zip(left, entered[1:], strict=False):
         if output.shape != following.shape or not output.equal(following):
@@ -137,9 +137,9 @@ def check_execution_order(subject: Subject) -> None:
             hooks.append(module.register_forward_hook(visit))
     subject.run_plain(subject.target, hooks)
     # Components of one module were noted once each; they are reached together.
-    sites = execution_order(subject.site(name, layer) for name, layer in rows)
+    sites = [subject.site(name, layer) for name, layer in rows]
     expected = []
-    for site in sites:
+    for site in execution_order(sites, subject.nnmodel):
         row = rows[site.component, site.layer]
         expected.append((row.module, site.layer, row.side))
     if reached == expected:
@@ -170,7 +170,7 @@ def check_undeclared(subject: Subject) -> None:
             f"component {name!r} of a sweep",
         )
     for name, layer in subject.places:
-        outside = Site.get_site(api, name, len(subject.layers))
+        outside = Site.get_site(api, name, subject.n_layers)
         _refuses(LayerError, partial(check_site, outside, model), f"layer {outside.layer}")
         row = subject.api_row(name, layer)
         if row.heads is None:

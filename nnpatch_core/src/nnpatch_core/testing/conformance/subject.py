@@ -22,7 +22,7 @@ from nnpatch_core.components import Component
 from nnpatch_core.engine import forward
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.heads import Heads
-from nnpatch_core.layers import heads_of, n_layers, row_of, table_of
+from nnpatch_core.layers import check_layer, described, heads_of, n_layers, row_of, table_of
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.site import Site, execution_order
 
@@ -32,7 +32,7 @@ Edit: TypeAlias = Callable[[Tensor], Tensor]
 #: Share of the largest number of an activation below which a difference is rounding.
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 #: Prompts are longer than the window of the tiny models that have one.
-_LENGTH, _PROMPTS = 6, 2
+_LENGTH, _PROMPTS = 8, 4
 
 
 class CheckError(AssertionError):
@@ -49,19 +49,21 @@ class Run:
 
 @attrs.frozen(eq=False)
 class Subject:
-    """An adapter on a model, and two batches of random prompts, `[2, 6]`.
+    """An adapter on a model, and two batches of random prompts, `[4, 8]`.
 
     Args:
         api: the adapter.
         nnmodel: the model, wrapped by nnsight.
         source: where activations are taken.
         target: where they are put.
+        only: the layers to look at; all by default.
     """
 
     api: ModelAPI
     nnmodel: Any
     source: Batch
     target: Batch
+    only: tuple[int, ...] | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -69,9 +71,14 @@ class Subject:
         return module_of(self.nnmodel)
 
     @property
-    def layers(self) -> range:
-        """The numbers of the layers."""
-        return range(n_layers(self.api, self.model))
+    def n_layers(self) -> int:
+        """How many layers the model has."""
+        return n_layers(self.api, self.model)
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """The numbers of the layers to look at."""
+        return range(self.n_layers) if self.only is None else self.only
 
     @property
     def places(self) -> list[tuple[str, int]]:
@@ -125,16 +132,19 @@ class Subject:
         edits = edits or {}
         wanted = {(name, layer): self.site(name, layer) for name, layer in reads}
         # A stable order: an edit comes before a reading of the same component.
-        visited = execution_order([*edits, *wanted.values()])
+        visited = execution_order([*edits, *wanted.values()], self.nnmodel)
         reading = set(map(id, wanted.values()))
 
         def visit(traced: Any) -> None:
             for site in visited:
                 found = site.read(traced, batch.tokens.shape)
-                if id(site) in reading:
-                    kept[site.component, site.layer] = found if gradients else found.clone()
-                else:
-                    site.write(traced, edits[site](site.select(found, traced)))
+                if id(site) not in reading:
+                    site.write(traced, edits[site](site.select(found, traced)), batch.mask)
+                    continue
+                kept[site.component, site.layer] = found if gradients else found.clone()
+                if gradients:
+                    # What was read may be a view; what follows must depend on it, not on its base.
+                    site.replace(traced, found)
 
         with evaluating(self.model):
             logits = forward(self.nnmodel, batch, visit, gradients=gradients)
@@ -168,18 +178,33 @@ class Subject:
             raise CheckError(f"{what}: off by up to {gap.item():.3g}")
 
 
-def make_subject(api: ModelAPI, nnmodel: Any) -> Subject:
+def make_subject(api: ModelAPI, nnmodel: Any, layers: Iterable[int] | None = None) -> Subject:
     """An adapter on a model, with prompts of random tokens drawn from its vocabulary.
 
     Raises:
         AdapterError: `nnmodel` is no model, or has no vocabulary to draw from.
+        LayerError: the model lacks one of `layers`.
     """
     traced = as_nnsight(nnmodel)
-    size = vocab_size(module_of(traced))
+    source, target = random_prompts(module_of(traced))
+    only = None
+    if layers is not None:
+        count = n_layers(api, module_of(traced))
+        only = tuple(sorted({check_layer(layer, count) for layer in layers}))
+    return Subject(api, traced, source, target, only)
+
+
+def random_prompts(model: nn.Module) -> tuple[Batch, Batch]:
+    """Two batches of random tokens `[4, 8]` of a model's vocabulary.
+
+    Raises:
+        AdapterError: the model has no input embedding to tell its vocabulary.
+    """
+    size = vocab_size(model)
     if size is None or size < 8:
-        raise AdapterError("the model has no input embedding to draw prompts for")
+        raise AdapterError(f"{described(model)} has no input embedding to draw prompts for")
     random = torch.Generator().manual_seed(0)
     # The first few ids are often special ones.
-    tokens = torch.randint(min(3, size // 2), size, (2, _PROMPTS, _LENGTH), generator=random)
+    tokens = torch.randint(3, size, (2, _PROMPTS, _LENGTH), generator=random)
     every = torch.ones(_PROMPTS, _LENGTH, dtype=torch.int64)
-    return Subject(api, traced, pack_left(tokens[0], every), pack_left(tokens[1], every))
+    return pack_left(tokens[0], every), pack_left(tokens[1], every)

@@ -1,0 +1,225 @@
+"""From a model that nobody knows to an adapter for it, put through the checks on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+from torch import nn
+
+from nnpatch_core._models import module_of
+from nnpatch_core.components import COMPONENT_NAMES, Component
+from nnpatch_core.errors import AdapterError
+from nnpatch_core.infer.blocks import find_blocks
+from nnpatch_core.infer.counts import KEY_VALUE_HEADS, QUERY_HEADS, attribute_with, first_count
+from nnpatch_core.infer.heads import find_heads, no_heads
+from nnpatch_core.infer.kinds import separate, signature
+from nnpatch_core.infer.probe import LayerProbe, capture
+from nnpatch_core.layers import described, table_of
+from nnpatch_core.model_api import DecoderAPI, Residual
+from nnpatch_core.testing.conformance import Result, run_checks
+from nnpatch_core.testing.conformance.subject import random_prompts
+
+
+@attrs.frozen
+class Inference:
+    """What was read off a model.
+
+    Args:
+        adapter: the adapter, not yet put through any check.
+        missing: for each component that it lacks, in every layer or in some, why.
+    """
+
+    adapter: DecoderAPI
+    missing: Mapping[str, str]
+
+
+@attrs.frozen
+class _Layer:
+    """What was read off one layer."""
+
+    rows: dict[str, Component]
+    residual: Residual | None
+    key_value: int | None
+    missing: dict[str, str]
+
+
+def infer_adapter(nnmodel: Any, name: str | None = None) -> DecoderAPI:
+    """An adapter for a model that no plugin knows, read off its modules and what they do.
+
+    The model is run on random tokens; each component is told by its effects, not by its name.
+    Then the adapter is put through the checks of `nnpatch_core.testing`, on the first, the middle
+    and the last layer of each kind. What could not be told is left out of the table.
+
+    Args:
+        nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
+        name: the adapter's name; by default the model's type in camel case.
+
+    Raises:
+        AdapterError: the model has nothing like layers, or a check fails; it says which.
+
+    Examples:
+        >>> from nnpatch_core.testing import tiny_model
+        >>> adapter = infer_adapter(tiny_model("gpt2"))
+        >>> adapter.layers, adapter.components["k"].columns
+        ('transformer.h', Fused(part='k'))
+    """
+    adapter, results = put_to_test(read_model(nnmodel, name).adapter, nnmodel)
+    failed = [f"{result.check}: {result.reason}" for result in results if not result.ok]
+    if failed:
+        raise AdapterError(
+            f"the adapter inferred for {described(module_of(nnmodel))} fails "
+            f"{len(failed)} of {len(results)} checks: {'; '.join(failed)}"
+        )
+    return adapter
+
+
+def put_to_test(adapter: DecoderAPI, nnmodel: Any) -> tuple[DecoderAPI, list[Result]]:
+    """An inferred adapter, which says so if the model does not mask padding, and its checks."""
+    layers = _sample(adapter, module_of(nnmodel))
+    results = run_checks(adapter, nnmodel, layers=layers)
+    if all(result.ok for result in results if result.check == "check_padding"):
+        return adapter, results
+    adapter = attrs.evolve(adapter, padding=False)
+    return adapter, run_checks(adapter, nnmodel, layers=layers)
+
+
+def read_model(nnmodel: Any, name: str | None = None) -> Inference:
+    """Read an adapter off a model, without any check of it.
+
+    Raises:
+        AdapterError: the model has nothing like layers.
+    """
+    model = module_of(nnmodel)
+    config: Any = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type is None:
+        raise AdapterError(f"{described(model)} has no config with a model_type")
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    prompts = random_prompts(model)[0]
+    try:
+        lists = capture(model, prompts)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise AdapterError(f"{described(model)} does not run on plain tokens: {reason}") from error
+    if not lists:
+        raise AdapterError(
+            f"{described(model)} has no list of modules that run one after the other, each on "
+            "what the one before it gave"
+        )
+    path = max(lists, key=lambda path: (len(lists[path]), -path.count(".")))
+    probes = lists[path]
+    signatures = [signature(probe.layer) for probe in probes]
+    known: dict[Any, _Layer] = {}
+    for number, (kind, probe) in enumerate(zip(signatures, probes, strict=True)):
+        if kind not in known:
+            known[kind] = _read_layer(probe, config, number)
+    layers = _consistent([known[kind] for kind in signatures])
+    modules = [probe.layer for probe in probes]
+    components, kinds, dropped = separate([layer.rows for layer in layers], modules)
+    residuals = {layer.residual for layer in layers if _is_whole(layer)}
+    whole = all(map(_is_whole, layers)) and len(residuals) == 1
+    query = [first_count(config, QUERY_HEADS, number) for number in range(len(layers))]
+    key_value = [layer.key_value for layer in layers]
+    adapter = DecoderAPI(
+        name=name or "".join(part.capitalize() for part in model_type.replace("-", "_").split("_")),
+        model_types=(model_type,),
+        components=components,
+        layers=path,
+        query_heads=attribute_with(config, QUERY_HEADS, query, "num_attention_heads"),
+        # A config without this attribute has as many as query heads.
+        key_value_heads="num_key_value_heads"
+        if key_value == query and not hasattr(config, "num_key_value_heads")
+        else attribute_with(
+            config, (*KEY_VALUE_HEADS, *QUERY_HEADS), key_value, "num_key_value_heads"
+        ),
+        kinds=kinds,
+        residual=residuals.pop() if whole else None,
+    )
+    return Inference(adapter, _missing(adapter, layers, dropped))
+
+
+def _read_layer(probe: LayerProbe, config: Any, number: int) -> _Layer:
+    calls = probe.run()
+    blocks = find_blocks(probe)
+    attention = blocks.rows.get("attn")
+    missing = {
+        name: f"no module gives what the layer adds to the residual stream as {name}"
+        for name in ("attn", "mlp")
+        if name not in blocks.rows
+    }
+    if blocks.mixer is not None:
+        missing["attn"] = f"{blocks.mixer}, which mixes tokens, is not called attention"
+    query = first_count(config, QUERY_HEADS, number)
+    rows, key_value = dict(blocks.rows), None
+    if blocks.mixer is not None:
+        missing |= no_heads(f"{blocks.mixer} is not called attention").missing
+    elif query is None:
+        missing |= no_heads(f"the config has none of {', '.join(QUERY_HEADS)}").missing
+    else:
+        other = first_count(config, KEY_VALUE_HEADS, number) or query
+        until = None if attention is None else calls[attention.module].ended
+        found = find_heads(probe, query, other if query % other == 0 else query, config, until)
+        if attention is None and not {"q", "k", "v"} <= set(found.rows):
+            # A gated convolution has something like a value, but is no attention.
+            found = no_heads("the layer has no attention that could be told")
+        rows |= found.rows
+        missing |= found.missing
+        key_value = found.key_value
+
+    def time(name: str) -> int:
+        call = calls[rows[name].module]
+        return call.begun if rows[name].side == "input" else call.ended
+
+    ordered = {name: rows[name] for name in sorted(rows, key=time)}
+    stream = {"resid_pre": Component("", "input")}, {"resid": Component("", item=calls[""].item)}
+    return _Layer({**stream[0], **ordered, **stream[1]}, blocks.residual, key_value, missing)
+
+
+def _is_whole(layer: _Layer) -> bool:
+    return {"attn", "mlp"} <= set(layer.rows)
+
+
+def _consistent(layers: Sequence[_Layer]) -> list[_Layer]:
+    """The layers, without heads where one layer's projection is another's with other heads."""
+    counts: dict[Component, set[int | None]] = {}
+    for layer in layers:
+        for row in layer.rows.values():
+            if row.heads == "key_value":
+                counts.setdefault(row, set()).add(layer.key_value)
+    if all(len(numbers) == 1 for numbers in counts.values()):
+        return list(layers)
+    reason = "the number of key/value heads differs from layer to layer"
+    found = []
+    for layer in layers:
+        rows = {name: row for name, row in layer.rows.items() if row.heads != "key_value"}
+        lost = dict.fromkeys(set(layer.rows) - set(rows), reason)
+        found.append(attrs.evolve(layer, rows=rows, missing={**layer.missing, **lost}))
+    return found
+
+
+def _missing(
+    adapter: DecoderAPI, layers: Sequence[_Layer], dropped: Mapping[str, str]
+) -> dict[str, str]:
+    """Why components are missing, by name."""
+    found: dict[str, str] = {}
+    for name in COMPONENT_NAMES:
+        lacking = [number for number, layer in enumerate(layers) if name not in layer.rows]
+        if name in dropped:
+            found[name] = dropped[name]
+        elif lacking:
+            reasons = dict.fromkeys(layers[number].missing.get(name, "") for number in lacking)
+            where = "" if len(lacking) == len(layers) else f"layers {lacking}: "
+            found[name] = where + "; ".join(reason for reason in reasons if reason)
+    return found
+
+
+def _sample(adapter: DecoderAPI, model: nn.Module) -> list[int]:
+    """The first, the middle and the last layer of each kind."""
+    of_kind: dict[int, list[int]] = {}
+    for layer in range(len(model.get_submodule(adapter.layers))):  # type: ignore[arg-type]
+        of_kind.setdefault(id(table_of(adapter, model, layer)), []).append(layer)
+    return sorted(
+        {layers[place] for layers in of_kind.values() for place in (0, len(layers) // 2, -1)}
+    )

@@ -1,0 +1,82 @@
+"""What every position strategy must do, held against one of a third party."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from nnpatch_core.errors import PositionError
+from nnpatch_core.seq_pos import SeqPos, groups_of
+from nnpatch_core.testing.conformance.subject import CheckError
+
+
+def check_seq_pos(strategy: Any, lengths: Iterable[int] = range(1, 33)) -> None:
+    """Raise unless a position strategy keeps the laws, for prompts of some lengths.
+
+    Every position is inside the prompt; a group is ascending and has no duplicates; groups come in
+    the order of their first positions, each of which is another; only a strategy with `one_by_one`
+    gives several; asked again, it gives the same. A prompt that is too short for it is refused
+    with `PositionError`, and whatever is longer than one that is not, is not refused either.
+
+    Args:
+        strategy: the strategy, an object with `one_by_one` and `expand`.
+        lengths: of the prompts, in tokens.
+
+    Raises:
+        CheckError: the law that is broken, and at which length.
+
+    Examples:
+        >>> from nnpatch_core import LastK
+        >>> check_seq_pos(LastK(3))
+    """
+    if isinstance(strategy, type) or not isinstance(strategy, SeqPos):
+        raise CheckError(f"a strategy is an object with one_by_one and expand, got {strategy!r}")
+    if not isinstance(strategy.one_by_one, bool):
+        raise CheckError(f"one_by_one of {strategy!r} must be True or False")
+    accepted: list[int] = []
+    for length in sorted(set(lengths)):
+        groups = _groups(strategy, length)
+        if groups is None:
+            if accepted:
+                raise CheckError(
+                    f"{strategy!r} refuses a prompt of {length} tokens, but not one of "
+                    f"{accepted[-1]}"
+                )
+            continue
+        accepted.append(length)
+        if _groups(strategy, length) != groups:
+            raise CheckError(f"{strategy!r} gives other groups when it is asked again")
+    if not accepted:
+        raise CheckError(f"{strategy!r} refuses prompts of every length that was tried")
+
+
+def _groups(strategy: SeqPos, length: int) -> list[tuple[int, ...]] | None:
+    """The groups, or None if the prompt is refused as too short."""
+    try:
+        given = strategy.expand(length)
+    except PositionError:
+        return None
+    except Exception as error:
+        raise CheckError(
+            f"{strategy!r} refuses a prompt of {length} tokens with {type(error).__name__}, not "
+            f"PositionError: {error}"
+        ) from error
+    try:
+        return groups_of(_Given(given, strategy), length)
+    except PositionError as error:
+        raise CheckError(str(error)) from error
+
+
+class _Given:
+    """A strategy that gives what another one gave."""
+
+    def __init__(self, groups: Any, strategy: SeqPos) -> None:
+        self._groups, self._strategy = groups, strategy
+        self.one_by_one = strategy.one_by_one
+
+    def expand(self, seq_len: int) -> Any:
+        """The groups of the other one."""
+        return self._groups
+
+    def __repr__(self) -> str:
+        return repr(self._strategy)
