@@ -26,12 +26,21 @@ T = TypeVar("T")
 
 @attrs.frozen
 class Plugin:
-    """An installed plugin: one entry point of one distribution."""
+    """An installed plugin: one entry point of one distribution.
+
+    Args:
+        name: of the entry point.
+        distribution: that it is of.
+        version: of the distribution.
+        module: what the entry point names.
+        hooks: those that it implements, once it is loaded.
+    """
 
     name: str
     distribution: str
     version: str
     module: str
+    hooks: tuple[str, ...] = attrs.field(default=(), eq=False)
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version}"
@@ -63,13 +72,17 @@ class Failure:
 
 @attrs.frozen(eq=False)
 class Registry:
-    """What the installed plugins offer, and which of them failed."""
+    """What the installed plugins offer, and which of them failed.
+
+    `unknown` has the names that `NNPATCH_PLUGINS` limits them to but that are not installed.
+    """
 
     plugins: tuple[Plugin, ...] = ()
     adapters: tuple[Registered[ModelAPI], ...] = ()
     seq_pos: tuple[Registered[Callable[..., Any]], ...] = ()
     metrics: tuple[Registered[Callable[..., Any]], ...] = ()
     failures: tuple[Failure, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 @attrs.define
@@ -94,14 +107,19 @@ def load_plugins(report: bool = True) -> Registry:
     failures: list[Failure] = []
     collected = _Collected()
     installed = list(_installed())
-    if report and wanted is not None:
-        _warn_of_unknown(wanted, [plugin for plugin, _ in installed])
+    unknown = _unknown(wanted or set(), [plugin for plugin, _ in installed])
+    if report and unknown:
+        names = ", ".join(plugin.name for plugin, _ in installed) or "none"
+        warn(
+            f"{ENVIRONMENT_VARIABLE} names {', '.join(unknown)}, but installed are {names}",
+            PluginWarning,
+        )
     for plugin, entry_point in installed:
         if wanted is not None and not wanted & _keys(plugin):
             continue
         failure = _load(manager, plugin, entry_point) or _call_hooks(manager, plugin, collected)
         if failure is None:
-            loaded.append(plugin)
+            loaded.append(attrs.evolve(plugin, hooks=_hooks(manager, plugin)))
         else:
             failures.append(failure)
             if report:
@@ -112,6 +130,7 @@ def load_plugins(report: bool = True) -> Registry:
         seq_pos=tuple(collected.seq_pos),
         metrics=tuple(collected.metrics),
         failures=tuple(failures),
+        unknown=tuple(unknown),
     )
 
 
@@ -123,14 +142,8 @@ def _keys(plugin: Plugin) -> set[str]:
     return {_key(plugin.name), _key(plugin.distribution)}
 
 
-def _warn_of_unknown(wanted: set[str], installed: list[Plugin]) -> None:
-    unknown = sorted(wanted.difference(*map(_keys, installed)))
-    if unknown:
-        names = ", ".join(plugin.name for plugin in installed) or "none"
-        warn(
-            f"{ENVIRONMENT_VARIABLE} names {', '.join(unknown)}, but installed are {names}",
-            PluginWarning,
-        )
+def _unknown(wanted: set[str], installed: list[Plugin]) -> list[str]:
+    return sorted(wanted.difference(*map(_keys, installed)))
 
 
 def _wanted(variable: str | None) -> set[str] | None:
@@ -179,6 +192,11 @@ def _load(
             manager.unregister(name=_registered_name(plugin))
         return Failure(plugin, "registration", error)
     return None
+
+
+def _hooks(manager: pluggy.PluginManager, plugin: Plugin) -> tuple[str, ...]:
+    callers = manager.get_hookcallers(manager.get_plugin(_registered_name(plugin))) or ()
+    return tuple(sorted(caller.name for caller in callers))
 
 
 def _registered_name(plugin: Plugin) -> str:

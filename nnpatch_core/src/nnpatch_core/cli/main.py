@@ -1,0 +1,66 @@
+"""Reads the arguments and calls the command; every error is one line, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import metadata
+
+from nnpatch_core.cli import check, components, new_adapter, plugins
+from nnpatch_core.cli.output import UsageError
+from nnpatch_core.errors import PatchingError
+
+_COMMANDS = (plugins, components, check, new_adapter)
+#: Everything is as it should be; something is not; the command could not be carried out.
+OK, FAILED, USAGE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0; 1 where a check or a plugin fails; 2 where the command cannot be carried
+        out, which is then said in one line on the standard error.
+    """
+    arguments = _parser().parse_args(argv)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # What is wrong with plugins and models is in the output of the commands.
+            warnings.simplefilter("ignore")
+            done: bool = arguments.run(arguments)
+            sys.stdout.flush()
+    except (PatchingError, UsageError) as error:
+        return _refused(str(error))
+    except BrokenPipeError:
+        # Whoever read the output has gone; Python must not fail again when it closes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        return _refused("interrupted")
+    except Exception as error:
+        return _refused(f"{type(error).__name__}: {error}")
+    return OK if done else FAILED
+
+
+def _refused(reason: str) -> int:
+    sys.stderr.write(f"nnpatch: error: {reason}\n")
+    return USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnpatch",
+        description="Activation patching on Hugging Face language models: plugins and adapters.",
+        epilog="Exit code: 0; 1 where a check or a plugin fails; 2 for a wrong argument.",
+    )
+    version = metadata.version("nnpatch-core")
+    parser.add_argument("--version", action="version", version=f"nnpatch-core {version}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add_to(commands)
+    return parser

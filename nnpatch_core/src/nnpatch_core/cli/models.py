@@ -1,0 +1,69 @@
+"""The models and adapters that the arguments of commands name."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from nnpatch_core.cli.output import UsageError
+from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.plugins.lookup import find_adapter
+from nnpatch_core.testing.models import causal_model_types, tiny_model
+
+MODEL_HELP = (
+    "a model's folder, a config.json, a model type such as llama (then a tiny random model), or "
+    "the name of a model on the Hugging Face hub"
+)
+
+
+def find_api(name: str) -> ModelAPI:
+    """The adapter of a registered name, or the attribute that `module:attribute` names."""
+    module, separator, attribute = name.partition(":")
+    if not separator:
+        return find_adapter(name)
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:
+        raise UsageError(f"{name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    return find_adapter(found)
+
+
+def weightless(name: str) -> nn.Module:
+    """A model without weights, on the device "meta"; a tiny one, with weights, for a type."""
+    if name in causal_model_types():
+        return tiny_model(name)
+    config = _read(AutoConfig, _folder(name))
+    with torch.device("meta"):
+        # Nothing is computed; but in this type the kernels of mixtures of experts give a shape.
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    return model
+
+
+def loaded(name: str) -> nn.Module:
+    """A model with its weights, in float32; a tiny random one for a model type."""
+    if name in causal_model_types():
+        return tiny_model(name)
+    model: nn.Module = _read(AutoModelForCausalLM, _folder(name), dtype=torch.float32)
+    return model
+
+
+def _folder(name: str) -> str:
+    """A config.json stands for the folder that it is in."""
+    path = Path(name)
+    return str(path.parent) if path.is_file() and path.name == "config.json" else name
+
+
+def _read(loader: Any, name: str, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(name, **options)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise UsageError(
+            f"{name!r} is no model type of transformers, and cannot be loaded as a model: "
+            f"{type(error).__name__}: {reason}"
+        ) from error

@@ -1,0 +1,111 @@
+"""`nnpatch plugins`: what is installed, what it registers, and what failed to load."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from nnpatch_core.cli.output import say, say_json, say_table
+from nnpatch_core.plugins.manager import (
+    ENVIRONMENT_VARIABLE,
+    Failure,
+    Plugin,
+    Registry,
+    load_plugins,
+)
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser(
+        "plugins",
+        help="list the installed plugins, and what failed to load",
+        description="List the installed plugins with their adapters, model types and hooks, and "
+        "those that failed to load with their error. The environment variable "
+        f"{ENVIRONMENT_VARIABLE} limits what is loaded. Exit code 1 if one failed.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> bool:
+    """Print the plugins; whether all of them loaded."""
+    registry = load_plugins(report=False)
+    if arguments.json:
+        say_json(
+            {
+                "limited_to": os.environ.get(ENVIRONMENT_VARIABLE),
+                "unknown": list(registry.unknown),
+                "plugins": [_as_json(registry, plugin) for plugin in registry.plugins],
+                "failures": [_failure_as_json(failure) for failure in registry.failures],
+            }
+        )
+        return not registry.failures
+    _print(registry)
+    return not registry.failures
+
+
+def _print(registry: Registry) -> None:
+    limit = os.environ.get(ENVIRONMENT_VARIABLE)
+    if limit is not None:
+        unknown = f"; not installed: {', '.join(registry.unknown)}" if registry.unknown else ""
+        say(f"Limited by {ENVIRONMENT_VARIABLE}={limit!r}{unknown}.\n")
+    if not registry.plugins and not registry.failures:
+        hint = "installed" if limit is None else "loaded"
+        say(f"No plugin is {hint}. nnpatch-llama is one: pip install nnpatch-llama")
+    rows = []
+    for plugin in registry.plugins:
+        own = _registered(registry, plugin)
+        rows.append(
+            (
+                plugin.distribution,
+                plugin.version,
+                _listed(f"{name} ({', '.join(types)})" for name, types in own["adapters"].items()),
+                _listed([*own["seq_pos"], *own["metrics"]]),
+                _listed(plugin.hooks),
+            )
+        )
+    if rows:
+        header = ("plugin", "version", "adapters (model types)", "strategies, metrics", "hooks")
+        say_table(header, rows)
+    for failure in registry.failures:
+        say(f"\nFailed: {failure}")
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(values) or "-"
+
+
+def _registered(registry: Registry, plugin: Plugin) -> dict[str, Any]:
+    return {
+        "adapters": {
+            found.name: list(found.value.model_types)
+            for found in registry.adapters
+            if found.plugin == plugin
+        },
+        "seq_pos": [found.name for found in registry.seq_pos if found.plugin == plugin],
+        "metrics": [found.name for found in registry.metrics if found.plugin == plugin],
+    }
+
+
+def _as_json(registry: Registry, plugin: Plugin) -> dict[str, Any]:
+    return {
+        "name": plugin.name,
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "module": plugin.module,
+        "hooks": list(plugin.hooks),
+        **_registered(registry, plugin),
+    }
+
+
+def _failure_as_json(failure: Failure) -> dict[str, str]:
+    return {
+        "name": failure.plugin.name,
+        "distribution": failure.plugin.distribution,
+        "version": failure.plugin.version,
+        "module": failure.plugin.module,
+        "stage": failure.stage,
+        "error": f"{type(failure.error).__name__}: {failure.error}",
+    }
