@@ -9,21 +9,20 @@ from nnpatch_core import Sites, activation_patching
 from nnpatch_core.plugins import load_plugins
 from nnpatch_core.testing import tiny_model
 
-FAMILIES = {"Llama3": "llama", "Mistral": "mistral", "Gemma2": "gemma2"}
-
 
 def main(expected: list[str]) -> None:
     location = nnpatch_core.__file__
     if "site-packages" not in location:
         raise SystemExit(f"nnpatch_core was imported from {location}, not from a wheel")
     registry = load_plugins()
-    found = [adapter.name for adapter in registry.adapters]
-    if sorted(found) != sorted(expected) or registry.failures:
+    types = {adapter.name: adapter.value.model_types for adapter in registry.adapters}
+    found = sorted(types)
+    if found != sorted(expected) or registry.failures:
         raise SystemExit(f"expected {expected}, found {found}, failures {registry.failures}")
     source, target = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 8]])
     for name in expected:
         out = activation_patching(
-            tiny_model(FAMILIES[name]),
+            tiny_model(types[name][0]),
             None,
             Sites(["resid", "q"], seq_pos_type="each"),
             source,
