@@ -32,15 +32,18 @@ _LLAMA = {
     "mlp": ("mlp", "output"),
     "resid": ("", "output"),
 }
-#: Where the components live in a decoder layer, written out for each family.
+_POST_NORMS = {
+    **_LLAMA,
+    "attn": ("post_attention_layernorm", "output"),
+    "mlp": ("post_feedforward_layernorm", "output"),
+}
+#: Where the components live in a decoder layer of each family.
 TABLES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
-    "gemma2": {
-        **_LLAMA,
-        "attn": ("post_attention_layernorm", "output"),
-        "mlp": ("post_feedforward_layernorm", "output"),
-    },
+    "gemma": _LLAMA,
+    "gemma2": _POST_NORMS,
+    "gemma3_text": _POST_NORMS,
 }
 
 

@@ -223,6 +223,10 @@ def test_a_batch_size_changes_no_ablation(options: dict[str, Any]) -> None:
         ("mistral", "sdpa"),
         # transformers has no sdpa for Gemma 2, whose scores are soft-capped.
         ("gemma2", "eager"),
+        ("gemma", "eager"),
+        ("gemma", "sdpa"),
+        ("gemma3_text", "eager"),
+        ("gemma3_text", "sdpa"),
     ],
 )
 def test_both_implementations_of_attention(family: str, attention: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -21,13 +22,16 @@ from nnpatch_core import (
     execution_order,
 )
 from nnpatch_core.testing import tiny_model
-from nnpatch_gemma import Gemma2
+from nnpatch_gemma import Gemma, Gemma2, Gemma3
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral
 
 from .oracle import COMPONENTS, Donor, Oracle, Place, Prompt, lay_out, random_prompts
 
 FAMILIES = {"llama": Llama3, "mistral": Mistral, "gemma2": Gemma2}
+#: Gemma is laid out like Llama, and Gemma 3 like Gemma 2: a part of the tests is enough.
+ALIKE = {"gemma": Gemma, "gemma3_text": Gemma3}
+ADAPTERS = {**FAMILIES, **ALIKE}
 PADDING = ("unpadded", "left", "right", "mixed", "holes")
 WIDTH = 7
 ATOL = 1e-4
@@ -45,6 +49,9 @@ STRATEGIES: dict[str, tuple[dict[str, Any], list[tuple[int, ...]]]] = {
     ),
 }
 ONE_BY_ONE = ("each", "lastk", "custom")
+
+EVERY_SWEEP = [*product(FAMILIES, STRATEGIES, PADDING)]
+EVERY_SWEEP += product(ALIKE, ("each",), ("left", "holes"))
 
 SAME_LENGTHS = {how: (7, 7, 7) if how == "unpadded" else (7, 5, 4) for how in PADDING}
 
@@ -187,14 +194,12 @@ def check_not_vacuous(moved: torch.Tensor) -> None:
     assert any_effect.median() > 200 * ATOL
 
 
-@pytest.mark.parametrize("padding", PADDING)
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "strategy", "padding"), EVERY_SWEEP)
 def test_every_component_equals_plain_hooks(family: str, strategy: str, padding: str) -> None:
     model, oracle = model_and_oracle(family)
     pairs = Pairs(oracle, SAME_LENGTHS[padding], SAME_LENGTHS[padding], padding)
     sites = Sites(COMPONENTS, **STRATEGIES[strategy][0])
-    out = activation_patching(model, FAMILIES[family], sites, **pairs.arguments)
+    out = activation_patching(model, ADAPTERS[family], sites, **pairs.arguments)
     moved = check_sweep(out, oracle, pairs, strategy)
     check_not_vacuous(moved)
 
@@ -328,7 +333,7 @@ def ablate(model: Any, pairs: Pairs, sites: Sites | None = None, **options: Any)
 
 
 @pytest.mark.parametrize("padding", ["mixed", "holes"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTERS)
 def test_zero_ablation(family: str, padding: str) -> None:
     model, oracle = model_and_oracle(family)
     pairs = Pairs(oracle, (7, 5, 4), (7, 5, 4), padding)
@@ -336,7 +341,7 @@ def test_zero_ablation(family: str, padding: str) -> None:
 
 
 @pytest.mark.parametrize("per_position", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTERS)
 def test_mean_ablation_over_the_prompts_themselves(family: str, per_position: bool) -> None:
     model, oracle = model_and_oracle(family)
     pairs = Pairs(oracle, (7, 5, 4), (7, 5, 4), "mixed")
@@ -421,7 +426,7 @@ def test_resample_ablation_takes_a_prompt_of_the_data_set() -> None:
 
 def test_sites_of_ones_own_and_several_at_once() -> None:
     """Every site of a `MultiSite` is patched in one forward, in whatever order they were named."""
-    for family, api in FAMILIES.items():
+    for family, api in ADAPTERS.items():
         model, oracle = model_and_oracle(family)
         pairs = Pairs(oracle, (7, 5, 4), (7, 5, 4), "mixed")
         cells = [
@@ -490,13 +495,13 @@ def own_sites(family: str, component: str) -> list[tuple[Site, Place]]:
     for arguments, from_end in OWN_SITES:
         head = arguments.get("head")
         if head is None or component in ("q", "k", "v", "o"):
-            site = Site.get_site(FAMILIES[family], component, **arguments)
+            site = Site.get_site(ADAPTERS[family], component, **arguments)
             found.append((site, Place(component, arguments["layer"], head, from_end)))
     return found
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ADAPTERS)
 def test_cache_and_patch_in_ones_own_traces(family: str, component: str) -> None:
     model, oracle = model_and_oracle(family)
     nnmodel = NNsight(model)

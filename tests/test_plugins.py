@@ -80,14 +80,21 @@ def test_own_plugins_are_discovered():
     assert registry.failures == ()
     found = {plugin.name: plugin.distribution for plugin in registry.plugins}
     assert OWN.items() <= found.items()
-    assert {"Gemma2", "Llama3", "Mistral"} <= set(names(registry.adapters))
+    assert {"Gemma", "Gemma2", "Gemma3", "Llama3", "Mistral"} <= set(names(registry.adapters))
     for plugin in registry.plugins:
         assert str(plugin) == f"{plugin.distribution} {plugin.version}"
         assert re.fullmatch(r"\d+\.\d+\.\d+.*", plugin.version)
 
 
 @pytest.mark.parametrize(
-    ("name", "model_type"), [("Llama3", "llama"), ("Mistral", "mistral"), ("Gemma2", "gemma2")]
+    ("name", "model_type"),
+    [
+        ("Llama3", "llama"),
+        ("Mistral", "mistral"),
+        ("Gemma", "gemma"),
+        ("Gemma2", "gemma2"),
+        ("Gemma3", "gemma3_text"),
+    ],
 )
 def test_own_adapters_are_found_by_name_and_by_model(name, model_type):
     found = find_adapter(name)
