@@ -99,8 +99,11 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **config: Any) -> Pr
         3
     """
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        types = causal_model_types()
+        like = get_close_matches(str(model_type), types) or ("llama", "gpt2")
         raise UnknownNameError(
-            f"unknown family {model_type!r}; transformers has {', '.join(causal_model_types())}"
+            f"unknown family {model_type!r}: transformers {transformers.__version__} has "
+            f"{len(types)} types of causal language models, such as {', '.join(like)}"
         )
     # What transformers says of a config that is not a real one is of no use to anybody.
     with warnings.catch_warnings():
