@@ -86,7 +86,7 @@ def _print(adapter: str, model: str, results: list[Result]) -> None:
     say(f"adapter {adapter} on {model}")
     say_table(
         ("check", "status", "reason"),
-        [(result.check, result.status, result.reason) for result in results],
+        [(each.check, each.status, each.reason.partition("\n")[0]) for each in results],
         "  ",
     )
     counts = {

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refused(reason: str) -> int:
-    sys.stderr.write(f"nnpatch: error: {reason}\n")
+    # What follows a first line is for other readers, such as a list of all classes there are.
+    sys.stderr.write(f"nnpatch: error: {reason.strip().partition(chr(10))[0]}\n")
     return USAGE
 
 

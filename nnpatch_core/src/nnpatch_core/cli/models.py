@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,12 @@ def find_api(name: str) -> ModelAPI:
     module, separator, attribute = name.partition(":")
     if not separator:
         return find_adapter(name)
+    # As with `python -m`, one's own module is looked for in the current folder, too.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{name!r} cannot be imported: {type(error).__name__}: {error}") from error
     return find_adapter(found)
 
@@ -60,7 +64,8 @@ def _folder(name: str) -> str:
 
 def _read(loader: Any, name: str, **options: Any) -> Any:
     try:
-        return loader.from_pretrained(name, **options)
+        # Without an answer to whether to run the folder's own code, transformers would ask.
+        return loader.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise UsageError(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import keyword
 from pathlib import Path
 from typing import Any
-
-import attrs
 
 from nnpatch_core.cli.output import UsageError, say, say_json
 from nnpatch_core.infer import put_to_test, read_model
@@ -46,12 +45,16 @@ def add_to(commands: Any) -> None:
 
 def _setting(text: str) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
-    if not separator or not name.isidentifier():
+    if not separator or not name.isidentifier() or keyword.iskeyword(name):
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     try:
-        return name, json.loads(value)
+        return name, json.loads(value, parse_constant=_no_number)
     except json.JSONDecodeError:
         return name, value
+
+
+def _no_number(text: str) -> float:
+    raise argparse.ArgumentTypeError(f"{text} is no value of JSON")
 
 
 def run(arguments: argparse.Namespace) -> bool:
@@ -63,8 +66,6 @@ def run(arguments: argparse.Namespace) -> bool:
     model = tiny_model(arguments.model_type, **settings)
     read = read_model(model, names.adapter)
     adapter, results = put_to_test(read.adapter, model)
-    # The type that was asked for: a model may have its config say that of a part of it.
-    adapter = attrs.evolve(adapter, model_types=(arguments.model_type,))
     files = write_package(folder, names, adapter, read.missing, results, settings)
     failed = [result for result in results if not result.ok]
     if arguments.json:
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> bool:
         return not failed
     say(
         f"{names.distribution}, with the adapter {names.adapter} for model type "
-        f"{arguments.model_type}:"
+        f"{adapter.model_types[0]}:"
     )
     for path in files:
         say(f"  {path}")

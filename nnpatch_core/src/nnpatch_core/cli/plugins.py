@@ -107,5 +107,5 @@ def _failure_as_json(failure: Failure) -> dict[str, str]:
         "version": failure.plugin.version,
         "module": failure.plugin.module,
         "stage": failure.stage,
-        "error": f"{type(failure.error).__name__}: {failure.error}",
+        "error": failure.reason,
     }

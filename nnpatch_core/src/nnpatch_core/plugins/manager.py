@@ -63,11 +63,17 @@ class Failure:
     stage: str
     error: BaseException
 
+    @property
+    def reason(self) -> str:
+        """The error's class and text."""
+        try:
+            text = str(self.error)
+        except Exception:
+            text = "(it has no text)"
+        return f"{type(self.error).__name__}: {text}"
+
     def __str__(self) -> str:
-        return (
-            f"plugin {self.plugin.name!r} of {self.plugin}: {self.stage} failed: "
-            f"{type(self.error).__name__}: {self.error}"
-        )
+        return f"plugin {self.plugin.name!r} of {self.plugin}: {self.stage} failed: {self.reason}"
 
 
 @attrs.frozen(eq=False)
@@ -159,20 +165,30 @@ def _installed() -> Iterable[tuple[Plugin, metadata.EntryPoint | Exception]]:
     """
     seen: set[str] = set()
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"]
+        try:
+            name, version = distribution.metadata["Name"], distribution.version
+        except Exception:  # whose it is cannot be told, nor whether it is a plugin
+            continue
         if name is None or _key(name) in seen:
             continue
         seen.add(_key(name))
         try:
             entry_points = list(distribution.entry_points)
         except Exception as error:
-            if hookspecs.PROJECT in (distribution.read_text("entry_points.txt") or ""):
-                yield Plugin(name, name, distribution.version, ""), error
+            if _has_group(distribution):
+                yield Plugin(name, name, version, ""), error
             continue
         for entry_point in entry_points:
             if entry_point.group == hookspecs.PROJECT:
-                plugin = Plugin(entry_point.name, name, distribution.version, entry_point.value)
-                yield plugin, entry_point
+                yield Plugin(entry_point.name, name, version, entry_point.value), entry_point
+
+
+def _has_group(distribution: metadata.Distribution) -> bool:
+    """Whether entry points that cannot be read seem to be of plugins."""
+    try:
+        return hookspecs.PROJECT in (distribution.read_text("entry_points.txt") or "")
+    except UnicodeDecodeError as error:
+        return hookspecs.PROJECT.encode() in error.object
 
 
 def _load(
@@ -182,7 +198,9 @@ def _load(
         return Failure(plugin, "reading its entry points", entry_point)
     try:
         module = entry_point.load()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return Failure(plugin, "import", error)
     try:
         manager.register(module, name=_registered_name(plugin))
@@ -219,7 +237,9 @@ def _call_hooks(
     for hook, register in registers.items():
         try:
             manager.subset_hook_caller(hook, others)(register=register)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             return Failure(plugin, f"hook {hook}", error)
     collected.adapters += own.adapters
     collected.seq_pos += own.seq_pos
@@ -234,7 +254,12 @@ def _adapter_register(
         instance = adapter() if isinstance(adapter, type) else adapter
         if not isinstance(instance, ModelAPI):
             raise TypeError(f"an adapter must be a ModelAPI, got {adapter!r}")
-        into.append(Registered(instance.name, instance, plugin))
+        name, types = instance.name, instance.model_types
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"an adapter's name must be a non-empty string, got {name!r}")
+        if not isinstance(types, tuple | list) or not all(isinstance(each, str) for each in types):
+            raise TypeError(f"model_types of {name!r} must be a tuple of strings, got {types!r}")
+        into.append(Registered(name, instance, plugin))
 
     return register
 

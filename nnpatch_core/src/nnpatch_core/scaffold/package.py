@@ -16,7 +16,7 @@ import attrs
 
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.model_api import DecoderAPI
-from nnpatch_core.scaffold.source import adapter_source
+from nnpatch_core.scaffold.source import adapter_source, call_source
 from nnpatch_core.testing.conformance import Result
 
 
@@ -59,6 +59,8 @@ def package_names(name: str) -> Names:
     """
     short = re.sub(r"[-_.\s]+", "-", name.strip()).removeprefix("nnpatch-").strip("-").lower()
     names = Names(short)
+    if short == "core":
+        raise AdapterError(f"{name!r} is the name of nnpatch's own core: choose another")
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", short) or keyword.iskeyword(names.adapter):
         raise AdapterError(
             f"{name!r} makes no name of a package: use letters, digits and dashes, a letter first"
@@ -185,16 +187,18 @@ def _imports(names: list[str]) -> str:
 
 def _tests(names: Names, adapter: DecoderAPI, settings: Mapping[str, Any]) -> str:
     model_type = adapter.model_types[0]
-    given = "".join(f", {name}={value!r}" for name, value in settings.items())
-    models = f'\n\nMODELS = {{"tiny": lambda: tiny_model("{model_type}"{given})}}' if given else ""
-    argument = ", MODELS" if given else ""
+    made, argument, function = f'tiny_model("{model_type}")', "", ""
+    if settings:
+        call = call_source("tiny_model", model_type, settings, "return ")
+        made, argument = "model()", ', {"tiny": model}'
+        function = f"\n\n\ndef model():\n    return {call}"
     return f'''\
 """The adapter keeps what every adapter must: the checks of nnpatch's conformance kit."""
 
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.testing import parametrize_with_checks, tiny_model
 
-from {names.module} import {names.adapter}{models}
+from {names.module} import {names.adapter}{function}
 
 
 @parametrize_with_checks({names.adapter}{argument})
@@ -203,7 +207,7 @@ def test_conformance(check):
 
 
 def test_found_by_the_type_of_a_model():
-    assert find_adapter(None, tiny_model("{model_type}"{given})) is {names.adapter}
+    assert find_adapter(None, {made}) is {names.adapter}
 '''
 
 

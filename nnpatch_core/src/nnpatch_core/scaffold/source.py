@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from nnpatch_core.components import Component
-from nnpatch_core.heads import Fused, Interleaved
+from nnpatch_core.errors import AdapterError
+from nnpatch_core.heads import Fused, Interleaved, PartOfHead
 from nnpatch_core.model_api import (
     DecoderAPI,
     Table,
@@ -20,8 +23,19 @@ _INDENT = " " * 4
 _WIDTH = 88
 
 
+@attrs.frozen
+class _Call:
+    """A call to be written: each argument is `"name="`, or nothing, and a value."""
+
+    function: str
+    arguments: tuple[tuple[str, _Call | str], ...]
+
+
 def adapter_source(adapter: DecoderAPI, variable: str) -> tuple[str, set[str]]:
     """`variable = DecoderAPI(...)`, and the names of nnpatch_core that it needs.
+
+    Raises:
+        AdapterError: there is a function in it, which has no source here.
 
     Examples:
         >>> from nnpatch_core import DecoderAPI, decoder_components
@@ -39,7 +53,7 @@ def adapter_source(adapter: DecoderAPI, variable: str) -> tuple[str, set[str]]:
     arguments: dict[str, Any] = {
         "name": _text(adapter.name),
         "model_types": "(" + "".join(f"{_text(each)}, " for each in adapter.model_types).strip(),
-        "components": _table(adapter.components, names, 1),
+        "components": _table(adapter.components, names, 1, "components="),
     }
     arguments["model_types"] += ")"
     if len(adapter.model_types) > 1:
@@ -47,6 +61,8 @@ def adapter_source(adapter: DecoderAPI, variable: str) -> tuple[str, set[str]]:
     default = DecoderAPI(adapter.name, adapter.model_types, adapter.components)
     for name in ("layers", "query_heads", "key_value_heads"):
         value = getattr(adapter, name)
+        if callable(value):
+            raise AdapterError(f"{name} of {adapter.name!r} is a function: it has no source here")
         if value != getattr(default, name):
             arguments[name] = _text(value) if isinstance(value, str) else repr(value)
     if adapter.kinds:
@@ -59,18 +75,45 @@ def adapter_source(adapter: DecoderAPI, variable: str) -> tuple[str, set[str]]:
     return "\n".join([f"{variable} = DecoderAPI(", *lines, ")"]), names
 
 
+def call_source(function: str, value: Any, settings: Mapping[str, Any], before: str) -> str:
+    """A call with one value and some keywords, all of them JSON, on an indented line.
+
+    Examples:
+        >>> call_source("tiny_model", "llama", {"hidden_act": "relu"}, "return ")
+        'tiny_model("llama", hidden_act="relu")'
+    """
+    given = [(f"{name}=", _literal(each)) for name, each in settings.items()]
+    return _written(_Call(function, (("", _literal(value)), *given)), 1, before)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, dict):
+        items = (f"{_text(name)}: {_literal(each)}" for name, each in value.items())
+        return f"{{{', '.join(items)}}}"
+    return repr(value)
+
+
 def _kinds(kinds: Mapping[str, Table], names: set[str]) -> str:
     inner = _INDENT * 2
-    lines = [f"{inner}{_text(path)}: {_table(table, names, 2)}," for path, table in kinds.items()]
+    keys = {path: f"{_text(path)}: " for path in kinds}
+    lines = [
+        f"{inner}{keys[path]}{_table(table, names, 2, keys[path])},"
+        for path, table in kinds.items()
+    ]
     return "\n".join(["{", *lines, f"{_INDENT}}}"])
 
 
-def _table(table: Table, names: set[str], depth: int) -> str:
+def _table(table: Table, names: set[str], depth: int, before: str) -> str:
     """A table by the functions that make the common ones, or row by row."""
-    return _common(table, names, depth) or _rows(table, names, depth)
+    call = _common(table, names)
+    return _rows(table, names, depth) if call is None else _written(call, depth, before)
 
 
-def _common(table: Table, names: set[str], depth: int) -> str | None:
+def _common(table: Table, names: set[str]) -> _Call | None:
     """`decoder_components(...)`, if it makes just this table."""
     if not {"attn", "mlp"} <= set(table):
         return None
@@ -78,21 +121,21 @@ def _common(table: Table, names: set[str], depth: int) -> str | None:
     for heads, source, needed in _projections(table):
         if list(decoder_components(attn=attn, mlp=mlp, heads=heads).items()) != list(table.items()):
             continue
-        arguments = []
+        arguments: list[tuple[str, _Call | str]] = []
         if attn != "self_attn":
-            arguments.append(f"attn={_text(attn)}")
+            arguments.append(("attn=", _text(attn)))
         if mlp != "mlp":
-            arguments.append(f"mlp={_text(mlp)}")
+            arguments.append(("mlp=", _text(mlp)))
         if source is not None:
-            arguments.append(f"heads={source}")
+            arguments.append(("heads=", source))
         names |= {"decoder_components", *needed}
-        return _call("decoder_components", arguments, depth)
+        return _Call("decoder_components", tuple(arguments))
     return None
 
 
-def _projections(table: Table) -> list[tuple[Table, str | None, tuple[str, ...]]]:
+def _projections(table: Table) -> list[tuple[Table, _Call | str | None, tuple[str, ...]]]:
     """What may stand for the heads: the rows, their source, and the names that it needs."""
-    found: list[tuple[Table, str | None, tuple[str, ...]]] = [
+    found: list[tuple[Table, _Call | str | None, tuple[str, ...]]] = [
         (separate_projections(), None, ()),
         ({}, "{}", ()),
     ]
@@ -102,48 +145,65 @@ def _projections(table: Table) -> list[tuple[Table, str | None, tuple[str, ...]]
     if len(parents) == 1:
         parent = parents.pop()
         own = {name: table[name].module.rpartition(".")[2] for name in _HEADS}
-        given = [] if parent == "self_attn" else [_text(parent)]
-        given += [f"{name}={_text(own[name])}" for name in _HEADS if own[name] != f"{name}_proj"]
-        source = f"separate_projections({', '.join(given)})"
+        given = [] if parent == "self_attn" else [("", _text(parent))]
+        given += [(f"{name}=", _text(own[name])) for name in _HEADS if own[name] != f"{name}_proj"]
+        source = _Call("separate_projections", tuple(given))
         found.append((separate_projections(parent, **own), source, ("separate_projections",)))
     for layout in (Fused, Interleaved):
         qkv, o = table["q"].module, table["o"].module
-        source = f"fused_projections({_text(qkv)}, {_text(o)}, {layout.__name__})"
+        arguments = (("", _text(qkv)), ("", _text(o)), ("", layout.__name__))
+        source = _Call("fused_projections", arguments)
         rows = fused_projections(qkv, o, layout)
         found.append((rows, source, ("fused_projections", layout.__name__)))
     return found
 
 
 def _rows(table: Table, names: set[str], depth: int) -> str:
+    if not table:
+        return "{}"
     names.add("Component")
     inner = _INDENT * (depth + 1)
-    lines = [f"{inner}{_text(name)}: {_row(row, names)}," for name, row in table.items()]
+    lines = []
+    for name, row in table.items():
+        key = f"{_text(name)}: "
+        lines.append(f"{inner}{key}{_written(_row(name, row, names), depth + 1, key)},")
     return "\n".join(["{", *lines, f"{_INDENT * depth}}}"])
 
 
-def _row(row: Component, names: set[str]) -> str:
-    arguments = [_text(row.module)]
+def _row(name: str, row: Component, names: set[str]) -> _Call:
+    arguments: list[tuple[str, _Call | str]] = [("", _text(row.module))]
     if row.side == "input":
-        arguments.append(_text(row.side))
+        arguments.append(("", _text(row.side)))
     if row.heads is not None:
-        arguments.append(f"heads={_text(row.heads)}")
+        arguments.append(("heads=", _text(row.heads)))
     if row.item:
-        arguments.append(f"item={row.item}")
+        arguments.append(("item=", str(row.item)))
     if row.columns is not None:
+        if not isinstance(row.columns, Fused | Interleaved | PartOfHead):
+            raise AdapterError(f"columns of {name!r} is a function: it has no source here")
         names.add(type(row.columns).__name__)
-        arguments.append("columns=" + repr(row.columns).replace("'", '"'))
-    return f"Component({', '.join(arguments)})"
+        arguments.append(("columns=", repr(row.columns).replace("'", '"')))
+    return _Call("Component", tuple(arguments))
 
 
-def _call(function: str, arguments: list[str], depth: int) -> str:
-    """On one line, if it fits."""
-    line = f"{function}({', '.join(arguments)})"
-    if len(line) + len(_INDENT) * depth + len("components=,") <= _WIDTH:
+def _written(value: _Call | str, depth: int, before: str) -> str:
+    """On one line, if it fits behind what comes before it; else an argument a line."""
+    line = _line(value)
+    fits = len(_INDENT) * depth + len(before) + len(line) + len(",") <= _WIDTH
+    if isinstance(value, str) or fits or not value.arguments:
         return line
     inner = _INDENT * (depth + 1)
-    lines = [f"{inner}{argument}," for argument in arguments]
-    return "\n".join([f"{function}(", *lines, f"{_INDENT * depth})"])
+    lines = [f"{inner}{name}{_written(each, depth + 1, name)}," for name, each in value.arguments]
+    return "\n".join([f"{value.function}(", *lines, f"{_INDENT * depth})"])
+
+
+def _line(value: _Call | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value.function}({', '.join(name + _line(each) for name, each in value.arguments)})"
 
 
 def _text(value: str) -> str:
-    return f'"{value}"'
+    # Python spells a text that begins with a double quote between single ones.
+    inside = repr(f'"{value}')[2:-1]
+    return '"' + inside.replace('"', '\\"').replace("\\'", "'") + '"'
