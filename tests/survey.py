@@ -60,8 +60,12 @@ def run_tests(folders: list[Path], report: Path) -> dict[str, list[str]]:
     for case in ElementTree.parse(report).iter("testcase"):
         folder = of_file[Path(str(case.get("file"))).name]
         ran[folder] += 1
-        if case.find("failure") is not None or case.find("error") is not None:
-            found[folder].append(str(case.get("name")).rpartition("-")[2].rstrip("]"))
+        failure = case.find("failure")
+        failure = case.find("error") if failure is None else failure
+        if failure is not None:
+            check = str(case.get("name")).rpartition("-")[2].rstrip("]")
+            sys.stdout.write(f"{folder}: {check}: {failure.get('message')}\n")
+            found[folder].append(check)
     for folder, count in ran.items():
         if not count:
             found[folder].append("no test ran")
@@ -126,7 +130,7 @@ def cell(text: str) -> str:
         name, colon, why = part.partition(": ")
         grouped.setdefault(why if colon else "", []).append(name if colon else part)
     told = [
-        "; ".join(names) if not why else f"{', '.join(names)}: {why}"
+        "; ".join(dict.fromkeys(names)) if not why else f"{', '.join(names)}: {why}"
         for why, names in grouped.items()
     ]
     return "; ".join(told).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

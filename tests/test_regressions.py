@@ -108,7 +108,7 @@ def test_position_ids_reach_a_wrapped_model():
 def test_activation_without_an_axis_of_prompts_is_refused():
     class Flattens(nn.Module):
         def forward(self, hidden):
-            return hidden.flatten(0, 1)
+            return hidden.flatten(1)
 
     model = tiny_model()
     for layer in model.model.layers:
@@ -116,7 +116,7 @@ def test_activation_without_an_axis_of_prompts_is_refused():
         layer.mlp.register_forward_hook(lambda module, args, out: module.flat(out).view_as(out))
     table = {**decoder_components(), "mlp": Component("mlp.flat")}
     api = DecoderAPI("Flat", ("llama",), table)
-    with pytest.raises(AdapterError, match=r"\[batch, seq, width\].*'mlp.flat' is \[4, 32\]"):
+    with pytest.raises(AdapterError, match=r"\[batch, seq, width\].*'mlp.flat' is \[1, 128\]"):
         activation_patching(model, api, Sites("mlp"), SOURCE, TARGET, *ANSWERS, progress=False)
 
 

@@ -76,6 +76,11 @@ def read(module: Any, component: Component, run: tuple[int, int] | None = None) 
         AdapterError: it has another shape.
     """
     value = module.input if component.side == "input" else module.output
+    if isinstance(value, tuple | list) and component.item >= len(value):
+        raise AdapterError(
+            f"{component.module or 'the layer'!r} gives {len(value)} items, and item "
+            f"{component.item} is not among them"
+        )
     found = value[component.item] if isinstance(value, tuple | list) else value
     if isinstance(found, Tensor) and found.ndim == 2 and run and len(found) == run[0] * run[1]:
         return found.view(*run, -1)

@@ -168,7 +168,10 @@ class Sites:
         if kind is not None:
             axes.append(Axis(_HEAD_AXES[kind], tuple(range(n_heads(api, model, name)))))
         index, sites = [], []
-        for layer in layers_with(api, model, name) if self.layers is None else self.layers:
+        having = layers_with(api, model, name)
+        if not having:
+            raise LayerError(f"no layer of this model has {name!r}")
+        for layer in having if self.layers is None else self.layers:
             heads = self._heads(api, model, layer, name)
             for group in groups:
                 position = [group[0]] if self.strategy.one_by_one else []

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata
 
+from transformers.utils.logging import disable_progress_bar
+
 from nnpatch_core.cli import check, components, new_adapter, plugins
 from nnpatch_core.cli.output import UsageError
 from nnpatch_core.errors import PatchingError
@@ -28,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with warnings.catch_warnings():
             # What is wrong with plugins and models is in the output of the commands.

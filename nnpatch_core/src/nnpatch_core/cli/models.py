@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def _read(loader: Any, name: str, **options: Any) -> Any:
         return loader.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        like = get_close_matches(name, causal_model_types())
+        hint = f" (did you mean {' or '.join(like)}?)" if like else ""
         raise UsageError(
-            f"{name!r} is no model type of transformers, and cannot be loaded as a model: "
+            f"{name!r} is no model type of transformers{hint}, and cannot be loaded as a model: "
             f"{type(error).__name__}: {reason}"
         ) from error

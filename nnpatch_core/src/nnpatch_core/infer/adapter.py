@@ -28,7 +28,8 @@ class Inference:
 
     Args:
         adapter: the adapter, not yet put through any check.
-        missing: for each component that it lacks, in every layer or in some, why.
+        missing: for each component that it lacks, in every layer or in some, why; and for a
+            number of heads that no attribute of the config has.
     """
 
     adapter: DecoderAPI
@@ -101,7 +102,7 @@ def read_model(nnmodel: Any, name: str | None = None) -> Inference:
     try:
         lists = capture(model, prompts)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise AdapterError(f"{described(model)} does not run on plain tokens: {reason}") from error
     if not lists:
         raise AdapterError(
@@ -119,7 +120,9 @@ def read_model(nnmodel: Any, name: str | None = None) -> Inference:
     modules = [probe.layer for probe in probes]
     components, kinds, dropped = separate([layer.rows for layer in layers], modules)
     residuals = {layer.residual for layer in layers if _is_whole(layer)}
-    whole = all(map(_is_whole, layers)) and len(residuals) == 1
+    whole = (
+        all(map(_is_whole, layers)) and len(residuals) == 1 and not {"attn", "mlp"} & set(dropped)
+    )
     query = [first_count(config, QUERY_HEADS, number) for number in range(len(layers))]
     key_value = [layer.key_value for layer in layers]
     adapter = DecoderAPI(
@@ -137,7 +140,13 @@ def read_model(nnmodel: Any, name: str | None = None) -> Inference:
         kinds=kinds,
         residual=residuals.pop() if whole else None,
     )
-    return Inference(adapter, _missing(adapter, layers, dropped))
+    missing = _missing(adapter, layers, dropped)
+    if isinstance(adapter.key_value_heads, int):
+        missing["key_value_heads"] = (
+            f"no attribute of the config is {adapter.key_value_heads}, so that the number itself "
+            "stands in the table: true of this model, but maybe not of its family"
+        )
+    return Inference(adapter, missing)
 
 
 def _read_layer(probe: LayerProbe, config: Any, number: int) -> _Layer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -31,9 +32,9 @@ def separate(
     """
     distinct: list[Rows] = []
     for table in tables:
-        if table not in distinct:
+        if not any(map(partial(_alike, table), distinct)):
             distinct.append(table)
-    distinct.sort(key=lambda table: -list(tables).count(table))
+    distinct.sort(key=lambda table: -sum(map(partial(_alike, table), tables)))
     marks = {place: _mark(table, tables, layers) for place, table in enumerate(distinct)}
     unmarked = [place for place, mark in marks.items() if mark is None]
     if len(unmarked) > 1:
@@ -54,10 +55,21 @@ def separate(
     return distinct[default], kinds, {}
 
 
+def _alike(one: Rows, other: Rows) -> bool:
+    """Equal, and in the same order."""
+    return list(one.items()) == list(other.items())
+
+
 def _mark(table: Rows, tables: Sequence[Rows], layers: Sequence[nn.Module]) -> str | None:
     """The path of a module that all layers with this table have, and no other layer."""
-    own = [_paths(layer) for other, layer in zip(tables, layers, strict=True) if other == table]
-    rest = [_paths(layer) for other, layer in zip(tables, layers, strict=True) if other != table]
+    own = [
+        _paths(layer) for other, layer in zip(tables, layers, strict=True) if _alike(other, table)
+    ]
+    rest = [
+        _paths(layer)
+        for other, layer in zip(tables, layers, strict=True)
+        if not _alike(other, table)
+    ]
     paths = set.intersection(*own).difference(*rest)
     return min(paths, key=lambda path: (path.count("."), path), default=None)
 

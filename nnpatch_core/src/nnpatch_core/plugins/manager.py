@@ -112,7 +112,8 @@ def load_plugins(report: bool = True) -> Registry:
     loaded: list[Plugin] = []
     failures: list[Failure] = []
     collected = _Collected()
-    installed = list(_installed())
+    # Not in the order of folders, which differs from machine to machine.
+    installed = sorted(_installed(), key=lambda each: (_key(each[0].distribution), each[0].name))
     unknown = _unknown(wanted or set(), [plugin for plugin, _ in installed])
     if report and unknown:
         names = ", ".join(plugin.name for plugin, _ in installed) or "none"

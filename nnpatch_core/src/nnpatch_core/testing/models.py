@@ -44,6 +44,8 @@ _OFFERED: Mapping[str, Any] = {
     **dict.fromkeys(("intermediate_size", "n_inner", "ffn_dim"), _FEED_FORWARD),
     **dict.fromkeys(("decoder_ffn_dim", "encoder_ffn_dim"), _FEED_FORWARD),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"), _LENGTH),
+    # Not 1, which would hide that a family scales what it adds.
+    "residual_multiplier": 0.5,
     "sliding_window": 3,
     "rotary_dim": 4,
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 16),
@@ -125,7 +127,7 @@ def _build(model_type: str, settings: Mapping[str, Any]) -> PreTrainedModel:
         with torch.device("meta"):
             built = _from_config(AutoConfig.for_model(model_type, **settings))
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise AdapterError(
             f"no tiny model of type {model_type!r} can be built with generic settings: {reason}"
         ) from error
@@ -140,7 +142,9 @@ def _build(model_type: str, settings: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def _from_config(config: Any) -> PreTrainedModel:
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    # Its weights are drawn anew; nobody's random numbers are to depend on that.
+    with torch.random.fork_rng(devices=[]):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     return model
 
 

@@ -12,7 +12,12 @@ import pytest
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_adapter
-from nnpatch_core.testing.conformance.kit import CHECKS, check_known_failures, why_skipped
+from nnpatch_core.testing.conformance.kit import (
+    CHECKS,
+    check_known_failures,
+    perform,
+    why_skipped,
+)
 from nnpatch_core.testing.conformance.subject import CheckError, Subject, make_subject
 from nnpatch_core.testing.models import tiny_model
 
@@ -35,7 +40,7 @@ class BoundCheck:
         Raises:
             CheckError: what is wrong with the adapter.
         """
-        CHECKS[self.name](self.subject())
+        perform(self.name, self.subject())
 
 
 def parametrize_with_checks(

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from nnpatch_core.batch import Batch
 from nnpatch_core.layers import table_of
-from nnpatch_core.testing.conformance.subject import CheckError, Subject
+from nnpatch_core.site import Site
+from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject, nothing_to_see
 
 _PADDING = 3
+_POSITION = 2
 
 
 def check_residual(subject: Subject) -> None:
     """A layer gives `resid_pre + attn + mlp`, or each times a number of its own if "scaled"."""
     found = subject.run(subject.target, subject.places).activations
     kind = getattr(subject.api, "residual", "sum")
+    seen = False
     for layer in subject.layers:
         table = table_of(subject.api, subject.model, layer)
         blocks = [name for name in ("attn", "mlp") if name in table]
         if not blocks or "resid" not in table or "resid_pre" not in table:
             continue
-        parts = torch.stack([found[name, layer].float() for name in ("resid_pre", *blocks)], -1)
-        resid = found["resid", layer].float()
+        seen = True
+        resid = found["resid", layer]
+        resid = resid if resid.dtype is torch.float64 else resid.float()
+        named = (found[name, layer] for name in ("resid_pre", *blocks))
+        parts = torch.stack([part.to(resid.device, resid.dtype) for part in named], -1)
         if kind == "sum":
             total = parts.sum(-1)
         else:
@@ -32,6 +40,36 @@ def check_residual(subject: Subject) -> None:
         terms = " + ".join(("resid_pre", *blocks))
         what = f"{terms} is not resid in layer {layer}" + (", scaled" if kind == "scaled" else "")
         subject.expect_same(total, resid, what)
+    if not seen:
+        raise CheckError(nothing_to_see("the residual stream and what is added to it"))
+
+
+def check_blocks(subject: Subject) -> None:
+    """Attn brings what earlier tokens have to later ones; mlp takes each token alone."""
+    layers = [
+        layer
+        for layer in subject.layers
+        if {"resid_pre", "attn", "mlp"} <= set(table_of(subject.api, subject.model, layer))
+    ]
+    if not layers:
+        raise CheckError(nothing_to_see("resid_pre, attn and mlp"))
+    later = list(range(_POSITION + 1, subject.target.seq_len))
+    for layer in layers:
+        attn, mlp = ("attn", layer), ("mlp", layer)
+        before = subject.run(subject.target, [attn, mlp]).activations
+        edit: dict[Site, Edit] = {subject.site("resid_pre", layer, None, [_POSITION]): torch.neg}
+        after = subject.run(subject.target, [attn], edit).activations
+        if not subject.differs(after[attn], before[attn])[:, later].any():
+            raise CheckError(f"attn of layer {layer} brings nothing from earlier tokens to later")
+        # With what attention brings held as it was, later tokens see nothing of the edit.
+        edit[subject.site("attn", layer, None, later)] = partial(_given, before[attn][:, later])
+        held = subject.run(subject.target, [mlp], edit).activations
+        if subject.differs(held[mlp], before[mlp])[:, later].any():
+            raise CheckError(f"mlp of layer {layer} brings something from earlier tokens to later")
+
+
+def _given(value: Tensor, _: Tensor) -> Tensor:
+    return value
 
 
 def check_causal(subject: Subject) -> None:
@@ -80,4 +118,4 @@ def check_gradients(subject: Subject) -> None:
             raise CheckError(f"no finite gradient reaches {place[0]} of layer {place[1]}")
 
 
-CHECKS = (check_residual, check_causal, check_padding, check_gradients)
+CHECKS = (check_residual, check_blocks, check_causal, check_padding, check_gradients)

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.layers import head_columns
-from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject
+from nnpatch_core.testing.conformance.subject import (
+    CheckError,
+    Edit,
+    Subject,
+    nothing_to_see,
+)
 
 _POSITION = 2
 _CLEAR = 2
@@ -59,26 +64,40 @@ def check_value_heads(subject: Subject) -> None:
 
 
 def check_output_heads(subject: Subject) -> None:
-    """Each head of o is handed to the residual stream at its own position, and only there."""
+    """Each head of o reaches all of what attention adds at its position, and nothing elsewhere."""
     name = "attn" if "attn" in {name for name, _ in subject.places} else "resid"
-    for layer in subject.with_heads("o"):
-        if (name, layer) not in subject.places:
-            continue
+    layers = [layer for layer in subject.with_heads("o") if (name, layer) in subject.places]
+    if not layers:
+        raise CheckError(nothing_to_see(f"{name}, and o with heads"))
+    for layer in layers:
         before = subject.run(subject.target, [(name, layer)]).activations[name, layer]
         for head in range(subject.heads(layer).query):
             site = subject.site("o", layer, head, [_POSITION])
             after = subject.run(subject.target, [(name, layer)], {site: torch.neg})
-            changed = subject.differs(after.activations[name, layer], before).any(-1).any(0)
+            value = after.activations[name, layer]
+            changed = subject.differs(value, before).any(-1).any(0)
             if changed.nonzero().flatten().tolist() != [_POSITION]:
                 raise CheckError(
                     f"{site.label} reaches {name} at the positions "
                     f"{changed.nonzero().flatten().tolist()}, not at {_POSITION} alone"
                 )
+            # The projection's output, taken for its input, reaches its own columns alone.
+            reached = (value != before)[:, _POSITION].any(0)
+            columns = head_columns(subject.api, subject.model, layer, "o", reached.numel())
+            if columns is not None:
+                others = reached.clone()
+                others[columns[head].to(others.device)] = False
+                if not others.any():
+                    raise CheckError(
+                        f"{site.label} reaches no other columns of {name} than its own"
+                    )
 
 
 def _layers(subject: Subject, name: str) -> list[tuple[int, Tensor]]:
     """The layers with the component and with o, and o's activation there."""
     layers = subject.with_heads(name, "o")
+    if not layers:
+        raise CheckError(nothing_to_see(f"{name} and o with heads"))
     found = subject.run(subject.target, [("o", layer) for layer in layers]).activations
     return [(layer, found["o", layer]) for layer in layers]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 
 from nnpatch_core.errors import UnknownNameError
-from nnpatch_core.layers import component_names
+from nnpatch_core.layers import check_fits, component_names, find_component
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.testing.conformance import flow, heads, patches, structure
 from nnpatch_core.testing.conformance.subject import CheckError, Subject, make_subject
@@ -29,6 +29,7 @@ _NEEDED: Mapping[Check, tuple[str, ...]] = {
     heads.check_key_heads: ("k", "o"),
     heads.check_value_heads: ("v", "o"),
     heads.check_output_heads: ("o",),
+    flow.check_blocks: ("resid_pre", "attn", "mlp"),
     flow.check_causal: ("resid",),
 }
 
@@ -61,6 +62,10 @@ def why_skipped(check: str, api: ModelAPI) -> str | None:
     for name in _NEEDED.get(function, ()):
         if name not in declared:
             return f"the adapter has no {name}"
+        if name in ("q", "k", "v", "o") and find_component(api, name).heads is None:
+            return f"the adapter's {name} has no heads"
+    if function is heads.check_output_heads and not {"attn", "resid"} & set(declared):
+        return "the adapter has neither attn nor resid, which o would reach"
     if function is flow.check_padding and not getattr(api, "padding", True):
         return "the adapter declares padding=False"
     if function is flow.check_residual:
@@ -109,10 +114,29 @@ def run_checks(
         {'passed'}
     """
     known = dict(known_failures or {})
-    wanted = list(CHECKS if only is None else only)
+    wanted = [only] if isinstance(only, str) else list(CHECKS if only is None else only)
     check_known_failures({**known, **dict.fromkeys(wanted, "")})
     subject = make_subject(api, nnmodel, layers)
     return [_run(name, subject, known.get(name)) for name in wanted]
+
+
+def perform(check: str, subject: Subject) -> None:
+    """Run one check.
+
+    Raises:
+        CheckError: what is wrong with the adapter.
+        AdapterError: its table does not fit the model, which is why the check cannot run.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            CHECKS[check](subject)
+        except CheckError:
+            raise
+        except Exception:
+            # A path that leads nowhere shows in many ways; this one names it.
+            check_fits(subject.api, subject.model)
+            raise
 
 
 def _run(name: str, subject: Subject, known: str | None) -> Result:
@@ -120,9 +144,7 @@ def _run(name: str, subject: Subject, known: str | None) -> Result:
     if skipped is not None:
         return Result(name, "skipped", skipped)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            CHECKS[name](subject)
+        perform(name, subject)
     except Exception as error:
         reason = str(error) if isinstance(error, CheckError) else f"{type(error).__name__}: {error}"
         if known is None:

@@ -62,9 +62,9 @@ def check_edits_stay(subject: Subject) -> None:
         before = plain[name, layer]
         for head in _each(subject, name, layer):
             site = subject.site(name, layer, head, [position])
-            after = subject.run(
-                subject.target, [(name, layer)], {site: lambda old: old + 1}
-            ).activations[name, layer]
+            after = subject.run(subject.target, [(name, layer)], {site: _other}).activations[
+                name, layer
+            ]
             allowed = torch.zeros_like(before, dtype=torch.bool)
             allowed[:, position] = _columns(subject, name, layer, head, before)
             changed = after != before
@@ -86,6 +86,8 @@ def check_sweep(subject: Subject) -> None:
         # The two tokens between which the runs differ most, so that there is something to move.
         (source - target).argmax(-1),
         (source - target).argmin(-1),
+        # Random tokens may end in the padding token; here it is a token.
+        attention_mask=subject.target.mask,
         progress=False,
     )
     for name in names:
@@ -115,6 +117,11 @@ def _heads(subject: Subject, name: str, layer: int) -> list[int]:
 def _each(subject: Subject, name: str, layer: int) -> Sequence[int | None]:
     """Each head, or one None for a component without heads."""
     return _heads(subject, name, layer) or [None]
+
+
+def _other(old: Tensor) -> Tensor:
+    """Other numbers, however large the old ones are."""
+    return torch.where(old == 0, torch.ones_like(old), -old)
 
 
 def _given(value: Tensor, _: Tensor) -> Tensor:

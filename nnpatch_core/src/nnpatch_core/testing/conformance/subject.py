@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import attrs
@@ -37,6 +38,11 @@ _LENGTH, _PROMPTS = 8, 4
 
 class CheckError(AssertionError):
     """What a check found to be wrong with an adapter."""
+
+
+def nothing_to_see(what: str) -> str:
+    """Why a check that looks at `what` fails where no layer has it, rather than pass."""
+    return f"no layer that is looked at has {what}: take a model that has one"
 
 
 @attrs.frozen(eq=False)
@@ -146,7 +152,7 @@ class Subject:
                     # What was read may be a view; what follows must depend on it, not on its base.
                     site.replace(traced, found)
 
-        with evaluating(self.model):
+        with evaluating(self.model), _differentiable(self.model, gradients):
             logits = forward(self.nnmodel, batch, visit, gradients=gradients)
         return Run(logits, kept)
 
@@ -166,7 +172,7 @@ class Subject:
 
     def differs(self, one: Tensor, other: Tensor) -> Tensor:
         """Elementwise: whether two activations differ by more than rounding."""
-        one, other = one.detach().float(), other.detach().float().to(one.device)
+        one, other = _comparable(one, other)
         scale = torch.maximum(one.abs().max(), other.abs().max())
         return ~((one - other).abs() <= self.rounding * scale)
 
@@ -174,8 +180,30 @@ class Subject:
         """Raise `CheckError` if two activations differ by more than rounding."""
         wrong = self.differs(one, other)
         if wrong.any():
-            gap = (one.detach().float() - other.detach().float().to(one.device)).abs().max()
-            raise CheckError(f"{what}: off by up to {gap.item():.3g}")
+            one, other = _comparable(one, other)
+            raise CheckError(f"{what}: off by up to {(one - other).abs().max().item():.3g}")
+
+
+def _comparable(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """The two on one device, in a type in which their difference is exact enough."""
+    dtype = torch.float64 if torch.float64 in (one.dtype, other.dtype) else torch.float32
+    return one.detach().to(dtype), other.detach().to(one.device, dtype)
+
+
+@contextmanager
+def _differentiable(model: nn.Module, gradients: bool) -> Iterator[None]:
+    """A model whose parameters are frozen has gradients of activations all the same."""
+    frozen = [weight for weight in model.parameters() if weight.is_floating_point()]
+    if not gradients or any(weight.requires_grad for weight in frozen):
+        yield
+        return
+    # The embedding's, as a rule: everything depends on it.
+    weight = frozen[0]
+    weight.requires_grad_(True)
+    try:
+        yield
+    finally:
+        weight.requires_grad_(False)
 
 
 def make_subject(api: ModelAPI, nnmodel: Any, layers: Iterable[int] | None = None) -> Subject:

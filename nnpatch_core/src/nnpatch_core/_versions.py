@@ -1,0 +1,62 @@
+"""Refuses, on import, the releases of nnsight and transformers that nnpatch does not support.
+
+Both change between releases what nnpatch builds on. Without this a user would learn of it by an
+error deep inside one of them, or not at all. The ranges are those of the distribution's metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+_DISTRIBUTION = "nnpatch-core"
+_CHECKED = ("nnsight", "transformers")
+
+
+def _required() -> Iterator[Requirement]:
+    """What the distribution asks of the checked libraries."""
+    try:
+        lines = metadata.requires(_DISTRIBUTION) or ()
+    except metadata.PackageNotFoundError:  # vendored, or a source tree that nobody installed
+        return
+    for requirement in map(Requirement, lines):
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if requirement.name in _CHECKED and applies:
+            yield requirement
+
+
+def _installed(name: str) -> Version | None:
+    """The version that is installed, `None` where nothing tells it."""
+    try:
+        return Version(metadata.version(name))
+    # The last two: a metadata folder without its file, as a broken uninstall leaves it.
+    except (metadata.PackageNotFoundError, InvalidVersion, TypeError, KeyError):
+        return None
+
+
+def _bounds(requirement: Requirement) -> str:
+    """The range, its lower bound first."""
+    return ",".join(sorted(map(str, requirement.specifier), reverse=True))
+
+
+def _check(requirements: Iterable[Requirement]) -> None:
+    """Raise `ImportError` if a library is installed in a version outside its range."""
+    found, mended = [], []
+    for requirement in requirements:
+        version = _installed(requirement.name)
+        # Whoever installed a pre-release wants it: it counts by its place in the order.
+        if version and not requirement.specifier.contains(version, prereleases=True):
+            bounds = _bounds(requirement)
+            found.append(f"{requirement.name} {bounds}, but {version} is installed")
+            mended.append(f'"{requirement.name}{bounds}"')
+    if found:
+        raise ImportError(
+            f"{_DISTRIBUTION} needs {' and '.join(found)}; mend it with: "
+            f"pip install {' '.join(mended)}"
+        )
+
+
+_check(_required())
