@@ -25,6 +25,8 @@ from nnpatch_core.testing import causal_model_types
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 HEADS = ("q", "k", "v", "o")
+#: Of a folder's name; without it a folder may pass for a library that transformers looks for.
+PREFIX = "package-"
 #: The figures that the project has set itself.
 PASS, WITH_HEADS = 90, 75
 
@@ -43,7 +45,7 @@ def generate(model_type: str, folder: Path) -> dict[str, Any]:
 
 
 def run_tests(folders: list[Path], report: Path) -> dict[str, list[str]]:
-    """Folder name to the checks that fail when its tests are run; all in one run of pytest."""
+    """Model type to the checks that fail when its tests are run; all in one run of pytest."""
     paths = os.pathsep.join(str(folder / "src") for folder in folders)
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
@@ -54,9 +56,10 @@ def run_tests(folders: list[Path], report: Path) -> dict[str, list[str]]:
     # Threads of tiny models wait for each other longer than they work.
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=False, env=environment, cwd=report.parent)
-    found: dict[str, list[str]] = {folder.name: [] for folder in folders}
+    names = {folder: folder.name.removeprefix(PREFIX) for folder in folders}
+    found: dict[str, list[str]] = {name: [] for name in names.values()}
     ran = dict.fromkeys(found, 0)
-    of_file = {file.name: folder.name for folder in folders for file in folder.glob("tests/*.py")}
+    of_file = {file.name: names[folder] for folder in folders for file in folder.glob("tests/*.py")}
     for case in ElementTree.parse(report).iter("testcase"):
         folder = of_file[Path(str(case.get("file"))).name]
         ran[folder] += 1
@@ -143,10 +146,10 @@ def main() -> int:
         root = Path(temporary)
         said = {}
         for model_type in types:
-            said[model_type] = generate(model_type, root / model_type)
+            said[model_type] = generate(model_type, root / f"{PREFIX}{model_type}")
             sys.stdout.write(f"{model_type}: {said[model_type].get('error', 'written')}\n")
             sys.stdout.flush()
-        folders = [root / name for name, result in said.items() if "error" not in result]
+        folders = [root / f"{PREFIX}{name}" for name, each in said.items() if "error" not in each]
         failed = run_tests(folders, root / "report.xml")
     text = page(said, failed)
     sys.stdout.write(text.partition("A model that is")[0])

@@ -1099,7 +1099,7 @@ def test_a_wrapped_model() -> None:
             arranged(Llama3, "resid_pre q k v o resid"),
             {"residual": "what is added to it", "blocks": "no attn"},
         ),
-        (arranged(Llama3, "resid_pre q k v o attn resid"), {"blocks": "no mlp"}),
+        (arranged(Llama3, "resid_pre q k v o attn resid"), {}),
         (attrs.evolve(Llama3, padding=False), {"padding": "declares padding=False"}),
         (attrs.evolve(Llama3, residual=None), {"residual": "declares residual=None"}),
         (scaled(Llama3), {}),

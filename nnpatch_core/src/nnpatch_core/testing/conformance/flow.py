@@ -45,25 +45,25 @@ def check_residual(subject: Subject) -> None:
 
 
 def check_blocks(subject: Subject) -> None:
-    """Attn brings what earlier tokens have to later ones; mlp takes each token alone."""
-    layers = [
-        layer
-        for layer in subject.layers
-        if {"resid_pre", "attn", "mlp"} <= set(table_of(subject.api, subject.model, layer))
-    ]
+    """Attention brings what earlier tokens have to later ones; mlp takes each token alone."""
+    tables = {layer: table_of(subject.api, subject.model, layer) for layer in subject.layers}
+    layers = [layer for layer, table in tables.items() if {"resid_pre", "attn"} <= set(table)]
     if not layers:
-        raise CheckError(nothing_to_see("resid_pre, attn and mlp"))
+        raise CheckError(nothing_to_see("resid_pre and attn"))
     later = list(range(_POSITION + 1, subject.target.seq_len))
     for layer in layers:
-        attn, mlp = ("attn", layer), ("mlp", layer)
-        before = subject.run(subject.target, [attn, mlp]).activations
+        blocks = [(name, layer) for name in ("attn", "mlp") if name in tables[layer]]
+        before = subject.run(subject.target, blocks).activations
         edit: dict[Site, Edit] = {subject.site("resid_pre", layer, None, [_POSITION]): torch.neg}
-        after = subject.run(subject.target, [attn], edit).activations
+        after = subject.run(subject.target, blocks, edit).activations
+        attn, mlp = ("attn", layer), ("mlp", layer)
         if not subject.differs(after[attn], before[attn])[:, later].any():
             raise CheckError(f"attn of layer {layer} brings nothing from earlier tokens to later")
+        if mlp not in blocks:
+            continue
         # With what attention brings held as it was, later tokens see nothing of the edit.
         edit[subject.site("attn", layer, None, later)] = partial(_given, before[attn][:, later])
-        held = subject.run(subject.target, [mlp], edit).activations
+        held = subject.run(subject.target, blocks, edit).activations
         if subject.differs(held[mlp], before[mlp])[:, later].any():
             raise CheckError(f"mlp of layer {layer} brings something from earlier tokens to later")
 

@@ -84,7 +84,7 @@ def check_output_heads(subject: Subject) -> None:
             # The projection's output, taken for its input, reaches its own columns alone.
             reached = (value != before)[:, _POSITION].any(0)
             columns = head_columns(subject.api, subject.model, layer, "o", reached.numel())
-            if columns is not None:
+            if columns is not None and len(columns) > 1:
                 others = reached.clone()
                 others[columns[head].to(others.device)] = False
                 if not others.any():

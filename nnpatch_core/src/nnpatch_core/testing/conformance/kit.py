@@ -29,7 +29,7 @@ _NEEDED: Mapping[Check, tuple[str, ...]] = {
     heads.check_key_heads: ("k", "o"),
     heads.check_value_heads: ("v", "o"),
     heads.check_output_heads: ("o",),
-    flow.check_blocks: ("resid_pre", "attn", "mlp"),
+    flow.check_blocks: ("resid_pre", "attn"),
     flow.check_causal: ("resid",),
 }
 
