@@ -105,6 +105,7 @@ RIGHT: dict[str, tuple[DecoderAPI, Callable[[], Any]]] = {
     "llama": (Llama3, LLAMA),
     "llama, ungrouped": (Llama3, UNGROUPED),
     "gemma2": (Gemma2, GEMMA2),
+    "gemma2, o wider than the residual stream": (Gemma2, model_of("gemma2", hidden_size=20)),
     "gpt2": (GPT2, model_of("gpt2")),
     "gpt_neox": (NEOX, model_of("gpt_neox")),
     "mixtral": (MIXTRAL, model_of("mixtral")),

@@ -70,7 +70,8 @@ def check_output_heads(subject: Subject) -> None:
     if not layers:
         raise CheckError(nothing_to_see(f"{name}, and o with heads"))
     for layer in layers:
-        before = subject.run(subject.target, [(name, layer)]).activations[name, layer]
+        found = subject.run(subject.target, [("o", layer), (name, layer)]).activations
+        before, width = found[name, layer], found["o", layer].shape[-1]
         for head in range(subject.heads(layer).query):
             site = subject.site("o", layer, head, [_POSITION])
             after = subject.run(subject.target, [(name, layer)], {site: torch.neg})
@@ -81,16 +82,21 @@ def check_output_heads(subject: Subject) -> None:
                     f"{site.label} reaches {name} at the positions "
                     f"{changed.nonzero().flatten().tolist()}, not at {_POSITION} alone"
                 )
-            # The projection's output, taken for its input, reaches its own columns alone.
             reached = (value != before)[:, _POSITION].any(0)
-            columns = head_columns(subject.api, subject.model, layer, "o", reached.numel())
-            if columns is not None and len(columns) > 1:
-                others = reached.clone()
-                others[columns[head].to(others.device)] = False
-                if not others.any():
-                    raise CheckError(
-                        f"{site.label} reaches no other columns of {name} than its own"
-                    )
+            if _own_columns_alone(subject, layer, head, reached, width):
+                raise CheckError(f"{site.label} reaches of {name} no columns but its own")
+
+
+def _own_columns_alone(
+    subject: Subject, layer: int, head: int, reached: Tensor, width: int
+) -> bool:
+    """Whether a head reaches what the projection's output, taken for its input, would reach."""
+    columns = head_columns(subject.api, subject.model, layer, "o", width)
+    if columns is None or len(columns) < 2 or len(reached) != width:
+        return False
+    others = reached.clone()
+    others[columns[head].to(others.device)] = False
+    return not others.any()
 
 
 def _layers(subject: Subject, name: str) -> list[tuple[int, Tensor]]:
