@@ -101,7 +101,7 @@ def matrix(session: nox.Session, end: str) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format and types."""
-    install(session, "mypy", "ruff")
+    install(session, "hypothesis", "mypy", "pytest", "ruff")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy", *SOURCES)
