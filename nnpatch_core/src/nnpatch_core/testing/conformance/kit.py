@@ -140,10 +140,10 @@ def perform(check: str, subject: Subject) -> None:
 
 
 def _run(name: str, subject: Subject, known: str | None) -> Result:
-    skipped = why_skipped(name, subject.api)
-    if skipped is not None:
-        return Result(name, "skipped", skipped)
     try:
+        skipped = why_skipped(name, subject.api)
+        if skipped is not None:
+            return Result(name, "skipped", skipped)
         perform(name, subject)
     except Exception as error:
         reason = str(error) if isinstance(error, CheckError) else f"{type(error).__name__}: {error}"
