@@ -1322,6 +1322,7 @@ def test_unknown_check(refused, option):
         ("Raises", "RuntimeError: cannot count"),
         ("Words", "Error: "),
         ("Zero", "Error: "),
+        ("NoTable", "TypeError: "),
         ("Rows", "AttributeError: "),
         ("NoLayers", "Error: "),
     ],
@@ -1339,7 +1340,6 @@ def test_adapter_of_garbage_fails(wrong, nnpatch, attribute, reason):
     [
         ("Nameless", ["'Own' names no model type", "name a model"]),
         ("Martian", ["'martian' is no model type of transformers"]),
-        ("NoTable", ["NoneType"]),
         ("NoTypes", ["model type"]),
     ],
 )
