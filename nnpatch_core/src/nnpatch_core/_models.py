@@ -81,20 +81,35 @@ def input_device(model: nn.Module) -> torch.device | None:
     return weight.device if isinstance(weight, torch.Tensor) and not weight.is_meta else None
 
 
-def forward_arguments(model: nn.Module, batch: Batch) -> dict[str, Any]:
+def forward_arguments(
+    model: nn.Module, batch: Batch, past_key_values: Any = None, start: int = 0
+) -> dict[str, Any]:
     """The keyword arguments of one forward on `batch`, of those that the model takes by name.
 
     A wrapper that passes everything on is given all that every Hugging Face model understands.
+    With `past_key_values` only the tokens from `start` on are run.
     """
     names = inspect.signature(type(model).forward).parameters
     wrapper = "input_ids" not in names
-    offered = {"position_ids": batch.position_ids, "use_cache": False, "logits_to_keep": 1}
+    offered = {
+        "position_ids": batch.position_ids[:, start:],
+        "use_cache": past_key_values is not None,
+        "logits_to_keep": 1,
+    }
+    if past_key_values is not None:
+        offered["past_key_values"] = past_key_values
     given = {
         name: value
         for name, value in offered.items()
         if name in names or (wrapper and name != "logits_to_keep")
     }
-    return {"input_ids": batch.tokens, "attention_mask": batch.mask, **given}
+    return {"input_ids": batch.tokens[:, start:], "attention_mask": batch.mask, **given}
+
+
+def takes_cache(model: nn.Module) -> bool:
+    """Whether the model's forward takes keys and values of tokens that it need not run."""
+    names = inspect.signature(type(model).forward).parameters
+    return "input_ids" in names and {"past_key_values", "use_cache"} <= set(names)
 
 
 @contextmanager

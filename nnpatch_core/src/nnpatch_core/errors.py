@@ -49,6 +49,18 @@ class OutcomeError(PatchingError):
     """An outcome asked for something it does not hold, or a file that is not an outcome."""
 
 
+class EngineError(PatchingError):
+    """An engine that cannot run this sweep: its message says why."""
+
+
+class MemoryBudgetError(PatchingError):
+    """A sweep that does not fit in the memory that it may use."""
+
+
+class CheckpointError(PatchingError):
+    """A checkpoint of another sweep, or a file that is none."""
+
+
 class PluginWarning(UserWarning):
     """A plugin was left out: it did not import, or one of its hooks raised."""
 
@@ -63,3 +75,7 @@ class PaddingWarning(UserWarning):
 
 class AnswerWarning(UserWarning):
     """An answer is probably not spelled as the model would continue the prompt."""
+
+
+class MemoryWarning(UserWarning):
+    """The device ran out of memory, and what ran together was halved."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 import torch
@@ -30,6 +30,23 @@ class MetricContext:
     source_logits: Tensor
     target_logits: Tensor
 
+    def rows(self, index: Tensor) -> MetricContext:
+        """The context of some prompts, in any order, a prompt perhaps several times."""
+
+        def chosen(values: Tensor) -> Tensor:
+            # A view where there is one prompt: its logits need not be copied for each row.
+            if len(values) == 1:
+                return values.expand(len(index), *values.shape[1:])
+            return values[index]
+
+        other = self.target_answer_index
+        return MetricContext(
+            chosen(self.source_answer_index),
+            None if other is None else chosen(other),
+            chosen(self.source_logits),
+            chosen(self.target_logits),
+        )
+
     def other_answer(self, metric: str) -> Tensor:
         """`target_answer_index`, or `AnswerError` naming the metric that needs it."""
         if self.target_answer_index is None:
@@ -46,10 +63,43 @@ MetricSpec: TypeAlias = (
 )
 
 
+#: Gives, for a context, the token ids `[batch, any]` whose logits a metric reads.
+ColumnsRead: TypeAlias = Callable[[MetricContext], Tensor]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def reads_tokens(columns: ColumnsRead) -> Callable[[_Function], _Function]:
+    """Declare which tokens' logits a metric reads, so that no others need be computed.
+
+    Without it a metric is given the logits of the whole vocabulary, which is right but dearer; with
+    it, all others are nan.
+
+    Args:
+        columns: for a `MetricContext`, the token ids `[batch, any]` that the metric reads.
+
+    Examples:
+        >>> @reads_tokens(lambda context: context.source_answer_index[:, None])
+        ... def answer_logit(logits, context):
+        ...     return logits.gather(1, context.source_answer_index[:, None])[:, 0]
+    """
+
+    def declared(metric: _Function) -> _Function:
+        metric.columns = columns  # type: ignore[attr-defined]
+        return metric
+
+    return declared
+
+
+def _two_answers(context: MetricContext) -> Tensor:
+    target = context.other_answer("logit_difference")
+    return torch.stack([context.source_answer_index, target], dim=-1)
+
+
 def _at(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(-1, index.to(values.device).unsqueeze(-1)).squeeze(-1)
 
 
+@reads_tokens(_two_answers)
 def logit_difference(logits: Tensor, context: MetricContext) -> Tensor:
     """Logit of the source answer minus logit of the target answer, `[batch]`.
 
@@ -96,7 +146,7 @@ def with_context(metric: Callable[..., Tensor]) -> Metric:
     if any(each.name == "context" and each.kind is not each.KEYWORD_ONLY for each in second):
         return metric
     if "context" in parameters:
-        return lambda logits, context: metric(logits, context=context)
+        return _declared_as(metric, lambda logits, context: metric(logits, context=context))
     required = [
         parameter
         for parameter in parameters.values()
@@ -106,7 +156,12 @@ def with_context(metric: Callable[..., Tensor]) -> Metric:
     starred = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
     if len(required) >= 2 or starred:
         return metric
-    return lambda logits, context: metric(logits)
+    return _declared_as(metric, lambda logits, context: metric(logits))
+
+
+def _declared_as(metric: Any, wrapper: Metric) -> Metric:
+    columns = getattr(metric, "columns", None)
+    return wrapper if columns is None else reads_tokens(columns)(wrapper)
 
 
 def name_metrics(spec: MetricSpec, find: Callable[[str], Metric]) -> dict[str, Metric]:
@@ -165,3 +220,57 @@ def measure(
             )
         values[name] = value.detach().to("cpu", torch.float32)
     return values
+
+
+def columns_read(metrics: Iterable[Metric], context: MetricContext) -> Tensor | None:
+    """The token ids, ascending, whose logits some metric reads; None is the whole vocabulary.
+
+    Raises:
+        MetricError: a metric declares something else than ids of the vocabulary.
+    """
+    found = []
+    for metric in metrics:
+        declared = getattr(metric, "columns", None)
+        if declared is None:
+            return None
+        ids = declared(context)
+        vocab = context.target_logits.shape[-1]
+        whole = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.dtype == torch.bool)
+        if not whole or not ids.numel() or ids.min() < 0 or ids.max() >= vocab:
+            raise MetricError(
+                f"a metric declares that it reads the tokens {ids!r}: they must be a tensor of ids "
+                f"from 0 to {vocab - 1}"
+            )
+        found.append(ids.flatten().cpu().long())
+    return torch.unique(torch.cat(found))  # type: ignore[no-any-return]
+
+
+def why_not_alone(metrics: Mapping[str, Metric], context: MetricContext) -> str | None:
+    """Why the metrics must be given all prompts in their order; None if any rows will do.
+
+    A metric that remembers something for each prompt, other than by its context, gives other
+    numbers when the rows come in another order, or is in error.
+
+    Raises:
+        MetricError: a metric reads logits that it did not declare.
+    """
+    batch = len(context.source_answer_index)
+    # Backwards, and the first prompt once more.
+    index = torch.tensor([*reversed(range(batch)), 0])
+    columns = columns_read(metrics.values(), context)
+    logits = context.target_logits
+    for name, metric in metrics.items():
+        expected = measure({name: metric}, logits, context)[name][index]
+        try:
+            found = measure({name: metric}, logits[index], context.rows(index))[name]
+        except Exception as error:
+            return f"metric {name!r} needs all prompts in their order ({error})"
+        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
+            return f"metric {name!r} gives other numbers when prompts come in another order"
+        if columns is not None:
+            sparse = torch.full_like(logits, torch.nan)
+            sparse[:, columns] = logits[:, columns]
+            value = measure({name: metric}, sparse, context)[name]
+            if value.isnan().any() and not expected.isnan().any():
+                raise MetricError(f"metric {name!r} reads logits of tokens that it did not declare")
+    return None

@@ -1,7 +1,29 @@
-"""How a sweep is executed: a cell's replacement goes in, the patched run's logits come out."""
+"""How a sweep is executed: cells and their replacements go in, patched runs' logits come out."""
 
-from nnpatch_core.engine.full import run_full
+from nnpatch_core.engine.cone import ConeRun
+from nnpatch_core.engine.full import FullRun
+from nnpatch_core.engine.limits import Limits, limits_of
+from nnpatch_core.engine.opened import open_cone, open_full
+from nnpatch_core.engine.parts import EngineRun, Part
+from nnpatch_core.engine.plan import Plan
 from nnpatch_core.engine.replacements import Recorded, Replacement, Zeros
+from nnpatch_core.engine.support import why_not_cone
 from nnpatch_core.engine.trace import forward, record
 
-__all__ = ["Recorded", "Replacement", "Zeros", "forward", "record", "run_full"]
+__all__ = [
+    "ConeRun",
+    "EngineRun",
+    "FullRun",
+    "Limits",
+    "Part",
+    "Plan",
+    "Recorded",
+    "Replacement",
+    "Zeros",
+    "forward",
+    "limits_of",
+    "open_cone",
+    "open_full",
+    "record",
+    "why_not_cone",
+]

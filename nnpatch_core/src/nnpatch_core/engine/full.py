@@ -2,31 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import attrs
+import numpy as np
 from torch import Tensor
 
 from nnpatch_core.batch import Batch
+from nnpatch_core.engine.parts import Part
 from nnpatch_core.engine.replacements import Replacement
+from nnpatch_core.engine.rows import Booleans
 from nnpatch_core.engine.trace import forward
 from nnpatch_core.site import AnySite, execution_order
 
 
-def run_full(
-    nnmodel: Any, target: Batch, cells: Iterable[AnySite], replacement: Replacement
-) -> Iterator[Tensor]:
-    """For each cell, patch it alone into a run of `target`.
+@attrs.frozen(eq=False)
+class FullRun:
+    """Each cell patched into a whole forward of all prompts.
 
-    Yields:
-        The patched run's logits at each prompt's last token, `[batch, vocab]` in float32 on
-        the CPU.
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        target: the prompts that are patched.
+        cells: what is patched, each alone.
+        replacement: what is put there.
+        logits: `[batch, vocab]`, of the unpatched run.
     """
-    for cell in cells:
-        values = [(site, replacement.value(site)) for site in execution_order(cell.sites, nnmodel)]
 
-        def visit(traced: Any, values: Any = values) -> None:
+    nnmodel: Any
+    target: Batch
+    cells: Sequence[AnySite]
+    replacement: Replacement
+    logits: Tensor
+
+    @property
+    def elided(self) -> Booleans:
+        """Nothing is known without a run."""
+        return np.zeros((len(self.cells), len(self.target)), dtype=np.bool_)
+
+    def work(self, done: Booleans) -> float:
+        """One for each cell."""
+        return float((~done).any(1).sum())
+
+    def parts(self, done: Booleans, columns: Tensor | None) -> Iterator[Part]:
+        """One part for each cell, of all prompts in their order, whatever the columns."""
+        prompts = np.arange(len(self.target))
+        for number, cell in enumerate(self.cells):
+            if not done[number].all():
+                logits = forward(self.nnmodel, self.target, self._patch(cell))
+                yield Part(np.full_like(prompts, number), prompts, logits, None, 1.0)
+
+    def _patch(self, cell: AnySite) -> Any:
+        values = []
+        for site in execution_order(cell.sites, self.nnmodel):
+            whole = self.replacement.at(site.location(self.nnmodel))
+            value = None if whole is None else site.select(whole, self.nnmodel)
+            values.append((site, value))
+
+        def visit(traced: Any) -> None:
             for site, value in values:
-                site.write(traced, value, replacement.mask)
+                site.write(traced, value, self.replacement.mask)
 
-        yield forward(nnmodel, target, visit)
+        return visit

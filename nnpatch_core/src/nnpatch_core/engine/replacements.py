@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import attrs
 from torch import Tensor
 
-from nnpatch_core.site import Location, Site
+from nnpatch_core.site import Location
 
 
 class Replacement(Protocol):
@@ -19,8 +19,8 @@ class Replacement(Protocol):
         """`[batch, seq]`: 1 where a token is patched, 0 where it stays, as padding does."""
         ...
 
-    def value(self, site: Site) -> Tensor | None:
-        """What to put at `site`: `[batch or 1, positions, ...]`; None is zeros."""
+    def at(self, location: Location) -> Tensor | None:
+        """What there is for a whole activation, `[batch or 1, seq, width]`; None is zeros."""
         ...
 
 
@@ -29,18 +29,16 @@ class Recorded:
     """Activations recorded elsewhere: another run's, or means over a data set.
 
     Args:
-        nnmodel: the model that was run.
         activations: `Site.location` to `[batch or 1, seq, width]`.
         mask: `[batch, seq]`: 1 where the patched run has a token and a value was recorded.
     """
 
-    nnmodel: Any
     activations: Mapping[Location, Tensor]
     mask: Tensor
 
-    def value(self, site: Site) -> Tensor:
-        """What was recorded at the site."""
-        return site.select(self.activations[site.location(self.nnmodel)], self.nnmodel)
+    def at(self, location: Location) -> Tensor:
+        """What was recorded there."""
+        return self.activations[location]
 
 
 @attrs.frozen(eq=False)
@@ -53,5 +51,5 @@ class Zeros:
 
     mask: Tensor
 
-    def value(self, site: Site) -> None:
+    def at(self, location: Location) -> None:
         """None, which stands for zeros."""

@@ -19,14 +19,24 @@ def forward(
     visit: Callable[[Any], None] | None = None,
     *,
     gradients: bool = False,
+    past_key_values: Any = None,
+    start: int = 0,
 ) -> Tensor:
     """Run `batch`, with `visit(nnmodel)` reading and editing activations on the way.
 
     With `gradients` the logits have their graph, and so has what `visit` reads.
 
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        batch: the prompts.
+        visit: called inside the trace.
+        gradients: whether the logits have their graph.
+        past_key_values: a cache that the model is to use.
+        start: the first position that is run; `past_key_values` has those left of it.
+
     Returns:
         The model's final logits at each prompt's last token, `[batch, vocab]` in float32 on the
-        CPU.
+        CPU; for as many rows as `visit` has made of the batch.
     """
     model = module_of(nnmodel)
     device = input_device(model)
@@ -40,7 +50,8 @@ def forward(
         # A copy, so that a model's whole logits are not kept for the sake of one position.
         found.append(logits[:, -1].to("cpu", torch.float32, copy=True))
 
-    arguments = forward_arguments(model, batch if device is None else batch.to(device))
+    batch = batch if device is None else batch.to(device)
+    arguments = forward_arguments(model, batch, past_key_values, start)
     # Nested, not joined: nnsight re-runs the source of its own block, and this must be outside.
     with torch.set_grad_enabled(gradients):  # noqa: SIM117
         with nnmodel.trace(**arguments):
@@ -49,9 +60,11 @@ def forward(
 
 
 def record(
-    nnmodel: Any, batch: Batch, sites: Iterable[Site]
+    nnmodel: Any, batch: Batch, sites: Iterable[Site], store: torch.device | None = None
 ) -> tuple[Tensor, dict[Location, Tensor]]:
     """Run `batch` and keep the whole activations at the components of `sites`.
+
+    They lie on the device `store`, or where they were computed.
 
     Returns:
         The logits as `forward` gives them, and `[batch, seq, width]` for each `Site.location`.
@@ -61,6 +74,7 @@ def record(
 
     def visit(traced: Any) -> None:
         for site in execution_order(wanted.values(), nnmodel):
-            kept[site.location(nnmodel)] = site.read(traced, batch.tokens.shape).clone()
+            found = site.read(traced, batch.tokens.shape)
+            kept[site.location(nnmodel)] = found.clone() if store is None else found.to(store)
 
     return forward(nnmodel, batch, visit), kept

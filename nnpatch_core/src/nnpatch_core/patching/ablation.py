@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -14,10 +15,13 @@ from nnpatch_core._models import as_nnsight, evaluating, module_of, vocab_size
 from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.engine import Recorded, Replacement, Zeros, record
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
-from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
+from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference, why_not_alone
 from nnpatch_core.patching.averages import aligned, mean_activations
+from nnpatch_core.patching.checkpoint import Checkpoint
+from nnpatch_core.patching.identity import identity
 from nnpatch_core.patching.inputs import read_batch, read_batches
 from nnpatch_core.patching.labels import label_prompts, outcome
+from nnpatch_core.patching.run import Chunk, open_chunk, run_cells
 from nnpatch_core.patching.sweep import (
     Sweep,
     baselines,
@@ -25,7 +29,6 @@ from nnpatch_core.patching.sweep import (
     check_padding,
     prepare,
     run_baseline,
-    run_cells,
 )
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
@@ -47,8 +50,10 @@ def ablation_patching(
     seed: int = 0,
     attention_mask: Tensor | None = None,
     metric: MetricSpec = "logit_difference",
-    engine: str = "full",
+    engine: str = "auto",
     batch_size: int | None = None,
+    memory_budget: int | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     tokenizer: Any = None,
 ) -> Outcome:
@@ -78,8 +83,14 @@ def ablation_patching(
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding.
         metric: a metric's name, a callable, or several; `"kl_divergence"` is from the unablated
             run.
-        engine: how the sweep is executed; `"full"` runs a whole forward a cell.
-        batch_size: prompts that run together; None is all.
+        engine: `"cone"` computes for each cell only what its patch can reach, `"full"` runs a whole
+            forward for each; `"auto"` is the first where adapter, model and metrics allow it. The
+            outcome's `info` says which it was, and why.
+        batch_size: how many prompts run together, at most; None is as many as fit in memory.
+        memory_budget: bytes that the sweep may use besides the model's weights, or a string such
+            as `"4 GiB"`; None is half of what is free on the device.
+        checkpoint: a file that is kept up to date with what was measured. The same call goes on
+            from it, with the outcome of an unbroken run; another call is refused.
         progress: whether a bar shows the cells done.
         tokenizer: gives the outcome its token strings.
 
@@ -114,14 +125,16 @@ def ablation_patching(
     others = None
     if other_answer_index is not None:
         others = check_answers("other_answer_index", other_answer_index, len(batch), vocab)
+    file = None if checkpoint is None else Checkpoint(checkpoint)
     sweep = prepare(
         traced,
         api,
         sites,
-        batch.seq_len,
+        batch,
         metric=metric,
         engine=engine,
         batch_size=batch_size,
+        memory_budget=file.budget if file and memory_budget is None else memory_budget,
         progress=progress,
     )
     if others is None and logit_difference in sweep.metrics.values():
@@ -141,28 +154,43 @@ def ablation_patching(
         donors = _draw(batch, data, strict_int(seed, "seed", TokensError))
 
     with evaluating(model):
-        logits = run_baseline(traced, sweep, batch)
+        logits = run_baseline(sweep, batch)
         context = MetricContext(answers, others, logits, logits)
         baseline = baselines(sweep, context)
         for name, run in baseline.items():
             check_finite(name, run.target.mean().item(), "in the unablated run")
+        sweep = sweep.settled(why_not_alone(sweep.metrics, context))
         if method == "zero":
-            values = _Values(batch.mask, lambda rows: Zeros(batch.mask[rows]))
+            values = _Values(batch.mask, lambda rows: Zeros(batch.mask[rows]), {})
         elif method == "mean":
             values = _means(sweep, batch, data, per_position)
         else:
             values = _resampled(sweep, batch, donors)
         sweep = sweep.where_present(values.mask)
-        raw = run_cells(sweep, batch, context, values.of_rows)
-    return outcome(sweep, f"ablation ({method})", "change", raw, baseline, prompts, values.mask)
+        kind = f"ablation ({method})"
+        if file is not None:
+            file.open(identity(sweep, kind, {"target": batch}, context, baseline, values.given))
+
+        def chunk_of(rows: slice) -> Chunk:
+            return open_chunk(sweep, batch.rows(rows), values.of_rows(rows))
+
+        tally = run_cells(sweep, context, baseline, chunk_of, None, file)
+    return outcome(sweep, kind, "change", tally, baseline, prompts, values.mask)
 
 
 @attrs.frozen(eq=False)
 class _Values:
-    """What is put at the sites: `mask` `[batch, seq]` says where, `of_rows` what."""
+    """What is put at the sites.
+
+    Args:
+        mask: `[batch, seq]`: where.
+        of_rows: what, for some of the prompts.
+        given: what that depends on besides the prompts.
+    """
 
     mask: Tensor
     of_rows: Callable[[slice], Replacement]
+    given: Mapping[str, Tensor]
 
 
 def _means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position: bool) -> _Values:
@@ -171,7 +199,9 @@ def _means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_positio
     data = map(batch.rows, sweep.chunks(len(batch))) if data is None else data
     means, known = mean_activations(nnmodel, sweep.sites, data, batch.seq_len, per_position)
     mask = batch.mask * known.to(batch.mask.device)
-    return _Values(mask, lambda rows: Recorded(nnmodel, means, mask[rows]))
+    numbers = torch.cat([value[0, -1] for value in means.values()])
+    given = {"mean": numbers, "mask": mask}
+    return _Values(mask, lambda rows: Recorded(means, mask[rows]), given)
 
 
 def _resampled(sweep: Sweep, batch: Batch, donors: Batch) -> _Values:
@@ -180,11 +210,12 @@ def _resampled(sweep: Sweep, batch: Batch, donors: Batch) -> _Values:
     mask = batch.mask * known.to(batch.mask.device)
 
     def of_rows(rows: slice) -> Replacement:
-        _, found = record(sweep.nnmodel, donors.rows(rows), sweep.sites)
+        store = sweep.limits.store
+        _, found = record(sweep.nnmodel, donors.rows(rows), sweep.sites, store)
         activations = {at: aligned(value, batch.seq_len) for at, value in found.items()}
-        return Recorded(sweep.nnmodel, activations, mask[rows])
+        return Recorded(activations, mask[rows])
 
-    return _Values(mask, of_rows)
+    return _Values(mask, of_rows, {"reference": donors.tokens, "mask": mask})
 
 
 def _draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> Batch:

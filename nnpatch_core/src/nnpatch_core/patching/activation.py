@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,16 +12,18 @@ from nnpatch_core._models import as_nnsight, evaluating, module_of, vocab_size
 from nnpatch_core.batch import check_answers, check_paired
 from nnpatch_core.engine import Recorded, record
 from nnpatch_core.errors import ConfidenceError, MaskError, MetricError
-from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
+from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference, why_not_alone
+from nnpatch_core.patching.checkpoint import Checkpoint
+from nnpatch_core.patching.identity import identity
 from nnpatch_core.patching.inputs import read_batch
 from nnpatch_core.patching.labels import label_prompts, outcome
+from nnpatch_core.patching.run import Chunk, open_chunk, run_cells
 from nnpatch_core.patching.sweep import (
     baselines,
     check_finite,
     check_padding,
     prepare,
     run_baseline,
-    run_cells,
 )
 from nnpatch_core.results import Baseline, Outcome, Prompts
 from nnpatch_core.sites import SweepSites
@@ -40,8 +43,10 @@ def activation_patching(
     target_attention_mask: Tensor | None = None,
     metric: MetricSpec = "logit_difference",
     force_model_confidence: bool = False,
-    engine: str = "full",
+    engine: str = "auto",
     batch_size: int | None = None,
+    memory_budget: int | str | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     tokenizer: Any = None,
 ) -> Outcome:
@@ -69,8 +74,14 @@ def activation_patching(
         target_attention_mask: the same, of the target run.
         metric: a metric's name, a callable, or several; see `nnpatch_core.metrics`.
         force_model_confidence: raise unless each run prefers its own answer for every prompt.
-        engine: how the sweep is executed; `"full"` runs a whole forward a cell.
-        batch_size: prompts that run together; None is all.
+        engine: `"cone"` computes for each cell only what its patch can reach, `"full"` runs a whole
+            forward for each; `"auto"` is the first where adapter, model and metrics allow it. The
+            outcome's `info` says which it was, and why.
+        batch_size: how many prompts run together, at most; None is as many as fit in memory.
+        memory_budget: bytes that the sweep may use besides the model's weights, or a string such
+            as `"4 GiB"`; None is half of what is free on the device.
+        checkpoint: a file that is kept up to date with what was measured. The same call goes on
+            from it, with the outcome of an unbroken run; another call is refused.
         progress: whether a bar shows the cells done.
         tokenizer: gives the outcome its token strings; by default the one of a
             `TransformersModel`.
@@ -80,6 +91,9 @@ def activation_patching(
 
     Raises:
         PatchingError: one of its kinds, before any forward runs, naming the value that is wrong.
+        EngineError: `engine="cone"` was asked for and cannot run this sweep.
+        MemoryBudgetError: one prompt does not fit in `memory_budget`.
+        CheckpointError: the checkpoint is of another sweep; the message says what differs.
         ConfidenceError: the model does not prefer an expected answer, and this was asked for.
         MetricError: source and target run do not differ in a metric, or it is not finite.
 
@@ -105,14 +119,16 @@ def activation_patching(
     count, vocab = len(source), vocab_size(model)
     source_answers = check_answers("source_answer_index", source_answer_index, count, vocab)
     target_answers = check_answers("target_answer_index", target_answer_index, count, vocab)
+    file = None if checkpoint is None else Checkpoint(checkpoint)
     sweep = prepare(
         traced,
         api,
         sites,
-        source.seq_len,
+        target,
         metric=metric,
         engine=engine,
         batch_size=batch_size,
+        memory_budget=file.budget if file and memory_budget is None else memory_budget,
         progress=progress,
     )
     for batch in (source, target):
@@ -121,24 +137,29 @@ def activation_patching(
     both = source.mask * target.mask.to(source.mask.device)
     sweep = sweep.where_present(both)
 
+    def chunk_of(rows: slice) -> Chunk:
+        store = sweep.limits.store
+        logits, activations = record(traced, source.rows(rows), sweep.sites, store)
+        return open_chunk(sweep, target.rows(rows), Recorded(activations, both[rows]), logits)
+
     with evaluating(model):
-        context = MetricContext(
-            source_answers,
-            target_answers,
-            run_baseline(traced, sweep, source),
-            run_baseline(traced, sweep, target),
-        )
+        # Where all prompts run together, the recorded runs are the unpatched ones too.
+        first = chunk_of(slice(0, count)) if sweep.limits.prompts >= count else None
+        if first is None or first.source_logits is None:
+            logits = run_baseline(sweep, source), run_baseline(sweep, target)
+        else:
+            logits = first.source_logits, first.run.logits
+        context = MetricContext(source_answers, target_answers, *logits)
         if force_model_confidence:
             _check_confidence(context, prompts)
         baseline = baselines(sweep, context)
         _check_denominators(baseline)
-
-        def replacement(rows: slice) -> Recorded:
-            _, activations = record(traced, source.rows(rows), sweep.sites)
-            return Recorded(traced, activations, both[rows])
-
-        raw = run_cells(sweep, target, context, replacement)
-    return outcome(sweep, "activation", "restored", raw, baseline, prompts, both)
+        sweep = sweep.settled(why_not_alone(sweep.metrics, context))
+        if file is not None:
+            runs = {"source": source, "target": target}
+            file.open(identity(sweep, "activation", runs, context, baseline, {"mask": both}))
+        tally = run_cells(sweep, context, baseline, chunk_of, first, file)
+    return outcome(sweep, "activation", "restored", tally, baseline, prompts, both)
 
 
 def _one_mask(run: str, both: Tensor | None, own: Tensor | None) -> Tensor | None:

@@ -13,6 +13,7 @@ from nnpatch_core._models import module_of
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError
 from nnpatch_core.patching.sweep import Sweep
+from nnpatch_core.patching.tally import Tally
 from nnpatch_core.results import Baseline, Cells, Outcome, Prompts, Scale
 
 _VERSIONED = ("nnpatch-core", "nnsight", "torch", "transformers")
@@ -22,7 +23,7 @@ def outcome(
     sweep: Sweep,
     kind: str,
     scale: Scale,
-    raw: Mapping[str, Mapping[str, Tensor]],
+    tally: Tally,
     baseline: Mapping[str, Baseline],
     prompts: Prompts,
     mask: Tensor,
@@ -32,23 +33,33 @@ def outcome(
     present = sweep.present(mask)
     config = getattr(model, "config", None)
     adapters = sorted({site.api.name for site in sweep.sites})
+    fallback = {"fallback": "; ".join(tally.fallbacks)} if tally.fallbacks else {}
+    elided = sweep.by_name(tally.elided)
     return Outcome(
         kind=kind,
         scale=scale,
-        cells={name: Cells.of(grid, present[name]) for name, grid in sweep.grids.items()},
-        raw=raw,
+        cells={
+            name: Cells.of(grid, present[name], elided[name]) for name, grid in sweep.grids.items()
+        },
+        raw={metric: sweep.by_name(values) for metric, values in tally.values.items()},
         baselines=baseline,
         prompts=prompts,
         metric=next(iter(sweep.metrics)),
         info={
             "adapter": ", ".join(adapters),
-            "engine": sweep.engine,
+            "engine": ", ".join(tally.engines),
+            **fallback,
             "model": getattr(config, "_name_or_path", "") or type(model).__name__,
             "model_type": str(getattr(config, "model_type", None)),
             "dtype": str(getattr(model, "dtype", None)),
-            **{name: metadata.version(name) for name in _VERSIONED},
+            **versions(),
         },
     )
+
+
+def versions() -> dict[str, str]:
+    """The releases that numbers depend on."""
+    return {name: metadata.version(name) for name in _VERSIONED}
 
 
 def label_prompts(sweep: Sweep, source: Batch, target: Batch, tokenizer: Any) -> Prompts:

@@ -1,22 +1,22 @@
-"""What every sweep shares: its checks, and the runs of its cells."""
+"""What every sweep shares: its checks, and the runs that nothing is patched in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nnpatch_core._integers import strict_int
 from nnpatch_core._models import module_of
 from nnpatch_core._warnings import warn
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine import Replacement, forward, run_full
+from nnpatch_core.engine import Limits, forward, limits_of, why_not_cone
 from nnpatch_core.errors import (
     AdapterWarning,
+    EngineError,
     MaskError,
     MetricError,
     PatchingError,
@@ -32,19 +32,30 @@ from nnpatch_core.results import Baseline
 from nnpatch_core.site import AnySite, Site
 from nnpatch_core.sites import Grid, SweepSites
 
-Engine = Callable[[Any, Batch, Sequence[AnySite], Replacement], Iterator[Tensor]]
-ENGINES: Mapping[str, Engine] = {"full": run_full}
+#: `auto` is the cone engine where adapter, model and metrics allow it.
+ENGINES = ("auto", "cone", "full")
 
 
 @attrs.frozen(eq=False)
 class Sweep:
-    """A sweep that has passed its checks: what will be patched, and how it is measured."""
+    """A sweep that has passed its checks: what will be patched, and how it is measured.
+
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        grids: site name to its cells.
+        metrics: by name.
+        limits: the memory that it may use.
+        engine: one of `ENGINES`.
+        fallback: why it is `full`, where `auto` was asked for.
+        progress: whether a bar is shown.
+    """
 
     nnmodel: Any
     grids: Mapping[str, Grid]
     metrics: Mapping[str, Metric]
+    limits: Limits
     engine: str
-    batch_size: int | None
+    fallback: str | None
     progress: bool
 
     @property
@@ -89,9 +100,26 @@ class Sweep:
             raise PositionError("every position that is swept is padding in every prompt")
         return attrs.evolve(self, grids=grids)
 
+    def by_name(self, values: Tensor) -> dict[str, Tensor]:
+        """`[cells, ...]` of all cells as site name to those of its cells."""
+        sizes = [len(grid.sites) for grid in self.grids.values()]
+        return dict(zip(self.grids, torch.split(values, sizes), strict=True))
+
+    def settled(self, reason: str | None) -> Sweep:
+        """The sweep in the engine that it will run in, given why it cannot be the cone engine.
+
+        Raises:
+            EngineError: the cone engine was asked for.
+        """
+        if reason is None or self.engine == "full":
+            return self
+        if self.engine == "cone":
+            raise EngineError(f"engine='cone' cannot run this sweep: {reason}")
+        return attrs.evolve(self, engine="full", fallback=reason)
+
     def chunks(self, batch: int) -> list[slice]:
         """The rows that are run together."""
-        size = self.batch_size or batch
+        size = self.limits.prompts
         return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
 
 
@@ -99,11 +127,12 @@ def prepare(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    seq_len: int,
+    target: Batch,
     *,
     metric: MetricSpec,
     engine: str,
     batch_size: int | None,
+    memory_budget: int | str | None,
     progress: bool,
 ) -> Sweep:
     """Check everything that can be checked before a forward runs.
@@ -119,12 +148,15 @@ def prepare(
         raise TokensError(f"batch_size must be at least 1, got {batch_size}")
     metrics = name_metrics(metric, find_metric)
     model = module_of(nnmodel)
-    grids = sites.grids(nnmodel, api, seq_len)
-    sweep = Sweep(nnmodel, grids, metrics, engine, batch_size, progress)
-    for adapter in {id(site.api): site.api for site in sweep.sites}.values():
+    grids = sites.grids(nnmodel, api, target.seq_len)
+    found = [site for grid in grids.values() for cell in grid.sites for site in cell.sites]
+    for adapter in {id(site.api): site.api for site in found}.values():
         check_fits(adapter, model)
         _warn_of_other_type(adapter, model)
-    return sweep
+    size = (len(target), target.seq_len)
+    limits = limits_of(found, nnmodel, model, *size, memory_budget, batch_size)
+    sweep = Sweep(nnmodel, grids, metrics, limits, engine, None, progress)
+    return sweep.settled(why_not_cone(found, model))
 
 
 def _warn_of_other_type(adapter: ModelAPI, model: Any) -> None:
@@ -156,58 +188,10 @@ def check_padding(sweep: Sweep, batch: Batch) -> Batch:
     return batch
 
 
-def run_baseline(nnmodel: Any, sweep: Sweep, batch: Batch) -> Tensor:
+def run_baseline(sweep: Sweep, batch: Batch) -> Tensor:
     """The unpatched logits at each prompt's last token, `[batch, vocab]`, on the CPU."""
-    return torch.cat([forward(nnmodel, batch.rows(rows)) for rows in sweep.chunks(len(batch))])
-
-
-def run_cells(
-    sweep: Sweep,
-    target: Batch,
-    context: MetricContext,
-    replacement: Callable[[slice], Replacement],
-) -> dict[str, dict[str, Tensor]]:
-    """Patch each cell alone and measure it.
-
-    Args:
-        sweep: what to patch.
-        target: the run that is patched.
-        context: what the metrics compare with, for the whole batch.
-        replacement: gives, for some rows of the batch, what is put at the sites.
-
-    Returns:
-        Metric to site name to the metric of each patched run, `[cells, batch]`.
-    """
-    cells = sweep.cells
-    chunks = sweep.chunks(len(target))
-    found: dict[str, list[Tensor]] = {name: [] for name in sweep.metrics}
-    with tqdm(total=len(cells) * len(chunks), unit="cell", disable=not sweep.progress) as bar:
-        for rows in chunks:
-            part = rows_of(context, rows)
-            values: dict[str, list[Tensor]] = {name: [] for name in sweep.metrics}
-            run = ENGINES[sweep.engine]
-            for logits in run(sweep.nnmodel, target.rows(rows), cells, replacement(rows)):
-                for name, value in measure(sweep.metrics, logits, part).items():
-                    values[name].append(value)
-                bar.update()
-            for name, measured in values.items():
-                found[name].append(torch.stack(measured))
-    sizes = [len(grid.sites) for grid in sweep.grids.values()]
-    return {
-        metric: dict(zip(sweep.grids, torch.split(torch.cat(parts, dim=1), sizes), strict=True))
-        for metric, parts in found.items()
-    }
-
-
-def rows_of(context: MetricContext, rows: slice) -> MetricContext:
-    """Some rows of what the metrics compare with."""
-    other = context.target_answer_index
-    return MetricContext(
-        context.source_answer_index[rows],
-        None if other is None else other[rows],
-        context.source_logits[rows],
-        context.target_logits[rows],
-    )
+    chunks = sweep.chunks(len(batch))
+    return torch.cat([forward(sweep.nnmodel, batch.rows(rows)) for rows in chunks])
 
 
 def baselines(sweep: Sweep, context: MetricContext) -> dict[str, Baseline]:

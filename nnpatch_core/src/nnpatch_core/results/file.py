@@ -52,6 +52,7 @@ def write(
     # Numbered, not named: a user's name may hold anything, a slash too.
     for place, swept in enumerate(cells.values()):
         tensors |= {f"cells/{place}": swept.index, f"present/{place}": swept.present}
+        tensors |= {f"elided/{place}": swept.elided}
     for number, (name, baseline) in enumerate(baselines.items()):
         tensors |= {f"source/{number}": baseline.source, f"target/{number}": baseline.target}
         tensors |= {f"raw/{number}/{place}": raw[name][site] for place, site in enumerate(cells)}
@@ -94,6 +95,7 @@ def _fields(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, 
             tuple(Axis(axis, tuple(labels)) for axis, labels in axes),
             tensors[f"cells/{place}"],
             tensors[f"present/{place}"],
+            tensors[f"elided/{place}"],
         )
         for place, (name, axes) in enumerate(header["axes"].items())
     }

@@ -76,17 +76,20 @@ class Cells:
         axes: the axes of the result.
         index: `[cells, axes]`, the place of each swept cell.
         present: `[cells, batch]`, bool: which prompts have a token where the cell patches.
+        elided: `[cells, batch]`, bool: where what would be put is, bitwise, what was there, so that
+            the cell is the unpatched run and was not run.
     """
 
     axes: tuple[Axis, ...]
     index: Tensor
     present: Tensor
+    elided: Tensor
 
     @classmethod
-    def of(cls, grid: Grid, present: Tensor) -> Cells:
+    def of(cls, grid: Grid, present: Tensor, elided: Tensor) -> Cells:
         """The places of a grid's cells."""
         index = torch.tensor(grid.index, dtype=torch.int64).reshape(-1, len(grid.axes))
-        return cls(grid.axes, index, present)
+        return cls(grid.axes, index, present, elided)
 
     @property
     def shape(self) -> tuple[int, ...]:

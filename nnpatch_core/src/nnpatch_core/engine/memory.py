@@ -1,0 +1,150 @@
+"""How much memory there is, and how much of it a sweep needs: read off the model, not run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import psutil
+import torch
+from torch import nn
+
+from nnpatch_core._models import input_device, vocab_size
+from nnpatch_core.engine.plan import Costs
+from nnpatch_core.engine.rows import OUTPUT, STAGES, stage_of
+from nnpatch_core.errors import AdapterError, MemoryBudgetError
+from nnpatch_core.layers import n_layers, row_of
+from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.site import Site
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*")
+#: By device: how many tokens' time a layer costs besides its tokens, as its weights must be read,
+#: and how many tokens together gain nothing more.
+_OVERHEAD = {"cpu": 16.0}
+_TOKENS_AT_ONCE = {"cpu": 2048}
+_ELSEWHERE = (256.0, 65536)
+
+
+def memory_budget(given: Any, model: nn.Module) -> int:
+    """Bytes that a sweep may use besides the model's weights.
+
+    Args:
+        given: a number of bytes, a string such as `"4 GiB"`, or None for half of what is free.
+        model: the model, whose device counts.
+
+    Raises:
+        MemoryBudgetError: `given` is neither, or not positive.
+    """
+    if given is None:
+        device = input_device(model)
+        if device is not None and device.type == "cuda":
+            return int(torch.cuda.mem_get_info(device)[0]) // 2
+        return int(psutil.virtual_memory().available) // 2
+    found = 0
+    if isinstance(given, str) and (match := _BUDGET.fullmatch(given)):
+        found = int(float(match[1]) * _UNITS[match[2]])
+    elif isinstance(given, int) and not isinstance(given, bool):
+        found = given
+    if found < 1:
+        raise MemoryBudgetError(
+            "memory_budget must be a positive number of bytes, or a string such as '4 GiB', "
+            f"got {given!r}"
+        )
+    return found
+
+
+@attrs.frozen
+class Needs:
+    """What a sweep needs: of each prompt, and of each row.
+
+    Args:
+        recorded: bytes that stay of a prompt's recorded runs.
+        forward: bytes that a whole forward of a prompt needs while it runs.
+        costs: what the rows need.
+    """
+
+    recorded: int
+    forward: int
+    costs: Costs
+
+
+def needs_of(sites: Sequence[Site], nnmodel: Any, model: nn.Module, seq_len: int) -> Needs:
+    """What a sweep over `sites` needs for prompts of `seq_len` tokens.
+
+    Args:
+        sites: every site of the sweep.
+        nnmodel: the model, wrapped by nnsight.
+        model: the same, as it is.
+        seq_len: tokens per prompt.
+    """
+    api = sites[0].api
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    layers = range(n_layers(api, model))
+    weights = [weight for weight in model.parameters() if weight.is_floating_point()]
+    size = max(weight.element_size() for weight in weights)
+    width = _embedding_width(model)
+    keys = max(_keys(api, text, layer, width) for layer in layers)
+    vocabulary = 4 * (vocab_size(model) or 0)
+
+    places = {site.location(nnmodel): site for site in sites}
+    stages = {
+        stage_of(site.layer, row_of(api, model, site.layer, site.component)) for site in sites
+    }
+    entries = {(stage // STAGES, stage % STAGES == OUTPUT) for stage in stages}
+    kept = sum(_width(model, place, width) for place in places) + width * len(entries)
+    kept += 2 * keys * len(layers)
+
+    widest = max(_outputs(model.get_submodule(f"{api.layers}.{layer}"), text) for layer in layers)
+    eager = getattr(config, "_attn_implementation", None) == "eager"
+    kind = weights[0].device.type
+    costs = Costs(
+        # Norms are computed in float32 in many families, whatever the model's type.
+        token=size * (widest + 6 * width) + 4 * 3 * width,
+        # Keys and values, and again repeated for each query head of their group.
+        context=2 * size * (keys + max(keys, width)),
+        score=3 * 4 * int(getattr(text, "num_attention_heads", 1)) if eager else 2 * size,
+        # The logits of a part are looked at a few rows at a time.
+        row=vocabulary,
+        overhead=_OVERHEAD.get(kind, _ELSEWHERE[0]),
+        tokens_at_once=_TOKENS_AT_ONCE.get(kind, _ELSEWHERE[1]),
+    )
+    return Needs(seq_len * kept * size + 2 * vocabulary, costs.bytes_of(seq_len, seq_len), costs)
+
+
+def _keys(api: ModelAPI, text: Any, layer: int, width: int) -> int:
+    """How many numbers a layer keeps as the keys of a token, at most."""
+    try:
+        query, shared = api.n_heads(text, "query", layer), api.n_heads(text, "key_value", layer)
+    except AdapterError:
+        return width
+    return int(getattr(text, "head_dim", None) or width // query) * shared
+
+
+def _embedding_width(model: Any) -> int:
+    found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    # Any parameter will do for a rough measure.
+    weight = next(model.parameters()) if found is None else found.weight
+    return int(weight.shape[-1])
+
+
+def _outputs(layer: nn.Module, text: Any) -> int:
+    """How many numbers a layer's projections give for a token."""
+    total = 0
+    for module in layer.modules():
+        total += int(getattr(module, "out_features", 0) or getattr(module, "nf", 0) or 0)
+    # Experts in one tensor, of which a token passes a few.
+    chosen = int(getattr(text, "num_experts_per_tok", None) or 1)
+    experts = (weight for weight in layer.parameters() if weight.ndim == 3)
+    return total + chosen * sum(max(weight.shape[1:]) for weight in experts)
+
+
+def _width(model: nn.Module, location: tuple[str, str, int], width: int) -> int:
+    """How wide the activation at a location is, as far as its module tells."""
+    path, side, _ = location
+    module = model.get_submodule(path.rstrip("."))
+    found = getattr(module, "in_features" if side == "input" else "out_features", None)
+    return found if isinstance(found, int) else width

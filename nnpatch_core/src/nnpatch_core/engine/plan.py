@@ -1,0 +1,231 @@
+"""The planner: which rows run together, so that all is computed once and fits in memory.
+
+It is pure: it knows numbers of layers, tokens and bytes, and no model.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import attrs
+import numpy as np
+
+from nnpatch_core.engine.rows import Rows, first_layer
+from nnpatch_core.errors import MemoryBudgetError
+
+
+@attrs.frozen
+class Costs:
+    """What a row costs, as far as the planner must know.
+
+    Args:
+        token: bytes that a layer needs for each token of a row while it runs.
+        context: bytes that a layer needs for each token that a row attends to.
+        score: bytes that a layer needs for each token of a row and token that it attends to.
+        row: bytes that a row needs at the head.
+        overhead: what a layer costs besides its tokens, in tokens: reading its weights.
+        tokens_at_once: how many tokens are worth running together; more gain nothing.
+    """
+
+    token: int
+    context: int
+    score: int
+    row: int
+    overhead: float = 16.0
+    tokens_at_once: int = 8192
+
+    def bytes_of(self, tokens: int, seq_len: int) -> int:
+        """Bytes that a row of `tokens` tokens needs while it runs."""
+        return tokens * (self.token + seq_len * self.score) + seq_len * self.context + self.row
+
+
+@attrs.frozen(eq=False)
+class Bucket:
+    """Rows that run in one trace, from one token on.
+
+    Args:
+        start: the first position that is run.
+        rows: the rows, in the order in which they enter.
+        peak: bytes that it needs while it runs.
+    """
+
+    start: int
+    rows: Rows
+    peak: int
+
+    def halves(self) -> tuple[Bucket, Bucket]:
+        """Two buckets of half the rows."""
+        middle = len(self.rows) // 2
+        first, second = self.rows.take(slice(middle)), self.rows.take(slice(middle, None))
+        return tuple(Bucket(self.start, rows, self.peak // 2) for rows in (first, second))  # type: ignore[return-value]
+
+
+@attrs.frozen(eq=False)
+class Plan:
+    """How a sweep will run.
+
+    Args:
+        buckets: what runs together, in the order in which it runs.
+        cells: the number of cells.
+        batch: the number of prompts.
+        n_layers: the model's layers.
+        seq_len: tokens per prompt, padding included.
+        recorded: bytes of the recorded runs.
+    """
+
+    buckets: tuple[Bucket, ...]
+    cells: int
+    batch: int
+    n_layers: int
+    seq_len: int
+    recorded: int = 0
+
+    @property
+    def runs(self) -> int:
+        """How many times a cell is run in a prompt."""
+        return sum(len(bucket.rows) for bucket in self.buckets)
+
+    @property
+    def elided(self) -> int:
+        """How many times a cell is known in a prompt without a run."""
+        return self.cells * self.batch - self.runs
+
+    @property
+    def token_layers(self) -> int:
+        """Tokens that pass a layer, over all layers."""
+        return sum(self.token_layers_of(bucket) for bucket in self.buckets)
+
+    @property
+    def full_token_layers(self) -> int:
+        """The same, of a whole forward for every cell and prompt."""
+        return self.cells * self.batch * self.n_layers * self.seq_len
+
+    @property
+    def peak(self) -> int:
+        """Bytes needed at once, besides the model's weights."""
+        return self.recorded + max((bucket.peak for bucket in self.buckets), default=0)
+
+    def token_layers_of(self, bucket: Bucket) -> int:
+        """Tokens that pass a layer in one bucket, over all layers."""
+        layers = self.n_layers - first_layer(bucket.rows.stage)
+        return int(layers.sum()) * (self.seq_len - bucket.start)
+
+    def describe(self) -> str:
+        """The plan in words, one line for each number."""
+        pairs = self.cells * self.batch
+        share = self.token_layers / self.full_token_layers
+        sizes = sorted(len(bucket.rows) for bucket in self.buckets)
+        rows = f", of {sizes[0]} to {sizes[-1]} rows" if sizes else ""
+        return "\n".join(
+            (
+                f"cells         {self.cells} in {self.batch} prompts of {self.seq_len} tokens",
+                f"elided        {self.elided} of {pairs} pairs of cell and prompt",
+                f"traces        {len(self.buckets)}{rows}",
+                f"token-layers  {self.token_layers}, {share:.2%} of {self.full_token_layers}",
+                f"peak          {in_units(self.peak)}, {in_units(self.recorded)} of it recorded",
+            )
+        )
+
+
+def make_plan(
+    rows: Rows,
+    *,
+    cells: int,
+    batch: int,
+    n_layers: int,
+    seq_len: int,
+    costs: Costs,
+    budget: int,
+    recorded: int = 0,
+) -> Plan:
+    """Put rows together that begin at neighbouring tokens, as far as that costs less.
+
+    A bucket reads each weight once for all of its rows, but runs each of them from its leftmost
+    token on. The cut with the lowest sum is found by dynamic programming over the tokens.
+
+    Args:
+        rows: what has to run.
+        cells: the number of cells.
+        batch: the number of prompts.
+        n_layers: the model's layers.
+        seq_len: tokens per prompt.
+        costs: what a row costs.
+        budget: bytes that may be in use at once, besides the weights.
+        recorded: how many of them the recorded runs take.
+
+    Raises:
+        MemoryBudgetError: a single row does not fit.
+    """
+    left = budget - recorded
+    buckets: list[Bucket] = []
+    for starts in _cuts(rows, n_layers, seq_len, costs.overhead):
+        chosen = rows.take(np.isin(rows.start, starts))
+        order = np.lexsort((chosen.prompt, chosen.cell, chosen.stage))
+        buckets += _fitting(chosen.take(order), int(starts[0]), seq_len, costs, left)
+    # The cheapest first: the first one shows whether the engine suits the model at all.
+    buckets.sort(key=lambda bucket: (seq_len - bucket.start) * len(bucket.rows))
+    return Plan(tuple(buckets), cells, batch, n_layers, seq_len, recorded)
+
+
+def _cuts(rows: Rows, n_layers: int, seq_len: int, overhead: float) -> list[np.ndarray]:
+    """The starting positions, cut into those that run together."""
+    starts, which = np.unique(rows.start, return_inverse=True)
+    count = len(starts)
+    layers = n_layers - first_layer(rows.stage)
+    # For each starting position the layers of all its rows, and the longest way up.
+    work = np.bincount(which, weights=layers, minlength=count)
+    depth = np.zeros(count)
+    np.maximum.at(depth, which, layers)
+    before = np.concatenate([[0.0], np.cumsum(work)])
+    best = np.zeros(count + 1)
+    origin = np.zeros(count, dtype=np.int64)
+    longest = np.zeros(count)
+    for last in range(count):
+        longest[: last + 1] = np.maximum(longest[: last + 1], depth[last])
+        tokens = (seq_len - starts[: last + 1]) * (before[last + 1] - before[: last + 1])
+        # The trace itself costs about as much as a layer more.
+        cost = best[: last + 1] + tokens + overhead * (longest[: last + 1] + 1)
+        origin[last] = int(cost.argmin())
+        best[last + 1] = cost[origin[last]]
+    cuts = []
+    end = count
+    while end:
+        begin = int(origin[end - 1])
+        cuts.append(starts[begin:end])
+        end = begin
+    return cuts[::-1]
+
+
+def _fitting(rows: Rows, start: int, seq_len: int, costs: Costs, left: int) -> list[Bucket]:
+    """Rows that begin together, in as many buckets as memory asks for."""
+    tokens = seq_len - start
+    each = costs.bytes_of(tokens, seq_len)
+    if each > left:
+        raise MemoryBudgetError(
+            f"a run of {tokens} tokens needs {in_units(each)} beside what is recorded, and the "
+            f"memory budget leaves {in_units(max(left, 0))}: raise memory_budget=, or give "
+            "shorter prompts"
+        )
+    most = min(left // each, max(costs.tokens_at_once // tokens, 1))
+    parts = math.ceil(len(rows) / most)
+    edges = np.linspace(0, len(rows), parts + 1).round().astype(np.int64)
+    return [
+        Bucket(start, rows.take(slice(low, high)), int(high - low) * each)
+        for low, high in pairwise(edges)
+    ]
+
+
+def in_units(count: int) -> str:
+    """A number of bytes as people read it.
+
+    Examples:
+        >>> in_units(3 * 2**20)
+        '3.0 MiB'
+    """
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

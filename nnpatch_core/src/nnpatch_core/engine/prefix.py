@@ -1,0 +1,63 @@
+"""Keys and values of the target run: kept when it runs, handed out to the rows of a bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+#: Keys and values of a layer, each `[batch, heads, seq, dim]`; None where it keeps none.
+KeysValues: TypeAlias = tuple[Tensor, Tensor] | None
+
+
+def recording(n_layers: int) -> Cache:
+    """A cache that keeps all keys and values of each layer, beyond any sliding window."""
+    layers: list[Any] = [DynamicLayer() for _ in range(n_layers)]  # type: ignore[no-untyped-call]
+    return Cache(layers=layers)
+
+
+def recorded(cache: Cache) -> list[KeysValues]:
+    """What a forward has left in a `recording` cache."""
+    layers: Sequence[Any] = cache.layers
+    return [(layer.keys, layer.values) if layer.is_initialized else None for layer in layers]
+
+
+class _Prefix(DynamicLayer):  # type: ignore[no-untyped-call]
+    """One layer's keys and values of the positions left of a bucket; nothing is ever added."""
+
+    def __init__(self, kept: KeysValues, start: int, prompts: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._kept = kept
+        self._start = start
+        self._prompts = prompts
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if self._kept is None:
+            raise ValueError("a layer asks for keys and values that the target run did not keep")
+        if self._start == 0:
+            return key_states, value_states
+        keys, values = (self._of_rows(kept, key_states.device) for kept in self._kept)
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+    def get_seq_length(self) -> int:
+        return self._start
+
+    def _of_rows(self, kept: Tensor, device: torch.device) -> Tensor:
+        left = kept[:, :, : self._start]
+        return left[self._prompts.to(left.device)].to(device)
+
+
+def prefix(kept: Sequence[KeysValues], start: int, prompts: list[Tensor]) -> Cache:
+    """A read-only cache of the positions left of `start`.
+
+    Args:
+        kept: keys and values of each layer.
+        start: the first position that is run.
+        prompts: for each layer `[rows]`, whose keys and values its rows attend to.
+    """
+    return Cache(layers=[_Prefix(each, start, of) for each, of in zip(kept, prompts, strict=True)])

@@ -1,0 +1,148 @@
+"""The recorded target run: what the cone engine starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnpatch_core import components
+from nnpatch_core._models import follow, module_of
+from nnpatch_core.batch import Batch
+from nnpatch_core.components import Component
+from nnpatch_core.engine.prefix import KeysValues, recorded, recording
+from nnpatch_core.engine.replacements import Replacement
+from nnpatch_core.engine.rows import OUTPUT, STAGES, Booleans, stage_of
+from nnpatch_core.engine.trace import forward
+from nnpatch_core.layers import head_columns, row_of
+from nnpatch_core.site import Site, execution_order
+
+#: Adapter, component and layer: the sites there differ in heads and positions only.
+Place: TypeAlias = tuple[str, str, int]
+
+LAYER_INPUT = Component("", "input")
+LAYER_OUTPUT = Component("", "output")
+
+
+def place_of(site: Site) -> Place:
+    """Where a site is, whatever its head and positions."""
+    return (site.api.name, site.component, site.layer)
+
+
+@attrs.frozen(eq=False)
+class TargetRun:
+    """What was kept of the target run.
+
+    Args:
+        batch: its prompts.
+        logits: `[batch, vocab]` at each prompt's last token, in float32 on the CPU.
+        inputs: the residual stream before each layer that has sites inside, `[batch, seq, width]`.
+        outputs: the same after each layer that has a site there.
+        rests: for each layer what it gives besides the residual stream; None if it gives no tuple.
+        kept: the keys and values of each layer.
+        changed: for each place `[batch, seq, heads or 1]`: whether what is put there differs.
+    """
+
+    batch: Batch
+    logits: Tensor
+    inputs: Mapping[int, Tensor]
+    outputs: Mapping[int, Tensor]
+    rests: Mapping[int, tuple[Any, ...] | None]
+    kept: Sequence[KeysValues]
+    changed: Mapping[Place, Booleans]
+
+    def changes(self, site: Site) -> Booleans:
+        """`[batch, seq]`: where patching the site puts something else there."""
+        changed = self.changed[place_of(site)]
+        heads: Booleans = changed[..., site.head or 0]
+        if site.head is None:
+            heads = np.logical_or.reduce(changed, axis=-1)
+        found = np.zeros_like(heads)
+        group = list(site.group(heads.shape[1]))
+        found[:, group] = heads[:, group]
+        return found
+
+
+def record_target(
+    nnmodel: Any,
+    batch: Batch,
+    sites: Sequence[Site],
+    replacement: Replacement,
+    n_layers: int,
+    store: torch.device | None = None,
+) -> TargetRun:
+    """Run `batch`, and keep what rows that enter above, or to the right, will need.
+
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        batch: the target prompts.
+        sites: what a sweep patches, all of one list of layers.
+        replacement: what it puts there.
+        n_layers: the model's layers.
+        store: where what is kept lies; None is where it was computed.
+    """
+    model = module_of(nnmodel)
+    places = {place_of(site): site for site in sites}
+    layers: dict[int, list[Site]] = {layer: [] for layer in range(n_layers)}
+    for site in execution_order(places.values(), nnmodel):
+        layers[site.layer].append(site)
+    path = sites[0].api.layers
+    ends = {
+        stage_of(site.layer, row_of(site.api, model, site.layer, site.component))
+        for site in places.values()
+    }
+    inputs: dict[int, Tensor] = {}
+    outputs: dict[int, Tensor] = {}
+    rests: dict[int, tuple[Any, ...] | None] = {}
+    changed: dict[Place, Booleans] = {}
+
+    def visit(traced: Any) -> None:
+        for layer, here in layers.items():
+            envoy = follow(traced, f"{path}.{layer}")
+            # Rows of an output enter after the layer, all others before it.
+            if ends & set(range(layer * STAGES, layer * STAGES + OUTPUT)):
+                inputs[layer] = _stored(components.read(envoy, LAYER_INPUT), store)
+            for site in here:
+                found = site.read(traced, batch.tokens.shape)
+                changed[place_of(site)] = _differs(model, site, found, replacement, nnmodel)
+            output = envoy.output
+            rests[layer] = tuple(output[1:]) if isinstance(output, tuple | list) else None
+            if layer * STAGES + OUTPUT in ends:
+                outputs[layer] = _stored(components.read(envoy, LAYER_OUTPUT), store)
+
+    cache = recording(n_layers)
+    logits = forward(nnmodel, batch, visit, past_key_values=cache)
+    kept = [
+        pair if pair is None or store is None else (pair[0].to(store), pair[1].to(store))
+        for pair in recorded(cache)
+    ]
+    return TargetRun(batch, logits, inputs, outputs, rests, kept, changed)
+
+
+def _stored(value: Tensor, store: torch.device | None) -> Tensor:
+    # A copy: later layers may work in place.
+    return value.clone() if store is None else value.to(store, copy=True)
+
+
+def _differs(
+    model: Any, site: Site, found: Tensor, replacement: Replacement, nnmodel: Any
+) -> Booleans:
+    """`[batch, seq, heads or 1]`: where what is put differs bitwise from what was there."""
+    given = replacement.at(site.location(nnmodel))
+    if given is None:
+        given = torch.zeros_like(found[:1])
+    other = _bits(found) != _bits(given.to(device=found.device, dtype=found.dtype))
+    columns = head_columns(site.api, model, site.layer, site.component, found.shape[-1])
+    by_head = other[..., None, :] if columns is None else other[..., columns.to(other.device)]
+    real = replacement.mask.bool().to(other.device)
+    differs: Booleans = (by_head.any(-1) & real[..., None]).cpu().numpy()
+    return differs
+
+
+def _bits(value: Tensor) -> Tensor:
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return value.contiguous().view(kinds[value.element_size()])

@@ -1,0 +1,44 @@
+"""What a sweep has measured so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core.results import Baseline
+
+
+@attrs.frozen(eq=False)
+class Tally:
+    """What a sweep has measured so far; it is filled as the sweep goes on.
+
+    Args:
+        values: metric to `[cells, batch]`; where nothing was run, the unpatched run's.
+        done: `[cells, batch]`, bool: what was run.
+        elided: `[cells, batch]`, bool: what is the unpatched run itself, and need not be run.
+        engines: the engines that ran, in order.
+        fallbacks: why others than the one that was wanted.
+    """
+
+    values: Mapping[str, Tensor]
+    done: Tensor
+    elided: Tensor
+    engines: list[str] = attrs.field(factory=list)
+    fallbacks: list[str] = attrs.field(factory=list)
+
+    @classmethod
+    def empty(cls, cells: int, baseline: Mapping[str, Baseline]) -> Tally:
+        """Nothing was run yet."""
+        values = {name: runs.target.repeat(cells, 1) for name, runs in baseline.items()}
+        nothing = torch.zeros_like(next(iter(values.values())), dtype=torch.bool)
+        return cls(values, nothing, nothing.clone())
+
+    def note(self, engine: str, fallback: str | None) -> None:
+        """Note which engine ran, and why, each once."""
+        if engine not in self.engines:
+            self.engines.append(engine)
+        if fallback is not None and fallback not in self.fallbacks:
+            self.fallbacks.append(fallback)

@@ -1,0 +1,107 @@
+"""The pictures of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from contestants import CHARTED, CONTESTANTS
+from jobs import SCALING, Job
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+from summary import Summary
+
+COLOURS = {"cone": "#1f5fa8", "full": "#7a4fa3", "transformerlens": "#2f8f5b", "hooks": "#c8642a"}
+GREY = "#808080"
+MIB = 2**20
+CLOCKS = {"cpu": "CPU seconds, one thread", "wall": "seconds"}
+
+
+def draw(found: Summary, folder: Path) -> list[Path]:
+    """Draw what was measured; gives the files."""
+    drawn = {}
+    if _measured(found):
+        drawn["scaling.svg"] = _scaling(found)
+    if found.memory:
+        drawn["memory.svg"] = _memory(found)
+    for name, figure in drawn.items():
+        # Text stays text, and nothing depends on the day: small files that can be compared.
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nnpatch"}):
+            figure.savefig(folder / name, metadata={"Date": None})
+    return [folder / name for name in drawn]
+
+
+def _measured(found: Summary) -> bool:
+    done = found.jobs(1)
+    return all(job in done for points in SCALING.values() for _, job in points)
+
+
+def _scaling(found: Summary) -> Figure:
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    for axes, (what, points) in zip(figure.subplots(1, 3), SCALING.items(), strict=True):
+        values, jobs = [value for value, _ in points], [job for _, job in points]
+        for name in CHARTED:
+            seconds = [found.seconds(job, 1, name, found.clock) for job in jobs]
+            if None in seconds:
+                continue
+            title = CONTESTANTS[name].title
+            axes.plot(values, seconds, "o-", color=COLOURS[name], label=title)
+        least = [_least(found, job) for job in jobs]
+        axes.plot(values, least, "--", color=GREY, label="bound with recorded runs")
+        axes.set(xlabel=what, xscale="log", yscale="log")
+        _plain(axes, values)
+        axes.set_title(_same(jobs), fontsize=9)
+    figure.axes[0].set_ylabel(CLOCKS[found.clock])
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+def _least(found: Summary, job: Job) -> float:
+    count = job.token_layers(found.shape) + job.recorded_token_layers(found.shape)
+    return count * found.token_layer(job, 1, found.clock)
+
+
+def _same(jobs: Sequence[Job]) -> str:
+    """What the jobs of a panel have in common."""
+    told = {
+        "tokens": {job.length for job in jobs},
+        "layers": {job.layers for job in jobs},
+        "pairs": {job.prompts for job in jobs},
+    }
+    fixed = [f"{next(iter(values))} {what}" for what, values in told.items() if len(values) == 1]
+    return f"resid at each position: {', '.join(fixed)}"
+
+
+def _memory(found: Summary) -> Figure:
+    points = sorted(
+        (each for each in found.memory if each["budget"] is not None),
+        key=lambda each: each["budget"],
+    )
+    budgets = [each["budget"] / MIB for each in points]
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    peak, cost = figure.subplots(1, 2)
+    peak.plot(budgets, [each["peak"] / MIB for each in points], "o-", color=COLOURS["cone"])
+    peak.plot(budgets, budgets, "--", color=GREY, label="peak = budget")
+    peak.set(xlabel="memory_budget, MiB", ylabel="peak beyond what was there, MiB", yscale="log")
+    seconds = [each["total"][found.clock] for each in points]
+    cost.plot(budgets, seconds, "o-", color=COLOURS["cone"])
+    cost.set(xlabel="memory_budget, MiB", ylabel=CLOCKS[found.clock])
+    cost.set_ylim(bottom=0)
+    for untold in (each for each in found.memory if each["budget"] is None):
+        told = f"no budget given: {untold['peak'] / MIB:.0f} MiB"
+        peak.axhline(untold["peak"] / MIB, color=GREY, linestyle=":", label=told)
+    for axes in (peak, cost):
+        axes.set_xscale("log")
+        _plain(axes, budgets)
+    peak.legend(fontsize=8)
+    return figure
+
+
+def _plain(axes: Any, values: Sequence[float]) -> None:
+    """Numbers as they are on a logarithmic axis, at the points alone."""
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.tick_params(labelsize=8)

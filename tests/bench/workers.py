@@ -1,0 +1,69 @@
+"""Processes that wait for requests: one for each contestant, so that they take turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from contestants import APART
+
+SCRIPT = Path(__file__).with_name("worker.py")
+
+
+class Worker:
+    """One contestant's process; a context manager that ends it.
+
+    Args:
+        name: the contestant.
+        settings: the options of `worker.py`.
+        apart: the Python for a contestant that lives in an environment of its own.
+    """
+
+    def __init__(self, name: str, settings: dict[str, str], apart: Path | None = None) -> None:
+        self.name = name
+        python = str(apart) if name in APART else sys.executable
+        options = [part for key, value in settings.items() for part in (f"--{key}", value)]
+        # Bars and warnings of libraries are of interest only when something fails.
+        self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [python, str(SCRIPT), name, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+        self._said.close()
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """What the contestant answers.
+
+        Raises:
+            RuntimeError: it failed, with what it said.
+        """
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self._said.seek(0)
+            raise RuntimeError(f"{self.name} ended:\n{self._said.read()[-4000:]}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"{self.name} failed:\n{answer['error']}")
+        return answer
