@@ -10,7 +10,7 @@ import matplotlib as mpl
 from contestants import CHARTED, CONTESTANTS
 from jobs import SCALING, Job
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from summary import Summary
 
 COLOURS = {"cone": "#1f5fa8", "full": "#7a4fa3", "transformerlens": "#2f8f5b", "hooks": "#c8642a"}
@@ -40,7 +40,8 @@ def _measured(found: Summary) -> bool:
 
 def _scaling(found: Summary) -> Figure:
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    for axes, (what, points) in zip(figure.subplots(1, 3), SCALING.items(), strict=True):
+    panels = figure.subplots(1, len(SCALING), sharey=True)
+    for axes, (what, points) in zip(panels, SCALING.items(), strict=True):
         values, jobs = [value for value, _ in points], [job for _, job in points]
         for name in CHARTED:
             seconds = [found.seconds(job, 1, name, found.clock) for job in jobs]
@@ -52,6 +53,7 @@ def _scaling(found: Summary) -> Figure:
         axes.plot(values, least, "--", color=GREY, label="bound with recorded runs")
         axes.set(xlabel=what, xscale="log", yscale="log")
         _plain(axes, values)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_title(_same(jobs), fontsize=9)
     figure.axes[0].set_ylabel(CLOCKS[found.clock])
     figure.axes[0].legend(fontsize=8)
@@ -65,13 +67,14 @@ def _least(found: Summary, job: Job) -> float:
 
 def _same(jobs: Sequence[Job]) -> str:
     """What the jobs of a panel have in common."""
-    told = {
-        "tokens": {job.length for job in jobs},
-        "layers": {job.layers for job in jobs},
-        "pairs": {job.prompts for job in jobs},
-    }
-    fixed = [f"{next(iter(values))} {what}" for what, values in told.items() if len(values) == 1]
-    return f"resid at each position: {', '.join(fixed)}"
+    lengths, layers, pairs = (
+        {getattr(job, field) for job in jobs} for field in ("length", "layers", "prompts")
+    )
+    fixed = ["resid at each position"]
+    fixed += [f"{length} tokens" for length in lengths if len(lengths) == 1]
+    fixed += [f"last {count} layers" for count in layers if len(layers) == 1]
+    fixed += [f"{count} pair{'s' * (count > 1)}" for count in pairs if len(pairs) == 1]
+    return ", ".join(fixed)
 
 
 def _memory(found: Summary) -> Figure:
@@ -85,10 +88,11 @@ def _memory(found: Summary) -> Figure:
     peak.plot(budgets, [each["peak"] / MIB for each in points], "o-", color=COLOURS["cone"])
     peak.plot(budgets, budgets, "--", color=GREY, label="peak = budget")
     peak.set(xlabel="memory_budget, MiB", ylabel="peak beyond what was there, MiB", yscale="log")
+    peak.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     seconds = [each["total"][found.clock] for each in points]
     cost.plot(budgets, seconds, "o-", color=COLOURS["cone"])
     cost.set(xlabel="memory_budget, MiB", ylabel=CLOCKS[found.clock])
-    cost.set_ylim(bottom=0)
+    cost.set_ylim(0, 1.1 * max(seconds))
     for untold in (each for each in found.memory if each["budget"] is None):
         told = f"no budget given: {untold['peak'] / MIB:.0f} MiB"
         peak.axhline(untold["peak"] / MIB, color=GREY, linestyle=":", label=told)
@@ -100,8 +104,7 @@ def _memory(found: Summary) -> Figure:
 
 
 def _plain(axes: Any, values: Sequence[float]) -> None:
-    """Numbers as they are on a logarithmic axis, at the points alone."""
+    """Numbers as they are along a logarithmic axis, at the points alone."""
     axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.tick_params(labelsize=8)

@@ -59,9 +59,10 @@ def main() -> None:
             workers[name] = stack.enter_context(worker)
             # One after the other: the first may have to convert the model for all.
             told = workers[name].ask("about")
-            about = results["about"] or describe(arguments, told)
-            about["libraries"] = {**told["libraries"], **about["libraries"]}
-            results["about"] = about
+            if name == BOUND:
+                results["about"] = describe(arguments, told)
+            elif name in APART:
+                results["about"]["apart"][name] = told["libraries"]
         contest(arguments, tasks, workers, results, folder)
     if arguments.charts and set(names) & set(WHOLE):
         for budget in BUDGETS:
@@ -199,6 +200,7 @@ def describe(arguments: argparse.Namespace, told: dict[str, Any]) -> dict[str, A
         "cores": len(os.sched_getaffinity(0)),
         "sample": arguments.sample,
         "repeat": arguments.repeat,
+        "apart": {},
         **told,
     }
 

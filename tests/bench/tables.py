@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 from contestants import CONTESTANTS, WHOLE
@@ -30,15 +30,23 @@ def tables(found: Summary) -> str:
 
 
 def _about(found: Summary) -> str:
-    about = found.about
+    about, whole = found.about, [name for name in found.contestants if name in WHOLE]
     where = about.get("gpu") or f"{about['cpu']}, {about['cores']} cores"
-    libraries = ", ".join(f"{name} {version}" for name, version in about["libraries"].items())
-    return (
-        f"{about['model']}, {about['dtype']}, on {where}; {libraries}. {about['date']}. "
-        f"Seconds for the whole job, medians of up to {about['repeat']} runs. "
-        f"Those of {_listed(name for name in found.contestants if name not in WHOLE)} are the time "
-        "of the cells in the column `ran`, times the number of cells."
-    )
+    told = [
+        f"{about['model']}, {about['dtype']}, on {where}, {about['date']}.",
+        f"{_libraries(about['libraries'])}.",
+        *(f"{CONTESTANTS[name].title}: {_libraries(own)}." for name, own in about["apart"].items()),
+        f"Seconds for the whole job, medians of {about['repeat']} runs or as many as `runs` says.",
+        f"{_listed(name for name in found.contestants if name not in whole)} ran as many cells as "
+        "`ran` says; their seconds are that time, times the number of cells.",
+    ]
+    if whole:
+        told.append(f"{_listed(whole)} ran them all.")
+    return "\n".join(told)
+
+
+def _libraries(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -119,7 +127,7 @@ def _number(seconds: float | None) -> str:
 
 
 def _ratio(one: float | None, other: float | None) -> str:
-    # The last position's cells lie right of all that a resid patch in the last layer can reach.
+    # The bound is 0 where no patch reaches any further layer.
     return _number(one / other) if one is not None and other else NONE
 
 

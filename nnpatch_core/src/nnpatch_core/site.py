@@ -351,7 +351,8 @@ def execution_order(sites: Iterable[Site], nnmodel: Any = None) -> tuple[Site, .
             names = list(table_of(site.api, module_of(nnmodel), site.layer))
         return (site.layer, names.index(site.component))
 
-    return tuple(sorted(sites, key=key))
+    given = tuple(sites)
+    return tuple(sorted(given, key=key)) if len(given) > 1 else given
 
 
 def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:

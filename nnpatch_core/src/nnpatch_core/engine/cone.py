@@ -19,13 +19,13 @@ from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import rounding
 from nnpatch_core._warnings import warn
-from nnpatch_core.engine.edits import Edit, Edits, Stop, edits_of
+from nnpatch_core.engine.edits import Edit, Edits, edits_of
 from nnpatch_core.engine.head import Head
 from nnpatch_core.engine.parts import Part
 from nnpatch_core.engine.plan import Bucket, Plan
 from nnpatch_core.engine.prefix import prefix
 from nnpatch_core.engine.replacements import Replacement
-from nnpatch_core.engine.rows import INPUT, INSIDE, OUTPUT, STAGES, Booleans, Rows
+from nnpatch_core.engine.rows import INPUT, INSIDE, OUTPUT, STAGES, Booleans, Rows, Stop
 from nnpatch_core.engine.target import TargetRun
 from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import EngineError, MemoryWarning, PatchingError

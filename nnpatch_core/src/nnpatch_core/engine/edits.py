@@ -13,33 +13,9 @@ from nnpatch_core._models import module_of
 from nnpatch_core.components import Component
 from nnpatch_core.engine.plan import Bucket
 from nnpatch_core.engine.replacements import Replacement
-from nnpatch_core.engine.rows import Booleans, stage_of
-from nnpatch_core.layers import head_columns, row_of, table_of
-from nnpatch_core.seq_pos import Group
-from nnpatch_core.site import AnySite, Location, Site, execution_order
-
-
-@attrs.frozen(eq=False)
-class Stop:
-    """One site of a cell, with what a forward must know of it.
-
-    Args:
-        site: the site.
-        stage: when a forward reaches it.
-        order: its component's place in the layer's table.
-        turn: how many sites of its cell were at the same activation before it.
-        row: where the activation is.
-        location: the same, so that sites which share it are known.
-        group: its positions.
-    """
-
-    site: Site
-    stage: int
-    order: int
-    turn: int
-    row: Component
-    location: Location
-    group: Group
+from nnpatch_core.engine.rows import Booleans, Stop
+from nnpatch_core.layers import head_columns
+from nnpatch_core.site import Location, Site
 
 
 @attrs.frozen(eq=False)
@@ -89,23 +65,6 @@ class Edit:
 
 #: Stage to the edits there, in the order in which a forward reaches them.
 Edits: TypeAlias = Mapping[int, Sequence[Edit]]
-
-
-def stops_of(cells: Sequence[AnySite], nnmodel: Any, seq_len: int) -> list[list[Stop]]:
-    """Each cell's sites in the order in which a forward reaches them."""
-    model = module_of(nnmodel)
-    found = []
-    for cell in cells:
-        stops: list[Stop] = []
-        for site in execution_order(cell.sites, nnmodel):
-            row = row_of(site.api, model, site.layer, site.component)
-            location = site.location(nnmodel)
-            turn = sum(stop.location == location for stop in stops)
-            order = list(table_of(site.api, model, site.layer)).index(site.component)
-            stage = stage_of(site.layer, row)
-            stops.append(Stop(site, stage, order, turn, row, location, site.group(seq_len)))
-        found.append(stops)
-    return found
 
 
 def edits_of(bucket: Bucket, stops: Sequence[Sequence[Stop]], real: Booleans) -> Edits:

@@ -10,13 +10,12 @@ import torch
 from nnpatch_core._models import module_of
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone import ConeRun
-from nnpatch_core.engine.edits import stops_of
 from nnpatch_core.engine.full import FullRun
 from nnpatch_core.engine.head import find_head
 from nnpatch_core.engine.limits import Limits
 from nnpatch_core.engine.plan import make_plan
 from nnpatch_core.engine.replacements import Replacement
-from nnpatch_core.engine.rows import rows_of
+from nnpatch_core.engine.rows import rows_of, stops_of
 from nnpatch_core.engine.target import record_target
 from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import EngineError, PatchingError
@@ -62,7 +61,8 @@ def open_cone(
         raise EngineError(
             f"the model does not hand out keys and values: {type(error).__name__}: {error}"
         ) from error
-    rows = rows_of(cells, len(target), target.seq_len, run.changes, nnmodel)
+    stops = stops_of(cells, nnmodel, target.seq_len)
+    rows = rows_of(stops, len(target), target.seq_len, run.changed)
     plan = make_plan(
         rows,
         cells=len(cells),
@@ -73,5 +73,4 @@ def open_cone(
         budget=limits.budget,
         recorded=len(target) * limits.recorded,
     )
-    stops = stops_of(cells, nnmodel, target.seq_len)
     return ConeRun(nnmodel, sites[0].api.layers, stops, replacement, run, plan, find_head(model))

@@ -33,6 +33,7 @@ class _Prefix(DynamicLayer):  # type: ignore[no-untyped-call]
         self._kept = kept
         self._start = start
         self._prompts = prompts
+        self._one = bool((prompts == prompts[:1]).all())
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -49,6 +50,9 @@ class _Prefix(DynamicLayer):  # type: ignore[no-untyped-call]
 
     def _of_rows(self, kept: Tensor, device: torch.device) -> Tensor:
         left = kept[:, :, : self._start]
+        if self._one:
+            # A view: the copy for each row is made once, where they join the rows' own.
+            return left[self._prompts[0]].to(device).expand(len(self._prompts), -1, -1, -1)
         return left[self._prompts.to(left.device)].to(device)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -10,15 +10,23 @@ import numpy as np
 
 from nnpatch_core._models import module_of
 from nnpatch_core.components import Component
-from nnpatch_core.layers import row_of
-from nnpatch_core.site import AnySite, Site, execution_order
+from nnpatch_core.layers import row_of, table_of
+from nnpatch_core.seq_pos import Group
+from nnpatch_core.site import AnySite, Location, Site, execution_order
 
+#: Adapter, component and layer: the sites there differ in heads and positions only.
+Place: TypeAlias = tuple[str, str, int]
 Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 Booleans: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]
 
 #: A layer has three stages: its input, what is inside, its output.
 STAGES = 3
 INPUT, INSIDE, OUTPUT = range(STAGES)
+
+
+def place_of(site: Site) -> Place:
+    """Where a site is, whatever its head and positions."""
+    return (site.api.name, site.component, site.layer)
 
 
 def stage_of(layer: int, component: Component) -> int:
@@ -62,12 +70,51 @@ class Rows:
         return Rows(*(np.concatenate(pair) for pair in pairs))
 
 
+@attrs.frozen(eq=False)
+class Stop:
+    """One site of a cell, with what a forward must know of it.
+
+    Args:
+        site: the site.
+        stage: when a forward reaches it; see `stage_of`.
+        order: its component's place in the layer's table.
+        turn: how many sites of its cell were at the same activation before it.
+        row: where the activation is.
+        location: the same, so that sites which share it are known.
+        group: its positions.
+    """
+
+    site: Site
+    stage: int
+    order: int
+    turn: int
+    row: Component
+    location: Location
+    group: Group
+
+
+def stops_of(cells: Sequence[AnySite], nnmodel: Any, seq_len: int) -> list[list[Stop]]:
+    """Each cell's sites, in the order in which a forward reaches them."""
+    model = module_of(nnmodel)
+    known: dict[Place, tuple[int, int, Component, Location]] = {}
+    found = []
+    for cell in cells:
+        stops: list[Stop] = []
+        for site in execution_order(cell.sites, nnmodel):
+            place = place_of(site)
+            if place not in known:
+                row = row_of(site.api, model, site.layer, site.component)
+                order = list(table_of(site.api, model, site.layer)).index(site.component)
+                known[place] = (stage_of(site.layer, row), order, row, site.location(nnmodel))
+            stage, order, row, location = known[place]
+            turn = sum(stop.location == location for stop in stops)
+            stops.append(Stop(site, stage, order, turn, row, location, site.group(seq_len)))
+        found.append(stops)
+    return found
+
+
 def rows_of(
-    cells: Sequence[AnySite],
-    batch: int,
-    seq_len: int,
-    changes: Callable[[Site], Booleans],
-    nnmodel: Any,
+    cells: Sequence[Sequence[Stop]], batch: int, seq_len: int, changed: Mapping[Place, Booleans]
 ) -> Rows:
     """The rows of a sweep; a cell that changes nothing in a prompt has none there.
 
@@ -75,26 +122,25 @@ def rows_of(
     token, and at the first site, where what is put differs from what was there.
 
     Args:
-        cells: what is patched, each alone.
+        cells: the sites of each cell, by `stops_of`.
         batch: the number of prompts.
         seq_len: tokens per prompt.
-        changes: for a site `[batch, seq]`: where patching it puts something else there.
-        nnmodel: the model, whose layers may differ in kind.
+        changed: for each place `[batch, seq, heads or 1]`: where patching puts something else.
     """
-    model = module_of(nnmodel)
     everyone = np.arange(batch)
     found: list[tuple[Integers, Integers, Integers, Integers]] = []
-    for number, cell in enumerate(cells):
+    for number, stops in enumerate(cells):
         start = np.full(batch, seq_len)
         stage = np.full(batch, -1)
-        for site in execution_order(cell.sites, nnmodel):
-            changed = changes(site)
-            touched = changed.any(1)
-            start = np.where(touched, np.minimum(start, changed.argmax(1)), start)
-            entry = stage_of(site.layer, row_of(site.api, model, site.layer, site.component))
-            stage = np.where(touched & (stage < 0), entry, stage)
+        for stop in stops:
+            here: Booleans = np.take(changed[place_of(stop.site)], stop.group, axis=1)
+            head = stop.site.head
+            differs = np.any(here, axis=-1) if head is None else np.take(here, head, axis=-1)
+            touched = np.any(differs, axis=1)
+            first = np.asarray(stop.group)[differs.argmax(1)]
+            start = np.where(touched, np.minimum(start, first), start)
+            stage = np.where(touched & (stage < 0), stop.stage, stage)
         runs = stage >= 0
         prompts = everyone[runs]
         found.append((np.full_like(prompts, number), prompts, start[runs], stage[runs]))
-    joined = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-    return Rows(*joined)
+    return Rows(*(np.concatenate(parts) for parts in zip(*found, strict=True)))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,21 +15,13 @@ from nnpatch_core.batch import Batch
 from nnpatch_core.components import Component
 from nnpatch_core.engine.prefix import KeysValues, recorded, recording
 from nnpatch_core.engine.replacements import Replacement
-from nnpatch_core.engine.rows import OUTPUT, STAGES, Booleans, stage_of
+from nnpatch_core.engine.rows import OUTPUT, STAGES, Booleans, Place, place_of, stage_of
 from nnpatch_core.engine.trace import forward
 from nnpatch_core.layers import head_columns, row_of
 from nnpatch_core.site import Site, execution_order
 
-#: Adapter, component and layer: the sites there differ in heads and positions only.
-Place: TypeAlias = tuple[str, str, int]
-
 LAYER_INPUT = Component("", "input")
 LAYER_OUTPUT = Component("", "output")
-
-
-def place_of(site: Site) -> Place:
-    """Where a site is, whatever its head and positions."""
-    return (site.api.name, site.component, site.layer)
 
 
 @attrs.frozen(eq=False)
@@ -54,17 +45,6 @@ class TargetRun:
     rests: Mapping[int, tuple[Any, ...] | None]
     kept: Sequence[KeysValues]
     changed: Mapping[Place, Booleans]
-
-    def changes(self, site: Site) -> Booleans:
-        """`[batch, seq]`: where patching the site puts something else there."""
-        changed = self.changed[place_of(site)]
-        heads: Booleans = changed[..., site.head or 0]
-        if site.head is None:
-            heads = np.logical_or.reduce(changed, axis=-1)
-        found = np.zeros_like(heads)
-        group = list(site.group(heads.shape[1]))
-        found[:, group] = heads[:, group]
-        return found
 
 
 def record_target(
