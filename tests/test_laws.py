@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -31,7 +32,7 @@ from nnpatch_core import (
     activation_patching,
 )
 from nnpatch_core.batch import Batch, pack_left
-from nnpatch_core.engine import Recorded, forward, record, run_full
+from nnpatch_core.engine import Recorded, forward, open_full, record
 from nnpatch_core.errors import PositionError
 from nnpatch_core.testing import tiny_model
 from nnpatch_gemma import Gemma2
@@ -394,8 +395,10 @@ class Case:
         source, target = self.batch(self.source), self.batch(self.target)
         sites = [site for cell in cells for site in cell.sites]
         _, found = record(self.nnmodel, source, sites)
-        replacement = Recorded(self.nnmodel, found, source.mask * target.mask)
-        return list(run_full(self.nnmodel, target, cells, replacement))
+        replacement = Recorded(found, source.mask * target.mask)
+        run = open_full(self.nnmodel, target, cells, replacement)
+        done = np.zeros((len(cells), len(target)), dtype=np.bool_)
+        return [part.logits for part in run.parts(done, None)]
 
 
 @st.composite

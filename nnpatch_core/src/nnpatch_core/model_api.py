@@ -25,7 +25,8 @@ class ModelAPI(Protocol):
     """An adapter: where the components of one model family live.
 
     `DecoderAPI` is the table that fits most families; any object with these members will do. It
-    may also have `kinds`, `residual` and `padding`, with the meaning that `DecoderAPI` gives them.
+    may also have `kinds`, `residual`, `padding` and `cone`, with the meaning that `DecoderAPI` gives
+    them.
     """
 
     @property
@@ -96,6 +97,9 @@ class DecoderAPI:
             the three is multiplied by a number first; None where it does something else.
         padding: whether a masked token leaves the others alone. Where it does not, prompts of
             different lengths are refused.
+        cone: whether the models can be run from the middle of a prompt on, given the keys and
+            values of what stands before; those with a recurrent state cannot. Where it is false,
+            sweeps run in the full engine.
 
     Examples:
         >>> api = DecoderAPI("Tiny", ("tiny",), {"mlp": Component("mlp")})
@@ -114,6 +118,9 @@ class DecoderAPI:
         default="sum", kw_only=True, validator=attrs.validators.in_(("sum", "scaled", None))
     )
     padding: bool = attrs.field(
+        default=True, kw_only=True, validator=attrs.validators.instance_of(bool)
+    )
+    cone: bool = attrs.field(
         default=True, kw_only=True, validator=attrs.validators.instance_of(bool)
     )
 

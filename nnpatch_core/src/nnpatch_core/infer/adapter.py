@@ -76,14 +76,19 @@ def infer_adapter(nnmodel: Any, name: str | None = None) -> DecoderAPI:
     return adapter
 
 
+#: What an adapter says of its models, and the check that tells whether it is so.
+_DECLARED = {"padding": "check_padding", "cone": "check_cone_equals_full"}
+
+
 def put_to_test(adapter: DecoderAPI, nnmodel: Any) -> tuple[DecoderAPI, list[Result]]:
-    """An inferred adapter, which says so if the model does not mask padding, and its checks."""
+    """An inferred adapter, with what its model cannot do declared, and its checks."""
     layers = _sample(adapter, module_of(nnmodel))
     results = run_checks(adapter, nnmodel, layers=layers)
-    if all(result.ok for result in results if result.check == "check_padding"):
-        return adapter, results
-    adapter = attrs.evolve(adapter, padding=False)
-    return adapter, run_checks(adapter, nnmodel, layers=layers)
+    for tag, check in _DECLARED.items():
+        if not all(result.ok for result in results if result.check == check):
+            adapter = attrs.evolve(adapter, **{tag: False})
+            results = run_checks(adapter, nnmodel, layers=layers)
+    return adapter, results
 
 
 def read_model(nnmodel: Any, name: str | None = None) -> Inference:

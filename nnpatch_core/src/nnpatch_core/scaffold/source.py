@@ -67,7 +67,7 @@ def adapter_source(adapter: DecoderAPI, variable: str) -> tuple[str, set[str]]:
             arguments[name] = _text(value) if isinstance(value, str) else repr(value)
     if adapter.kinds:
         arguments["kinds"] = _kinds(adapter.kinds, names)
-    for name in ("residual", "padding"):
+    for name in ("residual", "padding", "cone"):
         value = getattr(adapter, name)
         if value != getattr(default, name):
             arguments[name] = _text(value) if isinstance(value, str) else repr(value)

@@ -68,6 +68,8 @@ def why_skipped(check: str, api: ModelAPI) -> str | None:
         return "the adapter has neither attn nor resid, which o would reach"
     if function is flow.check_padding and not getattr(api, "padding", True):
         return "the adapter declares padding=False"
+    if function is patches.check_cone_equals_full and not getattr(api, "cone", True):
+        return "the adapter declares cone=False"
     if function is flow.check_residual:
         if getattr(api, "residual", "sum") is None:
             return "the adapter declares residual=None"

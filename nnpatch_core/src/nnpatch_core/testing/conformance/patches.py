@@ -8,11 +8,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from nnpatch_core.errors import EngineError
 from nnpatch_core.layers import head_columns
 from nnpatch_core.patching import activation_patching
 from nnpatch_core.site import Site
 from nnpatch_core.sites import SiteList, Sites
 from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject
+
+#: How many tokens of the last prompt are padding, where there may be some.
+_PADDING = 2
 
 
 def check_identity_patch(subject: Subject) -> None:
@@ -99,6 +103,51 @@ def check_sweep(subject: Subject) -> None:
         subject.expect_same(value, torch.ones_like(value), "resid of the last layer restores not 1")
 
 
+def check_cone_equals_full(subject: Subject) -> None:
+    """A sweep in the cone engine gives the numbers of one whole forward for every cell."""
+    target = subject.target
+    # Prompts that differ from the first, the second, ... token on: a part of the cells is elided.
+    later = torch.arange(target.seq_len)[None] >= torch.arange(len(target))[:, None]
+    tokens = torch.where(later, subject.source.tokens, target.tokens)
+    mask = torch.ones_like(target.mask)
+    if getattr(subject.api, "padding", True):
+        mask[-1, :_PADDING] = 0
+    positions = ([2], [target.seq_len - 1], [3, 5])
+    sites = [
+        subject.site(name, layer, head, seq_pos)
+        for name, layer in subject.places
+        for seq_pos in positions
+        for head in (_each(subject, name, layer) if seq_pos == positions[0] else [None])
+    ]
+    logits = subject.run(target).logits
+    best = logits.topk(2).indices
+    found = {}
+    for engine in ("full", "cone"):
+        try:
+            out = activation_patching(
+                subject.nnmodel,
+                subject.api,
+                Sites.from_sites(sites),
+                tokens,
+                target.tokens,
+                best[:, 0],
+                best[:, 1],
+                attention_mask=mask,
+                engine=engine,
+                progress=False,
+            )
+        except EngineError as error:
+            raise CheckError(f"{error}; the adapter must declare cone=False") from error
+        found[engine] = torch.cat([out.patched(name) for name in out])
+    gap = (found["full"] - found["cone"]).abs().max().item()
+    if not gap <= subject.rounding * logits.abs().max().item():
+        raise CheckError(
+            f"the cone engine is off by up to {gap:.3g} from whole forwards; if the model keeps "
+            "something of earlier tokens besides keys and values, the adapter must declare "
+            "cone=False"
+        )
+
+
 def _listed(subject: Subject) -> SiteList:
     """The sites of the sweep in the layers that are looked at, with their heads."""
     sites = [
@@ -145,4 +194,5 @@ CHECKS = (
     check_residual_is_everything,
     check_edits_stay,
     check_sweep,
+    check_cone_equals_full,
 )
