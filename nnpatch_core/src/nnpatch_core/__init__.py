@@ -5,7 +5,7 @@ from nnpatch_core.components import Component
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.heads import Fused, Heads, Interleaved, PartOfHead
 from nnpatch_core.infer import infer_adapter
-from nnpatch_core.metrics import MetricContext
+from nnpatch_core.metrics import MetricContext, reads_tokens
 from nnpatch_core.model_api import (
     DecoderAPI,
     ModelAPI,
@@ -13,7 +13,7 @@ from nnpatch_core.model_api import (
     fused_projections,
     separate_projections,
 )
-from nnpatch_core.patching import ablation_patching, activation_patching, cache_average
+from nnpatch_core.patching import ablation_patching, activation_patching, cache_average, plan_sweep
 from nnpatch_core.plugins import hookimpl
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
@@ -51,5 +51,7 @@ __all__ = [
     "fused_projections",
     "hookimpl",
     "infer_adapter",
+    "plan_sweep",
+    "reads_tokens",
     "separate_projections",
 ]

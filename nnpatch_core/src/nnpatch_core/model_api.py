@@ -25,8 +25,8 @@ class ModelAPI(Protocol):
     """An adapter: where the components of one model family live.
 
     `DecoderAPI` is the table that fits most families; any object with these members will do. It
-    may also have `kinds`, `residual`, `padding` and `cone`, with the meaning that `DecoderAPI` gives
-    them.
+    may also have `kinds`, `residual`, `padding` and `cone`, with the meaning that `DecoderAPI`
+    gives them.
     """
 
     @property

@@ -3,9 +3,9 @@
 from nnpatch_core.engine.cone import ConeRun
 from nnpatch_core.engine.full import FullRun
 from nnpatch_core.engine.limits import Limits, limits_of
-from nnpatch_core.engine.opened import open_cone, open_full
+from nnpatch_core.engine.opened import open_cone, open_full, plan_cells
 from nnpatch_core.engine.parts import EngineRun, Part
-from nnpatch_core.engine.plan import Plan
+from nnpatch_core.engine.plan import Plan, joined
 from nnpatch_core.engine.replacements import Recorded, Replacement, Zeros
 from nnpatch_core.engine.support import why_not_cone
 from nnpatch_core.engine.trace import forward, record
@@ -21,9 +21,11 @@ __all__ = [
     "Replacement",
     "Zeros",
     "forward",
+    "joined",
     "limits_of",
     "open_cone",
     "open_full",
+    "plan_cells",
     "record",
     "why_not_cone",
 ]

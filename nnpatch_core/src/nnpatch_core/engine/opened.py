@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,9 @@ from nnpatch_core.engine.cone import ConeRun
 from nnpatch_core.engine.full import FullRun
 from nnpatch_core.engine.head import find_head
 from nnpatch_core.engine.limits import Limits
-from nnpatch_core.engine.plan import make_plan
+from nnpatch_core.engine.plan import Plan, make_plan
 from nnpatch_core.engine.replacements import Replacement
-from nnpatch_core.engine.rows import rows_of, stops_of
+from nnpatch_core.engine.rows import Booleans, Place, Stop, rows_of, stops_of
 from nnpatch_core.engine.target import record_target
 from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import EngineError, PatchingError
@@ -62,15 +62,35 @@ def open_cone(
             f"the model does not hand out keys and values: {type(error).__name__}: {error}"
         ) from error
     stops = stops_of(cells, nnmodel, target.seq_len)
-    rows = rows_of(stops, len(target), target.seq_len, run.changed)
-    plan = make_plan(
-        rows,
+    plan = plan_cells(stops, run.changed, len(target), target.seq_len, layers, limits)
+    return ConeRun(nnmodel, sites[0].api.layers, stops, replacement, run, plan, find_head(model))
+
+
+def plan_cells(
+    cells: Sequence[Sequence[Stop]],
+    changed: Mapping[Place, Booleans],
+    batch: int,
+    seq_len: int,
+    n_layers: int,
+    limits: Limits,
+) -> Plan:
+    """Plan how cells are patched into prompts, given where a patch changes anything.
+
+    Args:
+        cells: the sites of each cell.
+        changed: for each place `[batch, seq, heads or 1]`.
+        batch: the number of prompts.
+        seq_len: tokens per prompt.
+        n_layers: the model's layers.
+        limits: the memory that the sweep may use.
+    """
+    return make_plan(
+        rows_of(cells, batch, seq_len, changed),
         cells=len(cells),
-        batch=len(target),
-        n_layers=layers,
-        seq_len=target.seq_len,
+        batch=batch,
+        n_layers=n_layers,
+        seq_len=seq_len,
         costs=limits.needs.costs,
         budget=limits.budget,
-        recorded=len(target) * limits.recorded,
+        recorded=batch * limits.recorded,
     )
-    return ConeRun(nnmodel, sites[0].api.layers, stops, replacement, run, plan, find_head(model))

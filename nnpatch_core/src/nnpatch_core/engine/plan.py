@@ -6,6 +6,7 @@ It is pure: it knows numbers of layers, tokens and bytes, and no model.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import attrs
@@ -166,6 +167,19 @@ def make_plan(
     # The cheapest first: the first one shows whether the engine suits the model at all.
     buckets.sort(key=lambda bucket: (seq_len - bucket.start) * len(bucket.rows))
     return Plan(tuple(buckets), cells, batch, n_layers, seq_len, recorded)
+
+
+def joined(plans: Sequence[Plan]) -> Plan:
+    """The plan of a sweep whose prompts run in several chunks, one after the other."""
+    buckets: list[Bucket] = []
+    batch = 0
+    for plan in plans:
+        for bucket in plan.buckets:
+            rows = attrs.evolve(bucket.rows, prompt=bucket.rows.prompt + batch)
+            buckets.append(attrs.evolve(bucket, rows=rows))
+        batch += plan.batch
+    largest = max(plan.recorded for plan in plans)
+    return attrs.evolve(plans[0], buckets=tuple(buckets), batch=batch, recorded=largest)
 
 
 def _cuts(rows: Rows, n_layers: int, seq_len: int, overhead: float) -> list[np.ndarray]:

@@ -86,7 +86,8 @@ def put_to_test(adapter: DecoderAPI, nnmodel: Any) -> tuple[DecoderAPI, list[Res
     results = run_checks(adapter, nnmodel, layers=layers)
     for tag, check in _DECLARED.items():
         if not all(result.ok for result in results if result.check == check):
-            adapter = attrs.evolve(adapter, **{tag: False})
+            declared: dict[str, Any] = {tag: False}
+            adapter = attrs.evolve(adapter, **declared)
             results = run_checks(adapter, nnmodel, layers=layers)
     return adapter, results
 

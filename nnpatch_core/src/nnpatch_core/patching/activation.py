@@ -11,11 +11,11 @@ from torch import Tensor
 from nnpatch_core._models import as_nnsight, evaluating, module_of, vocab_size
 from nnpatch_core.batch import check_answers, check_paired
 from nnpatch_core.engine import Recorded, record
-from nnpatch_core.errors import ConfidenceError, MaskError, MetricError
+from nnpatch_core.errors import ConfidenceError, MetricError
 from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference, why_not_alone
 from nnpatch_core.patching.checkpoint import Checkpoint
 from nnpatch_core.patching.identity import identity
-from nnpatch_core.patching.inputs import read_batch
+from nnpatch_core.patching.inputs import one_mask, read_batch
 from nnpatch_core.patching.labels import label_prompts, outcome
 from nnpatch_core.patching.run import Chunk, open_chunk, run_cells
 from nnpatch_core.patching.sweep import (
@@ -111,8 +111,8 @@ def activation_patching(
     """
     traced = as_nnsight(nnmodel)
     model = module_of(traced)
-    source_mask = _one_mask("source", attention_mask, source_attention_mask)
-    target_mask = _one_mask("target", attention_mask, target_attention_mask)
+    source_mask = one_mask("source", attention_mask, source_attention_mask)
+    target_mask = one_mask("target", attention_mask, target_attention_mask)
     source = read_batch(traced, "source_tokens", source_tokens, source_mask)
     target = read_batch(traced, "target_tokens", target_tokens, target_mask)
     check_paired(source, target)
@@ -160,15 +160,6 @@ def activation_patching(
             file.open(identity(sweep, "activation", runs, context, baseline, {"mask": both}))
         tally = run_cells(sweep, context, baseline, chunk_of, first, file)
     return outcome(sweep, "activation", "restored", tally, baseline, prompts, both)
-
-
-def _one_mask(run: str, both: Tensor | None, own: Tensor | None) -> Tensor | None:
-    if both is not None and own is not None:
-        raise MaskError(
-            f"attention_mask= and {run}_attention_mask= were both given; "
-            "the first is for both runs, so give one of them"
-        )
-    return both if own is None else own
 
 
 def _check_confidence(context: MetricContext, prompts: Prompts) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnpatch_core._models import module_of, pad_id, vocab_size
 from nnpatch_core.batch import Batch, make_batch
-from nnpatch_core.errors import TokensError
+from nnpatch_core.errors import MaskError, TokensError
 
 
 def read_batch(nnmodel: Any, name: str, tokens: Any, mask: Any = None) -> Batch:
@@ -50,3 +50,17 @@ def read_batches(nnmodel: Any, name: str, batches: Any) -> Iterable[Batch]:
             f"{name} must be tokens [batch, seq] or an iterable of batches, got {batches!r}"
         )
     return map(read, batches)
+
+
+def one_mask(run: str, both: Tensor | None, own: Tensor | None) -> Tensor | None:
+    """The mask of one run, given that of both runs or its own.
+
+    Raises:
+        MaskError: both were given.
+    """
+    if both is not None and own is not None:
+        raise MaskError(
+            f"attention_mask= and {run}_attention_mask= were both given; "
+            "the first is for both runs, so give one of them"
+        )
+    return both if own is None else own
