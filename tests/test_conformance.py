@@ -80,6 +80,7 @@ QWEN3_NEXT = DecoderAPI(
     ("qwen3_next",),
     decoder_components(attn="linear_attn", heads={}),
     kinds={"self_attn": decoder_components(heads=GATED)},
+    cone=False,
 )
 
 
@@ -291,6 +292,13 @@ class Bypass(Wrapped):
 
     def after(self, found: Tensor) -> Tensor:
         return found + self.seen
+
+
+class Shifted(Wrapped):
+    """Each token with the one before it: more of it than keys and values tell."""
+
+    def after(self, found: Tensor) -> Tensor:
+        return found + nn.functional.pad(found, (0, 0, 1, 0))[:, :-1]
 
 
 def fresh(edit: Callable[[Any], object], family: str = "llama", **settings: Any) -> Callable:
@@ -785,6 +793,7 @@ SEEDS = {
         attrs.evolve(
             BERT,
             components={name: row for name, row in BERT.components.items() if row.heads is None},
+            cone=False,
         ),
         model_of("bert", is_decoder=False),
         causal="changing the last token changes resid of layer 0 at the positions [0, 1,",
@@ -824,8 +833,13 @@ SEEDS = {
         patch_reaches_logits="H1 can be turned round without any effect",
         output_heads="o L0 H1 [2] reaches attn at the positions []",
     ),
+    "attention that sees the token before": alone(
+        attrs.evolve(Llama3, padding=False),
+        fresh(in_each_layer("input_layernorm", Shifted)),
+        cone_equals_full="gives other logits than run as a whole",
+    ),
     "tokens past the residual stream": alone(
-        Llama3,
+        attrs.evolve(Llama3, cone=False),
         fresh(show_tokens_to_the_last_mlp),
         residual_is_everything="resid_pre of layer 0, patched at every position",
     ),
@@ -1105,7 +1119,7 @@ def test_a_wrapped_model() -> None:
         (attrs.evolve(Llama3, residual=None), {"residual": "declares residual=None"}),
         (scaled(Llama3), {}),
         # What some layers have is looked at there.
-        (QWEN3_NEXT, {}),
+        (QWEN3_NEXT, {"cone_equals_full": "declares cone=False"}),
         # By default, what is not declared is what DecoderAPI has by default.
         (OwnCounts(), {}),
     ],

@@ -112,6 +112,7 @@ Mpt = DecoderAPI(
         heads=fused_projections("attn.Wqkv", "attn.out_proj", Fused),
     ),
     "transformer.blocks",
+    cone=False,
 )
 # Attention and MLP of BLOOM add the residual stream themselves, after their last projection.
 Bloom = DecoderAPI(
@@ -125,6 +126,7 @@ Bloom = DecoderAPI(
         ),
     ),
     "transformer.h",
+    cone=False,
 )
 
 
@@ -165,6 +167,7 @@ Lfm2 = DecoderAPI(
     },
     # What the convolutions of the other layers add is no component.
     residual=None,
+    cone=False,
 )
 QUERY_AND_GATE = separate_projections()
 QUERY_AND_GATE["q"] = attrs.evolve(QUERY_AND_GATE["q"], columns=PartOfHead(0, parts=2))
@@ -174,9 +177,11 @@ Qwen3Next = DecoderAPI(
     ("qwen3_next",),
     LINEAR,
     kinds={"self_attn": decoder_components(heads=QUERY_AND_GATE)},
+    cone=False,
 )
 OlmoHybrid = DecoderAPI(
-    "OlmoHybrid", ("olmo_hybrid",), LINEAR, kinds={"post_feedforward_layernorm": POST_NORMS}
+    "OlmoHybrid", ("olmo_hybrid",), LINEAR, kinds={"post_feedforward_layernorm": POST_NORMS},
+    cone=False,
 )
 #: The number of heads is a list in the config, or a function.
 Listed = DecoderAPI(

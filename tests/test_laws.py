@@ -282,6 +282,7 @@ def test_an_outcome_is_written_where_it_was_swept_once(swept: Swept) -> None:
         answer,
         answer,
         metric=count,
+        engine="full",
         progress=False,
     )
     counted = []
@@ -488,12 +489,12 @@ def test_patching_a_whole_residual_stream_gives_the_source_run(
 def test_the_end_of_the_residual_stream_is_the_whole_answer(case: Case) -> None:
     """Exactly 1 at the last layer and position, exactly 0 before it."""
     names = ["resid", "attn", "mlp", "o"]
-    out = case.sweep(Sites(names, layers=[2], heads=[1], seq_pos_type="each"))
+    out = case.sweep(Sites(names, layers=[2], heads=[1], seq_pos_type="each"), engine="full")
     assert out["resid"][-1, -1] == 1
     assert torch.equal(out.patched("resid")[-1, -1], out.baseline.source)
     for name in out:
         assert bool((out[name][-1, :-1] == 0).all())
-    last = case.sweep(Sites("resid", seq_pos_type="last"))
+    last = case.sweep(Sites("resid", seq_pos_type="last"), engine="full")
     assert last["resid"][-1] == 1
 
 
@@ -579,7 +580,7 @@ def test_a_padded_batch_equals_its_prompts_alone(case: Case) -> None:
 def test_one_tensor_under_two_names(case: Case, layer: int) -> None:
     """What a layer gives is what the next one takes."""
     sites = Sites(["resid_pre", "resid"], seq_pos_type="each")
-    out = case.sweep(sites)
+    out = case.sweep(sites, engine="full")
     given, taken = out.patched("resid")[layer], out.patched("resid_pre")[layer + 1]
     torch.testing.assert_close(given, taken, atol=0, rtol=0, equal_nan=True)
 

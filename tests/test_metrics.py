@@ -203,7 +203,7 @@ def test_metric_is_given_float32_logits(model):
         seen.append((context.source_logits.dtype, tuple(context.source_logits.shape), False))
         return logits[:, 0]
 
-    sweep(tiny_model().bfloat16(), mine)
+    sweep(tiny_model().bfloat16(), mine, engine="full")
     assert set(seen) == {(torch.float32, (2, 64), False)}
 
 

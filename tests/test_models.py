@@ -25,6 +25,7 @@ from nnpatch_core import (
     activation_patching,
     decoder_components,
 )
+from nnpatch_core.errors import EngineError
 from nnpatch_core.heads import Heads
 from nnpatch_core.testing import tiny_model, tiny_tokenizer
 from nnpatch_llama import Llama3
@@ -415,7 +416,7 @@ def test_a_metric_that_raises_leaves_the_model_as_it_was(
     model.train()
     before = State.of(model)
     with pytest.raises(error):
-        sweep(model, metric=fails_at(call, error))
+        sweep(model, metric=fails_at(call, error), engine="full")
     before.check(model)
     assert_same(sweep(model), reference("llama"))
 
@@ -441,8 +442,9 @@ def test_an_error_inside_a_trace_leaves_the_model_as_it_was(call: int, wrap: Cal
     model = tiny_model("llama")
     before = State.of(model)
     nnmodel = wrap(model)
+    sites = Sites(["resid_pre", "v"], seq_pos_type="each")
     with pytest.raises(InterruptedSweepError):
-        sweep(nnmodel, Sites(["resid_pre", "v"], seq_pos_type="each"), api_that_fails_at(call))
+        sweep(nnmodel, sites, api_that_fails_at(call), engine="full")
     before.check(model)
     assert_same(sweep(nnmodel), reference("llama"))
 
@@ -470,7 +472,24 @@ def test_an_error_of_the_model_itself(call: int) -> None:
     inner = model.model.layers[1].mlp
     model.model.layers[1].mlp = Breaking(inner, call)
     with pytest.raises(InterruptedSweepError):
-        sweep(model)
+        sweep(model, engine="full")
+    model.model.layers[1].mlp = inner
+    before.check(model)
+    assert_same(sweep(model), reference("llama"))
+
+
+@pytest.mark.parametrize("call", [2, 3, 4])
+def test_an_error_of_the_model_in_the_cone_engine(call: int) -> None:
+    """The source run is the first forward; the engine's own are named in its error."""
+    model = tiny_model("llama")
+    before = State.of(model)
+    inner = model.model.layers[1].mlp
+    model.model.layers[1].mlp = Breaking(inner, call)
+    error = EngineError if call < 4 else InterruptedSweepError
+    with pytest.raises(error) as caught:
+        sweep(model, engine="cone", memory_budget=400_000)
+    if error is EngineError:
+        assert "InterruptedSweepError" in str(caught.value)
     model.model.layers[1].mlp = inner
     before.check(model)
     assert_same(sweep(model), reference("llama"))
@@ -511,7 +530,7 @@ def endless(nnmodel: Any, error: bool) -> Iterator[None]:
     while True:
         if error:
             with pytest.raises(InterruptedSweepError):
-                sweep(nnmodel, sites, Llama3, metric=fails_at(4, InterruptedSweepError))
+                sweep(nnmodel, sites, Llama3, metric=fails_at(3, InterruptedSweepError))
         else:
             sweep(nnmodel, sites, Llama3)
         yield

@@ -321,7 +321,7 @@ def test_label_of_a_line_break_is_one_line(model):
 
 
 def test_info(out, listed):
-    expected = {"engine": "full", "model": "LlamaForCausalLM", "model_type": "llama"}
+    expected = {"engine": "cone", "model": "LlamaForCausalLM", "model_type": "llama"}
     assert {**expected, "adapter": "Llama3", "dtype": "torch.float32"}.items() <= out.info.items()
     for distribution in ("nnpatch-core", "nnsight", "torch", "transformers"):
         assert out.info[distribution] == metadata.version(distribution)

@@ -66,8 +66,8 @@ def test_metric_with_an_optional_context_is_given_it():
 def test_two_adapters_in_one_list_do_not_meet():
     other = DecoderAPI("Other", ("llama",), {"mlp": Component("input_layernorm")})
     sites = [Site.get_site(api, "mlp", 1, seq_pos=[-1]) for api in (tiny_api(), other)]
-    together = sweep(Sites.from_sites(sites))["mlp"]
-    apart = [sweep(Sites.from_sites([site]))["mlp"][0] for site in sites]
+    together = sweep(Sites.from_sites(sites), engine="full")["mlp"]
+    apart = [sweep(Sites.from_sites([site]), engine="full")["mlp"][0] for site in sites]
     assert together.tolist() == [value.item() for value in apart]
     assert apart[0] != apart[1]
 
@@ -195,7 +195,7 @@ def test_runs_that_overflow_are_seen_and_drawn():
         added = {3: torch.nan, 4: torch.inf}
         return logits[:, 1] + added.get(next(calls), 0.0)
 
-    out = sweep(Sites("resid", seq_pos_type="each"), metric=overflows)
+    out = sweep(Sites("resid", seq_pos_type="each"), metric=overflows, engine="full")
     first, second = (row["value"] for row in out.strongest(2))
     assert math.isnan(first)
     assert math.isinf(second)

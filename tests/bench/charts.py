@@ -16,6 +16,11 @@ from summary import Summary
 COLOURS = {"cone": "#1f5fa8", "full": "#7a4fa3", "transformerlens": "#2f8f5b", "hooks": "#c8642a"}
 GREY = "#808080"
 MIB = 2**20
+#: By whether the allocator keeps what has been freed: how it is told, and the line's style.
+KEEPING = {
+    True: ("resident, with what the allocator keeps", "o-"),
+    False: ("resident, the allocator keeps nothing", "o:"),
+}
 CLOCKS = {"cpu": "CPU seconds, one thread", "wall": "seconds"}
 
 
@@ -78,29 +83,38 @@ def _same(jobs: Sequence[Job]) -> str:
 
 
 def _memory(found: Summary) -> Figure:
-    points = sorted(
-        (each for each in found.memory if each["budget"] is not None),
-        key=lambda each: each["budget"],
-    )
-    budgets = [each["budget"] / MIB for each in points]
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     peak, cost = figure.subplots(1, 2)
-    peak.plot(budgets, [each["peak"] / MIB for each in points], "o-", color=COLOURS["cone"])
+    for keeps, (label, style) in KEEPING.items():
+        budgets, points = _budgets(found, keeps)
+        if not points:
+            continue
+        peaks = [each["peak"] / MIB for each in points]
+        peak.plot(budgets, peaks, style, color=COLOURS["cone"], label=label)
+    budgets, points = _budgets(found, keeps=True)
     peak.plot(budgets, budgets, "--", color=GREY, label="peak = budget")
+    for each in found.memory:
+        if each["budget"] is None and each["keeps"]:
+            told = f"no budget given: {each['peak'] / MIB:.0f} MiB"
+            peak.axhline(each["peak"] / MIB, color=GREY, linestyle=":", label=told)
     peak.set(xlabel="memory_budget, MiB", ylabel="peak beyond what was there, MiB", yscale="log")
     peak.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     seconds = [each["total"][found.clock] for each in points]
     cost.plot(budgets, seconds, "o-", color=COLOURS["cone"])
     cost.set(xlabel="memory_budget, MiB", ylabel=CLOCKS[found.clock])
     cost.set_ylim(0, 1.1 * max(seconds))
-    for untold in (each for each in found.memory if each["budget"] is None):
-        told = f"no budget given: {untold['peak'] / MIB:.0f} MiB"
-        peak.axhline(untold["peak"] / MIB, color=GREY, linestyle=":", label=told)
     for axes in (peak, cost):
         axes.set_xscale("log")
         _plain(axes, budgets)
     peak.legend(fontsize=8)
     return figure
+
+
+def _budgets(found: Summary, keeps: bool) -> tuple[list[float], list[dict[str, Any]]]:
+    """Budgets in MiB, ascending, and what was measured under each."""
+    points = [each for each in found.memory if each["budget"] and each["keeps"] == keeps]
+    points.sort(key=lambda each: each["budget"])
+    return [each["budget"] / MIB for each in points], points
 
 
 def _plain(axes: Any, values: Sequence[float]) -> None:

@@ -155,4 +155,4 @@ SCALING = {
 #: What the memory chart sweeps: all of its rows at once would take gigabytes.
 MEMORY_JOB = Job("each", "resid", 32, layers=10, prompts=8)
 #: In bytes; None is whatever the engine takes when it is not told.
-BUDGETS = (None, *(2**power for power in (25, 26, 27, 28, 29, 30)))
+BUDGETS = (None, *(2**power for power in (24, 25, 26, 27, 28, 29)))

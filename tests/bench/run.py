@@ -25,6 +25,8 @@ from render import PUBLISHED, render, save
 from workers import Worker
 
 OUT = Path("build") / "bench"
+#: Tells glibc to give memory back as soon as it is freed.
+KEEP_NOTHING = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 SEED = 0
 
 
@@ -66,8 +68,9 @@ def main() -> None:
         contest(arguments, tasks, workers, results, folder)
     if arguments.charts and set(names) & set(WHOLE):
         for budget in BUDGETS:
-            results["memory"].append(memory(arguments, budget))
-            save(results, folder)
+            for keeps in (True, False) if arguments.device == "cpu" else (True,):
+                results["memory"] += memory(arguments, budget, keeps)
+                save(results, folder)
     say(f"\n{render(folder)}\n\nWritten to {os.path.relpath(folder)}")
 
 
@@ -179,13 +182,26 @@ def contest(
                 save(results, folder)
 
 
-def memory(arguments: argparse.Namespace, budget: int | None) -> dict[str, Any]:
-    """The memory of a sweep under a budget, in a process of its own."""
+def memory(arguments: argparse.Namespace, budget: int | None, keeps: bool) -> list[dict[str, Any]]:
+    """The memory of a sweep under a budget, in a process of its own; nothing if it is refused.
+
+    Args:
+        arguments: the command line.
+        budget: in bytes, or None for the engine's own.
+        keeps: whether the allocator may keep what has been freed, as it does by default.
+    """
     entry = {"job": asdict(MEMORY_JOB), "budget": budget}
-    with Worker(WHOLE[0], settings(arguments)) as worker:
-        answer = worker.ask("memory", **entry, threads=1, seed=SEED)
-    say(f"budget {budget}: peak {answer['peak']:,}, {answer['total']['cpu']:.1f} s")
-    return {**entry, **answer}
+    with Worker(WHOLE[0], settings(arguments), environment={} if keeps else KEEP_NOTHING) as worker:
+        try:
+            answer = worker.ask("memory", **entry, threads=1, seed=SEED)
+        except RuntimeError as error:
+            if "MemoryBudgetError" not in str(error):
+                raise
+            say(f"budget {budget}: refused, it is too small for one prompt")
+            return []
+    told = "" if keeps else ", the allocator keeps nothing"
+    say(f"budget {budget}{told}: peak {answer['peak']:,} bytes, CPU {answer['total']['cpu']:.1f} s")
+    return [{**entry, "keeps": keeps, **answer}]
 
 
 def describe(arguments: argparse.Namespace, told: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,16 @@ class Worker:
         name: the contestant.
         settings: the options of `worker.py`.
         apart: the Python for a contestant that lives in an environment of its own.
+        environment: variables that are set for it.
     """
 
-    def __init__(self, name: str, settings: dict[str, str], apart: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: Mapping[str, str],
+        apart: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
         python = str(apart) if name in APART else sys.executable
         options = [part for key, value in settings.items() for part in (f"--{key}", value)]
@@ -36,7 +44,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._said,
             text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", **(environment or {})},
         )
 
     def __enter__(self) -> Worker:

@@ -7,8 +7,8 @@ before it, and each row joins the others at its own layer, as the target run's r
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
@@ -28,7 +28,9 @@ from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.rows import INPUT, INSIDE, OUTPUT, STAGES, Booleans, Rows, Stop
 from nnpatch_core.engine.target import TargetRun
 from nnpatch_core.engine.trace import forward
-from nnpatch_core.errors import EngineError, MemoryWarning, PatchingError
+from nnpatch_core.errors import EngineError, MemoryWarning
+
+_Run: TypeAlias = Callable[[Bucket, "Tensor | None"], Tensor]
 
 
 @attrs.frozen(eq=False)
@@ -68,10 +70,10 @@ class ConeRun:
 
     def work(self, done: Booleans) -> float:
         """Token-layers."""
-        return sum(map(self.plan.token_layers_of, self._left(done)))
+        return sum(self.plan.token_layers_of(bucket) for _, bucket in self._left(done))
 
     def parts(self, done: Booleans, columns: Tensor | None) -> Iterator[Part]:
-        """One part for each bucket.
+        """One part for each bucket, or for each half of one that does not fit.
 
         The first bucket carries an unpatched row along, which must come out as the target run did.
 
@@ -79,39 +81,33 @@ class ConeRun:
             EngineError: it did not, or the model cannot be run in this way at all.
         """
         columns = None if self.head is None else columns
-        trusted = False
-        for bucket in self._left(done):
-            if not trusted:
-                yield self._first(bucket, columns)
-                trusted = True
-            else:
-                yield from self._within_memory(bucket, columns)
+        for number, bucket in self._left(done):
+            # Where an earlier call has run the first bucket, the model has been seen to do it.
+            run = self._run if number else self._run_and_compare
+            yield from self._within_memory(bucket, columns, run)
 
-    def _left(self, done: Booleans) -> list[Bucket]:
-        """The buckets without the rows that an earlier call has run."""
+    def _left(self, done: Booleans) -> list[tuple[int, Bucket]]:
+        """The buckets, numbered, without the rows that an earlier call has run."""
         found = []
-        for bucket in self.plan.buckets:
+        for number, bucket in enumerate(self.plan.buckets):
             left = ~done[bucket.rows.cell, bucket.rows.prompt]
             if left.any():
-                found.append(attrs.evolve(bucket, rows=bucket.rows.take(left)))
+                found.append((number, attrs.evolve(bucket, rows=bucket.rows.take(left))))
         return found
 
-    def _first(self, bucket: Bucket, columns: Tensor | None) -> Part:
-        """The first bucket, with an unpatched row."""
-        rows = bucket.rows
-        lead = self._control(rows)
-        extended = lead.then(rows)
+    def _run_and_compare(self, bucket: Bucket, columns: Tensor | None) -> Tensor:
+        """`_run`, with an unpatched row that must come out as the target run did."""
+        lead = self._control(bucket.rows)
         try:
-            logits = self._run(attrs.evolve(bucket, rows=extended), columns)
-        except (PatchingError, torch.OutOfMemoryError):
+            logits = self._run(attrs.evolve(bucket, rows=lead.then(bucket.rows)), columns)
+        except torch.OutOfMemoryError:
             raise
         except Exception as error:
             raise EngineError(
                 "the model does not run from the middle of a prompt: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        prompt = int(lead.prompt[0])
-        expected = self.target.logits[prompt]
+        expected = self.target.logits[int(lead.prompt[0])]
         found = expected if columns is None else expected[columns]
         allowed = rounding(_dtype(self.nnmodel)) * float(expected.abs().max())
         gap = float((logits[0] - found).abs().max())
@@ -120,7 +116,7 @@ class ConeRun:
                 "run from the middle of a prompt, the model gives other logits than run as a "
                 f"whole: off by {gap:.3g}, where rounding explains {allowed:.3g}"
             )
-        return self._part(bucket, logits[1:], columns)
+        return logits[1:]
 
     def _control(self, rows: Rows) -> Rows:
         """An unpatched row that enters with the first one, of the prompt with most padding."""
@@ -129,26 +125,25 @@ class ConeRun:
         first = rows.take(slice(1))
         return attrs.evolve(first, cell=np.array([-1]), prompt=prompts[[lengths.argmin()]])
 
-    def _within_memory(self, bucket: Bucket, columns: Tensor | None) -> Iterator[Part]:
+    def _within_memory(self, bucket: Bucket, columns: Tensor | None, run: _Run) -> Iterator[Part]:
         """The bucket, in halves where the device has too little memory for the whole."""
         try:
-            logits = self._run(bucket, columns)
+            logits = run(bucket, columns)
         except torch.OutOfMemoryError:
             if len(bucket.rows) < 2:
                 raise
-            warn(
-                f"{len(bucket.rows)} runs of {self.plan.seq_len - bucket.start} tokens do not fit "
-                "on the device at once: going on with half of them; a smaller memory_budget= "
-                "avoids this",
-                MemoryWarning,
-            )
-            logits = None
-        if logits is not None:
+        else:
             yield self._part(bucket, logits, columns)
             return
         # Outside of the handler, whose traceback would keep the failed run's tensors alive.
-        for half in bucket.halves():
-            yield from self._within_memory(half, columns)
+        warn(
+            f"{len(bucket.rows)} runs of {self.plan.seq_len - bucket.start} tokens do not fit on "
+            "the device at once: going on with half of them; a smaller memory_budget= avoids this",
+            MemoryWarning,
+        )
+        first, second = bucket.halves()
+        yield from self._within_memory(first, columns, run)
+        yield from self._within_memory(second, columns, self._run)
 
     def _part(self, bucket: Bucket, logits: Tensor, columns: Tensor | None) -> Part:
         work = self.plan.token_layers_of(bucket)

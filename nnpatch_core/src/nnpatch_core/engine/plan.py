@@ -59,7 +59,7 @@ class Bucket:
         """Two buckets of half the rows."""
         middle = len(self.rows) // 2
         first, second = self.rows.take(slice(middle)), self.rows.take(slice(middle, None))
-        return tuple(Bucket(self.start, rows, self.peak // 2) for rows in (first, second))  # type: ignore[return-value]
+        return Bucket(self.start, first, self.peak // 2), Bucket(self.start, second, self.peak // 2)
 
 
 @attrs.frozen(eq=False)

@@ -15,7 +15,7 @@ from nnpatch_core._models import as_nnsight, evaluating, module_of, vocab_size
 from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.engine import Recorded, Replacement, Zeros, record
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
-from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference, why_not_alone
+from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
 from nnpatch_core.patching.averages import aligned, mean_activations
 from nnpatch_core.patching.checkpoint import Checkpoint
 from nnpatch_core.patching.identity import identity
@@ -159,7 +159,7 @@ def ablation_patching(
         baseline = baselines(sweep, context)
         for name, run in baseline.items():
             check_finite(name, run.target.mean().item(), "in the unablated run")
-        sweep = sweep.settled(why_not_alone(sweep.metrics, context))
+        sweep = sweep.settled_for(context)
         if method == "zero":
             values = _Values(batch.mask, lambda rows: Zeros(batch.mask[rows]), {})
         elif method == "mean":

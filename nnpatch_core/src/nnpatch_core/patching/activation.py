@@ -12,7 +12,7 @@ from nnpatch_core._models import as_nnsight, evaluating, module_of, vocab_size
 from nnpatch_core.batch import check_answers, check_paired
 from nnpatch_core.engine import Recorded, record
 from nnpatch_core.errors import ConfidenceError, MetricError
-from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference, why_not_alone
+from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
 from nnpatch_core.patching.checkpoint import Checkpoint
 from nnpatch_core.patching.identity import identity
 from nnpatch_core.patching.inputs import one_mask, read_batch
@@ -154,7 +154,7 @@ def activation_patching(
             _check_confidence(context, prompts)
         baseline = baselines(sweep, context)
         _check_denominators(baseline)
-        sweep = sweep.settled(why_not_alone(sweep.metrics, context))
+        sweep = sweep.settled_for(context)
         if file is not None:
             runs = {"source": source, "target": target}
             file.open(identity(sweep, "activation", runs, context, baseline, {"mask": both}))

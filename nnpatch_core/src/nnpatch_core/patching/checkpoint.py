@@ -37,11 +37,11 @@ class Checkpoint:
         self._path = Path(path)
         self._wait = 0.0
         self._header: dict[str, Any] = {}
-        self._found = _read(self._path) if self._path.exists() else None
         if self._path.is_dir() or not self._path.parent.is_dir():
             raise CheckpointError(
                 f"checkpoint={os.fspath(path)!r} is not a file in a folder that exists"
             )
+        self._found = _read(self._path) if self._path.exists() else None
 
     @property
     def budget(self) -> int | None:

@@ -45,14 +45,16 @@ class Progress:
     ) -> None:
         self._bar.close()
 
-    def begin(self, work: float, elided: Booleans, done: Booleans) -> None:
+    def begin(self, engine: str, work: float, elided: Booleans, done: Booleans) -> None:
         """Some prompts begin.
 
         Args:
+            engine: which engine runs them.
             work: what they cost, in any unit.
             elided: `[cells, prompts]`: what need not be run.
             done: `[cells, prompts]`: what was run by an earlier call.
         """
+        self._bar.set_description_str(f"{engine} engine", refresh=False)
         self._begun += done.shape[1]
         self._known += work
         self._elided += int(elided.sum())

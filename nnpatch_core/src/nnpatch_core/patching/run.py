@@ -118,7 +118,7 @@ def _run_chunk(
 ) -> None:
     done = tally.done[:, rows].numpy()
     columns = columns_read(sweep.metrics.values(), context)
-    progress.begin(chunk.run.work(done), chunk.run.elided, done)
+    progress.begin(chunk.engine, chunk.run.work(done), chunk.run.elided, done)
     for part in chunk.run.parts(done, columns):
         for index, logits in _whole(part, context.target_logits.shape[-1], len(chunk.target)):
             cells, prompts = part.cells[index], part.prompts[index] + rows.start

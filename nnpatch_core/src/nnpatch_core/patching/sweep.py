@@ -25,7 +25,14 @@ from nnpatch_core.errors import (
     UnknownNameError,
 )
 from nnpatch_core.layers import check_fits
-from nnpatch_core.metrics import Metric, MetricContext, MetricSpec, measure, name_metrics
+from nnpatch_core.metrics import (
+    Metric,
+    MetricContext,
+    MetricSpec,
+    measure,
+    name_metrics,
+    why_not_alone,
+)
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_metric
 from nnpatch_core.results import Baseline
@@ -116,6 +123,12 @@ class Sweep:
         if self.engine == "cone":
             raise EngineError(f"engine='cone' cannot run this sweep: {reason}")
         return attrs.evolve(self, engine="full", fallback=reason)
+
+    def settled_for(self, context: MetricContext) -> Sweep:
+        """The sweep in the engine that its metrics allow; see `settled`."""
+        if self.engine == "full":
+            return self
+        return self.settled(why_not_alone(self.metrics, context))
 
     def chunks(self, batch: int) -> list[slice]:
         """The rows that are run together."""

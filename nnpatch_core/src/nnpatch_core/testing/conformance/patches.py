@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from nnpatch_core._models import vocab_size
 from nnpatch_core.errors import EngineError
 from nnpatch_core.layers import head_columns
 from nnpatch_core.patching import activation_patching
@@ -120,7 +121,8 @@ def check_cone_equals_full(subject: Subject) -> None:
         for head in (_each(subject, name, layer) if seq_pos == positions[0] else [None])
     ]
     logits = subject.run(target).logits
-    best = logits.topk(2).indices
+    # Answers must be ids that a prompt could hold, which some models have fewer of than logits.
+    best = logits[:, : vocab_size(subject.model)].topk(2).indices
     found = {}
     for engine in ("full", "cone"):
         try:
