@@ -51,7 +51,8 @@ def follow(root: Any, path: str) -> Any:
 
 def _attribute(part: str) -> str:
     """What nnsight calls a child: one named like a value that it serves has a prefix."""
-    taken = inspect.isdatadescriptor(inspect.getattr_static(Envoy, part, None))
+    owner = next((cls for cls in Envoy.__mro__ if part in vars(cls)), None)
+    taken = owner is not None and inspect.isdatadescriptor(vars(owner)[part])
     return f"{Envoy.OVERLOAD_PREFIX}{part}" if taken else part
 
 

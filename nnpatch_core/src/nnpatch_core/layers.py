@@ -44,13 +44,22 @@ def find_component(api: ModelAPI, name: str) -> Component:
 
 def n_layers(api: ModelAPI, model: nn.Module) -> int:
     """How many layers `model` has, or `AdapterError` if the adapter's path leads nowhere."""
-    return len(_layers(api, model))
+    layers = _layers(api, model)
+    if len(set(layers)) < len(layers):
+        raise AdapterError(
+            f"adapter {api.name!r} does not fit {described(model)}: a layer occurs twice, so that "
+            "its runs cannot be told apart"
+        )
+    return len(layers)
 
 
 def table_of(api: ModelAPI, model: nn.Module, layer: int) -> Table:
     """The table that holds in a layer: that of its kind, or that of most layers."""
+    kinds = _kinds(api)
+    if not kinds:
+        return api.components
     module = _layers(api, model)[layer]
-    for path, table in _kinds(api).items():
+    for path, table in kinds.items():
         if _child(module, path) is not None:
             return table
     return api.components
@@ -63,9 +72,9 @@ def row_of(api: ModelAPI, model: nn.Module, layer: int, name: str) -> Component:
         UnknownNameError: the adapter has no such component.
         LayerError: this layer has not, though others have.
     """
-    find_component(api, name)
     row = table_of(api, model, layer).get(canonical_name(name))
     if row is None:
+        find_component(api, name)
         layers = layers_with(api, model, name)
         having = f"the layers {list(layers)} have one" if layers else "no layer of this model has"
         raise LayerError(f"layer {layer} has no {name!r}; {having}")
@@ -195,11 +204,11 @@ def _kinds(api: ModelAPI) -> Mapping[str, Table]:
 
 def _layers(api: ModelAPI, model: nn.Module) -> nn.ModuleList:
     layers = _child(model, api.layers)
-    misfit = f"adapter {api.name!r} does not fit {described(model)}"
     if not isinstance(layers, nn.ModuleList):
-        raise AdapterError(f"{misfit}: it has no list of layers at {api.layers!r}")
-    if len(set(layers)) < len(layers):
-        raise AdapterError(f"{misfit}: a layer occurs twice, so that its runs cannot be told apart")
+        raise AdapterError(
+            f"adapter {api.name!r} does not fit {described(model)}: it has no list of layers at "
+            f"{api.layers!r}"
+        )
     return layers
 
 

@@ -98,7 +98,9 @@ def needs_of(sites: Sequence[Site], nnmodel: Any, model: nn.Module, seq_len: int
     kept = sum(_width(model, place, width) for place in places) + width * len(entries)
     kept += 2 * keys * len(layers)
 
-    widest = max(_outputs(model.get_submodule(f"{api.layers}.{layer}"), text) for layer in layers)
+    # Where layers differ, the first and the last do.
+    some = {0, len(layers) // 2, len(layers) - 1}
+    widest = max(_outputs(model.get_submodule(f"{api.layers}.{layer}"), text) for layer in some)
     eager = getattr(config, "_attn_implementation", None) == "eager"
     kind = weights[0].device.type
     costs = Costs(
