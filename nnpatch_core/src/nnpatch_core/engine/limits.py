@@ -48,6 +48,7 @@ def limits_of(
     seq_len: int,
     given: Any,
     batch_size: int | None,
+    whole: bool,
 ) -> Limits:
     """Decide how many prompts run together, and where what is recorded of them lies.
 
@@ -62,11 +63,12 @@ def limits_of(
         seq_len: tokens per prompt.
         given: bytes, a string such as `"4 GiB"`, or None for half of what is free.
         batch_size: how many prompts may run together; None is as many as fit.
+        whole: whether the logits of the whole vocabulary are computed for each row.
 
     Raises:
         MemoryBudgetError: `given` is malformed, or one prompt does not fit in it.
     """
-    needs = needs_of(sites, nnmodel, model, seq_len)
+    needs = needs_of(sites, nnmodel, model, seq_len, whole)
     budget = memory_budget(given, model)
     wanted = min(batch_size or batch, batch)
     device = input_device(model)

@@ -26,6 +26,8 @@ _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*")
 _OVERHEAD = {"cpu": 16.0}
 _TOKENS_AT_ONCE = {"cpu": 2048}
 _ELSEWHERE = (256.0, 65536)
+#: On a CPU the allocator keeps a part of what is freed.
+_KEPT = {"cpu": 1.25}
 
 
 def memory_budget(given: Any, model: nn.Module) -> int:
@@ -71,7 +73,9 @@ class Needs:
     costs: Costs
 
 
-def needs_of(sites: Sequence[Site], nnmodel: Any, model: nn.Module, seq_len: int) -> Needs:
+def needs_of(
+    sites: Sequence[Site], nnmodel: Any, model: nn.Module, seq_len: int, whole: bool
+) -> Needs:
     """What a sweep over `sites` needs for prompts of `seq_len` tokens.
 
     Args:
@@ -79,6 +83,7 @@ def needs_of(sites: Sequence[Site], nnmodel: Any, model: nn.Module, seq_len: int
         nnmodel: the model, wrapped by nnsight.
         model: the same, as it is.
         seq_len: tokens per prompt.
+        whole: whether the logits of the whole vocabulary are computed for each row.
     """
     api = sites[0].api
     config: Any = getattr(model, "config", None)
@@ -103,14 +108,15 @@ def needs_of(sites: Sequence[Site], nnmodel: Any, model: nn.Module, seq_len: int
     widest = max(_outputs(model.get_submodule(f"{api.layers}.{layer}"), text) for layer in some)
     eager = getattr(config, "_attn_implementation", None) == "eager"
     kind = weights[0].device.type
+    kept_back = _KEPT.get(kind, 1.0)
     costs = Costs(
         # Norms are computed in float32 in many families, whatever the model's type.
-        token=size * (widest + 6 * width) + 4 * 3 * width,
+        token=int(kept_back * (size * (widest + 6 * width) + 4 * 3 * width)),
         # Keys and values, and again repeated for each query head of their group.
-        context=2 * size * (keys + max(keys, width)),
+        context=int(kept_back * 2 * size * (keys + max(keys, width))),
         score=3 * 4 * int(getattr(text, "num_attention_heads", 1)) if eager else 2 * size,
-        # The logits of a part are looked at a few rows at a time.
-        row=vocabulary,
+        # The model's logits, and their copy in float32.
+        row=2 * vocabulary if whole else 0,
         overhead=_OVERHEAD.get(kind, _ELSEWHERE[0]),
         tokens_at_once=_TOKENS_AT_ONCE.get(kind, _ELSEWHERE[1]),
     )

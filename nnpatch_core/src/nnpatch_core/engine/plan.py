@@ -48,7 +48,7 @@ class Bucket:
     Args:
         start: the first position that is run.
         rows: the rows, in the order in which they enter.
-        peak: bytes that it needs while it runs.
+        peak: bytes in use while it runs, those of the recorded runs among them.
     """
 
     start: int
@@ -59,7 +59,7 @@ class Bucket:
         """Two buckets of half the rows."""
         middle = len(self.rows) // 2
         first, second = self.rows.take(slice(middle)), self.rows.take(slice(middle, None))
-        return Bucket(self.start, first, self.peak // 2), Bucket(self.start, second, self.peak // 2)
+        return Bucket(self.start, first, self.peak), Bucket(self.start, second, self.peak)
 
 
 @attrs.frozen(eq=False)
@@ -105,7 +105,7 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes needed at once, besides the model's weights."""
-        return self.recorded + max((bucket.peak for bucket in self.buckets), default=0)
+        return max((bucket.peak for bucket in self.buckets), default=self.recorded)
 
     def token_layers_of(self, bucket: Bucket) -> int:
         """Tokens that pass a layer in one bucket, over all layers."""
@@ -158,12 +158,11 @@ def make_plan(
     Raises:
         MemoryBudgetError: a single row does not fit.
     """
-    left = budget - recorded
     buckets: list[Bucket] = []
     for starts in _cuts(rows, n_layers, seq_len, costs.overhead):
         chosen = rows.take(np.isin(rows.start, starts))
         order = np.lexsort((chosen.prompt, chosen.cell, chosen.stage))
-        buckets += _fitting(chosen.take(order), int(starts[0]), seq_len, costs, left)
+        buckets += _fitting(chosen.take(order), int(starts[0]), seq_len, costs, (budget, recorded))
     # The cheapest first: the first one shows whether the engine suits the model at all.
     buckets.sort(key=lambda bucket: (seq_len - bucket.start) * len(bucket.rows))
     return Plan(tuple(buckets), cells, batch, n_layers, seq_len, recorded)
@@ -211,9 +210,12 @@ def _cuts(rows: Rows, n_layers: int, seq_len: int, overhead: float) -> list[np.n
     return cuts[::-1]
 
 
-def _fitting(rows: Rows, start: int, seq_len: int, costs: Costs, left: int) -> list[Bucket]:
+def _fitting(
+    rows: Rows, start: int, seq_len: int, costs: Costs, memory: tuple[int, int]
+) -> list[Bucket]:
     """Rows that begin together, in as many buckets as memory asks for."""
-    tokens = seq_len - start
+    budget, recorded = memory
+    tokens, left = seq_len - start, budget - recorded
     each = costs.bytes_of(tokens, seq_len)
     if each > left:
         raise MemoryBudgetError(
@@ -225,7 +227,7 @@ def _fitting(rows: Rows, start: int, seq_len: int, costs: Costs, left: int) -> l
     parts = math.ceil(len(rows) / most)
     edges = np.linspace(0, len(rows), parts + 1).round().astype(np.int64)
     return [
-        Bucket(start, rows.take(slice(low, high)), int(high - low) * each)
+        Bucket(start, rows.take(slice(low, high)), recorded + int(high - low) * each)
         for low, high in pairwise(edges)
     ]
 

@@ -20,8 +20,8 @@ from nnpatch_core.patching.sweep import Sweep
 from nnpatch_core.patching.tally import Tally
 from nnpatch_core.results import Baseline
 
-#: Rows whose logits are looked at together: each takes a whole vocabulary.
-_ROWS = 64
+#: How many logits are looked at together, as each row takes a whole vocabulary.
+_LOGITS = 2**19
 
 
 @attrs.frozen(eq=False)
@@ -138,7 +138,9 @@ def _whole(part: Part, vocab: int, batch: int) -> Iterator[tuple[Integers, Tenso
 
     A part of the full engine comes as a whole, in the order of the prompts.
     """
-    several = max(_ROWS, batch)
+    several = max(_LOGITS // vocab, 1)
+    if part.columns is None:
+        several = max(several, batch)
     wide = torch.full((min(several, len(part.cells)), vocab), torch.nan)
     for first in range(0, len(part.cells), several):
         index = np.arange(first, min(first + several, len(part.cells)))

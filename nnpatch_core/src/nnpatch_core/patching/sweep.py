@@ -167,7 +167,8 @@ def prepare(
         check_fits(adapter, model)
         _warn_of_other_type(adapter, model)
     size = (len(target), target.seq_len)
-    limits = limits_of(found, nnmodel, model, *size, memory_budget, batch_size)
+    whole = not all(hasattr(each, "columns") for each in metrics.values())
+    limits = limits_of(found, nnmodel, model, *size, memory_budget, batch_size, whole)
     sweep = Sweep(nnmodel, grids, metrics, limits, engine, None, progress)
     return sweep.settled(why_not_cone(found, model))
 
