@@ -41,7 +41,9 @@ def generate(model_type: str, folder: Path) -> dict[str, Any]:
     if code == 2:
         lines = errors.getvalue().strip().splitlines()
         return {"error": lines[-1].removeprefix("nnpatch: error: ")}
-    return json.loads(out.getvalue())
+    said: dict[str, Any] = json.loads(out.getvalue())
+    said["cone"] = not any("cone=False" in file.read_text() for file in folder.rglob("*.py"))
+    return said
 
 
 def run_tests(folders: list[Path], report: Path) -> dict[str, list[str]]:
@@ -79,19 +81,21 @@ def page(said: dict[str, dict[str, Any]], failed: dict[str, list[str]]) -> str:
     built = [name for name, result in said.items() if "error" not in result]
     passing = [name for name in built if not failed[name]]
     whole = [name for name in passing if set(HEADS) <= set(said[name]["components"])]
+    cone = [name for name in passing if said[name]["cone"]]
     tiny = [name for name, result in said.items() if "no tiny model" not in reason(result)]
     rows = []
     for name in tiny:
         result = said[name]
         if "error" in result:
-            rows.append(f"| {name} | | no | {cell(result['error'])} |")
+            rows.append(f"| {name} | | no | | {cell(result['error'])} |")
             continue
         faults = "; ".join(f"fails `{check}`" for check in failed[name])
         lacking = "; ".join(f"{key}: {why}" for key, why in result["missing"].items())
         told = "; ".join(part for part in (faults, lacking) if part)
         components = " ".join(result["components"])
         verdict = "no" if failed[name] else "yes"
-        rows.append(f"| {name} | {components} | {verdict} | {cell(told)} |")
+        engine = "cone" if result["cone"] else "full"
+        rows.append(f"| {name} | {components} | {verdict} | {engine} | {cell(told)} |")
     untold = sorted(set(said) - set(tiny))
     return f"""\
 # Families
@@ -105,13 +109,15 @@ random model, and whether the package that it writes passes its own tests, which
   generic settings.
 - {len(passing)} of the packages pass the kit untouched, {len(whole)} of them with `q`, `k`, `v` and
   `o`.
+- {len(cone)} of them run in the [cone engine](engines.md), the others in the full engine: they keep
+  something of earlier tokens besides keys and values, or cannot be run from the middle of a prompt.
 
 A model that is `no` here may still be patched: with an adapter written by hand, or with fewer
 components. Types with a plugin of ours (`llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`) are
 in the table too.
 
-| model type | components | passes | not read off, and why |
-| --- | --- | --- | --- |
+| model type | components | passes | engine | not read off, and why |
+| --- | --- | --- | --- | --- |
 {chr(10).join(rows)}
 
 Not built tiny, or not run on plain tokens, with generic settings: {", ".join(untold)}. For these,
