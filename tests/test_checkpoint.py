@@ -249,19 +249,21 @@ def test_two_metrics_of_one_name_are_told_apart(tmp_path):
         sweep(tmp_path / "c", metric=target_logit)
 
 
+OTHER_SEED = 2
+
+
 def test_another_method_of_ablation_is_refused(tmp_path):
     arguments = (tiny_model("llama"), tiny_api(), SITES, TARGET, *ANSWERS)
     options = {"checkpoint": tmp_path / "c", "progress": False}
     ablation_patching(*arguments, method="resample", seed=0, **options)
-    # Of three prompts there are two cycles: some seed draws the other.
+    # Of three prompts there are two cycles; this seed draws the other.
     with pytest.raises(CheckpointError, match="reference: "):
-        for seed in range(1, 20):
-            ablation_patching(*arguments, method="resample", seed=seed, **options)
+        ablation_patching(*arguments, method="resample", seed=OTHER_SEED, **options)
     with pytest.raises(CheckpointError, match=r"kind: ablation \(resample\) then, ablation \(mean"):
         ablation_patching(*arguments, method="mean", **options)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b'\x02\0\0\0\0\0\0\0{}'])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x02\0\0\0\0\0\0\0{}"])
 def test_what_is_no_checkpoint_is_left_alone(tmp_path, content):
     (tmp_path / "c").write_bytes(content)
     with pytest.raises(CheckpointError, match="is not a checkpoint"):

@@ -1,0 +1,522 @@
+"""Which engine runs, in how much memory, and what a sweep says of it."""
+
+import io
+import re
+from contextlib import redirect_stderr
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from nnsight import NNsight
+from torch import nn
+
+from nnpatch_core import (
+    DecoderAPI,
+    Sites,
+    ablation_patching,
+    activation_patching,
+    decoder_components,
+    plan_sweep,
+    reads_tokens,
+)
+from nnpatch_core.engine import cone, limits, target
+from nnpatch_core.errors import (
+    EngineError,
+    MemoryBudgetError,
+    MemoryWarning,
+    MetricError,
+    UnknownNameError,
+)
+from nnpatch_core.patching import progress
+from nnpatch_core.patching.progress import Progress
+from nnpatch_core.testing import tiny_api, tiny_model
+from nnpatch_llama import Llama3
+
+SOURCE = torch.tensor([[5, 6, 7, 8, 9, 4], [5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
+TARGET = torch.tensor([[5, 9, 7, 8, 9, 4], [5, 6, 7, 3, 9, 4], [9, 8, 7, 6, 4, 4]])
+ANSWERS = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
+SITES = Sites(["q", "v", "mlp", "resid"], seq_pos_type="each")
+#: In the first layer q and v see one token only, and change less than the tokens tell.
+LATER = Sites(["q", "v", "mlp", "resid"], layers=[1, 2], seq_pos_type="each")
+
+
+def sweep(model=None, api=Llama3, sites=SITES, **options):
+    model = model or tiny_model("llama")
+    options = {"progress": False, **options}
+    return activation_patching(model, api, sites, SOURCE, TARGET, *ANSWERS, **options)
+
+
+def gap(one, other):
+    """The largest difference in any number of two outcomes."""
+    return max(
+        (one.raw[metric][name] - other.raw[metric][name]).abs().max().item()
+        for metric in one.metrics
+        for name in one
+    )
+
+
+@pytest.fixture(scope="module")
+def full():
+    return sweep(engine="full")
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """The rows of each trace of the cone engine."""
+    found = []
+    real = cone.ConeRun._run
+
+    def spied(self, bucket, columns):
+        found.append(len(bucket.rows))
+        return real(self, bucket, columns)
+
+    monkeypatch.setattr(cone.ConeRun, "_run", spied)
+    return found
+
+
+# Which engine ------------------------------------------------------------------------------------
+
+
+def test_the_outcome_says_which_engine_it_was(full):
+    assert sweep().info["engine"] == "cone"
+    assert full.info["engine"] == "full"
+    assert "fallback" not in sweep().info
+    assert "fallback" not in full.info
+
+
+def test_unknown_engine():
+    with pytest.raises(UnknownNameError, match="'fast'; there are auto, cone, full"):
+        sweep(engine="fast")
+
+
+class NoCache(nn.Module):
+    """A model that takes no keys and values."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.config = inner.config
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        return self.inner(input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+
+class Counting(nn.Module):
+    """Keeps what it saw last: more than keys and values tell."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden):
+        found = self.inner(hidden)
+        return found + nn.functional.pad(found, (0, 0, 1, 0))[:, :-1]
+
+
+def shifted():
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        layer.input_layernorm = Counting(layer.input_layernorm)
+    return model
+
+
+NO_CACHE = DecoderAPI("NoCache", ("llama",), decoder_components(), layers="inner.model.layers")
+UNFIT = {
+    "declared": (
+        lambda: tiny_model("llama"),
+        attrs.evolve(Llama3, cone=False),
+        "adapter 'Llama3' says that its models cannot run from the middle",
+    ),
+    "takes no cache": (
+        lambda: NoCache(tiny_model("llama")),
+        NO_CACHE,
+        "NoCache does not take keys and values of tokens that have been run",
+    ),
+    "seen by the unpatched row": (
+        shifted,
+        Llama3,
+        "run from the middle of a prompt, the model gives other logits than run as a whole: off",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_falls_back_and_says_why(what):
+    make, api, reason = UNFIT[what]
+    model = make()
+    sites = Sites(["v", "mlp"], seq_pos_type="each")
+    out = sweep(model, api, sites)
+    assert out.info["engine"] == "full"
+    assert reason in out.info["fallback"]
+    assert gap(out, sweep(model, api, sites, engine="full")) == 0
+    assert not any(out.cells[name].elided.any() for name in out)
+    with pytest.raises(EngineError, match=re.escape(reason)):
+        sweep(model, api, sites, engine="cone")
+
+
+def test_falls_back_in_ablation_too():
+    arguments = (shifted(), Llama3, SITES, TARGET, *ANSWERS)
+    out = ablation_patching(*arguments, progress=False)
+    assert out.info["engine"] == "full"
+    assert gap(out, ablation_patching(*arguments, engine="full", progress=False)) == 0
+
+
+def test_an_adapter_that_says_nothing_of_it_is_tried():
+    class Bare:
+        """Has what the protocol asks for, and no more."""
+
+        name, model_types, layers = "Bare", ("llama",), "model.layers"
+        components = decoder_components()
+
+        def n_heads(self, config, kind, layer):
+            return Llama3.n_heads(config, kind, layer)
+
+    assert sweep(api=Bare()).info["engine"] == "cone"
+
+
+# Metrics -----------------------------------------------------------------------------------------
+
+
+def test_metric_that_needs_the_batch_as_it_is_runs_in_the_full_engine():
+    labels = torch.tensor([7, 8, 9])
+
+    def remembered(logits):
+        return logits[torch.arange(3), labels]
+
+    def centred(logits):
+        return logits[:, 0] - logits[:, 0].mean()
+
+    for metric, reason in ((remembered, "needs all prompts in their order"), (centred, "other")):
+        out = sweep(metric=metric)
+        assert out.info["engine"] == "full"
+        assert reason in out.info["fallback"]
+        assert metric.__name__ in out.info["fallback"]
+        assert gap(out, sweep(metric=metric, engine="full")) == 0
+        with pytest.raises(EngineError, match=metric.__name__):
+            sweep(metric=metric, engine="cone")
+
+
+@reads_tokens(lambda context: torch.stack([context.source_answer_index + 1] * 2, -1))
+def next_logit(logits, context):
+    return logits.gather(1, context.source_answer_index[:, None] + 1)[:, 0]
+
+
+def test_declared_columns_are_all_that_is_computed(monkeypatch):
+    seen = []
+    real = cone.ConeRun._run
+
+    def spied(self, bucket, columns):
+        found = real(self, bucket, columns)
+        seen.append((None if columns is None else columns.tolist(), found.shape[1]))
+        return found
+
+    monkeypatch.setattr(cone.ConeRun, "_run", spied)
+    sweep(metric=[next_logit, "logit_difference"])
+    assert {(tuple(columns), width) for columns, width in seen} == {((1, 2, 3, 4, 5, 6), 6)}
+    seen.clear()
+    sweep(metric=[next_logit, "kl_divergence"])
+    assert set(seen) == {(None, 64)}
+
+
+def test_declared_metric_is_right(full):
+    assert gap(sweep(metric=next_logit), sweep(metric=next_logit, engine="full")) < 1e-5
+    quiet = sweep(metric={"mine": lambda logits, context: next_logit(logits, context)})
+    assert torch.allclose(quiet["mlp"], sweep(metric=next_logit)["mlp"], atol=1e-5)
+
+
+def test_metric_that_reads_what_it_did_not_declare():
+    @reads_tokens(lambda context: context.source_answer_index[:, None])
+    def sly(logits, context):
+        return logits[:, 0]
+
+    with pytest.raises(MetricError, match="'sly' reads logits of tokens that it did not declare"):
+        sweep(metric=sly)
+
+
+@pytest.mark.parametrize(
+    "declared", [[1], torch.tensor([1.0]), torch.tensor([[64]]), torch.tensor([[-1]]), None]
+)
+def test_declaration_that_is_none(declared):
+    metric = reads_tokens(lambda context: declared)(lambda logits: logits[:, 0])
+    with pytest.raises(MetricError, match="declares that it reads the tokens"):
+        sweep(metric=metric)
+
+
+# Memory ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [60_000, 100_000, "200 KiB", "1MB", "4 GiB", 10**12, None])
+def test_every_budget_that_will_do_gives_the_same_numbers(full, budget, rows):
+    assert gap(sweep(memory_budget=budget, engine="cone"), full) < 1e-5
+    rows.clear()
+    sweep(sites=LATER, memory_budget=budget)
+    plan = plan_sweep(tiny_model("llama"), Llama3, LATER, SOURCE, TARGET, memory_budget=budget)
+    if isinstance(budget, int):
+        assert plan.peak <= budget
+    # The first trace carries an unpatched row along, of each chunk of prompts.
+    assert plan.runs < sum(rows) <= plan.runs + 3
+
+
+def test_smaller_budgets_make_more_traces():
+    plans = [
+        plan_sweep(tiny_model("llama"), Llama3, SITES, SOURCE, TARGET, memory_budget=budget)
+        for budget in (60_000, 100_000, 400_000, 10**9)
+    ]
+    counts = [len(plan.buckets) for plan in plans]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > counts[-1]
+    assert len({plan.runs for plan in plans}) == 1
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1.5, True, "", "much", "1 XB", "-1 GiB", [1]])
+def test_malformed_budget(budget, rows):
+    with pytest.raises(MemoryBudgetError, match="must be a positive number of bytes, or a string"):
+        sweep(memory_budget=budget)
+    assert rows == []
+
+
+def test_what_cannot_fit_says_what_would():
+    with pytest.raises(MemoryBudgetError, match=r"needs [\d.]+ KiB.*memory_budget is 1000 B") as no:
+        sweep(memory_budget=1000)
+    needed = float(re.search(r"needs ([\d.]+) KiB", str(no.value))[1])
+    sweep(memory_budget=int((needed + 0.1) * 1024))
+    with pytest.raises(MemoryBudgetError):
+        sweep(memory_budget=int((needed - 1) * 1024))
+
+
+def test_recorded_runs_may_lie_elsewhere(full, monkeypatch):
+    """As they do in host memory, where they do not fit on a device."""
+    real = limits.limits_of
+    stored = []
+
+    def on_host(*arguments):
+        return attrs.evolve(real(*arguments), store=torch.device("cpu"))
+
+    def spied(value, store):
+        stored.append(store)
+        return value.to(store, copy=True)
+
+    monkeypatch.setattr("nnpatch_core.patching.sweep.limits_of", on_host)
+    monkeypatch.setattr(target, "_stored", spied)
+    assert gap(sweep(engine="cone"), full) < 1e-5
+    assert set(stored) == {torch.device("cpu")}
+
+
+class OnDevice:
+    """As if the model were on a device with a memory of its own."""
+
+    type = "cuda"
+
+
+def test_a_small_device_keeps_recorded_runs_on_the_host(monkeypatch):
+    model = tiny_model("llama")
+    sites = [site for grid in SITES.grids(model, Llama3, 6).values() for site in grid.sites]
+    monkeypatch.setattr(limits, "input_device", lambda model: OnDevice())
+    wide = limits.limits_of(sites, NNsight(model), model, 64, 6, 10**9, None, False)
+    assert (wide.store, wide.prompts) == (None, 64)
+    needs = wide.needs
+    narrow = 4 * 64 * needs.forward
+    found = limits.limits_of(sites, NNsight(model), model, 64, 6, narrow, None, False)
+    assert found.recorded in (0, needs.recorded)
+    tight = 2 * (needs.forward + needs.recorded) * 8
+    found = limits.limits_of(sites, NNsight(model), model, 64, 6, tight, None, False)
+    assert (found.store, found.recorded) == (torch.device("cpu"), 0)
+    assert found.prompts > 8
+
+
+class Small(nn.Module):
+    """A device that has no room for more than so many rows."""
+
+    def __init__(self, inner, most):
+        super().__init__()
+        self.inner, self.most = inner, most
+
+    def forward(self, hidden):
+        if len(hidden) > self.most:
+            raise torch.OutOfMemoryError("no room")
+        return self.inner(hidden)
+
+
+@pytest.mark.parametrize("most", [3, 4, 10])
+def test_out_of_memory_halves_the_bucket_and_goes_on(full, most, rows):
+    model = tiny_model("llama")
+    model.model.layers[2].mlp = Small(model.model.layers[2].mlp, most)
+    with pytest.warns(MemoryWarning, match="do not fit on the device at once.*half of them"):
+        out = sweep(model, engine="cone")
+    assert out.info["engine"] == "cone"
+    assert gap(out, full) < 1e-5
+    assert min(rows) <= most < max(rows)
+
+
+def test_a_row_that_does_not_fit_alone_is_the_devices_own_error():
+    model = tiny_model("llama")
+    # Three prompts are recorded together; a row alone is refused when it is run.
+    model.model.layers[2].mlp = Small(model.model.layers[2].mlp, 3)
+    real, calls = model.model.layers[2].mlp.forward, []
+
+    def shrinking(hidden):
+        calls.append(len(hidden))
+        if len(calls) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return real(hidden)
+
+    model.model.layers[2].mlp.forward = shrinking
+    with pytest.warns(MemoryWarning), pytest.raises(torch.OutOfMemoryError, match="no room"):
+        sweep(model)
+
+
+# Plans -------------------------------------------------------------------------------------------
+
+
+def test_plan_is_what_the_sweep_does(rows):
+    plan = plan_sweep(tiny_model("llama"), Llama3, LATER, SOURCE, TARGET)
+    out = sweep(sites=LATER)
+    assert plan.elided == sum(int(out.cells[name].elided.sum()) for name in out)
+    assert sum(rows) == plan.runs + 1
+    assert len(rows) == len(plan.buckets)
+    # Of the first layer a sweep finds more than a plan, which knows tokens only.
+    more = plan_sweep(tiny_model("llama"), Llama3, SITES, SOURCE, TARGET)
+    every = sweep()
+    assert more.elided < sum(int(every.cells[name].elided.sum()) for name in every)
+
+
+def test_plan_needs_no_weights():
+    with torch.device("meta"):
+        model = tiny_model("llama")
+    plan = plan_sweep(model, Llama3, SITES, SOURCE, TARGET, memory_budget="1 GiB")
+    real = plan_sweep(tiny_model("llama"), Llama3, SITES, SOURCE, TARGET)
+    assert (plan.cells, plan.elided) == (real.cells, real.elided)
+
+
+def test_plan_of_an_ablation_elides_nothing():
+    plan = plan_sweep(tiny_model("llama"), Llama3, SITES, None, TARGET)
+    assert plan.elided == 0
+    assert plan.runs == plan.cells * 3
+
+
+def test_plan_where_prompts_differ_in_length_elides_padding_only():
+    mask = torch.ones_like(SOURCE)
+    mask[0, :2] = 0
+    sites = Sites("resid", layers=[0], seq_pos_type="each")
+    model = tiny_model("llama")
+    plan = plan_sweep(model, Llama3, sites, TARGET, TARGET, source_attention_mask=mask)
+    assert plan.runs == 4
+    plan = plan_sweep(model, Llama3, sites, TARGET, TARGET, attention_mask=mask)
+    assert plan.runs == 0
+
+
+def test_plan_describes_itself():
+    plan = plan_sweep(tiny_model("llama"), Llama3, SITES, SOURCE, TARGET)
+    told = plan.describe()
+    for number in (plan.cells, plan.elided, plan.token_layers, plan.full_token_layers):
+        assert str(number) in told
+    assert [line.split()[0] for line in told.splitlines()] == [
+        *("cells", "elided", "traces", "token-layers", "peak")
+    ]
+
+
+def test_plan_of_what_the_cone_engine_cannot_do():
+    with pytest.raises(EngineError, match="cannot run from the middle"):
+        plan_sweep(tiny_model("llama"), attrs.evolve(Llama3, cone=False), SITES, SOURCE, TARGET)
+
+
+def test_a_sweep_without_any_difference_runs_nothing(rows):
+    out = ablation_patching(
+        tiny_model("llama"),
+        Llama3,
+        Sites("resid", seq_pos_type="each"),
+        TARGET,
+        *ANSWERS,
+        method="resample",
+        reference=TARGET[:1],
+        progress=False,
+    )
+    # The first prompt gets what it had.
+    assert out.cells["resid"].elided[:, 0].all()
+    assert (out.per_prompt("resid")[..., 0] == 0).all()
+    assert not out.cells["resid"].elided[:, 1].all()
+    rows.clear()
+    same = ablation_patching(
+        tiny_model("llama"),
+        Llama3,
+        Sites("resid", seq_pos_type="each"),
+        TARGET[:1],
+        *(answers[:1] for answers in ANSWERS),
+        method="resample",
+        reference=TARGET[:1],
+        progress=False,
+    )
+    assert rows == []
+    assert (same["resid"] == 0).all()
+    assert same.info["engine"] == "cone"
+
+
+def test_outcome_keeps_what_was_elided(tmp_path):
+    out = sweep()
+    out.save(tmp_path / "out")
+    again = type(out).load(tmp_path / "out")
+    for name in out:
+        assert again.cells[name].elided.equal(out.cells[name].elided)
+
+
+# Progress ----------------------------------------------------------------------------------------
+
+
+def bar(**options):
+    told = io.StringIO()
+    with redirect_stderr(told):
+        sweep(progress=True, **options)
+    return told.getvalue().replace("\r", "\n").strip().splitlines()
+
+
+def test_bar_counts_cells_and_what_was_elided():
+    lines = bar()
+    out = sweep()
+    cells = sum(len(out.cells[name].index) for name in out)
+    elided = sum(int(out.cells[name].elided.sum()) for name in out)
+    assert "cone engine" in lines[-1]
+    assert f"{cells}/{cells} cells" in lines[-1]
+    assert f"{elided / 3:.0f} elided" in lines[-1]
+    assert "about 00:00 left" in lines[-1]
+    assert "full engine" in bar(engine="full")[-1]
+    assert "elided" not in bar(engine="full")[-1]
+
+
+def test_no_bar():
+    told = io.StringIO()
+    with redirect_stderr(told):
+        sweep(progress=False)
+    assert told.getvalue() == ""
+
+
+def test_estimate_goes_by_work(monkeypatch):
+    """A tenth of the cells, at half of the work, is half of the time."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    nothing = np.zeros((10, 2), dtype=np.bool_)
+    shown = Progress(10, 2, shown=False)
+    assert shown.left() is None
+    shown.begin("cone", 100.0, nothing, nothing)
+    assert shown.left() is None
+    clock[0] = 30.0
+    shown.advance(2, 50.0)
+    assert shown.left() == pytest.approx(30.0)
+    clock[0] = 40.0
+    shown.advance(18, 50.0)
+    assert shown.left() == pytest.approx(0.0)
+
+
+def test_estimate_counts_prompts_that_have_not_begun(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    shown = Progress(10, 4, shown=False)
+    one = np.zeros((10, 1), dtype=np.bool_)
+    shown.begin("cone", 10.0, one, one)
+    clock[0] = 5.0
+    shown.advance(10, 10.0)
+    assert shown.left() == pytest.approx(15.0)
+
+
+def test_tiny_api_runs_in_the_cone_engine(full):
+    assert gap(sweep(api=tiny_api()), full) < 1e-5
