@@ -12,7 +12,13 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 #: Groups of components that are swept together.
-GROUPS = {"resid": ("resid",), "blocks": ("attn", "mlp"), "heads": ("q", "k", "v", "o")}
+GROUPS = {
+    "resid": ("resid",),
+    "blocks": ("attn", "mlp"),
+    "heads": ("q", "k", "v", "o"),
+    "stream": ("resid", "attn", "mlp"),
+    "o": ("o",),
+}
 #: How many of the last positions are swept, one by one; None is all of them.
 POSITIONS = {"last": 1, "last10": 10, "each": None}
 #: The model by default; `subject.load` knows it.
@@ -105,7 +111,8 @@ class Job:
         are the same, so nothing need run there.
         """
         return self.prompts * sum(
-            (self.length - cell.position) * (shape.n_layers - cell.layer - (self.group == "resid"))
+            (self.length - cell.position)
+            * (shape.n_layers - cell.layer - (cell.component == "resid"))
             for cell in self.cells(shape)
             if cell.position >= self.divergence
         )
@@ -130,13 +137,18 @@ def job_from(fields: dict[str, Any]) -> Job:
 
 
 def table_jobs() -> list[Job]:
-    """The rows of the tables."""
-    return [
+    """The rows of the tables: every position of every group, and two sweeps that many make."""
+    grid = [
         Job(positions, group, length)
         for length in LENGTHS
-        for group in GROUPS
+        for group in ("resid", "blocks", "heads")
         for positions in POSITIONS
     ]
+    # The longest last: what was measured before is kept if it is broken off.
+    most = Job("each", "heads", max(LENGTHS))
+    grid.remove(most)
+    shortest = min(LENGTHS)
+    return [Job("last", "stream", shortest), Job("each", "o", shortest), *grid, most]
 
 
 #: The three series of the scaling chart: what is varied, and its jobs. Each is small enough to

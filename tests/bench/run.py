@@ -168,8 +168,8 @@ def contest(
             if task in long:
                 continue
             entry = {"job": asdict(task.job), "threads": task.threads}
-            seconds = workers[BOUND].ask("bound", threads=task.threads)
-            results["bounds"].append({**entry, "seconds": seconds})
+            found = workers[BOUND].ask("bound", threads=task.threads)
+            results["bounds"].append({**entry, **found})
             for name in task.contestants:
                 answer = workers[name].ask("sweep", **entry, sample=arguments.sample, seed=SEED)
                 report(repeat, task, name, answer)

@@ -66,10 +66,13 @@ class Summary:
         found = [self.runs(job, threads, name) for name in self.contestants]
         return max((run.get("ran", 0) for runs in found for run in runs), default=0)
 
-    def token_layer(self, job: Job, threads: int, clock: str) -> float:
-        """Seconds per token-layer: the best that was seen beside the job's runs."""
+    def token_layer(self, job: Job, threads: int, clock: str, by: str = "seconds") -> float:
+        """Seconds per token-layer: the best that was seen beside the job's runs.
+
+        `by` is `"seconds"` for matrix products alone, and `"own"` for the model's own layers.
+        """
         return min(
-            each["seconds"][clock]
+            each[by][clock]
             for each in self._bounds
             if job_from(each["job"]) == job and each["threads"] == threads
         )

@@ -83,12 +83,15 @@ def _bounds(found: Summary, jobs: Sequence[Job], threads: int) -> str:
     header = ["job", "token-layers", "us each", "bound"]
     header += [f"{title} / bound" for title in titles]
     header += ["bound with recorded runs", *(f"{title} / that" for title in titles)]
+    header += ["with the model's own layers", *(f"{title} / that" for title in titles)]
     rows = []
     for job in jobs:
         each = found.token_layer(job, threads, found.clock)
         cone = job.token_layers(found.shape)
         least = cone * each
-        more = least + job.recorded_token_layers(found.shape) * each
+        recorded = job.recorded_token_layers(found.shape)
+        more = least + recorded * each
+        own = (cone + recorded) * found.token_layer(job, threads, found.clock, "own")
         seconds = [found.seconds(job, threads, name, found.clock) for name in names]
         rows.append(
             [
@@ -96,6 +99,8 @@ def _bounds(found: Summary, jobs: Sequence[Job], threads: int) -> str:
                 *(_ratio(taken, least) for taken in seconds),
                 _number(more),
                 *(_ratio(taken, more) for taken in seconds),
+                _number(own),
+                *(_ratio(taken, own) for taken in seconds),
             ]
         )
     return _table(header, rows)

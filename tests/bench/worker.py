@@ -15,7 +15,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from bound import seconds_per_token_layer
+from bound import own_seconds_per_token_layer, seconds_per_token_layer
 from clock import Seconds, timed
 from contestants import BOUND, WHOLE, make
 from jobs import Job, job_from
@@ -44,10 +44,12 @@ class Answers:
         gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
         return {"shape": list(self.subject.shape), "libraries": found, **gpu}
 
-    def bound(self, threads: int) -> dict[str, float]:
-        """Seconds per token-layer."""
+    def bound(self, threads: int) -> dict[str, dict[str, float]]:
+        """Seconds per token-layer, by matrix products and by the model's own layers."""
         torch.set_num_threads(threads)
-        return seconds_per_token_layer(self.subject)._asdict()
+        products = seconds_per_token_layer(self.subject)
+        own = own_seconds_per_token_layer(self.subject)
+        return {"seconds": products._asdict(), "own": own._asdict()}
 
     def sweep(self, job: dict[str, Any], threads: int, sample: int, seed: int) -> dict[str, Any]:
         """Time a job, and give the values of a sample of its cells."""
