@@ -116,11 +116,13 @@ class Plan:
         """The plan in words, one line for each number."""
         pairs = self.cells * self.batch
         share = self.token_layers / self.full_token_layers
-        sizes = sorted(len(bucket.rows) for bucket in self.buckets)
-        rows = f", of {sizes[0]} to {sizes[-1]} rows" if sizes else ""
+        sizes = {len(bucket.rows) for bucket in self.buckets}
+        ends = dict.fromkeys((min(sizes, default=0), max(sizes, default=0)))
+        rows = f", of {' to '.join(map(str, ends))} rows" if sizes else ""
+        prompts = f"{self.batch} prompt{'s' * (self.batch > 1)}"
         return "\n".join(
             (
-                f"cells         {self.cells} in {self.batch} prompts of {self.seq_len} tokens",
+                f"cells         {self.cells} in {prompts} of {self.seq_len} tokens",
                 f"elided        {self.elided} of {pairs} pairs of cell and prompt",
                 f"traces        {len(self.buckets)}{rows}",
                 f"token-layers  {self.token_layers}, {share:.2%} of {self.full_token_layers}",

@@ -111,6 +111,15 @@ class Outcome(Mapping[str, Tensor]):
         cells = self._cells(name)
         return cells.place(torch.ones(len(cells.index), dtype=torch.bool), 0.0)
 
+    def elided(self, name: str) -> Tensor:
+        """Which cells of a site name change nothing in any prompt, bool, of its tensor's shape.
+
+        What would be put there is, bitwise, what was there: the value is the unpatched run's own,
+        exactly, and the cone engine did not run it. `cells[name].elided` has it for each prompt.
+        """
+        cells = self._cells(name)
+        return cells.place(cells.elided.all(-1), False)
+
     def patched(self, name: str) -> Tensor:
         """The metric of each patched run, `[..., batch]`, in its unit; nan where not swept.
 
