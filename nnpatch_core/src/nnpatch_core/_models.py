@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,10 +99,12 @@ def forward_arguments(
     }
     if past_key_values is not None:
         offered["past_key_values"] = past_key_values
+    # Some take `use_cache` among the keywords that they pass on to what is inside.
+    passed = {"use_cache"} if wrapper or _passes_on(names) else set()
     given = {
         name: value
         for name, value in offered.items()
-        if name in names or (wrapper and name != "logits_to_keep")
+        if name in names or name in passed or (wrapper and name != "logits_to_keep")
     }
     return {"input_ids": batch.tokens[:, start:], "attention_mask": batch.mask, **given}
 
@@ -110,7 +112,13 @@ def forward_arguments(
 def takes_cache(model: nn.Module) -> bool:
     """Whether the model's forward takes keys and values of tokens that it need not run."""
     names = inspect.signature(type(model).forward).parameters
-    return "input_ids" in names and {"past_key_values", "use_cache"} <= set(names)
+    return {"input_ids", "past_key_values"} <= set(names) and (
+        "use_cache" in names or _passes_on(names)
+    )
+
+
+def _passes_on(names: Mapping[str, inspect.Parameter]) -> bool:
+    return any(each.kind is each.VAR_KEYWORD for each in names.values())
 
 
 @contextmanager

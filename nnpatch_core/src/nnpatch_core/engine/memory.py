@@ -129,7 +129,11 @@ def _keys(api: ModelAPI, text: Any, layer: int, width: int) -> int:
         query, shared = api.n_heads(text, "query", layer), api.n_heads(text, "key_value", layer)
     except AdapterError:
         return width
-    return int(getattr(text, "head_dim", None) or width // query) * shared
+    try:
+        dim = getattr(text, "head_dim", None)
+    except Exception:  # some configs refuse to tell what differs from layer to layer
+        dim = None
+    return int(dim or width // query) * shared
 
 
 def _embedding_width(model: Any) -> int:
