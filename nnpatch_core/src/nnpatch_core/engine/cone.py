@@ -25,7 +25,7 @@ from nnpatch_core.engine.parts import Part
 from nnpatch_core.engine.plan import Bucket, Plan
 from nnpatch_core.engine.prefix import prefix
 from nnpatch_core.engine.replacements import Replacement
-from nnpatch_core.engine.rows import INPUT, INSIDE, OUTPUT, STAGES, Booleans, Rows, Stop
+from nnpatch_core.engine.rows import INPUT, INSIDE, OUTPUT, STAGES, Booleans, Integers, Rows, Stop
 from nnpatch_core.engine.target import TargetRun
 from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import EngineError, MemoryWarning
@@ -169,7 +169,7 @@ class _Ascent:
         self.columns = columns
         # The trace's own batch is the prompts that occur; each layer then has its own rows.
         occurring, which = np.unique(bucket.rows.prompt, return_inverse=True)
-        self.used = torch.from_numpy(occurring)
+        self.used = torch.from_numpy(_unmistakable(occurring, run.plan.seq_len, self.start))
         self.prompts = torch.from_numpy(bucket.rows.prompt)
         self.which = torch.from_numpy(which)
         n_layers = run.plan.n_layers
@@ -280,6 +280,16 @@ class _Ascent:
     def _apply(self, activation: Tensor, edits: Sequence[Edit]) -> None:
         for edit in edits:
             edit.apply(activation, self.start, self.cone.replacement, self.cone.nnmodel)
+
+
+def _unmistakable(prompts: Integers, seq_len: int, start: int) -> Integers:
+    """The prompts, some twice if need be, so that their number is no number of tokens.
+
+    By it a layer's masks and position embeddings are told from what has no row for each prompt.
+    """
+    lengths = (seq_len, seq_len - start)
+    more = next(more for more in range(3) if len(prompts) + more not in lengths)
+    return np.concatenate([prompts, np.repeat(prompts[:1], more)])
 
 
 def _of_rows(value: Any, which: Tensor, batch: int) -> Any:
