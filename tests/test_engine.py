@@ -452,6 +452,16 @@ def test_a_sweep_without_any_difference_runs_nothing(rows):
     assert same.info["engine"] == "cone"
 
 
+def test_outcome_tells_what_was_elided():
+    out = sweep(sites=Sites(["resid", "q"], layers=[1, 2], seq_pos_type="each"))
+    # Of the first token all prompts have one; from the second on the first prompt differs.
+    assert out.elided("resid").tolist() == [[False] * 6, [True] + [False] * 5, [True] + [False] * 5]
+    assert out.elided("q").shape == out["q"].shape
+    assert not out.elided("q")[0].any()
+    assert out.elided("q")[1, 0].all()
+    assert (out["resid"][out.elided("resid")] == 0).all()
+
+
 def test_outcome_keeps_what_was_elided(tmp_path):
     out = sweep()
     out.save(tmp_path / "out")
