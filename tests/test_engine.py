@@ -493,6 +493,18 @@ def test_bar_counts_cells_and_what_was_elided():
     assert "elided" not in bar(engine="full")[-1]
 
 
+def test_bar_of_a_sweep_that_fell_back():
+    told = io.StringIO()
+    with redirect_stderr(told):
+        out = sweep(shifted(), progress=True)
+    assert out.info["engine"] == "full"
+    last = told.getvalue().replace("\r", "\n").strip().splitlines()[-1]
+    cells = sum(len(out.cells[name].index) for name in out)
+    assert "full engine" in last
+    assert f"{cells}/{cells} cells" in last
+    assert "elided" not in last
+
+
 def test_no_bar():
     told = io.StringIO()
     with redirect_stderr(told):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, islice
 
 import attrs
 import numpy as np
@@ -118,8 +119,11 @@ def _run_chunk(
 ) -> None:
     done = tally.done[:, rows].numpy()
     columns = columns_read(sweep.metrics.values(), context)
+    parts = chunk.run.parts(done, columns)
+    # An engine that cannot do it says so here, before anything is counted.
+    first = list(islice(parts, 1))
     progress.begin(chunk.engine, chunk.run.work(done), chunk.run.elided, done)
-    for part in chunk.run.parts(done, columns):
+    for part in chain(first, parts):
         for index, logits in _whole(part, context.target_logits.shape[-1], len(chunk.target)):
             cells, prompts = part.cells[index], part.prompts[index] + rows.start
             found = measure(sweep.metrics, logits, context.rows(torch.from_numpy(prompts)))
