@@ -12,7 +12,9 @@ from nnsight import NNsight
 from torch import nn
 
 from nnpatch_core import (
+    Component,
     DecoderAPI,
+    Site,
     Sites,
     ablation_patching,
     activation_patching,
@@ -159,7 +161,66 @@ def test_falls_back_in_ablation_too():
     arguments = (shifted(), Llama3, SITES, TARGET, *ANSWERS)
     out = ablation_patching(*arguments, progress=False)
     assert out.info["engine"] == "full"
-    assert gap(out, ablation_patching(*arguments, engine="full", progress=False)) == 0
+    # From the first token on the model runs as ever: what was run so far stands.
+    assert gap(out, ablation_patching(*arguments, engine="full", progress=False)) < 1e-5
+
+
+def test_several_adapters_in_one_list_run_in_the_full_engine():
+    other = attrs.evolve(Llama3, components={"mlp": Component("input_layernorm")})
+    sites = Sites.from_sites([Site.get_site(api, "mlp", 1, seq_pos=[3]) for api in (Llama3, other)])
+    out = sweep(sites=sites)
+    assert "of several adapters: Llama3, Llama3" in out.info["fallback"]
+    assert out["mlp"][0] != out["mlp"][1]
+    # One that was made twice is one.
+    twice = [Site.get_site(attrs.evolve(Llama3), "mlp", 1, seq_pos=[p]) for p in (3, 4)]
+    assert sweep(sites=Sites.from_sites(twice)).info["engine"] == "cone"
+
+
+def test_a_later_bucket_that_fails_leaves_the_rest_to_the_full_engine(full, monkeypatch):
+    real, calls = cone._Ascent.run, []
+
+    def failing(self):
+        calls.append(len(self.prompts))
+        if len(calls) == 3:
+            raise RuntimeError("no such shape")
+        return real(self)
+
+    monkeypatch.setattr(cone._Ascent, "run", failing)
+    told = io.StringIO()
+    with redirect_stderr(told):
+        out = sweep(memory_budget=400_000, progress=True)
+    assert len(calls) == 3
+    assert gap(out, full) < 1e-5
+    assert out.info["engine"] == "full"
+    assert "RuntimeError: no such shape" in out.info["fallback"]
+    cells = sum(len(out.cells[name].index) for name in out)
+    assert f"{cells}/{cells} cells" in told.getvalue().replace("\r", "\n").strip().splitlines()[-1]
+    calls.clear()
+    with pytest.raises(EngineError, match="no such shape"):
+        sweep(memory_budget=400_000, engine="cone")
+
+
+def wrong_later(model, layer):
+    """Goes wrong in one layer, for several tokens that have others left of them."""
+    inner = model.model
+
+    def see(_, args, kwargs):
+        tokens, positions = kwargs["input_ids"], kwargs["position_ids"]
+        inner.later = tokens.shape[1] > 1 and bool(positions[0, 0] > 0)
+
+    inner.register_forward_pre_hook(see, with_kwargs=True)
+    norm = inner.layers[layer].input_layernorm
+    norm.register_forward_hook(lambda *call: call[-1] + 1.0 if inner.later else None)
+    return model
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("budget", [60_000, None])
+def test_the_unpatched_row_sees_faults_of_longer_runs(layer, budget):
+    sites = Sites(["mlp", "resid"], seq_pos_type="each")
+    out = sweep(wrong_later(tiny_model("llama"), layer), sites=sites, memory_budget=budget)
+    assert "gives other logits than run as a whole" in out.info["fallback"]
+    assert gap(out, sweep(sites=sites, engine="full")) < 1e-5
 
 
 def test_an_adapter_that_says_nothing_of_it_is_tried():
@@ -187,7 +248,14 @@ def test_metric_that_needs_the_batch_as_it_is_runs_in_the_full_engine():
     def centred(logits):
         return logits[:, 0] - logits[:, 0].mean()
 
-    for metric, reason in ((remembered, "needs all prompts in their order"), (centred, "other")):
+    def above_all(logits):
+        return logits[:, 3] - logits.max()
+
+    for metric, reason in (
+        (remembered, "needs all prompts in their order"),
+        (centred, "in other company"),
+        (above_all, "in other company"),
+    ):
         out = sweep(metric=metric)
         assert out.info["engine"] == "full"
         assert reason in out.info["fallback"]
@@ -519,7 +587,7 @@ def test_estimate_goes_by_work(monkeypatch):
     nothing = np.zeros((10, 2), dtype=np.bool_)
     shown = Progress(10, 2, shown=False)
     assert shown.left() is None
-    shown.begin("cone", 100.0, nothing, nothing)
+    shown.begin(slice(0, 2), "cone", 100.0, nothing, nothing)
     assert shown.left() is None
     clock[0] = 30.0
     shown.advance(2, 50.0)
@@ -534,7 +602,7 @@ def test_estimate_counts_prompts_that_have_not_begun(monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     shown = Progress(10, 4, shown=False)
     one = np.zeros((10, 1), dtype=np.bool_)
-    shown.begin("cone", 10.0, one, one)
+    shown.begin(slice(0, 1), "cone", 10.0, one, one)
     clock[0] = 5.0
     shown.advance(10, 10.0)
     assert shown.left() == pytest.approx(15.0)

@@ -180,7 +180,10 @@ Qwen3Next = DecoderAPI(
     cone=False,
 )
 OlmoHybrid = DecoderAPI(
-    "OlmoHybrid", ("olmo_hybrid",), LINEAR, kinds={"post_feedforward_layernorm": POST_NORMS},
+    "OlmoHybrid",
+    ("olmo_hybrid",),
+    LINEAR,
+    kinds={"post_feedforward_layernorm": POST_NORMS},
     cone=False,
 )
 #: The number of heads is a list in the config, or a function.

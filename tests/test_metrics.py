@@ -143,7 +143,7 @@ def model():
     return tiny_model()
 
 
-def sweep(model, metric):
+def sweep(model, metric, **options):
     return activation_patching(
         model,
         None,
@@ -154,6 +154,7 @@ def sweep(model, metric):
         TARGET_ANSWERS,
         metric=metric,
         progress=False,
+        **options,
     )
 
 

@@ -248,29 +248,46 @@ def columns_read(metrics: Iterable[Metric], context: MetricContext) -> Tensor | 
 def why_not_alone(metrics: Mapping[str, Metric], context: MetricContext) -> str | None:
     """Why the metrics must be given all prompts in their order; None if any rows will do.
 
-    A metric that remembers something for each prompt, other than by its context, gives other
-    numbers when the rows come in another order, or is in error.
+    A metric that looks at other rows than a prompt's own, or remembers something for each prompt
+    other than by its context, gives other numbers when rows come alone or in other company, or is
+    in error.
 
     Raises:
         MetricError: a metric reads logits that it did not declare.
     """
     batch = len(context.source_answer_index)
-    # Backwards, and the first prompt once more.
-    index = torch.tensor([*reversed(range(batch)), 0])
     columns = columns_read(metrics.values(), context)
-    logits = context.target_logits
+    # Both runs, backwards, and the first prompt once more.
+    prompts = torch.tensor([*reversed(range(batch)), *range(batch), 0])
+    order = torch.cat([prompts[:batch], prompts[batch:] + batch])
+    logits = torch.cat([context.target_logits, context.source_logits])[order]
+    mixed = context.rows(prompts)
     for name, metric in metrics.items():
-        expected = measure({name: metric}, logits, context)[name][index]
+        whole = [measure({name: metric}, runs, context)[name] for runs in _runs(context)]
+        expected = torch.cat(whole)[order]
         try:
-            found = measure({name: metric}, logits[index], context.rows(index))[name]
+            together = measure({name: metric}, logits, mixed)[name]
+            alone = torch.cat(
+                [
+                    measure({name: metric}, logits[row : row + 1], mixed.rows(torch.tensor([row])))[
+                        name
+                    ]
+                    for row in range(len(logits))
+                ]
+            )
         except Exception as error:
             return f"metric {name!r} needs all prompts in their order ({error})"
-        if not torch.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
-            return f"metric {name!r} gives other numbers when prompts come in another order"
+        for found in (together, alone):
+            if not torch.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
+                return f"metric {name!r} gives a prompt another number in other company"
         if columns is not None:
             sparse = torch.full_like(logits, torch.nan)
             sparse[:, columns] = logits[:, columns]
-            value = measure({name: metric}, sparse, context)[name]
-            if value.isnan().any() and not expected.isnan().any():
+            value = measure({name: metric}, sparse, mixed)[name]
+            if (value.isnan() & ~expected.isnan()).any():
                 raise MetricError(f"metric {name!r} reads logits of tokens that it did not declare")
     return None
+
+
+def _runs(context: MetricContext) -> tuple[Tensor, Tensor]:
+    return context.target_logits, context.source_logits

@@ -75,15 +75,14 @@ class ConeRun:
     def parts(self, done: Booleans, columns: Tensor | None) -> Iterator[Part]:
         """One part for each bucket, or for each half of one that does not fit.
 
-        The first bucket carries an unpatched row along, which must come out as the target run did.
+        Some buckets carry an unpatched row along, which must come out as the target run did.
 
         Raises:
-            EngineError: it did not, or the model cannot be run in this way at all.
+            EngineError: it did not, or the model cannot be run in this way.
         """
         columns = None if self.head is None else columns
         for number, bucket in self._left(done):
-            # Where an earlier call has run the first bucket, the model has been seen to do it.
-            run = self._run if number else self._run_and_compare
+            run = self._run_and_compare if number in self.plan.watched else self._run
             yield from self._within_memory(bucket, columns, run)
 
     def _left(self, done: Booleans) -> list[tuple[int, Bucket]]:
@@ -98,15 +97,7 @@ class ConeRun:
     def _run_and_compare(self, bucket: Bucket, columns: Tensor | None) -> Tensor:
         """`_run`, with an unpatched row that must come out as the target run did."""
         lead = self._control(bucket.rows)
-        try:
-            logits = self._run(attrs.evolve(bucket, rows=lead.then(bucket.rows)), columns)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise EngineError(
-                "the model does not run from the middle of a prompt: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+        logits = self._run(attrs.evolve(bucket, rows=lead.then(bucket.rows)), columns)
         expected = self.target.logits[int(lead.prompt[0])]
         found = expected if columns is None else expected[columns]
         allowed = rounding(_dtype(self.nnmodel)) * float(expected.abs().max())
@@ -152,7 +143,16 @@ class ConeRun:
     def _run(self, bucket: Bucket, columns: Tensor | None) -> Tensor:
         """`[rows, columns]`: the logits of a bucket's rows."""
         real = self.replacement.mask.bool().cpu().numpy()
-        return _Ascent(self, bucket, edits_of(bucket, self.stops, real), columns).run()
+        ascent = _Ascent(self, bucket, edits_of(bucket, self.stops, real), columns)
+        try:
+            return ascent.run()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                "the model does not run from the middle of a prompt: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
 def _dtype(nnmodel: Any) -> torch.dtype:

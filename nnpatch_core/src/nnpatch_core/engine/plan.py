@@ -67,7 +67,7 @@ class Plan:
     """How a sweep will run.
 
     Args:
-        buckets: what runs together, in the order in which it runs.
+        buckets: what runs together, in the order in which it runs: from the leftmost token on.
         cells: the number of cells.
         batch: the number of prompts.
         n_layers: the model's layers.
@@ -106,6 +106,15 @@ class Plan:
     def peak(self) -> int:
         """Bytes needed at once, besides the model's weights."""
         return max((bucket.peak for bucket in self.buckets), default=self.recorded)
+
+    @property
+    def watched(self) -> frozenset[int]:
+        """The numbers of the buckets in which an unpatched row goes along, to be compared.
+
+        The longest, and the longest that has something left of it.
+        """
+        later = (number for number, bucket in enumerate(self.buckets) if bucket.start)
+        return frozenset([0, next(later, 0)])
 
     def token_layers_of(self, bucket: Bucket) -> int:
         """Tokens that pass a layer in one bucket, over all layers."""
@@ -165,8 +174,6 @@ def make_plan(
         chosen = rows.take(np.isin(rows.start, starts))
         order = np.lexsort((chosen.prompt, chosen.cell, chosen.stage))
         buckets += _fitting(chosen.take(order), int(starts[0]), seq_len, costs, (budget, recorded))
-    # The cheapest first: the first one shows whether the engine suits the model at all.
-    buckets.sort(key=lambda bucket: (seq_len - bucket.start) * len(bucket.rows))
     return Plan(tuple(buckets), cells, batch, n_layers, seq_len, recorded)
 
 

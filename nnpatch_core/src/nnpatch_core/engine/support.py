@@ -7,20 +7,21 @@ from collections.abc import Iterable
 from torch import nn
 
 from nnpatch_core._models import takes_cache
-from nnpatch_core.layers import row_of
+from nnpatch_core.layers import row_of, tables
+from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.site import Site
 
 
 def why_not_cone(sites: Iterable[Site], model: nn.Module) -> str | None:
     """Why a sweep of `sites` cannot run in the cone engine; None if it may."""
     sites = list(sites)
-    adapters = {id(site.api): site.api for site in sites}.values()
+    adapters = list({id(site.api): site.api for site in sites}.values())
     for api in adapters:
         if not getattr(api, "cone", True):
             return f"adapter {api.name!r} says that its models cannot run from the middle"
-    paths = sorted({api.layers for api in adapters})
-    if len(paths) > 1:
-        return f"the sites are in several lists of layers: {', '.join(paths)}"
+    if not all(_alike(api, adapters[0]) for api in adapters):
+        names = ", ".join(sorted(api.name for api in adapters))
+        return f"the sites are of several adapters: {names}"
     for site in sites:
         row = row_of(site.api, model, site.layer, site.component)
         if not row.module and row.item:
@@ -30,3 +31,10 @@ def why_not_cone(sites: Iterable[Site], model: nn.Module) -> str | None:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return f"{type(model).__name__} is an encoder and a decoder"
     return None
+
+
+def _alike(one: ModelAPI, other: ModelAPI) -> bool:
+    """Whether two adapters are the same one, made twice."""
+    if type(one) is not type(other) or (one.name, one.layers) != (other.name, other.layers):
+        return False
+    return [dict(table) for table in tables(one)] == [dict(table) for table in tables(other)]

@@ -54,6 +54,7 @@ def plan_sweep(
         PatchingError: another kind of it, for other bad input.
 
     Examples:
+        >>> import torch
         >>> from nnpatch_core import Sites
         >>> from nnpatch_core.testing import tiny_api, tiny_model
         >>> source, target = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 9, 7]])

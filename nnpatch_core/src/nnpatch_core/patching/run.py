@@ -95,7 +95,7 @@ def run_cells(
             try:
                 _run_chunk(sweep, chunk, rows, context, tally, progress, checkpoint)
             except EngineError as error:
-                # The cone engine finds out with its first bucket, before it hands over anything.
+                # What was handed over before is right; the full engine runs the rest.
                 if sweep.engine != "auto":
                     raise
                 run = FullRun(
@@ -120,17 +120,18 @@ def _run_chunk(
     done = tally.done[:, rows].numpy()
     columns = columns_read(sweep.metrics.values(), context)
     parts = chunk.run.parts(done, columns)
-    # An engine that cannot do it says so here, before anything is counted.
+    # An engine that cannot do it mostly says so here, before anything is counted.
     first = list(islice(parts, 1))
-    progress.begin(chunk.engine, chunk.run.work(done), chunk.run.elided, done)
+    progress.begin(rows, chunk.engine, chunk.run.work(done), chunk.run.elided, done)
     for part in chain(first, parts):
         for index, logits in _whole(part, context.target_logits.shape[-1], len(chunk.target)):
             cells, prompts = part.cells[index], part.prompts[index] + rows.start
             found = measure(sweep.metrics, logits, context.rows(torch.from_numpy(prompts)))
             for name, value in found.items():
                 tally.values[name][cells, prompts] = value
+        fresh = int((~done[part.cells, part.prompts]).sum())
         done[part.cells, part.prompts] = True
-        progress.advance(len(part.cells), part.work)
+        progress.advance(fresh, part.work)
         if checkpoint is not None:
             checkpoint.save(tally)
     tally.elided[:, rows] = torch.from_numpy(chunk.run.elided)
