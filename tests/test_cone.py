@@ -623,8 +623,9 @@ def test_what_is_elided_costs_nothing(
     assert out.info["engine"] == "cone"
     # The first layer of each cell's rows: `resid` enters after its own.
     entries = [layer + (name == "resid") for name in out for layer in layers]
-    # The source run and the target run, and an unpatched row beside those of the last token.
-    expected = [2 * 4 * WIDTH + (layer >= min(entries)) for layer in range(LAYERS)]
+    # The source run and the target run, and an unpatched row beside those of the first two tokens.
+    watched = 2 * WIDTH - 1
+    expected = [2 * 4 * WIDTH + watched * (layer >= min(entries)) for layer in range(LAYERS)]
     for position in range(WIDTH):
         rows = sum(parting(row) <= position for row in range(4))
         for layer in range(LAYERS):

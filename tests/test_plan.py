@@ -160,9 +160,17 @@ def test_a_cut_is_into_no_more_buckets_than_memory_asks_for(case: Case) -> None:
 
 @given(cases())
 @settings(max_examples=50)
-def test_the_first_bucket_is_the_cheapest(case: Case) -> None:
-    sizes = [(case.seq_len - each.start) * len(each.rows) for each in case.plan().buckets]
-    assert sizes == sorted(sizes)
+def test_the_longest_bucket_is_the_first_and_watched(case: Case) -> None:
+    plan = case.plan()
+    starts = [bucket.start for bucket in plan.buckets]
+    assert starts == sorted(starts)
+    for start in starts[:1] + [start for start in starts if start > 0][:1]:
+        # The one with the lowest stage, where memory has cut them.
+        first = starts.index(start)
+        assert first in plan.watched
+        stages = [bucket.rows.stage.min() for bucket in plan.buckets if bucket.start == start]
+        assert stages[0] == min(stages)
+    assert len(plan.watched) <= 2
 
 
 @given(cases())
