@@ -188,7 +188,7 @@ def test_a_later_bucket_that_fails_leaves_the_rest_to_the_full_engine(full, monk
     monkeypatch.setattr(cone._Ascent, "run", failing)
     told = io.StringIO()
     with redirect_stderr(told):
-        out = sweep(memory_budget=400_000, progress=True)
+        out = sweep(memory_budget=800_000, progress=True)
     assert len(calls) == 3
     assert gap(out, full) < 1e-5
     assert out.info["engine"] == "full"
@@ -197,7 +197,7 @@ def test_a_later_bucket_that_fails_leaves_the_rest_to_the_full_engine(full, monk
     assert f"{cells}/{cells} cells" in told.getvalue().replace("\r", "\n").strip().splitlines()[-1]
     calls.clear()
     with pytest.raises(EngineError, match="no such shape"):
-        sweep(memory_budget=400_000, engine="cone")
+        sweep(memory_budget=800_000, engine="cone")
 
 
 def wrong_later(model, layer):
@@ -215,7 +215,7 @@ def wrong_later(model, layer):
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-@pytest.mark.parametrize("budget", [60_000, None])
+@pytest.mark.parametrize("budget", [120_000, None])
 def test_the_unpatched_row_sees_faults_of_longer_runs(layer, budget):
     sites = Sites(["mlp", "resid"], seq_pos_type="each")
     out = sweep(wrong_later(tiny_model("llama"), layer), sites=sites, memory_budget=budget)
@@ -314,7 +314,7 @@ def test_declaration_that_is_none(declared):
 # Memory ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [60_000, 100_000, "200 KiB", "1MB", "4 GiB", 10**12, None])
+@pytest.mark.parametrize("budget", [120_000, 200_000, "400 KiB", "1MB", "4 GiB", 10**12, None])
 def test_every_budget_that_will_do_gives_the_same_numbers(full, budget, rows):
     assert gap(sweep(memory_budget=budget, engine="cone"), full) < 1e-5
     rows.clear()
@@ -329,7 +329,7 @@ def test_every_budget_that_will_do_gives_the_same_numbers(full, budget, rows):
 def test_smaller_budgets_make_more_traces():
     plans = [
         plan_sweep(tiny_model("llama"), Llama3, SITES, SOURCE, TARGET, memory_budget=budget)
-        for budget in (60_000, 100_000, 400_000, 10**9)
+        for budget in (120_000, 200_000, 800_000, 10**9)
     ]
     counts = [len(plan.buckets) for plan in plans]
     assert counts == sorted(counts, reverse=True)

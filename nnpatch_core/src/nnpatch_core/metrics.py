@@ -257,10 +257,14 @@ def why_not_alone(metrics: Mapping[str, Metric], context: MetricContext) -> str 
     """
     batch = len(context.source_answer_index)
     columns = columns_read(metrics.values(), context)
-    # Both runs, backwards, and the first prompt once more.
-    prompts = torch.tensor([*reversed(range(batch)), *range(batch), 0])
-    order = torch.cat([prompts[:batch], prompts[batch:] + batch])
-    logits = torch.cat([context.target_logits, context.source_logits])[order]
+    # Some prompts of both runs, backwards, and one of them once more. Not all of them: each takes
+    # a whole vocabulary.
+    some = sorted({0, batch // 2, batch - 1})
+    prompts = torch.tensor([*reversed(some), *some, some[0]])
+    order = prompts + batch * torch.tensor([0] * len(some) + [1] * (len(some) + 1))
+    logits = torch.cat(
+        [context.target_logits[prompts[: len(some)]], context.source_logits[prompts[len(some) :]]]
+    )
     mixed = context.rows(prompts)
     for name, metric in metrics.items():
         whole = [measure({name: metric}, runs, context)[name] for runs in _runs(context)]

@@ -16,6 +16,8 @@ from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.site import Site
 
 _HOST = torch.device("cpu")
+#: In host memory the allocator keeps pieces of what is freed: about so much, whatever the budget.
+_ALLOCATOR = 16 * 2**20
 
 
 @attrs.frozen(eq=False)
@@ -25,12 +27,14 @@ class Limits:
     Args:
         needs: what the sweep needs.
         budget: bytes that it may use on the device besides the weights.
+        usable: how many of them there are for recorded runs and rows.
         prompts: how many prompts run together.
         store: where recorded runs lie; None is where they were computed.
     """
 
     needs: Needs
     budget: int
+    usable: int
     prompts: int
     store: torch.device | None
 
@@ -75,18 +79,22 @@ def limits_of(
     own = device is not None and device.type != "cpu"
     room = max(needs.forward, needs.costs.bytes_of(seq_len, seq_len))
     recorded = needs.recorded
-    fitting = budget // 2 // (recorded + needs.forward)
+    kept_back = 0 if own else _ALLOCATOR
+    usable = budget - min(kept_back, budget // 2)
+    fitting = usable // 2 // (recorded + needs.forward)
     if own and fitting < wanted:
         recorded = 0
-        fitting = budget // 2 // needs.forward
-    if recorded + room > budget:
+        fitting = usable // 2 // needs.forward
+    least = recorded + room
+    if least > usable:
+        enough = least + min(kept_back, least)
         if given is not None:
             raise MemoryBudgetError(
-                f"a sweep of one prompt of {seq_len} tokens needs {in_units(recorded + room)}, of "
-                f"which its recorded runs take {in_units(recorded)}, and memory_budget is "
+                f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which its "
+                f"recorded runs take {in_units(recorded)}, and memory_budget is "
                 f"{in_units(budget)}: raise it, sweep fewer layers or components at once, or give "
                 "shorter prompts"
             )
         # Our estimate is on the safe side: with what there is, it may still do.
-        budget = recorded + room
-    return Limits(needs, budget, max(min(fitting, wanted), 1), None if recorded else _HOST)
+        budget, usable = enough, least
+    return Limits(needs, budget, usable, max(min(fitting, wanted), 1), None if recorded else _HOST)

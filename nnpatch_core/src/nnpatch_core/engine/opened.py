@@ -91,6 +91,6 @@ def plan_cells(
         n_layers=n_layers,
         seq_len=seq_len,
         costs=limits.needs.costs,
-        budget=limits.budget,
+        budget=limits.usable,
         recorded=batch * limits.recorded,
     )
