@@ -16,6 +16,8 @@ from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.site import Site
 
 _HOST = torch.device("cpu")
+#: How many rows of logits metrics are tried out on, and copies of them.
+_TRIED = 40
 #: In host memory the allocator keeps pieces of what is freed: about so much, whatever the budget.
 _ALLOCATOR = 16 * 2**20
 
@@ -79,15 +81,17 @@ def limits_of(
     own = device is not None and device.type != "cpu"
     room = max(needs.forward, needs.costs.bytes_of(seq_len, seq_len))
     recorded = needs.recorded
+    # The logits of both runs stay, and all of them are in host memory.
+    fixed = 0 if own else needs.logits * (2 * batch + _TRIED)
     kept_back = 0 if own else _ALLOCATOR
-    usable = budget - min(kept_back, budget // 2)
+    usable = budget - fixed - min(kept_back, (budget - fixed) // 2)
     fitting = usable // 2 // (recorded + needs.forward)
     if own and fitting < wanted:
         recorded = 0
         fitting = usable // 2 // needs.forward
     least = recorded + room
     if least > usable:
-        enough = least + min(kept_back, least)
+        enough = fixed + least + min(kept_back, least)
         if given is not None:
             raise MemoryBudgetError(
                 f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which its "

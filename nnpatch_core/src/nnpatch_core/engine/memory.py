@@ -65,11 +65,13 @@ class Needs:
     Args:
         recorded: bytes that stay of a prompt's recorded runs.
         forward: bytes that a whole forward of a prompt needs while it runs.
+        logits: bytes that a prompt's logits take.
         costs: what the rows need.
     """
 
     recorded: int
     forward: int
+    logits: int
     costs: Costs
 
 
@@ -120,7 +122,8 @@ def needs_of(
         overhead=_OVERHEAD.get(kind, _ELSEWHERE[0]),
         tokens_at_once=_TOKENS_AT_ONCE.get(kind, _ELSEWHERE[1]),
     )
-    return Needs(seq_len * kept * size + 2 * vocabulary, costs.bytes_of(seq_len, seq_len), costs)
+    whole_run = costs.bytes_of(seq_len, seq_len)
+    return Needs(seq_len * kept * size + 2 * vocabulary, whole_run, vocabulary, costs)
 
 
 def _keys(api: ModelAPI, text: Any, layer: int, width: int) -> int:
