@@ -8,8 +8,9 @@ from pathlib import Path
 import attrs
 import pytest
 
+from nnpatch_core._rounding import SHARES
 from nnpatch_core.testing import CHECKS, tiny_api
-from nnpatch_core.testing.conformance import subject, why_skipped
+from nnpatch_core.testing.conformance import why_skipped
 
 PAGE = Path(__file__).with_name("conformance.md").read_text(encoding="utf-8")
 API = tiny_api()
@@ -27,6 +28,7 @@ DECLARED = {
     "`residual=None`": attrs.evolve(API, residual=None),
     '`residual="scaled"`': attrs.evolve(API, residual="scaled"),
     "`padding=False`": attrs.evolve(API, padding=False),
+    "`cone=False`": attrs.evolve(API, cone=False),
 }
 
 
@@ -69,5 +71,5 @@ def test_rounding() -> None:
     text = PAGE.partition("\n### What counts as the same\n")[2]
     written = dict(re.findall(r"(\d+e-\d) in\s(\w+)", text))
     assert {name: float(share) for share, name in written.items()} == {
-        str(dtype).removeprefix("torch."): share for dtype, share in subject._ROUNDING.items()
+        str(dtype).removeprefix("torch."): share for dtype, share in SHARES.items()
     }

@@ -36,7 +36,7 @@ def _about(found: Summary) -> str:
         f"{about['model']}, {about['dtype']}, on {where}, {about['date']}.",
         f"{_libraries(about['libraries'])}.",
         *(f"{CONTESTANTS[name].title}: {_libraries(own)}." for name, own in about["apart"].items()),
-        f"Seconds for the whole job, medians of {about['repeat']} runs or as many as `runs` says.",
+        "Seconds for the whole job, medians of as many runs as `runs` says.",
         f"{_listed(name for name in found.contestants if name not in whole)} ran as many cells as "
         "`ran` says; their seconds are that time, times the number of cells.",
     ]

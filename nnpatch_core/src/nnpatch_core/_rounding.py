@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-_SHARES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+#: By type, the share of a tensor's largest number below which a difference is rounding.
+SHARES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def rounding(dtype: torch.dtype) -> float:
     """Share of the largest number of a tensor below which a difference is rounding."""
-    return _SHARES.get(dtype, _SHARES[torch.float32])
+    return SHARES.get(dtype, SHARES[torch.float32])

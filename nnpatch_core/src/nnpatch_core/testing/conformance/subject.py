@@ -18,6 +18,7 @@ from nnpatch_core._models import (
     module_of,
     vocab_size,
 )
+from nnpatch_core._rounding import rounding
 from nnpatch_core.batch import Batch, pack_left
 from nnpatch_core.components import Component
 from nnpatch_core.engine import forward
@@ -30,8 +31,6 @@ from nnpatch_core.site import Site, execution_order
 #: Given a site's part of the activation of this run, what to put there.
 Edit: TypeAlias = Callable[[Tensor], Tensor]
 
-#: Share of the largest number of an activation below which a difference is rounding.
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 #: Prompts are longer than the window of the tiny models that have one.
 _LENGTH, _PROMPTS = 8, 4
 
@@ -96,8 +95,7 @@ class Subject:
     @property
     def rounding(self) -> float:
         """Share of the largest number of an activation below which a difference is rounding."""
-        dtype = next(self.model.parameters()).dtype
-        return _ROUNDING.get(dtype, _ROUNDING[torch.float32])
+        return rounding(next(self.model.parameters()).dtype)
 
     def with_heads(self, *names: str) -> list[int]:
         """The layers that have all of these components, with heads."""
