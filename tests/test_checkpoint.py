@@ -53,20 +53,6 @@ def done(path):
 
 
 @pytest.fixture
-def runs(monkeypatch):
-    """The rows of each trace of the cone engine."""
-    found = []
-    real = cone.ConeRun._run
-
-    def spied(self, bucket, columns):
-        found.append(len(bucket.rows))
-        return real(self, bucket, columns)
-
-    monkeypatch.setattr(cone.ConeRun, "_run", spied)
-    return found
-
-
-@pytest.fixture
 def killed_after(monkeypatch):
     """Breaks a sweep off when so many traces were run."""
 
@@ -104,10 +90,10 @@ print("finished")
 """
 
 
-def test_survives_being_killed_more_than_once(tmp_path, runs):
+def test_survives_being_killed_more_than_once(tmp_path, rows):
     path = tmp_path / "sweep.ckpt"
     unbroken = sweep()
-    whole = len(runs)
+    whole = len(rows)
     code = SCRIPT.format(folder=str(Path(__file__).parent), path=str(path))
     before = 0
     for _ in range(2):
@@ -121,17 +107,17 @@ def test_survives_being_killed_more_than_once(tmp_path, runs):
         assert process.returncode == -signal.SIGKILL
         assert before < done(path) < unbroken.patched("q").numel() * 4
         before = done(path)
-    runs.clear()
+    rows.clear()
     resumed = sweep(path)
-    assert 0 < len(runs) < whole - 1
+    assert 0 < len(rows) < whole - 1
     assert numbers(resumed).equal(numbers(unbroken))
     for name in unbroken:
         assert resumed.cells[name].elided.equal(unbroken.cells[name].elided)
     # Only the file itself is left, and it has all of the sweep.
     assert [each.name for each in tmp_path.iterdir()] == ["sweep.ckpt"]
-    runs.clear()
+    rows.clear()
     assert numbers(sweep(path)).equal(numbers(unbroken))
-    assert runs == []
+    assert rows == []
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5])
@@ -278,7 +264,7 @@ def test_an_outcome_is_no_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("place", ["", "missing/c"])
-def test_a_place_where_none_can_be_is_refused_before_anything_runs(tmp_path, place, runs):
+def test_a_place_where_none_can_be_is_refused_before_anything_runs(tmp_path, place, rows):
     with pytest.raises(CheckpointError, match="is not a file in a folder that exists"):
         sweep(tmp_path / place)
-    assert runs == []
+    assert rows == []

@@ -63,20 +63,6 @@ def full():
     return sweep(engine="full")
 
 
-@pytest.fixture
-def rows(monkeypatch):
-    """The rows of each trace of the cone engine."""
-    found = []
-    real = cone.ConeRun._run
-
-    def spied(self, bucket, columns):
-        found.append(len(bucket.rows))
-        return real(self, bucket, columns)
-
-    monkeypatch.setattr(cone.ConeRun, "_run", spied)
-    return found
-
-
 # Which engine ------------------------------------------------------------------------------------
 
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from nnpatch_core._safetensors import read_file, write_file
 from nnpatch_core.errors import CheckpointError
 from nnpatch_core.patching.tally import Tally
 
@@ -88,28 +85,13 @@ class Checkpoint:
             return
         tensors = {f"values/{number}": value for number, value in enumerate(tally.values.values())}
         tensors["done"] = tally.done.to(torch.uint8)
-        with tempfile.TemporaryDirectory(
-            dir=self._path.parent, prefix=f".{self._path.name}."
-        ) as folder:
-            part = Path(folder) / "checkpoint"
-            save_file(tensors, part, metadata={"nnpatch": json.dumps(self._header)})
-            part.replace(self._path)
+        write_file(self._path, self._header, tensors)
         ended = time.monotonic()
         self._wait = ended + (ended - begun) / _SHARE
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    header: Any = None
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("nnpatch", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        return read_file(path, _FORMAT, "a checkpoint", CheckpointError)
+    except OSError as error:
         raise CheckpointError(f"{path} is not a checkpoint: {error}") from error
-    found = header.get("format") if isinstance(header, dict) else None
-    if found != _FORMAT:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of this version: its format is {found!r}, this version "
-            f"reads {_FORMAT!r}"
-        )
-    return header, tensors

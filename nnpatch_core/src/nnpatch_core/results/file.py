@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import attrs
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from nnpatch_core._safetensors import read_file, write_file
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.sites import Axis
@@ -56,13 +52,7 @@ def write(
     for number, (name, baseline) in enumerate(baselines.items()):
         tensors |= {f"source/{number}": baseline.source, f"target/{number}": baseline.target}
         tensors |= {f"raw/{number}/{place}": raw[name][site] for place, site in enumerate(cells)}
-    # safetensors refuses tensors that share memory, as an ablation's two baselines do.
-    apart = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
-    path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        part = Path(folder) / "outcome"
-        save_file(apart, part, metadata={"nnpatch": json.dumps(header)})
-        part.replace(path)
+    write_file(path, header, tensors)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -71,18 +61,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         OutcomeError: the file is not an outcome, or not of this version.
     """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("nnpatch", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise OutcomeError(f"{os.fspath(path)} is not an outcome: {error}") from error
-    found = header.get("format") if isinstance(header, dict) else None
-    if found != _FORMAT:
-        raise OutcomeError(
-            f"{os.fspath(path)} is not an outcome of this version: its format is {found!r}, "
-            f"this version reads {_FORMAT!r}"
-        )
+    header, tensors = read_file(path, _FORMAT, "an outcome", OutcomeError)
     try:
         return _fields(header, tensors)
     except KeyError as error:
