@@ -192,3 +192,13 @@ def test_import_fails_before_the_library_is_imported(tmp_path, name, version):
         found.stderr.splitlines()[-1],
     )
     assert "imported too early" not in found.stderr
+
+
+def test_one_module_knows_the_libraries_by_name() -> None:
+    package = Path(nnpatch_core.__file__).parent
+    importing = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(from|import) (nnsight|transformers)\b", path.read_text("utf-8"), re.M)
+    ]
+    assert importing == ["_upstream.py"]

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from nnsight import NNsight
-from nnsight.intervention.envoy import Envoy
 from torch import nn
 
+from nnpatch_core._upstream import Envoy, NNsight, passes_on
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import AdapterError
 
@@ -83,42 +82,38 @@ def input_device(model: nn.Module) -> torch.device | None:
 
 
 def forward_arguments(
-    model: nn.Module, batch: Batch, past_key_values: Any = None, start: int = 0
+    model: nn.Module, batch: Batch, cache: Mapping[str, Any] | None = None, start: int = 0
 ) -> dict[str, Any]:
     """The keyword arguments of one forward on `batch`, of those that the model takes by name.
 
     A wrapper that passes everything on is given all that every Hugging Face model understands.
-    With `past_key_values` only the tokens from `start` on are run.
+
+    Args:
+        model: the model.
+        batch: the prompts.
+        cache: what it takes keys and values from, by the keyword under which it does.
+        start: the first position that is run; the cache has those left of it.
     """
     names = inspect.signature(type(model).forward).parameters
     wrapper = "input_ids" not in names
     offered = {
         "position_ids": batch.position_ids[:, start:],
-        "use_cache": past_key_values is not None,
+        "use_cache": cache is not None,
         "logits_to_keep": 1,
     }
-    if past_key_values is not None:
-        offered["past_key_values"] = past_key_values
     # Some take `use_cache` among the keywords that they pass on to what is inside.
-    passed = {"use_cache"} if wrapper or _passes_on(names) else set()
+    passed = {"use_cache"} if wrapper or passes_on(model) else set()
     given = {
         name: value
         for name, value in offered.items()
         if name in names or name in passed or (wrapper and name != "logits_to_keep")
     }
-    return {"input_ids": batch.tokens[:, start:], "attention_mask": batch.mask, **given}
-
-
-def takes_cache(model: nn.Module) -> bool:
-    """Whether the model's forward takes keys and values of tokens that it need not run."""
-    names = inspect.signature(type(model).forward).parameters
-    return {"input_ids", "past_key_values"} <= set(names) and (
-        "use_cache" in names or _passes_on(names)
-    )
-
-
-def _passes_on(names: Mapping[str, inspect.Parameter]) -> bool:
-    return any(each.kind is each.VAR_KEYWORD for each in names.values())
+    return {
+        "input_ids": batch.tokens[:, start:],
+        "attention_mask": batch.mask,
+        **given,
+        **(cache or {}),
+    }
 
 
 @contextmanager

@@ -10,8 +10,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata
 
-from transformers.utils.logging import disable_progress_bar
-
+from nnpatch_core._upstream import disable_progress_bar
 from nnpatch_core.cli import check, components, new_adapter, plugins
 from nnpatch_core.cli.output import UsageError
 from nnpatch_core.errors import PatchingError

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
+from nnpatch_core._upstream import AutoConfig, AutoModelForCausalLM
 from nnpatch_core.cli.output import UsageError
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_adapter

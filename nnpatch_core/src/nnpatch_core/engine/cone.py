@@ -182,12 +182,12 @@ class _Ascent:
     def run(self) -> Tensor:
         target = self.cone.target
         inside = [self.prompts[: self._entered(layer, INSIDE)] for layer in range(self.n_layers)]
-        cache = prefix(target.kept, self.start, inside)
+        cache = {target.keyword: prefix(target.kept, self.start, inside)}
         return forward(
             self.cone.nnmodel,
             target.batch.rows(self.used.to(target.batch.tokens.device)),
             self._visit,
-            past_key_values=cache,
+            cache=cache,
             start=self.start,
         )
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from nnpatch_core._models import module_of
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone import ConeRun
@@ -18,7 +16,6 @@ from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.rows import Booleans, Place, Stop, rows_of, stops_of
 from nnpatch_core.engine.target import record_target
 from nnpatch_core.engine.trace import forward
-from nnpatch_core.errors import EngineError, PatchingError
 from nnpatch_core.layers import n_layers
 from nnpatch_core.site import AnySite
 
@@ -53,14 +50,7 @@ def open_cone(
     model = module_of(nnmodel)
     sites = [site for cell in cells for site in cell.sites]
     layers = n_layers(sites[0].api, model)
-    try:
-        run = record_target(nnmodel, target, sites, replacement, layers, limits.store)
-    except (PatchingError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise EngineError(
-            f"the model does not hand out keys and values: {type(error).__name__}: {error}"
-        ) from error
+    run = record_target(nnmodel, target, sites, replacement, layers, limits.store)
     stops = stops_of(cells, nnmodel, target.seq_len)
     plan = plan_cells(stops, run.changed, len(target), target.seq_len, layers, limits)
     return ConeRun(nnmodel, sites[0].api.layers, stops, replacement, run, plan, find_head(model))

@@ -1,28 +1,14 @@
-"""Keys and values of the target run: kept when it runs, handed out to the rows of a bucket."""
+"""Keys and values of the target run, handed out to the rows of a bucket."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
 
-#: Keys and values of a layer, each `[batch, heads, seq, dim]`; None where it keeps none.
-KeysValues: TypeAlias = tuple[Tensor, Tensor] | None
-
-
-def recording(n_layers: int) -> Cache:
-    """A cache that keeps all keys and values of each layer, beyond any sliding window."""
-    layers: list[Any] = [DynamicLayer() for _ in range(n_layers)]  # type: ignore[no-untyped-call]
-    return Cache(layers=layers)
-
-
-def recorded(cache: Cache) -> list[KeysValues]:
-    """What a forward has left in a `recording` cache."""
-    layers: Sequence[Any] = cache.layers
-    return [(layer.keys, layer.values) if layer.is_initialized else None for layer in layers]
+from nnpatch_core._upstream import Cache, DynamicLayer, KeysValues
 
 
 class _Prefix(DynamicLayer):  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from nnpatch_core._models import takes_cache
+from nnpatch_core._upstream import cache_keywords
 from nnpatch_core.layers import row_of, tables
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.site import Site
@@ -26,7 +26,7 @@ def why_not_cone(sites: Iterable[Site], model: nn.Module) -> str | None:
         row = row_of(site.api, model, site.layer, site.component)
         if not row.module and row.item:
             return f"{site.component} is item {row.item} of what a layer gives, not the first"
-    if not takes_cache(model):
+    if not cache_keywords(model):
         return f"{type(model).__name__} does not take keys and values of tokens that have been run"
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return f"{type(model).__name__} is an encoder and a decoder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
+from nnpatch_core._upstream import KeysValues, cache_keywords, recorded, recording
 from nnpatch_core.batch import Batch
 from nnpatch_core.components import Component
-from nnpatch_core.engine.prefix import KeysValues, recorded, recording
 from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.rows import OUTPUT, STAGES, Booleans, Place, place_of, stage_of
 from nnpatch_core.engine.trace import forward
+from nnpatch_core.errors import EngineError, PatchingError
 from nnpatch_core.layers import head_columns, row_of
 from nnpatch_core.site import Site, execution_order
 
@@ -35,6 +36,7 @@ class TargetRun:
         outputs: the same after each layer that has a site there.
         rests: for each layer what it gives besides the residual stream; None if it gives no tuple.
         kept: the keys and values of each layer.
+        keyword: under which the model's forward takes them.
         changed: for each place `[batch, seq, heads or 1]`: whether what is put there differs.
     """
 
@@ -44,6 +46,7 @@ class TargetRun:
     outputs: Mapping[int, Tensor]
     rests: Mapping[int, tuple[Any, ...] | None]
     kept: Sequence[KeysValues]
+    keyword: str
     changed: Mapping[Place, Booleans]
 
 
@@ -64,6 +67,9 @@ def record_target(
         replacement: what it puts there.
         n_layers: the model's layers.
         store: where what is kept lies; None is where it was computed.
+
+    Raises:
+        EngineError: the model does not hand out its keys and values.
     """
     model = module_of(nnmodel)
     places = {place_of(site): site for site in sites}
@@ -94,13 +100,35 @@ def record_target(
             if layer * STAGES + OUTPUT in ends:
                 outputs[layer] = _stored(components.read(envoy, LAYER_OUTPUT), store)
 
-    cache = recording(n_layers)
-    logits = forward(nnmodel, batch, visit, past_key_values=cache)
-    kept = [
-        pair if pair is None or store is None else (pair[0].to(store), pair[1].to(store))
-        for pair in recorded(cache)
-    ]
-    return TargetRun(batch, logits, inputs, outputs, rests, kept, changed)
+    keyword, logits, kept = _with_cache(nnmodel, batch, visit, n_layers)
+    if store is not None:
+        kept = [None if pair is None else (pair[0].to(store), pair[1].to(store)) for pair in kept]
+    return TargetRun(batch, logits, inputs, outputs, rests, kept, keyword, changed)
+
+
+def _with_cache(
+    nnmodel: Any, batch: Batch, visit: Callable[[Any], None], n_layers: int
+) -> tuple[str, Tensor, Sequence[KeysValues]]:
+    """Run `batch`, and find under which keyword the model leaves its keys and values.
+
+    Raises:
+        EngineError: under none.
+    """
+    problems = []
+    for keyword in cache_keywords(module_of(nnmodel)):
+        cache = recording(n_layers)
+        try:
+            logits = forward(nnmodel, batch, visit, cache={keyword: cache})
+        except (PatchingError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            problems.append(f"given {keyword}=, {type(error).__name__}: {error}")
+            continue
+        kept = recorded(cache)
+        if any(pair is not None for pair in kept):
+            return keyword, logits, kept
+        problems.append(f"given {keyword}=, it leaves nothing in it")
+    raise EngineError(f"the model does not hand out keys and values: {'; '.join(problems)}")
 
 
 def _stored(value: Tensor, store: torch.device | None) -> Tensor:

@@ -19,7 +19,7 @@ def forward(
     visit: Callable[[Any], None] | None = None,
     *,
     gradients: bool = False,
-    past_key_values: Any = None,
+    cache: Mapping[str, Any] | None = None,
     start: int = 0,
 ) -> Tensor:
     """Run `batch`, with `visit(nnmodel)` reading and editing activations on the way.
@@ -31,8 +31,8 @@ def forward(
         batch: the prompts.
         visit: called inside the trace.
         gradients: whether the logits have their graph.
-        past_key_values: a cache that the model is to use.
-        start: the first position that is run; `past_key_values` has those left of it.
+        cache: what the model takes keys and values from, by the keyword under which it does.
+        start: the first position that is run; the cache has those left of it.
 
     Returns:
         The model's final logits at each prompt's last token, `[batch, vocab]` in float32 on the
@@ -51,7 +51,7 @@ def forward(
         found.append(logits[:, -1].to("cpu", torch.float32, copy=True))
 
     batch = batch if device is None else batch.to(device)
-    arguments = forward_arguments(model, batch, past_key_values, start)
+    arguments = forward_arguments(model, batch, cache, start)
     # Nested, not joined: nnsight re-runs the source of its own block, and this must be outside.
     with torch.set_grad_enabled(gradients):  # noqa: SIM117
         with nnmodel.trace(**arguments):

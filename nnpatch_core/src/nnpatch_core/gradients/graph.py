@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 import attrs
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
+from nnpatch_core._upstream import Cache
 from nnpatch_core.batch import Batch
 from nnpatch_core.components import Component
 from nnpatch_core.engine.target import LAYER_INPUT, LAYER_OUTPUT

@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import attrs
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from nnpatch_core._models import evaluating, forward_arguments, input_device
+from nnpatch_core._upstream import Cache
 from nnpatch_core.batch import Batch
 
 Edit: TypeAlias = Callable[[Tensor], Tensor]

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-import nnsight
 import torch
-import transformers
 from torch import Tensor
 
 from nnpatch_core._models import module_of
+from nnpatch_core._upstream import nnsight, transformers
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError
 from nnpatch_core.patching.sweep import Sweep

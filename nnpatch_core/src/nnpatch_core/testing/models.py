@@ -9,12 +9,17 @@ from difflib import get_close_matches
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from nnpatch_core._upstream import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    transformers,
+)
 from nnpatch_core.errors import AdapterError, UnknownNameError
 from nnpatch_core.model_api import DecoderAPI, decoder_components
 
