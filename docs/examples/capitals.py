@@ -56,6 +56,8 @@ def main() -> None:
         **pairs.arguments(),
         force_model_confidence=True,
     )
+    if out.info["engine"] != "cone":
+        raise SystemExit(f"the sweep was not run in the cone engine: {out.info['fallback']}")
     cells = sum(out[name].numel() for name in out)
     say(f"{cells} cells in {time.monotonic() - start:.0f} s with {out.info['adapter']}\n")
     report(out)

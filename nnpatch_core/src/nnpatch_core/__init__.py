@@ -1,6 +1,7 @@
 """nnpatch: activation patching on Hugging Face language models, on top of nnsight."""
 
 from nnpatch_core import _versions  # noqa: F401 - first: refuses unsupported nnsight, transformers
+from nnpatch_core._selfcheck import check_release
 from nnpatch_core.components import Component
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.heads import Fused, Heads, Interleaved, PartOfHead
@@ -62,3 +63,5 @@ __all__ = [
     "reads_tokens",
     "separate_projections",
 ]
+
+check_release()

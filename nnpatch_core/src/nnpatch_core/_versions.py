@@ -14,6 +14,8 @@ from packaging.version import InvalidVersion, Version
 
 _DISTRIBUTION = "nnpatch-core"
 _CHECKED = ("nnsight", "transformers")
+#: The newest releases that the tests have passed on, as `constraints.txt` has them.
+TESTED = {"nnsight": "0.8.1", "torch": "2.13.0", "transformers": "5.24.0"}
 
 
 def _required() -> Iterator[Requirement]:
@@ -35,6 +37,16 @@ def _installed(name: str) -> Version | None:
     # The last two: a metadata folder without its file, as a broken uninstall leaves it.
     except (metadata.PackageNotFoundError, InvalidVersion, TypeError, KeyError):
         return None
+
+
+def untested() -> dict[str, str]:
+    """The libraries that are installed in a newer release than the tests know, and which."""
+    found = {name: _installed(name) for name in TESTED}
+    # A build's own mark, such as +cpu, makes no release newer.
+    public = {name: Version(version.public) for name, version in found.items() if version}
+    return {
+        name: str(version) for name, version in public.items() if version > Version(TESTED[name])
+    }
 
 
 def _bounds(requirement: Requirement) -> str:

@@ -81,5 +81,13 @@ class AnswerWarning(UserWarning):
     """An answer is probably not spelled as the model would continue the prompt."""
 
 
+class EngineWarning(UserWarning):
+    """A sweep runs in the full engine, where the cone engine was to be expected."""
+
+
+class ReleaseWarning(UserWarning):
+    """A release of a library that nnpatch was not tested with, and that fails its self-check."""
+
+
 class MemoryWarning(UserWarning):
     """The device ran out of memory, and what ran together was halved."""

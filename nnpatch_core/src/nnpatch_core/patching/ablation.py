@@ -169,5 +169,6 @@ def ablation_patching(
         def chunk_of(rows: slice) -> Chunk:
             return open_chunk(sweep, batch.rows(rows), values.of_rows(rows))
 
-        tally = run_cells(sweep, context, baseline, chunk_of, None, file)
+        changed = values.mask.bool().cpu().numpy()
+        tally = run_cells(sweep, context, baseline, chunk_of, None, file, changed=changed)
     return outcome(sweep, kind, "change", tally, baseline, prompts, values.mask)

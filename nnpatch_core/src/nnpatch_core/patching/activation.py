@@ -16,6 +16,7 @@ from nnpatch_core.patching.checkpoint import Checkpoint
 from nnpatch_core.patching.identity import identity
 from nnpatch_core.patching.labels import label_prompts, outcome
 from nnpatch_core.patching.pairs import check_confidence, check_denominators, read_pairs
+from nnpatch_core.patching.planned import differs_of
 from nnpatch_core.patching.run import Chunk, open_chunk, run_cells
 from nnpatch_core.patching.screen import Screened, check_screen, screen_by
 from nnpatch_core.patching.sweep import (
@@ -202,7 +203,8 @@ def activation_patching(
         if file is not None:
             runs = {"source": source, "target": target}
             file.open(identity(sweep, "activation", runs, context, baseline, {"mask": both}))
-        tally = run_cells(sweep, context, baseline, chunk_of, first, file)
+        changed = differs_of(source, target) & both.bool().cpu().numpy()
+        tally = run_cells(sweep, context, baseline, chunk_of, first, file, changed=changed)
     if screened is None:
         return outcome(sweep, "activation", "restored", tally, baseline, prompts, both)
     laid = screened.laid(whole, tally, baseline)

@@ -13,7 +13,7 @@ from nnpatch_core.engine import Plan, joined, plan_cells
 from nnpatch_core.engine.rows import Booleans, place_of, stops_of
 from nnpatch_core.layers import n_layers
 from nnpatch_core.patching.inputs import one_mask, read_batch
-from nnpatch_core.patching.sweep import prepare
+from nnpatch_core.patching.sweep import Sweep, prepare
 from nnpatch_core.sites import SweepSites
 
 
@@ -71,7 +71,7 @@ def plan_sweep(
     if source_tokens is not None:
         source = read_batch(traced, "source_tokens", source_tokens, masks)
         check_paired(source, target)
-        differs, both = _differs(source, target), source.mask * target.mask
+        differs, both = differs_of(source, target), source.mask * target.mask
     sweep = prepare(
         traced,
         api,
@@ -83,22 +83,30 @@ def plan_sweep(
         memory_budget=memory_budget,
         progress=False,
     ).where_present(both)
-    model = module_of(traced)
-    stops = stops_of(sweep.cells, traced, target.seq_len)
-    changed = differs & both.bool().cpu().numpy()
+    return plan_of(sweep, differs & both.bool().cpu().numpy())
+
+
+def plan_of(sweep: Sweep, changed: Booleans) -> Plan:
+    """The plan of a sweep in the cone engine; `changed` is `[batch, seq]`: where patches differ.
+
+    Raises:
+        MemoryBudgetError: a single run does not fit.
+    """
+    batch, seq_len = changed.shape
+    stops = stops_of(sweep.cells, sweep.nnmodel, seq_len)
     # A head changes where its component does; it takes no more columns than the cells ask for.
     heads = 1 + max((site.head or 0) for site in sweep.sites)
     every = np.broadcast_to(changed[..., None], (*changed.shape, heads))
-    layers = n_layers(sweep.sites[0].api, model)
+    layers = n_layers(sweep.sites[0].api, module_of(sweep.nnmodel))
     plans = []
-    for rows in sweep.chunks(len(target)):
+    for rows in sweep.chunks(batch):
         places = {place_of(site): every[rows] for site in sweep.sites}
-        shape = (rows.stop - rows.start, target.seq_len)
+        shape = (rows.stop - rows.start, seq_len)
         plans.append(plan_cells(stops, places, *shape, layers, sweep.limits))
     return joined(plans)
 
 
-def _differs(source: Batch, target: Batch) -> Booleans:
+def differs_of(source: Batch, target: Batch) -> Booleans:
     """`[batch, seq]`: where the two runs of a prompt can be told apart, by their tokens so far."""
     other = (source.tokens != target.tokens.to(source.tokens.device)) & source.mask.bool()
     # Of prompts that differ in length every position differs.

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine import EngineRun, FullRun, Part, Replacement, open_cone, open_full
-from nnpatch_core.engine.rows import Integers
+from nnpatch_core.engine.rows import Booleans, Integers
 from nnpatch_core.errors import EngineError
 from nnpatch_core.metrics import MetricContext, columns_read, measure
 from nnpatch_core.patching.checkpoint import Checkpoint
+from nnpatch_core.patching.fallback import warn_of_fallback
 from nnpatch_core.patching.progress import Progress
 from nnpatch_core.patching.sweep import Sweep
 from nnpatch_core.patching.tally import Tally
@@ -70,6 +71,8 @@ def run_cells(
     chunk_of: Callable[[slice], Chunk],
     first: Chunk | None = None,
     checkpoint: Checkpoint | None = None,
+    *,
+    changed: Booleans,
 ) -> Tally:
     """Patch each cell alone and measure it.
 
@@ -80,6 +83,10 @@ def run_cells(
         chunk_of: opens some rows of the batch.
         first: what it has given for the whole batch, if it was opened before.
         checkpoint: where what was measured is kept.
+        changed: `[batch, seq]`: where a patch may put something else than what was there.
+
+    Warns:
+        EngineWarning: `auto` runs the full engine, where the cone engine was to be expected.
 
     Raises:
         EngineError: the engine that was asked for cannot run the sweep.
@@ -92,12 +99,16 @@ def run_cells(
         for rows in sweep.chunks(batch):
             usable = first is not None and sweep.engine in ("auto", first.engine)
             chunk = first if first is not None and usable else chunk_of(rows)
+            if chunk.fallback is not None and not tally.fallbacks:
+                warn_of_fallback(sweep, chunk.fallback, changed)
             try:
                 _run_chunk(sweep, chunk, rows, context, tally, progress, checkpoint)
             except EngineError as error:
                 # What was handed over before is right; the full engine runs the rest.
                 if sweep.engine != "auto":
                     raise
+                if not tally.fallbacks:
+                    warn_of_fallback(sweep, str(error), changed)
                 run = FullRun(
                     sweep.nnmodel, chunk.target, sweep.cells, chunk.replacement, chunk.run.logits
                 )

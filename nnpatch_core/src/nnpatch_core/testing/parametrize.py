@@ -63,7 +63,7 @@ def parametrize_with_checks(
         A decorator for a test with one argument, `check`, which it calls.
 
     Raises:
-        PatchingError: no adapter, or a known failure that is no check.
+        PatchingError: no adapter, models that are no mapping, or a known failure that is no check.
 
     Examples:
         >>> from nnpatch_core.testing import tiny_api
@@ -71,6 +71,11 @@ def parametrize_with_checks(
         ... def test_conformance(check):
         ...     check()
     """
+    if models is not None and not isinstance(models, Mapping):
+        raise PatchingError(
+            "models must map a name to a function that makes a model, such as "
+            f"{{'tiny': lambda: tiny_model('llama')}}, got {type(models).__name__}"
+        )
     known = dict(known_failures or {})
     check_known_failures(known)
     adapters = [find_adapter(each) for each in (api if isinstance(api, list | tuple) else [api])]
