@@ -126,11 +126,20 @@ def test_z_is_o(out):
     torch.testing.assert_close(out.per_prompt("z"), out.per_prompt("o"), equal_nan=True)
 
 
-def test_sweeping_z_gives_o(model, pairs, out):
-    sites = Sites("z", layers=[2], seq_pos_type="lastk", seq_pos=1, heads=[1])
-    z = activation_patching(model, None, sites, **pairs.arguments(), progress=False)
+def test_sweeping_z_gives_o(model, pairs):
+    # In the full engine, where what else is swept does not change the last digits.
+    z, o = (
+        activation_patching(
+            *(model, None, Sites(name, layers=[2], seq_pos_type="lastk", seq_pos=1, heads=[1])),
+            **pairs.arguments(),
+            engine="full",
+            progress=False,
+        )
+        for name in ("z", "o")
+    )
     assert list(z) == ["o"]
-    torch.testing.assert_close(z["z"][2, -1, 1], out["o"][2, -1, 1])
+    assert torch.equal(z["z"], o["o"])
+    assert z["z"][2, -1, 1] != 0
 
 
 def test_repr_is_one_short_line(any_outcome):

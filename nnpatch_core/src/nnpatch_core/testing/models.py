@@ -109,7 +109,8 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **config: Any) -> Pr
     """
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         types = causal_model_types()
-        like = get_close_matches(str(model_type), types) or ("llama", "gpt2")
+        named = model_type if isinstance(model_type, str) else ""
+        like = get_close_matches(named, types) or ("llama", "gpt2")
         raise UnknownNameError(
             f"unknown family {model_type!r}: transformers {transformers.__version__} has "
             f"{len(types)} types of causal language models, such as {', '.join(like)}"
