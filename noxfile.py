@@ -128,10 +128,13 @@ def matrix(session: nox.Session, end: str) -> None:
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """Run the quick part of matrix(unlocked): the oracle of every family, the kit, the engine."""
+    """Run the quick part of matrix(unlocked): each family's oracle, kit and engine, and the demo."""
     install(session, *TESTING, *ends("unlocked"), locked=False)
+    install_smollm2(session)
     tell_versions(session)
     session.run("pytest", "-m", "newest", *session.posargs)
+    folder = session.create_tmp()
+    session.run("python", "docs/examples/capitals.py", "--out", folder)
 
 
 @nox.session
