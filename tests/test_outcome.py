@@ -24,6 +24,9 @@ from nnpatch_core import (
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 
+#: Padding is what is tested here, so that what it mixes needs no word.
+pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+
 SOURCE_TEXTS = ["The capital of France is", "My capital of all Germany is"]
 TARGET_TEXTS = ["The capital of Japan is", "My capital of all Greece is"]
 SOURCE_ANSWERS = [" Paris", " Berlin"]
@@ -533,7 +536,7 @@ def test_save_replaces_an_older_file(out, ablated, path):
 
 @pytest.fixture(params=[OSError("disk full"), KeyboardInterrupt()], ids=repr)
 def stop_halfway(request, monkeypatch):
-    """Call it, and from then on writing a tensor file stops halfway; it gives the error's class."""
+    """Call it, and from then on writing a tensor file stops halfway; it gives what is raised."""
 
     def half(tensors, file, **options):
         Path(file).write_bytes(b"half of it")
@@ -541,7 +544,7 @@ def stop_halfway(request, monkeypatch):
 
     def stop():
         monkeypatch.setattr(safetensors.torch, "serialize_file", half)
-        return type(request.param)
+        return OutcomeError if isinstance(request.param, OSError) else type(request.param)
 
     return stop
 
@@ -563,18 +566,18 @@ def test_failing_first_save_leaves_nothing(out, path, stop_halfway):
 
 def test_save_over_a_folder(out, path):
     path.mkdir()
-    with pytest.raises(OSError, match=path.name):
+    with pytest.raises(OutcomeError, match=f"{path.name}' is not a file: it is a folder"):
         out.save(path)
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_save_where_there_is_no_folder(out, path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
+    with pytest.raises(OutcomeError, match=r"there is no folder .*nowhere"):
         out.save(path.parent / "nowhere" / "out.safetensors")
 
 
 def test_load_of_no_file(path):
-    with pytest.raises(FileNotFoundError, match=path.name):
+    with pytest.raises(OutcomeError, match=f"{path.name} is not an outcome: there is no such"):
         Outcome.load(path)
 
 

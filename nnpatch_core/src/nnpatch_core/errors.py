@@ -1,8 +1,17 @@
 """What nnpatch raises: one class per kind of mistake, all of them also `ValueError`."""
 
+from typing import Any
+
+from nnpatch_core._printable import printable
+
 
 class PatchingError(ValueError):
     """The root of every error that nnpatch raises on bad input."""
+
+    def __init__(self, *args: Any) -> None:
+        # Messages name what others have written, such as the names of plugins.
+        shown = (printable(each, "\n\t") if isinstance(each, str) else each for each in args)
+        super().__init__(*shown)
 
 
 class UnknownNameError(PatchingError):
@@ -38,7 +47,7 @@ class AdapterError(PatchingError):
 
 
 class MetricError(PatchingError):
-    """A metric that cannot be computed: wrong output, or a denominator of 0 or not finite."""
+    """A metric that cannot be computed, does not keep what it declares, or divides by 0."""
 
 
 class ConfidenceError(PatchingError):
@@ -46,7 +55,14 @@ class ConfidenceError(PatchingError):
 
 
 class OutcomeError(PatchingError):
-    """An outcome asked for something it does not hold, or a file that is not an outcome."""
+    """An outcome asked for something it does not hold, or a file that is none or damaged."""
+
+
+class NotSweptError(OutcomeError, KeyError):
+    """A site name that an outcome does not have: a `KeyError` too, as in any mapping."""
+
+    # A KeyError shows its message in quotes.
+    __str__ = ValueError.__str__
 
 
 class GradientError(PatchingError):
@@ -62,7 +78,7 @@ class MemoryBudgetError(PatchingError):
 
 
 class CheckpointError(PatchingError):
-    """A checkpoint of another sweep, or a file that is none."""
+    """A checkpoint of another sweep, or a file that is none or damaged, or cannot be written."""
 
 
 class PluginWarning(UserWarning):
@@ -78,15 +94,23 @@ class PaddingWarning(UserWarning):
 
 
 class AnswerWarning(UserWarning):
-    """An answer is probably not spelled as the model would continue the prompt."""
+    """Answers were not taken as they are spelled: a space was put in, or tokens were left out."""
+
+
+class PromptWarning(UserWarning):
+    """Prompts are not what they seem: some were dropped, or what is compared does not line up."""
 
 
 class EngineWarning(UserWarning):
-    """A sweep runs in the full engine, where the cone engine was to be expected."""
+    """A sweep runs in a dearer engine than was to be expected, or beside hooks that count."""
 
 
 class ReleaseWarning(UserWarning):
     """A release of a library that nnpatch was not tested with, and that fails its self-check."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint cannot be written, or the sweep depends on what it cannot compare."""
 
 
 class MemoryWarning(UserWarning):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from nnpatch_core import components
-from nnpatch_core._integers import strict_int, strict_ints
-from nnpatch_core._models import follow, module_of
+from nnpatch_core._arguments import listed, shown
+from nnpatch_core._integers import strict_int
+from nnpatch_core._models import envoy_at, module_of
 from nnpatch_core.components import Component, canonical_name
 from nnpatch_core.errors import AdapterError, LayerError, PatchingError, PositionError
 from nnpatch_core.layers import (
@@ -26,7 +27,7 @@ from nnpatch_core.layers import (
 )
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_adapter
-from nnpatch_core.seq_pos import Group, normalise
+from nnpatch_core.seq_pos import Group, normalise, read_positions
 
 #: Path of a module, side and item: where a whole activation is.
 Location: TypeAlias = tuple[str, str, int]
@@ -41,7 +42,7 @@ class _Memory:
 
 
 def _seq_pos(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else strict_ints(value, "seq_pos", PositionError)
+    return None if value is None else read_positions(value)
 
 
 @attrs.frozen
@@ -262,7 +263,7 @@ class Site:
         return row_of(self.api, module_of(nnmodel), self.layer, self.component)
 
     def _envoy(self, nnmodel: Any) -> Any:
-        return follow(nnmodel, f"{self.api.layers}.{self.layer}.{self._row(nnmodel).module}")
+        return envoy_at(nnmodel, f"{self.api.layers}.{self.layer}.{self._row(nnmodel).module}")
 
     def _columns(self, activation: Tensor, nnmodel: Any) -> Tensor | None:
         """The site's columns: `[dim]` of its head, `[heads, dim]` of every head, or None."""
@@ -274,9 +275,9 @@ class Site:
 
 
 def _in_order(sites: Any) -> tuple[Site, ...]:
-    given = tuple(sites) if isinstance(sites, Iterable) else ()
+    given = listed(sites)
     if not given or not all(isinstance(site, Site) for site in given):
-        raise PatchingError(f"a MultiSite takes a list of at least one Site, got {sites!r}")
+        raise PatchingError(f"a MultiSite takes a list of at least one Site, got {shown(sites)}")
     return execution_order(given)
 
 
@@ -296,7 +297,12 @@ class MultiSite:
     """
 
     sites: tuple[Site, ...] = attrs.field(converter=_in_order)
-    name: str = attrs.field(validator=attrs.validators.instance_of(str))
+    name: str = attrs.field()
+
+    @name.validator
+    def _is_text(self, _: Any, name: Any) -> None:
+        if not isinstance(name, str):
+            raise PatchingError(f"the name of a MultiSite must be a string, got {shown(name)}")
 
     @name.default
     def _joined(self) -> str:
@@ -351,7 +357,9 @@ def execution_order(sites: Iterable[Site], nnmodel: Any = None) -> tuple[Site, .
             names = list(table_of(site.api, module_of(nnmodel), site.layer))
         return (site.layer, names.index(site.component))
 
-    given = tuple(sites)
+    given = listed(sites)
+    if given is None or not all(isinstance(site, Site) for site in given):
+        raise PatchingError(f"execution_order takes a list of Site objects, got {shown(sites)}")
     return tuple(sorted(given, key=key)) if len(given) > 1 else given
 
 

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import attrs
 from torch import Tensor, nn
 
+from nnpatch_core._arguments import listed, shown
 from nnpatch_core._integers import strict_ints
-from nnpatch_core._models import module_of, vocab_size
+from nnpatch_core._models import module_of
 from nnpatch_core.batch import check_tokens
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import (
@@ -31,6 +32,7 @@ from nnpatch_core.layers import (
 )
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_adapter, find_seq_pos
+from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import Group, SeqPos, groups_of
 from nnpatch_core.site import AnySite, MultiSite, Site, check_site
 
@@ -124,15 +126,19 @@ class Sites:
         """
         return SiteList(sites)
 
-    def get_sites_dict(self, nnmodel: Any, api: Any, tokens: Tensor) -> dict[str, list[Site]]:
+    def get_sites_dict(
+        self, nnmodel: Any, api: Any, tokens: Tensor | PromptPairs
+    ) -> dict[str, list[Site]]:
         """Site name to the list of its sites, for prompts of the width of `tokens`.
 
         Args:
             nnmodel: the model, as for `activation_patching`.
             api: an adapter, its name, or None to find it by the model.
-            tokens: `[batch, seq]`.
+            tokens: `[batch, seq]`, or a `PromptPairs`.
         """
-        check_tokens("tokens", tokens, vocab_size(module_of(nnmodel)))
+        if isinstance(tokens, PromptPairs):
+            tokens = tokens.target_tokens
+        check_tokens("tokens", tokens)
         grids = self.grids(nnmodel, api, tokens.shape[1])
         return {
             name: [site for cell in grid.sites for site in cell.sites]
@@ -193,14 +199,14 @@ class Sites:
 
 
 def _site_list(sites: Any) -> tuple[AnySite, ...]:
-    if not isinstance(sites, Iterable):
-        raise PatchingError(f"from_sites takes a list of sites, got {sites!r}")
-    given = tuple(sites)
+    given = listed(sites)
+    if given is None:
+        raise PatchingError(f"from_sites takes a list of sites, got {shown(sites)}")
     if not given:
         raise PatchingError("the list of sites is empty; give at least one")
     for site in given:
         if not isinstance(site, Site | MultiSite):
-            raise PatchingError(f"from_sites takes Site and MultiSite objects, got {site!r}")
+            raise PatchingError(f"from_sites takes Site and MultiSite objects, got {shown(site)}")
     return given
 
 
@@ -210,9 +216,13 @@ class SiteList:
 
     sites: tuple[AnySite, ...] = attrs.field(converter=_site_list)
 
-    def get_sites_dict(self, nnmodel: Any, api: Any, tokens: Tensor) -> dict[str, list[AnySite]]:
+    def get_sites_dict(
+        self, nnmodel: Any, api: Any, tokens: Tensor | PromptPairs
+    ) -> dict[str, list[AnySite]]:
         """Site name to the list of its sites, in the order of the list."""
-        check_tokens("tokens", tokens, vocab_size(module_of(nnmodel)))
+        if isinstance(tokens, PromptPairs):
+            tokens = tokens.target_tokens
+        check_tokens("tokens", tokens)
         grids = self.grids(nnmodel, api, tokens.shape[1])
         return {name: list(grid.sites) for name, grid in grids.items()}
 
@@ -248,15 +258,14 @@ def _ascending(
 
 
 def _component_names(names: Any) -> tuple[str, ...]:
-    given = (names,) if isinstance(names, str) else names
-    if not isinstance(given, Iterable):
-        raise UnknownNameError(f"site_names must be component names, got {names!r}")
-    given = tuple(given)
+    given = (names,) if isinstance(names, str) else listed(names)
+    if given is None:
+        raise UnknownNameError(f"site_names must be component names, got {shown(names)}")
     if not given:
         raise UnknownNameError("site_names is empty; name at least one component")
     for name in given:
         if not isinstance(name, str):
-            raise UnknownNameError(f"a component is named by a string, got {name!r}")
+            raise UnknownNameError(f"a component is named by a string, got {shown(name)}")
     found = tuple(canonical_name(name) for name in given)
     for name in found:
         if found.count(name) > 1:
@@ -269,11 +278,11 @@ def _strategy(seq_pos_type: Any, seq_pos: Any) -> SeqPos:
         return make_strategy("all" if seq_pos_type is None else seq_pos_type, seq_pos)
     if isinstance(seq_pos_type, type) or not isinstance(seq_pos_type, SeqPos):
         raise UnknownNameError(
-            f"seq_pos_type must be a strategy, the name of one or None, got {seq_pos_type!r}"
+            f"seq_pos_type must be a strategy, the name of one or None, got {shown(seq_pos_type)}"
         )
     if seq_pos is not None:
         raise PositionError(
-            f"seq_pos={seq_pos!r} means nothing beside the strategy object {seq_pos_type!r}"
+            f"seq_pos={shown(seq_pos)} means nothing beside the strategy object {seq_pos_type!r}"
         )
     return seq_pos_type
 
@@ -287,12 +296,12 @@ def make_strategy(name: str, seq_pos: Any = None) -> SeqPos:
     """
     factory = find_seq_pos(name)
     parameters = inspect.signature(factory).parameters.values()
-    shown = "None" if name == "all" else repr(name)
+    named = "None" if name == "all" else repr(name)
     if seq_pos is None and any(each.default is each.empty for each in parameters):
-        raise PositionError(f"seq_pos_type={shown} needs seq_pos=")
+        raise PositionError(f"seq_pos_type={named} needs seq_pos=")
     if seq_pos is not None and not parameters:
-        raise PositionError(f"seq_pos={seq_pos!r} means nothing with seq_pos_type={shown}")
+        raise PositionError(f"seq_pos={shown(seq_pos)} means nothing with seq_pos_type={named}")
     strategy = factory() if seq_pos is None else factory(seq_pos)
     if not isinstance(strategy, SeqPos):
-        raise PositionError(f"seq_pos_type={shown} stands for {strategy!r}, which is no strategy")
+        raise PositionError(f"seq_pos_type={named} stands for {strategy!r}, which is no strategy")
     return strategy

@@ -5,47 +5,59 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nnpatch_core._safetensors import read_file, write_file
-from nnpatch_core.errors import CheckpointError
+from nnpatch_core._safetensors import check_file, check_folder, clean_up, read_file, write_file
+from nnpatch_core._warnings import warn
+from nnpatch_core.errors import CheckpointError, CheckpointWarning
+from nnpatch_core.patching.identity import UNTOLD, Identity
 from nnpatch_core.patching.tally import Tally
 
-_FORMAT = "nnpatch checkpoint 1"
+_FORMAT = "nnpatch checkpoint 2"
 #: At most this share of the time goes into writing.
 _SHARE = 0.02
+#: What a budget may be, in bytes: a file must not name one that is longer than any number is.
+_LONGEST = 24
+#: How much of a file's words a message shows.
+_SHOWN = 200
 
 
 class Checkpoint:
     """One file, rewritten as a whole, or not at all, as parts of a sweep are finished.
 
+    A link is followed. Where the file cannot be written while the sweep runs, that is said once, as
+    a `CheckpointWarning`, and the sweep goes on.
+
     Args:
         path: the file; another call with the same sweep goes on from it.
 
     Raises:
-        CheckpointError: there is a file that is no checkpoint, or no folder to write one in.
+        CheckpointError: there is a file that is no whole checkpoint, or no folder to write one in.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = Path(path)
+        self._path = check_file(path, CheckpointError)
         self._wait = 0.0
         self._header: dict[str, Any] = {}
-        if self._path.is_dir() or not self._path.parent.is_dir():
-            raise CheckpointError(
-                f"checkpoint={os.fspath(path)!r} is not a file in a folder that exists"
-            )
-        self._found = _read(self._path) if self._path.exists() else None
+        #: How many values of the file's are measured, or none is known to be.
+        self._kept = -1
+        self._failed = False
+        clean_up(self._path.parent)
+        if self._path.exists():
+            self._found: tuple[dict[str, str], dict[str, Tensor]] | None = _read(self._path)
+        else:
+            self._found = None
+            check_folder(self._path.parent, CheckpointError)
 
     @property
     def budget(self) -> int | None:
         """The memory budget with which the sweep was begun, which decides what runs together."""
-        return None if self._found is None else int(self._found[0]["identity"]["memory_budget"])
+        return None if self._found is None else int(self._found[0]["memory_budget"])
 
-    def open(self, identity: Mapping[str, str]) -> None:
+    def open(self, identity: Identity) -> None:
         """Hold what is in the file to be of the same sweep.
 
         Args:
@@ -53,45 +65,125 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the file is of another sweep; the message says what differs.
+
+        Warns:
+            CheckpointWarning: the sweep depends on what cannot be compared with the file's.
         """
         self._header = {"format": _FORMAT, "identity": dict(identity)}
         if self._found is None:
             return
-        before = self._found[0]["identity"]
-        differ = [name for name, value in identity.items() if before.get(name) != value]
-        if differ:
-            told = "; ".join(
-                f"{name}: {before.get(name, 'none')} then, {identity[name]} now" for name in differ
-            )
+        before = self._found[0]
+        names = [*identity, *(name for name in before if name not in identity)]
+        told = "; ".join(
+            f"{_word(name)}: {_word(before.get(name))} then, {_word(identity.get(name))} now"
+            for name in names
+            if before.get(name) != identity.get(name)
+        )
+        if told:
             raise CheckpointError(
                 f"{self._path} is the checkpoint of another sweep ({told}): name another file, "
                 "or delete it"
             )
+        if UNTOLD in identity:
+            warn(
+                f"the sweep goes on from {self._path}, but depends on what is not to be compared "
+                f"with what it was then: {identity[UNTOLD]}. If that is another now, delete the "
+                "file.",
+                CheckpointWarning,
+            )
 
     def restore(self, tally: Tally) -> None:
-        """Put what was measured before into `tally`."""
+        """Put what was measured before into `tally`.
+
+        Raises:
+            CheckpointError: the file does not have what the sweep measures.
+        """
         if self._found is None:
             return
         tensors = self._found[1]
+        if tensors["done"].shape != tally.done.shape or len(tensors) != len(tally.values) + 1:
+            raise CheckpointError(
+                f"{self._path} is no whole checkpoint: it has {len(tensors) - 1} metrics of "
+                f"{list(tensors['done'].shape)} cells and prompts, the sweep has "
+                f"{len(tally.values)} of {list(tally.done.shape)}"
+            )
         before = tensors["done"].bool()
         tally.done[before] = True
         for number, value in enumerate(tally.values.values()):
             value[before] = tensors[f"values/{number}"][before]
+        self._kept = int(before.sum())
+        # What is in the tally need not be held twice.
+        self._found = None
 
     def save(self, tally: Tally, *, at_once: bool = False) -> None:
-        """Write what is measured, unless it was written a moment ago."""
+        """Write what is measured, unless it was written a moment ago.
+
+        Warns:
+            CheckpointWarning: it cannot be written, for the first time.
+        """
         begun = time.monotonic()
         if begun < self._wait and not at_once:
             return
+        measured = int(tally.done.sum())
+        if measured == self._kept:
+            return
         tensors = {f"values/{number}": value for number, value in enumerate(tally.values.values())}
         tensors["done"] = tally.done.to(torch.uint8)
-        write_file(self._path, self._header, tensors)
+        try:
+            write_file(self._path, self._header, tensors, CheckpointError)
+            self._kept = measured
+        except CheckpointError as error:
+            self._tell(error)
         ended = time.monotonic()
         self._wait = ended + (ended - begun) / _SHARE
 
+    def _tell(self, error: CheckpointError) -> None:
+        # Said before it is raised by those who make errors of warnings: once is once.
+        first, self._failed = not self._failed, True
+        if first:
+            warn(
+                f"the checkpoint {error}; the sweep goes on, and is not kept until it can be "
+                "written again",
+                CheckpointWarning,
+            )
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        return read_file(path, _FORMAT, "a checkpoint", CheckpointError)
-    except OSError as error:
-        raise CheckpointError(f"{path} is not a checkpoint: {error}") from error
+
+def _word(value: str | None) -> str:
+    """What a file says, as a message may show it."""
+    shown = "none" if value is None else value
+    return shown if shown.isprintable() and len(shown) < _SHOWN else repr(shown[:_SHOWN])
+
+
+def _read(path: os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The identity and the tensors of a checkpoint, which fit together.
+
+    Raises:
+        CheckpointError: they do not, or the file is none.
+    """
+    header, tensors = read_file(path, _FORMAT, "a checkpoint", CheckpointError)
+    fault = _fault(header, tensors)
+    if fault is not None:
+        raise CheckpointError(f"{os.fspath(path)} is no whole checkpoint: {fault}")
+    return header["identity"], tensors
+
+
+def _fault(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
+    """Why header and tensors are not what a sweep writes."""
+    identity = header.get("identity")
+    if set(header) != {"format", "identity"} or not isinstance(identity, dict):
+        return f"its header has {_word(', '.join(sorted(header)))}"
+    if not all(isinstance(value, str) for value in identity.values()):
+        return "its identity is not made of words"
+    budget = identity.get("memory_budget", "")
+    if not (budget.isascii() and budget.isdigit() and 0 < len(budget) < _LONGEST and int(budget)):
+        return f"its memory_budget is {budget[:_LONGEST]!r}"
+    names = {"done", *(f"values/{number}" for number in range(len(tensors) - 1))}
+    if len(tensors) < 2 or set(tensors) != names:
+        return f"its tensors are {_word(', '.join(sorted(tensors)))}"
+    done = tensors["done"]
+    if done.dtype != torch.uint8 or done.ndim != 2 or not done.numel() or int(done.max()) > 1:
+        return "it does not tell what is done"
+    for name, value in tensors.items():
+        if name != "done" and (value.dtype != torch.float32 or value.shape != done.shape):
+            return f"{name} is {value.dtype} {list(value.shape)}, of {list(done.shape)} numbers"
+    return None

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import sys
 from collections.abc import Mapping
+from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
-from nnpatch_core._models import module_of
+from nnpatch_core._models import input_device, module_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.metrics import MetricContext
+from nnpatch_core.components import Component
+from nnpatch_core.errors import AdapterError
+from nnpatch_core.layers import head_columns, n_layers, table_of
+from nnpatch_core.metrics import MetricContext, columns_read
+from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.patching.checksum import checksum, digest, word
+from nnpatch_core.patching.fingerprint import fingerprint, settings
 from nnpatch_core.patching.labels import versions
 from nnpatch_core.patching.sweep import Sweep
 from nnpatch_core.results import Baseline
 
-#: Numbers that are summed up together.
-_PIECE = 2**22
+#: Part of a sweep to words for it; equal words are equal sweeps.
+Identity: TypeAlias = dict[str, str]
+#: The part that names what words could not be found for.
+UNTOLD = "not compared"
 
 
 def identity(
@@ -26,7 +35,7 @@ def identity(
     context: MetricContext,
     baseline: Mapping[str, Baseline],
     given: Mapping[str, Tensor],
-) -> dict[str, str]:
+) -> Identity:
     """The parts of a sweep: two sweeps with the same give the same numbers, to the last bit.
 
     Args:
@@ -34,7 +43,7 @@ def identity(
         kind: what is put there.
         runs: the prompts of each run.
         context: the answers.
-        baseline: the metrics of the unpatched runs, which tell two callables of one name apart.
+        baseline: the metrics of the unpatched runs.
         given: what else is put at the sites.
     """
     model = module_of(sweep.nnmodel)
@@ -42,57 +51,95 @@ def identity(
     if context.target_answer_index is not None:
         answers.append(context.target_answer_index)
     measured = [value for runs in baseline.values() for value in (runs.source, runs.target)]
-    labels = [f"{name}: {cell.label}" for name, grid in sweep.grids.items() for cell in grid.sites]
-    adapters = sorted({site.api.name for site in sweep.sites})
+    untold: set[str] = set()
+    adapters = {
+        id(site.api): f"{site.api.name} {_table(site.api, model, untold)}"
+        for site in {id(site.api): site for site in sweep.sites}.values()
+    }
+    cells = [
+        [name, cell.label, *(adapters[id(site.api)] for site in cell.sites)]
+        for name, grid in sweep.grids.items()
+        for cell in grid.sites
+    ]
+    code = [fingerprint(metric) for metric in sweep.metrics.values()]
+    untold.update(*(each.untold for each in code))
+    metrics = [[name, each.digest] for name, each in zip(sweep.metrics, code, strict=True)]
+    config = getattr(model, "config", None)
+    device = input_device(model)
     return {
         "kind": kind,
         "model": f"{type(model).__name__} {checksum(model)}",
-        **{f"{name} prompts": _digest(batch.tokens, batch.mask) for name, batch in runs.items()},
-        "answers": _digest(*answers),
-        "sites": f"{len(labels)} {_hash('; '.join(labels).encode())}",
-        "adapter": ", ".join(adapters),
-        "metric": f"{', '.join(sweep.metrics)} {_digest(*measured)}",
+        "config": _word(settings(config)),
+        "attention": str(getattr(config, "_attn_implementation", None)),
+        "device": "none" if device is None else device.type,
+        **{f"{name} prompts": digest(batch.tokens, batch.mask) for name, batch in runs.items()},
+        "answers": digest(*answers),
+        "sites": f"{len(cells)} {_word(cells)}",
+        "adapter": ", ".join(sorted(set(adapters.values()))),
+        "metric": f"{', '.join(sweep.metrics)} {_word(metrics)}",
+        "unpatched runs": digest(*measured),
+        "given all prompts": _together(sweep, context),
         "engine": sweep.engine,
         "prompts at once": str(sweep.limits.prompts),
         "memory_budget": str(sweep.limits.budget),
-        **{name: _digest(value) for name, value in given.items()},
+        **{name: digest(value) for name, value in given.items()},
+        "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
         **versions(),
+        **({UNTOLD: ", ".join(sorted(untold))} if untold else {}),
     }
 
 
-def checksum(model: nn.Module) -> str:
-    """A short word for a model's weights: another one if a bit of them is another.
-
-    Sums of integers, so that it is the same on every device; an offloaded weight counts by its
-    shape only.
-    """
-    words = []
-    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
-        total = 0 if weight.is_meta else _sum(weight.detach())
-        words.append(f"{name} {weight.dtype} {list(weight.shape)} {total}")
-    return _hash("\n".join(words).encode())
+def _together(sweep: Sweep, context: MetricContext) -> str:
+    """Which metrics are, and of how many cells the logits wait for that: it decides on buckets."""
+    if not sweep.waiting:
+        return "no metric"
+    columns = columns_read(sweep.waiting, context)
+    width = context.target_logits.shape[1] if columns is None else len(columns)
+    cells = sweep.limits.cells(len(context.source_answer_index), width)
+    return f"{', '.join(sweep.waiting)}, {cells} cells at once"
 
 
-def _sum(weight: Tensor) -> int:
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    flat = weight.contiguous().flatten()
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).flatten()
-    bits = flat.view(kinds[flat.element_size()])
-    total = 0
-    for first in range(0, len(bits), _PIECE):
-        piece = bits[first : first + _PIECE].to(torch.int64)
-        # Odd factors, so that numbers that change places change the sum.
-        place = torch.arange(first, first + len(piece), device=piece.device) * 2 + 1
-        total += int((piece * place * 0x9E3779B1).sum())
-    return total % 2**64
+def _table(api: ModelAPI, model: nn.Module, untold: set[str]) -> str:
+    """A word for an adapter as it is laid on a model."""
+    tags = [getattr(api, tag, None) for tag in ("residual", "padding", "cone")]
+    layers = [
+        [
+            [_heads(api, model, kind, layer) for kind in ("query", "key_value")],
+            [
+                [
+                    *(name, row.module, row.side, row.item, row.heads),
+                    _columns(api, model, layer, name, row, untold),
+                ]
+                for name, row in table_of(api, model, layer).items()
+            ],
+        ]
+        for layer in range(n_layers(api, model))
+    ]
+    return _word([api.layers, tags, layers])
 
 
-def _digest(*tensors: Tensor) -> str:
-    parts = [value.detach().cpu().contiguous() for value in tensors]
-    shapes = str([(str(part.dtype), list(part.shape)) for part in parts])
-    return _hash(shapes.encode() + b"".join(part.numpy().tobytes() for part in parts))
+def _heads(api: ModelAPI, model: Any, kind: Any, layer: int) -> int | None:
+    try:
+        return api.n_heads(model.config, kind, layer)
+    except AdapterError:
+        return None
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=6).hexdigest()
+def _columns(
+    api: ModelAPI, model: nn.Module, layer: int, name: str, row: Component, untold: set[str]
+) -> str | None:
+    """A word for the columns of a component's heads; None where they stand in order."""
+    if row.heads is None or row.columns is None:
+        return None
+    module = model.get_submodule(f"{api.layers}.{layer}.{row.module}".rstrip("."))
+    width = getattr(module, f"{'in' if row.side == 'input' else 'out'}_features", None)
+    if isinstance(width, int):
+        found = head_columns(api, model, layer, name, width)
+        return None if found is None else digest(found)
+    code = fingerprint(row.columns)
+    untold.update(code.untold)
+    return code.digest
+
+
+def _word(content: Any) -> str:
+    return word(json.dumps(content, sort_keys=True, default=str).encode())

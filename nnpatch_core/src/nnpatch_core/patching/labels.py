@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnpatch_core._arguments import shown
 from nnpatch_core._models import module_of
 from nnpatch_core._upstream import nnsight, transformers
 from nnpatch_core.batch import Batch
@@ -50,7 +51,7 @@ def outcome(
     fallback = {"fallback": "; ".join(tally.fallbacks)} if tally.fallbacks else {}
     elided = sweep.by_name(tally.elided)
     measured = sweep.by_name(
-        torch.ones(len(tally.elided), dtype=torch.bool) if exact is None else exact
+        torch.ones(len(tally.elided), dtype=torch.bool, device="cpu") if exact is None else exact
     )
     return Outcome(
         kind=kind,
@@ -90,10 +91,15 @@ def label_prompts(sweep: Sweep, source: Batch, target: Batch, tokenizer: Any) ->
     """The prompts as they are run, with the text of their tokens if a tokenizer is at hand."""
     tokenizer = getattr(sweep.nnmodel, "tokenizer", None) if tokenizer is None else tokenizer
     if tokenizer is not None and not hasattr(tokenizer, "decode"):
-        raise TokensError(f"tokenizer must be a Hugging Face tokenizer, got {tokenizer!r}")
+        raise TokensError(f"tokenizer must be a Hugging Face tokenizer, got {shown(tokenizer)}")
     source, target = source.to(torch.device("cpu")), target.to(torch.device("cpu"))
     strings = {}
     if tokenizer is not None:
         ids = torch.cat([source.tokens[source.mask.bool()], target.tokens[target.mask.bool()]])
-        strings = {token: str(tokenizer.decode([token])) for token in sorted(set(ids.tolist()))}
+        try:
+            strings = {token: str(tokenizer.decode([token])) for token in sorted({*ids.tolist()})}
+        except Exception as error:
+            raise TokensError(
+                f"tokenizer {shown(tokenizer)} does not decode the tokens: {error}"
+            ) from error
     return Prompts(source.tokens, source.mask, target.tokens, target.mask, strings)

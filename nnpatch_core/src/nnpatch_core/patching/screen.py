@@ -13,7 +13,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._integers import strict_int
+from nnpatch_core._arguments import shown
+from nnpatch_core._integers import strict_int, strict_seed
 from nnpatch_core.errors import PatchingError, UnknownNameError
 from nnpatch_core.patching.sweep import Sweep
 from nnpatch_core.patching.tally import Tally
@@ -49,17 +50,17 @@ def check_screen(by: Any, top_k: Any, spot_checks: Any, seed: Any) -> Screen | N
     if by is None:
         for name, value in (("top_k", top_k), ("spot_checks", spot_checks)):
             if value is not None:
-                raise PatchingError(f"{name}={value!r} means nothing without screen=")
+                raise PatchingError(f"{name}={shown(value)} means nothing without screen=")
         return None
     if not isinstance(by, str) or by not in SCREENS:
-        raise UnknownNameError(f"unknown screen {by!r}; there are {', '.join(SCREENS)}")
+        raise UnknownNameError(f"unknown screen {shown(by)}; there are {', '.join(SCREENS)}")
     if top_k is None:
         raise PatchingError(f"screen={by!r} needs top_k=, the number of cells to measure")
     if strict_int(top_k, "top_k", PatchingError) < 1:
         raise PatchingError(f"top_k must be at least 1, got {top_k}")
     if spot_checks is not None and strict_int(spot_checks, "spot_checks", PatchingError) < 0:
         raise PatchingError(f"spot_checks must not be negative, got {spot_checks}")
-    return Screen(by, top_k, spot_checks, strict_int(seed, "seed", PatchingError))
+    return Screen(by, top_k, spot_checks, strict_seed(seed, PatchingError))
 
 
 @attrs.frozen(eq=False)
@@ -84,7 +85,7 @@ class Screened:
     def chosen(self) -> Tensor:
         """`[cells]`, bool: which cells are measured."""
         count = sum(len(each.index) for each in self.estimate.cells.values())
-        found = torch.zeros(count, dtype=torch.bool)
+        found = torch.zeros(count, dtype=torch.bool, device="cpu")
         found[self.top] = found[self.spots] = True
         return found
 
@@ -102,7 +103,7 @@ class Screened:
             changes = raw - self.estimate.baselines[name].target.double()
             values[name] = baseline[name].target.double() + changes
             values[name][self.chosen] = found.double()
-        done = torch.zeros(len(whole.cells), measured.done.shape[1], dtype=torch.bool)
+        done = torch.zeros(len(whole.cells), measured.done.shape[1], dtype=torch.bool, device="cpu")
         elided = torch.cat([cells.elided for cells in self.estimate.cells.values()])
         done[self.chosen], elided[self.chosen] = measured.done, measured.elided
         return Tally(values, done, elided, measured.engines, measured.fallbacks)
@@ -141,7 +142,7 @@ def screen_by(screen: Screen, estimate: Callable[[bool, bool], Outcome]) -> Scre
     top, rest = order[: screen.top_k], order[screen.top_k :]
     wanted = len(top) if screen.spot_checks is None else screen.spot_checks
     random = torch.Generator().manual_seed(screen.seed)
-    spots = rest[torch.randperm(len(rest), generator=random)[:wanted]]
+    spots = rest[torch.randperm(len(rest), generator=random, device="cpu")[:wanted]]
     return Screened(screen, signed, top, spots, len(rest))
 
 

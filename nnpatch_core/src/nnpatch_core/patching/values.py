@@ -41,7 +41,9 @@ def means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position
     data = map(batch.rows, sweep.chunks(len(batch))) if data is None else data
     means, known = mean_activations(nnmodel, sweep.places, data, batch.seq_len, per_position)
     mask = batch.mask * known.to(batch.mask.device)
-    numbers = torch.cat([value[0, -1] for value in means.values()])
+    # Where positions are averaged together, all have what the last has.
+    kept = slice(None) if per_position else slice(-1, None)
+    numbers = torch.cat([value[0, kept].flatten() for value in means.values()])
     given = {"mean": numbers, "mask": mask}
     return Values(mask, lambda rows: Recorded(means, mask[rows]), given)
 
@@ -57,7 +59,9 @@ def resampled(sweep: Sweep, batch: Batch, donors: Batch) -> Values:
         activations = {at: aligned(value, batch.seq_len) for at, value in found.items()}
         return Recorded(activations, mask[rows])
 
-    return Values(mask, of_rows, {"reference": donors.tokens, "mask": mask})
+    # What a donor's padding holds does not count, and where it is does.
+    reference = torch.stack([donors.tokens * donors.mask, donors.mask])
+    return Values(mask, of_rows, {"reference": reference, "mask": mask})
 
 
 def draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> Batch:
@@ -71,14 +75,14 @@ def draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> Batch:
                 f"method='resample' takes one batch as reference, got {len(drawn)}: "
                 "pad them to one width"
             )
-        return drawn[0].rows(torch.randint(len(drawn[0]), (count,), generator=random))
+        return drawn[0].rows(torch.randint(len(drawn[0]), (count,), generator=random, device="cpu"))
     if count < 2:
         raise TokensError(
             "method='resample' takes another prompt of the batch, but the batch has one; "
             "pass reference="
         )
     # Each prompt takes the next one of a random cycle, so that none takes itself.
-    cycle = torch.randperm(count, generator=random)
-    partner = torch.empty(count, dtype=torch.int64)
+    cycle = torch.randperm(count, generator=random, device="cpu")
+    partner = torch.empty(count, dtype=torch.int64, device="cpu")
     partner[cycle] = cycle.roll(1)
     return batch.rows(partner)

@@ -9,13 +9,14 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from nnpatch_core._safetensors import read_file, write_file
+from nnpatch_core._safetensors import check_file, clean_up, read_file, write_file
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.screening import Screening
+from nnpatch_core.results.whole import check_header, check_tensors
 from nnpatch_core.sites import Axis
 
-_FORMAT = "nnpatch outcome 1"
+_FORMAT = "nnpatch outcome 2"
 _PROMPT_TENSORS = tuple(field.name for field in attrs.fields(Prompts) if field.name != "strings")
 
 
@@ -33,7 +34,12 @@ def write(
     info: Mapping[str, str],
     screening: Screening | None,
 ) -> None:
-    """Write an outcome's fields, whole or not at all."""
+    """Write an outcome's fields, whole or not at all.
+
+    Raises:
+        OutcomeError: it cannot be written, or not be read again; a file that was there is as it
+            was.
+    """
     header = {
         "format": _FORMAT,
         "kind": kind,
@@ -57,20 +63,29 @@ def write(
     for number, (name, baseline) in enumerate(baselines.items()):
         tensors |= {f"source/{number}": baseline.source, f"target/{number}": baseline.target}
         tensors |= {f"raw/{number}/{place}": raw[name][site] for place, site in enumerate(cells)}
-    write_file(path, header, tensors)
+    try:
+        check_header(header)
+        check_tensors(header, tensors)
+    except OutcomeError as error:
+        raise OutcomeError(f"the outcome cannot be saved: {error}") from error
+    clean_up(check_file(path, OutcomeError).parent)
+    write_file(path, header, tensors, OutcomeError)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The fields that `write` wrote.
 
     Raises:
-        OutcomeError: the file is not an outcome, or not of this version.
+        OutcomeError: the file is not an outcome, not of this version, damaged, or its parts do not
+            fit together.
     """
     header, tensors = read_file(path, _FORMAT, "an outcome", OutcomeError)
     try:
-        return _fields(header, tensors)
-    except KeyError as error:
-        raise OutcomeError(f"{os.fspath(path)} is not a whole outcome: it lacks {error}") from error
+        check_header(header)
+        check_tensors(header, tensors)
+    except OutcomeError as error:
+        raise OutcomeError(f"{os.fspath(path)} is no whole outcome: {error}") from error
+    return _fields(header, tensors)
 
 
 def _fields(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
@@ -9,9 +10,28 @@ import attrs
 import torch
 from torch import Tensor
 
+from nnpatch_core.errors import OutcomeError
 from nnpatch_core.sites import Axis, Grid
 
 Scale: TypeAlias = Literal["restored", "change"]
+#: A tensor of up to so many numbers is made of a few cells too; one GiB of float32.
+_NUMBERS = 2**28
+#: A larger one must be filled to this share.
+_FILLED = 1 / 64
+
+
+def check_size(shape: tuple[int, ...], values: int) -> None:
+    """Raise `OutcomeError` for a tensor of which only a tiny part would be filled.
+
+    Args:
+        shape: of the tensor.
+        values: how many numbers would be put into it.
+    """
+    if math.prod(shape) > max(_NUMBERS, values / _FILLED):
+        raise OutcomeError(
+            f"a tensor {list(shape)} for {values} numbers is too large to be made: read "
+            "cells[name].index and raw[metric][name], which have the cells alone"
+        )
 
 
 @attrs.frozen(eq=False)
@@ -43,6 +63,13 @@ class Prompts:
         runs = ((self.source_tokens, self.source_mask), (self.target_tokens, self.target_mask))
         source, target = (tokens[row][mask[row].bool()].tolist() for tokens, mask in runs)
         return self._spelled(source), self._spelled(target)
+
+    def same(self) -> Tensor:
+        """`[seq]`, bool: where the two runs have had the same tokens so far, in all prompts."""
+        # What is masked is not looked at.
+        differ = self.source_tokens * self.source_mask != self.target_tokens * self.target_mask
+        differ |= self.source_mask != self.target_mask
+        return ~differ.any(0).cumsum(0).bool()
 
     def label(self, position: int, *, strip: bool = False) -> str:
         """The tokens that the prompts have at a position: two of them, and a sign of more.
@@ -91,7 +118,9 @@ class Cells:
     @classmethod
     def of(cls, grid: Grid, present: Tensor, elided: Tensor, exact: Tensor) -> Cells:
         """The places of a grid's cells."""
-        index = torch.tensor(grid.index, dtype=torch.int64).reshape(-1, len(grid.axes))
+        index = torch.tensor(grid.index, dtype=torch.int64, device="cpu").reshape(
+            -1, len(grid.axes)
+        )
         return cls(grid.axes, index, present, elided, exact)
 
     @property
@@ -100,7 +129,12 @@ class Cells:
         return tuple(len(axis.labels) for axis in self.axes)
 
     def place(self, values: Tensor, fill: float) -> Tensor:
-        """`values` `[cells, ...]` as `[*shape, ...]`, with `fill` where nothing was swept."""
-        grid = torch.full((*self.shape, *values.shape[1:]), fill, dtype=values.dtype)
+        """`values` `[cells, ...]` as `[*shape, ...]`, with `fill` where nothing was swept.
+
+        Raises:
+            OutcomeError: that would be far larger than what there is to put into it.
+        """
+        check_size((*self.shape, *values.shape[1:]), values.numel())
+        grid = torch.full((*self.shape, *values.shape[1:]), fill, dtype=values.dtype, device="cpu")
         grid[tuple(self.index.T)] = values
         return grid

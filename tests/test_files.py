@@ -1,0 +1,358 @@
+"""Where files are written: links, modes, folders, full disks, what a kill leaves behind."""
+
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+import nnpatch_core
+from nnpatch_core import Outcome, Sites, _safetensors, activation_patching
+from nnpatch_core.errors import CheckpointError, CheckpointWarning, OutcomeError
+from nnpatch_core.patching import checkpoint as checkpoint_module
+from nnpatch_core.testing import tiny_api, tiny_model
+
+SOURCE, TARGET = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 8]])
+ANSWERS = torch.tensor([1]), torch.tensor([4])
+#: Small enough for several parts.
+BUDGET = 70_000
+
+
+def sweep(path=None, **options):
+    sites = options.pop("sites", Sites(["mlp", "resid"], seq_pos_type="each"))
+    return activation_patching(
+        tiny_model("llama"), tiny_api(), sites, SOURCE, TARGET, *ANSWERS,
+        checkpoint=path, progress=False, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out():
+    return sweep()
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """A checkpoint is written after each part."""
+    monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
+
+
+#: What writes a file: an outcome, or a sweep with a checkpoint.
+WRITERS = {"outcome": lambda path: sweep().save(path), "checkpoint": sweep}
+ERRORS = {"outcome": OutcomeError, "checkpoint": CheckpointError}
+both = pytest.mark.parametrize("kind", list(WRITERS))
+
+
+# Modes and links --------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
+def test_mode_is_what_the_mask_of_the_process_leaves(tmp_path, kind, mask):
+    before = os.umask(mask)
+    try:
+        WRITERS[kind](tmp_path / "f")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o666 & ~mask
+
+
+def test_a_file_that_is_replaced_hands_its_mode_on(tmp_path, out):
+    (tmp_path / "f").touch()
+    (tmp_path / "f").chmod(0o640)
+    out.save(tmp_path / "f")
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o640
+
+
+@both
+@pytest.mark.parametrize("there", [True, False], ids=["file", "no file yet"])
+def test_a_link_is_followed_and_stays(tmp_path, kind, there):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "f", tmp_path / "link"
+    if there:
+        WRITERS[kind](target)
+    link.symlink_to(target)
+    WRITERS[kind](link)
+    assert link.is_symlink()
+    assert target.is_file()
+    assert not target.is_symlink()
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["elsewhere", "f", "link"]
+
+
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path, out):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "c").symlink_to(tmp_path / "missing" / "f")
+    with pytest.raises(OutcomeError, match="a' is not a file"):
+        out.save(tmp_path / "a")
+    with pytest.raises(OutcomeError, match=r"there is no folder .*missing"):
+        out.save(tmp_path / "c")
+
+
+# Places where there is no file ------------------------------------------------------------------
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+NO_FILES = {
+    "folder": (Path.mkdir, "it is a folder"),
+    "pipe": (fifo, "is not a file"),
+    "below a file": (lambda path: path.parent.joinpath("g").touch(), "Not a directory|no folder"),
+}
+
+
+@both
+@pytest.mark.parametrize("place", list(NO_FILES))
+def test_what_is_no_file_is_an_error_before_anything_runs(tmp_path, kind, place, out, rows):
+    make, told = NO_FILES[place]
+    make(tmp_path / "f")
+    path = tmp_path / "g" / "f" if place == "below a file" else tmp_path / "f"
+    write = out.save if kind == "outcome" else sweep
+    with pytest.raises(ERRORS[kind], match=told):
+        write(path)
+    assert rows == []
+
+
+@pytest.mark.parametrize("path", [None, 5, b"f", True, "", "a\0b", "\ud800" * 300, "x" * 5000, []])
+def test_what_is_no_path_is_an_error(path, out):
+    with pytest.raises(OutcomeError, match=r"a file is named by|is not a file"):
+        out.save(path)
+    with pytest.raises(OutcomeError, match=r"a file is named by|is not a file"):
+        Outcome.load(path)
+    if path is not None:
+        with pytest.raises(CheckpointError, match=r"a file is named by|is not a file"):
+            sweep(path)
+
+
+# Disks that do not take it ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A folder on a disk of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this process cannot mount a disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder):
+    with (folder / "big").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+
+
+def test_saving_on_a_full_disk(disk, out):
+    out.save(disk / "f")
+    before = (disk / "f").read_bytes()
+    fill(disk)
+    with pytest.raises(OutcomeError, match=f"{disk}/f could not be written: .*No space left"):
+        out.save(disk / "f")
+    assert (disk / "f").read_bytes() == before
+    assert sorted(each.name for each in disk.iterdir()) == ["big", "f"]
+
+
+def test_a_sweep_goes_on_where_its_checkpoint_does_not_fit(disk, out, often):
+    fill(disk)
+    expected = sweep(memory_budget=BUDGET)
+    with pytest.warns(CheckpointWarning, match=f"{disk}/f could not be written") as told:
+        found = sweep(disk / "f", memory_budget=BUDGET)
+    assert len(told) == 1
+    assert found["resid"].equal(expected["resid"])
+    # Once there is room, the same call goes on.
+    (disk / "big").unlink()
+    assert sweep(disk / "f", memory_budget=BUDGET)["mlp"].equal(expected["mlp"])
+    assert (disk / "f").exists()
+
+
+FAILURES = {
+    "full": OSError(28, "No space left on device"),
+    "quota": OSError(122, "Disk quota exceeded"),
+    "permission": PermissionError(13, "Permission denied"),
+    "safetensors": SafetensorError("I/O error: No space left on device (os error 28)"),
+}
+
+
+@pytest.fixture(params=list(FAILURES))
+def failing(request, monkeypatch):
+    """From the nth write on none succeeds."""
+
+    def from_write(count):
+        real, written = _safetensors.save_file, [0]
+
+        def save(*arguments, **options):
+            written[0] += 1
+            if written[0] >= count:
+                raise FAILURES[request.param]
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(_safetensors, "save_file", save)
+        return written
+
+    return from_write
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_no_write_of_a_checkpoint_loses_the_sweep(tmp_path, failing, often, first):
+    expected = sweep(memory_budget=BUDGET)
+    written = failing(first)
+    with pytest.warns(CheckpointWarning, match="the sweep goes on") as told:
+        found = sweep(tmp_path / "f", memory_budget=BUDGET)
+    assert len(told) == 1
+    assert written[0] > 3
+    assert found["resid"].equal(expected["resid"])
+
+
+def test_nor_does_the_last_one(tmp_path, failing):
+    written = failing(1)
+    with pytest.warns(CheckpointWarning, match="could not be written"):
+        found = sweep(tmp_path / "f")
+    assert written[0] >= 1
+    assert found["resid"].equal(sweep()["resid"])
+
+
+def test_the_last_step_fails(tmp_path, monkeypatch, out):
+    """The content is there, but cannot be put in its place, or is not on the disk yet."""
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    out.save(tmp_path / "f")
+    before = (tmp_path / "f").read_bytes()
+    for owner, name in ((os, "fsync"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refuse)
+            with pytest.raises(OutcomeError, match="No space left"):
+                out.for_metric("logit_difference").magnitudes().save(tmp_path / "f")
+        assert (tmp_path / "f").read_bytes() == before
+        assert [each.name for each in tmp_path.iterdir()] == ["f"]
+
+
+def test_the_folder_goes_away_while_the_sweep_runs(tmp_path, often, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    real, left = checkpoint_module.write_file, [2]
+
+    def write(*arguments):
+        left[0] -= 1
+        if left[0] == 0:
+            (folder / "f").unlink()
+            folder.rmdir()
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoint_module, "write_file", write)
+    with pytest.warns(CheckpointWarning, match="there is no folder") as told:
+        found = sweep(folder / "f", memory_budget=BUDGET)
+    assert len(told) == 1
+    assert found["resid"].equal(sweep(memory_budget=BUDGET)["resid"])
+
+
+def test_a_folder_that_nothing_can_be_written_in_is_told_before_anything_runs(
+    tmp_path, monkeypatch, rows
+):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(CheckpointError, match=r"nothing can be written in .*Permission denied"):
+        sweep(tmp_path / "f")
+    assert rows == []
+
+
+def test_a_finished_checkpoint_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    first = sweep(tmp_path / "f")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    assert sweep(tmp_path / "f")["resid"].equal(first["resid"])
+
+
+# What a kill leaves -----------------------------------------------------------------------------
+
+#: The module alone: the whole package takes seconds to be imported.
+ALONE = f"""
+import sys, time, types
+from pathlib import Path
+package = sys.modules["nnpatch_core"] = types.ModuleType("nnpatch_core")
+package.__path__ = {nnpatch_core.__path__!r}
+from nnpatch_core._parts import clean_up, part_of
+"""
+KILLED = f"""
+{ALONE}
+with part_of(Path(sys.argv[1])) as part:
+    part.write_bytes(b"half")
+    print("half", flush=True)
+    time.sleep(600)
+"""
+
+
+def unfinished(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder / "f")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "half\n"
+    return process
+
+
+def test_the_next_call_clears_what_a_kill_has_left(tmp_path, out):
+    # Not ours, however much it looks so.
+    (tmp_path / ".nnpatch").mkdir()
+    (tmp_path / "unfinished").touch()
+    live, dead = unfinished(tmp_path), unfinished(tmp_path)
+    try:
+        dead.send_signal(signal.SIGKILL)
+        dead.communicate()
+        assert len(list(tmp_path.glob(".nnpatch-unfinished-*"))) == 2
+        out.save(tmp_path / "f")
+        # The live one's stays.
+        (left,) = tmp_path.glob(".nnpatch-unfinished-*")
+        assert (left / "part").read_bytes() == b"half"
+        assert {".nnpatch", "unfinished", "f"} < {each.name for each in tmp_path.iterdir()}
+    finally:
+        live.kill()
+        live.communicate()
+    sweep(tmp_path / "g")
+    assert not list(tmp_path.glob(".nnpatch-unfinished-*"))
+
+
+def test_many_writers_and_cleaners_do_not_get_into_each_others_way(tmp_path):
+    code = f"""
+{ALONE}
+target = Path(sys.argv[1])
+for number in range(300):
+    clean_up(target.parent)
+    with part_of(target) as part:
+        part.write_bytes(b"whole")
+        part.replace(target)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "f")]
+    writers = [subprocess.Popen(command) for _ in range(3)]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0, 0]
+    assert [each.name for each in tmp_path.iterdir()] == ["f"]
+
+
+# Cost -------------------------------------------------------------------------------------------
+
+
+def test_a_digest_is_cheap(tmp_path):
+    """10,000 cells of 40 prompts, as a long sweep keeps them, beside a sweep of minutes."""
+    tensors = {"values/0": torch.rand(10_000, 40), "done": torch.ones(10_000, 40).byte()}
+    begun = time.process_time()
+    _safetensors.write_file(tmp_path / "f", {"format": "x"}, tensors, CheckpointError)
+    assert time.process_time() - begun < 1

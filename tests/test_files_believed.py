@@ -1,0 +1,277 @@
+"""What a file says is held to what it can be: its format, its digest, and the sizes it claims."""
+
+import json
+
+import attrs
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from nnpatch_core import Outcome, Sites, _safetensors, activation_patching
+from nnpatch_core.errors import CheckpointError, OutcomeError
+from nnpatch_core.results import Cells
+from nnpatch_core.sites import Axis
+from nnpatch_core.testing import tiny_api, tiny_model
+
+SOURCE, TARGET = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 8]])
+ANSWERS = torch.tensor([1]), torch.tensor([4])
+
+
+def sweep(path=None, **options):
+    return activation_patching(
+        tiny_model("llama"), tiny_api(), Sites("q", seq_pos_type="each"), SOURCE, TARGET, *ANSWERS,
+        checkpoint=path, progress=False, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def out():
+    return sweep()
+
+
+def unfold(path):
+    with safe_open(str(path), framework="pt") as file:
+        header = json.loads(file.metadata()["nnpatch"])
+        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def fold(path, header, tensors):
+    """Write a file whose digest is right, whatever it holds."""
+    header.pop("digest", None)
+    header["digest"] = _safetensors._digest(header, tensors)
+    save_file(tensors, path, metadata={"nnpatch": json.dumps(header)})
+
+
+@pytest.fixture(params=["outcome", "checkpoint"])
+def written(request, tmp_path, out):
+    """A file of each kind: its path, what reads it, and the error of its kind."""
+    path = tmp_path / "f"
+    if request.param == "outcome":
+        out.save(path)
+        return path, Outcome.load, OutcomeError
+    sweep(path)
+    return path, sweep, CheckpointError
+
+
+# Digests ----------------------------------------------------------------------------------------
+
+
+def test_another_number_is_damage(written):
+    path, read, error = written
+    header, tensors = unfold(path)
+    name = next(name for name in tensors if tensors[name].is_floating_point())
+    tensors[name].view(-1)[0] += 1e-3
+    save_file(tensors, path, metadata={"nnpatch": json.dumps(header)})
+    with pytest.raises(error, match=f"{path} is damaged"):
+        read(path)
+
+
+def test_another_word_is_damage(written):
+    path, read, error = written
+    header, tensors = unfold(path)
+    header["writer"] = "0.0.1"
+    save_file(tensors, path, metadata={"nnpatch": json.dumps(header)})
+    with pytest.raises(error, match=f"{path} is damaged"):
+        read(path)
+
+
+def test_a_file_without_a_digest_is_damage(written):
+    path, read, error = written
+    header, tensors = unfold(path)
+    del header["digest"]
+    save_file(tensors, path, metadata={"nnpatch": json.dumps(header)})
+    with pytest.raises(error, match=f"{path} is damaged"):
+        read(path)
+
+
+def test_names_types_and_shapes_are_in_the_digest():
+    header, value = {"a": 1}, torch.arange(6, dtype=torch.int32)
+    given = [
+        {"x": value},
+        {"y": value},
+        {"x": value.view(2, 3)},
+        {"x": value.view(torch.float32)},
+        {"x": value[:3], "y": value[3:]},
+    ]
+    assert len({_safetensors._digest(header, tensors) for tensors in given}) == len(given)
+    assert _safetensors._digest({"a": 2}, given[0]) != _safetensors._digest(header, given[0])
+
+
+# Headers ----------------------------------------------------------------------------------------
+
+
+def raw_header(path, text):
+    _, tensors = unfold(path)
+    save_file(tensors, path, metadata={"nnpatch": text})
+
+
+HEADERS = {
+    "nested": "[" * 100_000 + "]" * 100_000,
+    "nested in a mapping": '{"a":' * 5000 + "1" + "}" * 5000,
+    "long number": "9" * 10_000,
+    "half a surrogate": '{"format": "\\ud800"}',
+    "list": "[]",
+    "text": '"x"',
+    "null": "null",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_hostile_headers(written, name):
+    path, read, error = written
+    raw_header(path, HEADERS[name])
+    with pytest.raises(error, match=f"{path} is not an? (outcome|checkpoint)") as caught:
+        read(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_of_an_earlier_format_tells_what_reads_it(written):
+    path, read, error = written
+    header, tensors = unfold(path)
+    kind = header["format"].removesuffix(" 2")
+    old = {**header, "format": f"{kind} 1", "identity": {"nnpatch-core": "0.0.7"}}
+    for name in ("digest", "writer"):
+        del old[name]
+    save_file(tensors, path, metadata={"nnpatch": json.dumps(old)})
+    told = f"its format is '{kind} 1', this version reads '{kind} 2'; .*nnpatch-core"
+    with pytest.raises(error, match=told):
+        read(path)
+
+
+def test_a_header_that_lacks_or_has_too_much(written):
+    path, read, error = written
+    header, tensors = unfold(path)
+    for name in set(header) - {"format", "digest", "writer"}:
+        fold(path, {key: value for key, value in header.items() if key != name}, tensors)
+        with pytest.raises(error, match=f"{path} is no whole"):
+            read(path)
+    fold(path, {**header, "more": 1}, tensors)
+    with pytest.raises(error, match=f"{path} is no whole"):
+        read(path)
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path, out):
+    for changed in (
+        {"info": {}},
+        {"metric": "no such"},
+        {"kind": 5},
+        {
+            "baselines": {
+                name: attrs.evolve(each, source=each.target) for name, each in out.baselines.items()
+            }
+        },
+    ):
+        with pytest.raises(OutcomeError, match="the outcome cannot be saved: "):
+            attrs.evolve(out, **changed).save(tmp_path / "f")
+        assert not (tmp_path / "f").exists()
+
+
+# Sizes ------------------------------------------------------------------------------------------
+
+
+def test_a_file_makes_no_tensor_that_is_far_larger_than_itself(tmp_path, out):
+    """A layer, a position and a head of 10,000 each would be 10^12 cells, of which 48 are swept."""
+    path = tmp_path / "f"
+    out.save(path)
+    header, tensors = unfold(path)
+    names = ["layer", "position", "head"]
+    header["axes"]["q"] = [[name, list(range(10_000))] for name in names]
+    for kind in ("tokens", "mask"):
+        for run in ("source", "target"):
+            tensors[f"prompts/{run}_{kind}"] = torch.ones(1, 10_000, dtype=torch.int64)
+    header["strings"] = {}
+    fold(path, header, tensors)
+    with pytest.raises(OutcomeError, match=r"f is no whole outcome: .*10000, 10000.* too large"):
+        Outcome.load(path)
+
+
+def test_no_tensor_is_made_that_is_far_larger_than_what_was_swept():
+    axes = tuple(Axis(name, tuple(range(2000))) for name in ("layer", "position", "head"))
+    index = torch.zeros(1, 3, dtype=torch.int64)
+    flags = torch.zeros(1, 1, dtype=torch.bool)
+    cells = Cells(axes, index, flags, flags, flags[0])
+    with pytest.raises(OutcomeError, match=r"\[2000, 2000, 2000\] for 1 numbers is too large"):
+        cells.place(torch.zeros(1), 0.0)
+
+
+def test_a_large_tensor_that_is_filled_is_made(monkeypatch):
+    from nnpatch_core.results import parts
+
+    monkeypatch.setattr(parts, "_NUMBERS", 8)
+    axes = (Axis("layer", tuple(range(640))),)
+    full = torch.arange(640)[:, None]
+    flags = torch.zeros(640, 1, dtype=torch.bool)
+    cells = Cells(axes, full, flags, flags, flags[:, 0])
+    assert cells.place(torch.ones(640), 0.0).sum() == 640
+    tenth = Cells(axes, full[:10], flags[:10], flags[:10], flags[:10, 0])
+    assert tenth.place(torch.ones(10), 0.0).sum() == 10
+    with pytest.raises(OutcomeError, match="too large"):
+        Cells(axes, full[:9], flags[:9], flags[:9], flags[:9, 0]).place(torch.ones(9), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("cells/0", lambda index: index + 10),
+        ("cells/0", lambda index: index - 10),
+        ("cells/0", lambda index: index * 0),
+        ("cells/0", lambda index: index.float()),
+        ("cells/0", lambda index: index[:, :2]),
+        ("raw/0/0", lambda raw: raw[:-1]),
+        ("raw/0/0", lambda raw: raw.half()),
+        ("present/0", lambda flags: flags.byte()),
+        ("exact/0", lambda flags: torch.full_like(flags.byte(), 2).view(torch.bool)),
+        ("source/0", lambda value: value * torch.nan),
+        ("target/0", lambda value: value + torch.inf),
+        ("target/0", lambda value: value[:0]),
+        ("prompts/source_mask", lambda mask: mask.flip(1) * torch.tensor([[1, 1, 1, 0]])),
+        ("prompts/target_mask", lambda mask: mask * 2),
+        ("prompts/source_tokens", lambda tokens: -tokens),
+        ("prompts/target_tokens", lambda tokens: tokens[:, :-1]),
+    ],
+)
+def test_parts_that_do_not_fit(tmp_path, out, name, change):
+    path = tmp_path / "f"
+    out.save(path)
+    header, tensors = unfold(path)
+    tensors[name] = change(tensors[name]).contiguous()
+    fold(path, header, tensors)
+    with pytest.raises(OutcomeError, match=f"{path} is no whole outcome"):
+        Outcome.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("done", lambda done: done + 1),
+        ("done", lambda done: done.bool()),
+        ("done", lambda done: done[:-1]),
+        ("values/0", lambda values: values[:-1]),
+        ("values/0", lambda values: values.double()),
+        ("values/1", lambda values: values),
+        ("x", lambda values: values),
+    ],
+)
+def test_parts_of_a_checkpoint_that_do_not_fit(tmp_path, name, change, rows):
+    path = tmp_path / "f"
+    sweep(path)
+    rows.clear()
+    header, tensors = unfold(path)
+    tensors[name] = change(tensors.get(name, tensors["values/0"]).clone()).contiguous()
+    fold(path, header, tensors)
+    with pytest.raises(CheckpointError, match=f"{path} is no whole checkpoint"):
+        sweep(path)
+    assert rows == []
+
+
+@pytest.mark.parametrize("budget", ["", "x", "-1", "1.5", "0", "9" * 30, "²", None, 5])
+def test_a_budget_that_is_none(tmp_path, budget):
+    path = tmp_path / "f"
+    sweep(path)
+    header, tensors = unfold(path)
+    header["identity"]["memory_budget"] = budget
+    fold(path, header, tensors)
+    with pytest.raises(CheckpointError, match=f"{path} is no whole checkpoint"):
+        sweep(path)
