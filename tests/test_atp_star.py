@@ -41,6 +41,9 @@ from .test_attribution import (
 )
 from .test_cone import VARIANTS, Pairs, grids, pairs_of
 
+#: Padding is what is tested here, so that what it mixes needs no word.
+pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+
 REPAIRS = ("QK fix", "GradDrop", "AtP*")
 
 

@@ -29,6 +29,9 @@ from .attribution_oracle import AttributionOracle, Wide
 from .oracle import COMPONENTS, Place, Prompt, lay_out, random_prompts
 from .test_cone import VARIANTS, Pairs, grids, lists_of_sites, pairs_of
 
+#: Padding is what is tested here, so that what it mixes needs no word.
+pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+
 #: In float64 the oracle is met to 1e-13; most effects lie between 1e-3 and 10.
 ATOL, RTOL = 1e-11, 1e-9
 LAYERS = 3

@@ -33,6 +33,9 @@ from .test_attribution import (
 )
 from .test_cone import Pairs, lists_of_sites, pairs_of
 
+#: Padding is what is tested here, so that what it mixes needs no word.
+pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+
 # Linear models, where the first order is all there is.
 
 

@@ -19,6 +19,9 @@ from nnpatch_core.testing import tiny_api, tiny_model
 from .oracle import COMPONENTS, Prompt, lay_out, random_prompts
 from .test_attribution import METHODS, bent
 
+#: Padding is what is tested here, so that what it mixes needs no word.
+pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+
 ANSWERS = torch.tensor([7, 8, 9]), torch.tensor([50, 49, 48])
 LAST = 2
 SITES = Sites(COMPONENTS, seq_pos_type="each")

@@ -37,6 +37,9 @@ from nnpatch_core.testing import parametrize_with_checks, tiny_model
 from .family_oracle import LAYOUTS, FamilyOracle, Spot
 from .oracle import lay_out, random_prompts
 
+#: Padding is what is tested here, so that what it mixes needs no word.
+pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+
 #: At most 5e-6 was measured, and the smallest of the largest effects is 2e-3.
 ATOL = 1e-5
 #: Two lengths, so that one prompt is padded, but at neither of the positions, as counted from the

@@ -14,6 +14,7 @@ from nnpatch_core.errors import (
     AnswerError,
     AnswerWarning,
     PatchingError,
+    PromptWarning,
     TokensError,
     UnknownNameError,
 )
@@ -42,7 +43,10 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def chat_tokenizer():
-    return tiny_tokenizer(CHAT_WORDS, chat_template=TEMPLATE)
+    # As of a real model's, the token that opens the assistant's turn is never a part of a word.
+    return tiny_tokenizer(
+        CHAT_WORDS, chat_template=TEMPLATE, additional_special_tokens=["<assistant>"]
+    )
 
 
 def changed(**texts):
@@ -137,6 +141,7 @@ def test_tokenizer_that_pads_and_truncates_by_itself(tokenizer):
 # Straight into a sweep --------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
 def test_arguments_pass_straight_into_a_sweep(tokenizer):
     pairs = PromptPairs.from_texts(*TEXTS.values(), tokenizer)
     sites = Sites("resid", seq_pos_type="each")
@@ -199,9 +204,10 @@ def test_both_answers_of_a_pair_are_listed(tokenizer):
 
 
 def test_first_token_of_several(tokenizer):
-    pairs = PromptPairs.from_texts(
-        *changed(source_answer=[" New York", " Rome"]), tokenizer, multi_token="first"
-    )
+    with pytest.warns(AnswerWarning, match=r"' New' of ' New York' \(source_answer of pair 0\)"):
+        pairs = PromptPairs.from_texts(
+            *changed(source_answer=[" New York", " Rome"]), tokenizer, multi_token="first"
+        )
     assert tokenizer.decode([pairs.source_answer_index[0]]) == " New"
     assert pairs.pairs[0].source_answer == " New York"
     assert pairs.dropped == ()
@@ -209,7 +215,8 @@ def test_first_token_of_several(tokenizer):
 
 def test_drop_answers_of_several_tokens(tokenizer):
     texts = list(changed(source_answer=[" New York", " Rome"]))
-    pairs = PromptPairs.from_texts(*texts, tokenizer, multi_token="drop")
+    with pytest.warns(PromptWarning, match="1 of 2 pairs was dropped\nsource_answer of pair 0: "):
+        pairs = PromptPairs.from_texts(*texts, tokenizer, multi_token="drop")
     assert len(pairs) == 1
     assert repr(pairs) == "PromptPairs(1 pair of 6 tokens, 1 dropped)"
     ((pair, reason),) = pairs.dropped
@@ -251,7 +258,8 @@ def test_answers_that_cannot_be_compared(tokenizer, multi_token, answers, parts)
 def test_answers_that_cannot_be_compared_are_dropped(tokenizer, answers):
     source, target = answers
     texts = changed(source_answer=[source, " Rome"], target_answer=[target, " Athens"])
-    pairs = PromptPairs.from_texts(*texts, tokenizer, multi_token="drop")
+    with pytest.warns(PromptWarning, match="1 of 2 pairs was dropped"):
+        pairs = PromptPairs.from_texts(*texts, tokenizer, multi_token="drop")
     assert [pair.source_answer for pair in pairs.pairs] == [" Rome"]
     assert source.strip() in pairs.dropped[0][1]
 
@@ -281,19 +289,16 @@ def test_answer_without_its_space_is_a_warning(tokenizer):
     "texts",
     [
         {},
-        # The prompt ends with the space, or the answer has no form with one.
-        {"source": ["The capital of France is ", "The old capital of Italy is"]},
-        {"source_answer": ["Paris ", " Rome"]},
+        # The prompt ends with white space.
+        {"source": ["The capital of France is\n", "The old capital of Italy is"]},
     ],
 )
 def test_no_warning_where_the_space_is_in_its_place(texts):
-    tokenizer = tiny_tokenizer([*ALL_TEXTS, "Paris", "The capital of France is "])
+    tokenizer = tiny_tokenizer([*ALL_TEXTS, "Paris", "The capital of France is\n"])
     answers = texts.get("source_answer", ["Paris" if "source" in texts else " Paris", " Rome"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PromptPairs.from_texts(
-            *changed(**{**texts, "source_answer": answers}), tokenizer, multi_token="first"
-        )
+        PromptPairs.from_texts(*changed(**{**texts, "source_answer": answers}), tokenizer)
 
 
 def _without_spaces():
@@ -350,7 +355,7 @@ def test_chat_with_a_tokenizer_that_has_no_template(tokenizer):
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-@pytest.mark.parametrize("text", ["", None, 5, float("nan"), ["The"]], ids=repr)
+@pytest.mark.parametrize("text", ["", None, True, 5.0, float("nan"), ["The"], []], ids=repr)
 def test_texts_that_are_none(tokenizer, column, text):
     texts = changed(**{column: [TEXTS[column][0], text]})
     with pytest.raises(TokensError) as caught:
@@ -414,12 +419,15 @@ def test_from_dataframe_with_options(tokenizer, frame):
     frame.loc[0, "source_answer"] = " New York"
     with pytest.raises(AnswerError, match="' New York' is 2 tokens"):
         PromptPairs.from_dataframe(frame, tokenizer)
-    assert len(PromptPairs.from_dataframe(frame, tokenizer, multi_token="drop")) == 1
+    with pytest.warns(
+        PromptWarning, match="1 of 2 rows was dropped\nrow 0, column source_answer: "
+    ):
+        assert len(PromptPairs.from_dataframe(frame, tokenizer, multi_token="drop")) == 1
 
 
 def test_from_dataframe_with_a_missing_value(tokenizer, frame):
     frame.loc[1, "target"] = None
-    with pytest.raises(TokensError, match=r"target of pair 1 must be .*, got (nan|None)"):
+    with pytest.raises(TokensError, match=r"row 1, column target: must be .*, got (nan|None)"):
         PromptPairs.from_dataframe(frame, tokenizer)
 
 
@@ -454,7 +462,10 @@ def test_from_csv_with_other_names_and_options(tokenizer, frame, tmp_path):
     path = tmp_path / "pairs.csv"
     frame.loc[0, "source_answer"] = " New York"
     frame.rename(columns={"source": "clean"}).to_csv(path, index=False)
-    pairs = PromptPairs.from_csv(path, tokenizer, columns={"source": "clean"}, multi_token="first")
+    with pytest.warns(AnswerWarning, match=r"\(line 2, column source_answer\)"):
+        pairs = PromptPairs.from_csv(
+            path, tokenizer, columns={"source": "clean"}, multi_token="first"
+        )
     assert tokenizer.decode([pairs.source_answer_index[0]]) == " New"
 
 
@@ -503,7 +514,7 @@ def test_from_csv_with_a_row_that_is_too_short(tokenizer, frame, tmp_path):
     frame.to_csv(path, index=False)
     with path.open("a", encoding="utf-8") as file:
         file.write("The capital of France is,The capital of Japan is\n")
-    with pytest.raises(TokensError, match=r"source_answer of pair 2 must be .*, got None"):
+    with pytest.raises(TokensError, match=r"line 4, column source_answer: is missing: .* 2 fields"):
         PromptPairs.from_csv(path, tokenizer)
 
 

@@ -27,6 +27,9 @@ from nnpatch_core.testing import tiny_api, tiny_model
 from .oracle import COMPONENTS, lay_out, random_prompts
 from .test_attribution import bent
 
+#: Padding is what is tested here, so that what it mixes needs no word.
+pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+
 ANSWERS = torch.tensor([7, 8, 9]), torch.tensor([50, 49, 48])
 SITES = Sites(COMPONENTS, seq_pos_type="each")
 METRICS: list[Any] = ["logit_difference", bent]

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+from nnpatch_core._arguments import shown
 from nnpatch_core.errors import PatchingError
 
 
@@ -13,19 +14,41 @@ def strict_int(value: Any, what: str, error: type[PatchingError]) -> int:
     """`value` as an int, or `error`; numpy and torch integers are integers, bools are not."""
     type_name = type(value).__name__
     is_bool = isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
-    if not is_bool:
+    # A tensor of one number counts as that number, however many axes it has.
+    if not is_bool and getattr(value, "ndim", 0) == 0:
         try:
             return operator.index(value)
-        except TypeError:
+        except (TypeError, RuntimeError):  # the second: a tensor without numbers
             pass
-    raise error(f"{what} must be an integer, got {value!r} ({type_name})")
+    raise error(f"{what} must be an integer, got {shown(value)} ({type_name})")
 
 
-def strict_ints(values: Any, what: str, error: type[PatchingError]) -> tuple[int, ...]:
-    """`values` as a non-empty tuple of ints without duplicates, or `error`."""
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        raise error(f"{what} must be a list of integers, got {values!r}")
-    numbers = tuple(strict_int(value, f"each of {what}", error) for value in values)
+def strict_seed(value: Any, error: type[PatchingError]) -> int:
+    """`value` as a seed of torch's, or `error`."""
+    seed = strict_int(value, "seed", error)
+    if not -(2**63) <= seed < 2**64:
+        raise error(f"seed must be a number of 64 bits, got {seed}")
+    return seed
+
+
+def strict_ints(
+    values: Any, what: str, error: type[PatchingError], nested: str = ""
+) -> tuple[int, ...]:
+    """`values` as a non-empty tuple of ints without duplicates, or `error`.
+
+    Args:
+        values: one list of integers.
+        what: they are.
+        error: its kind.
+        nested: what to say to whoever gives lists of lists.
+    """
+    is_list = isinstance(values, Iterable) and getattr(values, "ndim", 1) > 0
+    if isinstance(values, str | bytes) or not is_list:
+        raise error(f"{what} must be a list of integers, got {shown(values)}")
+    given = list(values)
+    if any(isinstance(each, list | tuple) or getattr(each, "ndim", 0) for each in given):
+        raise error(f"{what} must be one list of integers, got {shown(values)}{nested}")
+    numbers = tuple(strict_int(value, f"each of {what}", error) for value in given)
     if not numbers:
         raise error(f"{what} is empty; give at least one")
     twice = sorted({number for number in numbers if numbers.count(number) > 1})

@@ -12,6 +12,8 @@ from nnpatch_core._warnings import warn
 from nnpatch_core.errors import AnswerError, MaskError, PaddingWarning, TokensError
 
 _INTEGERS = (torch.int32, torch.int64)
+#: Stands where there is no token: an id that each vocabulary has.
+_FILLER = 0
 
 
 @attrs.frozen(eq=False)
@@ -51,64 +53,98 @@ class Batch:
 def pack_left(tokens: Tensor, mask: Tensor) -> Batch:
     """Move each row's real tokens to the right end, in order, and its padding to the left.
 
+    Padding may hold any number, such as an id that the model has no embedding for; it becomes 0.
+
     Args:
         tokens: `[batch, seq]`.
         mask: `[batch, seq]`, 1 or true for a token, 0 for padding, in any arrangement.
 
     Examples:
-        >>> pack_left(torch.tensor([[7, 8, 0]]), torch.tensor([[1, 1, 0]])).tokens
+        >>> pack_left(torch.tensor([[7, 8, -100]]), torch.tensor([[1, 1, 0]])).tokens
         tensor([[0, 7, 8]])
     """
     mask = mask.to(torch.int64)
     order = mask.argsort(dim=1, stable=True)
+    tokens = tokens.masked_fill(mask == 0, _FILLER)
     return Batch(tokens.gather(1, order), mask.gather(1, order))
 
 
 def make_batch(
-    name: str, tokens: Any, mask: Any, *, vocab_size: int | None, pad_id: int | None
+    name: str,
+    tokens: Any,
+    mask: Any,
+    *,
+    vocab_size: int | None,
+    pad_id: int | None,
+    remedy: str = "pass attention_mask=",
 ) -> Batch:
     """Check tokens and mask of an argument called `name`, and pack them.
 
+    `remedy` is how to give the mask where it is missing, in a warning.
+
     Raises:
-        TokensError: not a `[batch, seq]` tensor of token ids of the vocabulary.
+        TokensError: not a `[batch, seq]` tensor of token ids of the vocabulary; what is masked may
+            be any number.
         MaskError: not a `[batch, seq]` mask of 0 and 1 with a token in each row.
 
     Warns:
         PaddingWarning: no mask was given, but rows begin or end with the padding token.
     """
-    check_tokens(name, tokens, vocab_size)
+    check_tokens(name, tokens)
+    if mask is not None:
+        _check_mask(name, mask, tokens)
+        mask = mask.to(tokens.device)
+    _check_ids(name, tokens if mask is None else tokens[mask.bool()], vocab_size, pad_id)
     if mask is None:
         if pad_id is not None:
-            _warn_if_padded(name, tokens, pad_id)
+            _warn_if_padded(name, tokens, pad_id, remedy)
         mask = torch.ones_like(tokens)
-    _check_mask(name, mask, tokens)
-    return pack_left(tokens, mask.to(tokens.device))
+    return pack_left(tokens, mask)
 
 
-def check_tokens(name: str, tokens: Any, vocab_size: int | None) -> None:
-    """Raise `TokensError` unless `tokens` is `[batch, seq]` of ids of the vocabulary."""
+def check_tokens(name: str, tokens: Any) -> None:
+    """Raise `TokensError` unless `tokens` is `[batch, seq]` of integers."""
     if not isinstance(tokens, Tensor):
         hint = " (take its ['input_ids'])" if hasattr(tokens, "keys") else ""
         raise TokensError(
             f"{name} must be a torch tensor [batch, seq], got {type(tokens).__name__}{hint}"
         )
+    if not has_numbers(tokens):
+        raise TokensError(f"{name} has no numbers that can be read: it is on {where_of(tokens)}")
     if tokens.dtype not in _INTEGERS:
         raise TokensError(f"{name} must hold int64 or int32 token ids, got {tokens.dtype}")
     if tokens.ndim != 2:
         raise TokensError(f"{name} must have the shape [batch, seq], got {list(tokens.shape)}")
     if 0 in tokens.shape:
         raise TokensError(f"{name} is empty: its shape is {list(tokens.shape)}")
+
+
+def _check_ids(name: str, tokens: Tensor, vocab_size: int | None, pad_id: int | None) -> None:
+    """Raise `TokensError` unless all are ids of the vocabulary."""
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or (vocab_size is not None and high >= vocab_size):
         bad = low if low < 0 else high
         last = "" if vocab_size is None else f" to {vocab_size - 1}"
-        raise TokensError(f"{name} holds the id {bad}; the model's vocabulary is 0{last}")
+        mask = ". It is the padding token: pass attention_mask=" if bad == pad_id else ""
+        raise TokensError(f"{name} holds the id {bad}; the model's vocabulary is 0{last}{mask}")
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor is a plain one, with its numbers at hand."""
+    return tensor.layout == torch.strided and not tensor.is_meta
+
+
+def where_of(tensor: Tensor) -> str:
+    """Where and how a tensor lies, for an error."""
+    return f"device {str(tensor.device)!r}, with the layout {tensor.layout}"
 
 
 def _check_mask(name: str, mask: Any, tokens: Tensor) -> None:
     of = f"the attention mask of {name}"
     if not isinstance(mask, Tensor):
         raise MaskError(f"{of} must be a torch tensor [batch, seq], got {type(mask).__name__}")
+    if not has_numbers(mask):
+        raise MaskError(f"{of} has no numbers that can be read: it is on {where_of(mask)}")
     if mask.shape != tokens.shape:
         raise MaskError(f"{of} must have its shape {list(tokens.shape)}, got {list(mask.shape)}")
     other = mask[(mask != 0) & (mask != 1)]
@@ -119,7 +155,7 @@ def _check_mask(name: str, mask: Any, tokens: Tensor) -> None:
         raise MaskError(f"{of} leaves no token in row {empty[0]}: each prompt needs at least one 1")
 
 
-def _warn_if_padded(name: str, tokens: Tensor, pad_id: int) -> None:
+def _warn_if_padded(name: str, tokens: Tensor, pad_id: int, remedy: str) -> None:
     """Rows that differ in a leading run of the padding token, or end in it, look padded."""
     is_pad = tokens == pad_id
     leading = is_pad.cumprod(dim=1).sum(dim=1)
@@ -128,7 +164,7 @@ def _warn_if_padded(name: str, tokens: Tensor, pad_id: int) -> None:
     if led or bool(is_pad[:, -1].any()):
         warn(
             f"{name} has rows that begin or end with the padding token {pad_id}, but no mask was "
-            "given: these are run as ordinary tokens. Pass attention_mask= if they are padding.",
+            f"given: these are run as ordinary tokens. If they are padding, {remedy}",
             PaddingWarning,
         )
 
@@ -141,6 +177,8 @@ def check_answers(name: str, answers: Any, batch: int, vocab_size: int | None) -
     """
     if not isinstance(answers, Tensor):
         raise AnswerError(f"{name} must be a torch tensor [batch], got {type(answers).__name__}")
+    if not has_numbers(answers):
+        raise AnswerError(f"{name} has no numbers that can be read: it is on {where_of(answers)}")
     if answers.dtype not in _INTEGERS:
         raise AnswerError(f"{name} must hold int64 or int32 token ids, got {answers.dtype}")
     if answers.shape != (batch,):

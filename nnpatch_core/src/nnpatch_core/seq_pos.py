@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
@@ -94,8 +94,19 @@ def groups_of(strategy: SeqPos, seq_len: int) -> list[Group]:
     return groups
 
 
-def _positions(values: Sequence[int]) -> tuple[int, ...]:
-    return strict_ints(values, "seq_pos", PositionError)
+def read_positions(values: Any) -> tuple[int, ...]:
+    """Positions as a user gives them: one list, for all prompts.
+
+    Raises:
+        PositionError: none, no integers, named twice, or a list for each prompt.
+    """
+    return strict_ints(
+        values,
+        "seq_pos",
+        PositionError,
+        nested=": it names positions for all prompts, [k]; positions of each prompt apart, "
+        "[batch, k], are not available yet",
+    )
 
 
 def _count(value: int) -> int:
@@ -193,7 +204,7 @@ class Custom:
         [(0,), (3,)]
     """
 
-    positions: tuple[int, ...] = attrs.field(converter=_positions)
+    positions: tuple[int, ...] = attrs.field(converter=read_positions)
     one_by_one = True
 
     def expand(self, seq_len: int) -> list[Group]:
@@ -217,7 +228,7 @@ class CustomConstant:
         [(0, 3)]
     """
 
-    positions: tuple[int, ...] = attrs.field(converter=_positions)
+    positions: tuple[int, ...] = attrs.field(converter=read_positions)
     one_by_one = False
 
     def expand(self, seq_len: int) -> list[Group]:

@@ -1,0 +1,6 @@
+"""From prompts in text, chats or tables to everything that `activation_patching` takes."""
+
+from nnpatch_core.prompts.pairs import PromptPairs
+from nnpatch_core.prompts.rows import COLUMNS, TextPair
+
+__all__ = ["COLUMNS", "PromptPairs", "TextPair"]

@@ -1,0 +1,100 @@
+"""The token that an answer is, after its prompt."""
+
+from __future__ import annotations
+
+import attrs
+
+from nnpatch_core.errors import AnswerError
+from nnpatch_core.prompts.encoding import Encoded, Encoder
+from nnpatch_core.prompts.rows import UnusableError
+
+FIRST = "multi_token='first' takes the first token of an answer that has several"
+
+
+@attrs.frozen
+class Answer:
+    """An answer as it is compared.
+
+    Args:
+        token: its id.
+        spelled: the text that was tokenised after the prompt; None of an id.
+        spaced: whether its space was put in, and makes a difference.
+        cut: whether further tokens were left out.
+    """
+
+    token: int
+    spelled: str | None = None
+    spaced: bool = False
+    cut: bool = False
+
+
+def read_answer(
+    encoder: Encoder, prompt: Encoded, answer: str | int, *, space: bool, first: bool
+) -> Answer:
+    """The token that an answer is.
+
+    Args:
+        encoder: tokenises.
+        prompt: what it follows.
+        answer: a text or an id.
+        space: whether it is joined to the prompt by a space, where neither has one.
+        first: whether its first token will do.
+
+    Raises:
+        UnusableError: it is not one token that the tokenizer has.
+    """
+    if isinstance(answer, int):
+        if not 0 <= answer < encoder.vocab_size:
+            raise UnusableError(
+                AnswerError,
+                f"the id {answer} is not in the tokenizer's vocabulary, "
+                f"0 to {encoder.vocab_size - 1}",
+            )
+        return Answer(answer)
+    touching = not (prompt.answered or prompt.text[-1:].isspace() or answer[0].isspace())
+    spelled = f" {answer}" if space and touching else answer
+    tokens = _after(encoder, prompt, spelled)
+    if not tokens:
+        raise UnusableError(AnswerError, f"{spelled!r} has no tokens after its prompt")
+    if tokens[0] == getattr(encoder.tokenizer, "unk_token_id", None):
+        raise UnusableError(AnswerError, f"{spelled!r} is not in the tokenizer's vocabulary")
+    if len(tokens) > 1 and not first:
+        raise UnusableError(
+            AnswerError,
+            f"{spelled!r} is {len(tokens)} tokens: {encoder.pieces(tokens)}",
+            _other_spelling(encoder, prompt, answer, space) if touching else FIRST,
+        )
+    spaced = spelled != answer and tokens != encoder.ids(answer)
+    return Answer(tokens[0], spelled, spaced, len(tokens) > 1)
+
+
+def _after(encoder: Encoder, prompt: Encoded, spelled: str) -> tuple[int, ...]:
+    """The tokens that a text adds to its prompt's."""
+    whole, count = encoder.ids(prompt.text + spelled), len(prompt.ids)
+    if whole[:count] == prompt.ids:
+        return whole[count:]
+    pairs = enumerate(zip(prompt.ids, whole, strict=False))
+    same = next((at for at, (one, other) in pairs if one != other), min(count, len(whole)))
+    advice = "begin the answer with a space"
+    if prompt.text[-1:].isspace():
+        advice = "take the white space off the end of the prompt"
+    raise UnusableError(
+        AnswerError,
+        f"{spelled!r} changes the tokens of its prompt, which ends in "
+        f"{encoder.pieces(prompt.ids[same:])} alone and in {encoder.pieces(whole[same:])} with it",
+        advice,
+    )
+
+
+def _other_spelling(encoder: Encoder, prompt: Encoded, answer: str, space: bool) -> str:
+    """The advice to spell an answer the other way, where that makes it one token."""
+    other = answer if space else f" {answer}"
+    try:
+        single = len(_after(encoder, prompt, other)) == 1
+    except UnusableError:
+        single = False
+    if not single:
+        return FIRST
+    if space:
+        return "without the space it would be one token: space=False joins answers as they are"
+    return "with a space it would be one token: space=True joins answers by one"

@@ -1,0 +1,294 @@
+"""Prompt pairs, tokenised: everything that `activation_patching` takes about its prompts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core import _html
+from nnpatch_core._arguments import check_flags, shown
+from nnpatch_core.errors import UnknownNameError
+from nnpatch_core.prompts.encoding import make_encoder
+from nnpatch_core.prompts.reading import Reader, is_messages
+from nnpatch_core.prompts.rows import COLUMNS, Prompt, Table, TextPair
+from nnpatch_core.prompts.tables import from_file, from_frame, from_lists
+
+MultiToken = Literal["raise", "first", "drop"]
+#: How many pairs a notebook shows.
+_SHOWN = 5
+_CHOICES = {
+    "answers": ("auto", "ids"),
+    "multi_token": ("raise", "first", "drop"),
+    "faulty": ("raise", "drop"),
+}
+
+
+@attrs.frozen(eq=False, repr=False)
+class PromptPairs:
+    """Tokenised prompt pairs: everything `activation_patching` takes about its prompts.
+
+    Make them with `from_texts`, `from_dataframe` or `from_csv`, and pass them on, in place of the
+    tokens, as `activation_patching(nnmodel, api, sites, pairs)`.
+
+    Args:
+        pairs: the texts that were tokenised, as they were given.
+        dropped: the pairs left out, each with the reason.
+        source_tokens, target_tokens: `[batch, seq]`, int64, left-padded to one width.
+        source_attention_mask, target_attention_mask: `[batch, seq]`, 1 for a token.
+        source_answer_index, target_answer_index: `[batch]`.
+        tokenizer: what made them.
+    """
+
+    pairs: tuple[TextPair, ...]
+    dropped: tuple[tuple[TextPair, str], ...]
+    source_tokens: Tensor
+    target_tokens: Tensor
+    source_attention_mask: Tensor
+    target_attention_mask: Tensor
+    source_answer_index: Tensor
+    target_answer_index: Tensor
+    tokenizer: Any
+
+    @classmethod
+    def from_texts(
+        cls,
+        source: Sequence[Prompt],
+        target: Sequence[Prompt],
+        source_answers: Sequence[str | int],
+        target_answers: Sequence[str | int],
+        tokenizer: Any,
+        *,
+        chat: bool = False,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        answers: Literal["auto", "ids"] = "auto",
+        space: bool = True,
+        multi_token: MultiToken = "raise",
+        faulty: Literal["raise", "drop"] = "raise",
+    ) -> PromptPairs:
+        """Tokenise prompt pairs.
+
+        A tokenizer's opening tokens, such as Llama's beginning of sequence, are put in front of a
+        prompt that does not begin with them; a chat template writes its own. An end token that the
+        tokenizer would add is left out, so that the answer is read after the prompt.
+
+        Args:
+            source: the source prompts: texts, or lists of messages such as
+                `[{"role": "user", "content": "Hi"}]`. The answer opens the assistant's next turn,
+                or, where the last message is the assistant's, goes on with it.
+            target: the target prompts, one for each.
+            source_answers: how each source prompt goes on, as a text, or as a token id.
+            target_answers: the same for the target prompts.
+            tokenizer: a Hugging Face tokenizer.
+            chat: put each text as a user's message into the tokenizer's chat template, followed
+                by the beginning of the assistant's turn.
+            system: a system message for the chat template, before each text.
+            chat_template_kwargs: options of the chat template, such as
+                `{"enable_thinking": False}`.
+            answers: `"auto"`: integers are token ids, and texts are texts, digits too; `"ids"`:
+                digits are ids. Of a table whose column is called `*_idx` they always are.
+            space: join an answer to its prompt by a space, unless the prompt ends with or the
+                answer begins with white space, or it opens a turn. False joins them as they are.
+            multi_token: what to do about an answer of several tokens: `"raise"`, take the
+                `"first"` one, or `"drop"` the pair, as `faulty` does.
+            faulty: what to do about pairs that cannot be used: `"raise"` one error that lists
+                them, or `"drop"` them (`dropped` has them, with the reasons).
+
+        Raises:
+            TokensError: lists of different lengths, no pairs, a prompt without tokens, one that
+                the chat template refuses, options that mean nothing.
+            AnswerError: answers that are not one token after their prompts, or that two answers of
+                a pair are the same token.
+
+        Warns:
+            AnswerWarning: answers were joined by a space, or cut to their first token.
+            PromptWarning: pairs or end tokens were left out; an option that the chat template does
+                not read.
+
+        Examples:
+            >>> from nnpatch_core.testing import tiny_tokenizer
+            >>> prompts = ["The capital of France is", "The capital of Japan is"]
+            >>> tokenizer = tiny_tokenizer([*prompts, " Paris Tokyo"])
+            >>> pairs = PromptPairs.from_texts(
+            ...     prompts[:1], prompts[1:], [" Paris"], [" Tokyo"], tokenizer
+            ... )
+            >>> pairs
+            PromptPairs(1 pair of 5 tokens)
+        """
+        return cls._of(
+            from_lists((source, target, source_answers, target_answers)),
+            tokenizer,
+            chat=chat,
+            system=system,
+            chat_template_kwargs=chat_template_kwargs,
+            answers=answers,
+            space=space,
+            multi_token=multi_token,
+            faulty=faulty,
+        )
+
+    @classmethod
+    def from_dataframe(
+        cls,
+        frame: Any,
+        tokenizer: Any,
+        *,
+        columns: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> PromptPairs:
+        """Tokenise the rows of a DataFrame.
+
+        Args:
+            frame: has the columns `source`, `target`, `source_answer` and `target_answer`.
+            tokenizer: a Hugging Face tokenizer.
+            columns: other names for them, such as `{"source": "clean"}`.
+            options: as for `from_texts`.
+
+        Raises:
+            TokensError: a column is missing or stands twice.
+            PatchingError: as for `from_texts`; a faulty row is named by its label in the index and
+                by your name of the column.
+        """
+        return cls._of(from_frame(frame, columns), tokenizer, **options)
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | os.PathLike[str],
+        tokenizer: Any,
+        *,
+        columns: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> PromptPairs:
+        """Tokenise the rows of a CSV file (UTF-8, a header line); see `from_dataframe`.
+
+        Raises:
+            TokensError: the file cannot be read as one; a column is missing or stands twice.
+            PatchingError: as for `from_texts`; a faulty row is named by the line that it begins
+                in, of which the header is line 1, and by your name of the column.
+        """
+        return cls._of(from_file(path, columns), tokenizer, **options)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __repr__(self) -> str:
+        dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
+        pairs = "pair" if len(self) == 1 else "pairs"
+        return f"PromptPairs({len(self)} {pairs} of {self.source_tokens.shape[1]} tokens{dropped})"
+
+    def _repr_html_(self) -> str:
+        rows = [[repr(text) for text in attrs.astuple(pair)] for pair in self.pairs[:_SHOWN]]
+        left = len(self) - len(rows)
+        return _html.block(
+            _html.heading(repr(self)),
+            _html.table(COLUMNS, rows),
+            _html.heading(f"and {left} more") if left else "",
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """What `activation_patching` takes, by keyword."""
+        left_out = ("pairs", "dropped")
+        return {
+            field.name: getattr(self, field.name)
+            for field in attrs.fields(type(self))
+            if field.name not in left_out
+        }
+
+    def ablation_arguments(self) -> dict[str, Any]:
+        """What `ablation_patching` takes, by keyword: it runs the source prompts."""
+        return {
+            "tokens": self.source_tokens,
+            "attention_mask": self.source_attention_mask,
+            "answer_index": self.source_answer_index,
+            "other_answer_index": self.target_answer_index,
+            "tokenizer": self.tokenizer,
+        }
+
+    def swapped(self) -> PromptPairs:
+        """Source and target exchanged: noising instead of denoising."""
+        return PromptPairs(
+            pairs=tuple(
+                TextPair(pair.target, pair.source, pair.target_answer, pair.source_answer)
+                for pair in self.pairs
+            ),
+            dropped=self.dropped,
+            source_tokens=self.target_tokens,
+            target_tokens=self.source_tokens,
+            source_attention_mask=self.target_attention_mask,
+            target_attention_mask=self.source_attention_mask,
+            source_answer_index=self.target_answer_index,
+            target_answer_index=self.source_answer_index,
+            tokenizer=self.tokenizer,
+        )
+
+    @classmethod
+    def _of(
+        cls,
+        table: Table,
+        tokenizer: Any,
+        *,
+        chat: bool = False,
+        system: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        answers: str = "auto",
+        space: bool = True,
+        multi_token: str = "raise",
+        faulty: str = "raise",
+    ) -> PromptPairs:
+        check_flags(chat=chat, space=space)
+        chosen = {"answers": answers, "multi_token": multi_token, "faulty": faulty}
+        for name, value in chosen.items():
+            if not isinstance(value, str) or value not in _CHOICES[name]:
+                raise UnknownNameError(
+                    f"unknown {name} {shown(value)}; there are {', '.join(_CHOICES[name])}"
+                )
+        encoder = make_encoder(
+            tokenizer,
+            chat=chat,
+            system=system,
+            options=chat_template_kwargs,
+            messages=any(is_messages(value) for row in table.rows for value in row.values[:2]),
+        )
+        names = zip(COLUMNS, table.names, strict=True)
+        reader = Reader(
+            encoder,
+            ids=frozenset(
+                name for name, own in names if answers == "ids" or str(own).endswith("_idx")
+            ),
+            space=space,
+            first=multi_token == "first",
+            drop=faulty == "drop" or multi_token == "drop",
+        )
+        kept, dropped = reader.read(table)
+        prompts = [read.prompts[run].tokens for run in ("source", "target") for read in kept]
+        tokens, mask = _padded(prompts, getattr(tokenizer, "pad_token_id", None) or 0)
+        n = len(kept)
+        return cls(
+            pairs=tuple(read.pair for read in kept),
+            dropped=tuple(dropped),
+            source_tokens=tokens[:n],
+            target_tokens=tokens[n:],
+            source_attention_mask=mask[:n],
+            target_attention_mask=mask[n:],
+            source_answer_index=torch.tensor(
+                [read.answers["source"].token for read in kept], device="cpu"
+            ),
+            target_answer_index=torch.tensor(
+                [read.answers["target"].token for read in kept], device="cpu"
+            ),
+            tokenizer=tokenizer,
+        )
+
+
+def _padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
+    """Tokens and mask, `[prompts, seq]`, left-padded."""
+    width = max(map(len, rows))
+    tokens = [[filler] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(tokens, device="cpu"), torch.tensor(mask, device="cpu")

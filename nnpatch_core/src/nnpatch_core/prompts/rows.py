@@ -1,0 +1,144 @@
+"""Rows of a table of prompts, and what is wrong with them in words that find them again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, TypeAlias
+
+import attrs
+
+from nnpatch_core.errors import PatchingError, TokensError
+
+COLUMNS = ("source", "target", "source_answer", "target_answer")
+#: A text, or the messages of a chat, each with its `role` and `content`.
+Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+#: Faults that an error or a warning shows, one a line.
+_SHOWN = 10
+
+
+@attrs.frozen
+class TextPair:
+    """A source and a target prompt, and the answer that each calls for: a text or a token id."""
+
+    source: Prompt
+    target: Prompt
+    source_answer: str | int
+    target_answer: str | int
+
+
+class UnusableError(Exception):
+    """A prompt or an answer that cannot be used.
+
+    Args:
+        error: the kind of error it is.
+        message: why.
+        advice: a way out, if there is one.
+    """
+
+    def __init__(self, error: type[PatchingError], message: str, advice: str = "") -> None:
+        super().__init__(message)
+        self.error, self.message, self.advice = error, message, advice
+
+
+@attrs.frozen
+class Fault:
+    """One thing that is wrong with a row; `place` says where."""
+
+    place: str
+    message: str
+    error: type[PatchingError]
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+@attrs.frozen
+class Row:
+    """A row as it was read.
+
+    Args:
+        label: what the user knows it by: a number, or the label of an index.
+        values: what stands in it, in the order of `COLUMNS`.
+        faults: what was wrong with it before anybody looked at its values.
+    """
+
+    label: Any
+    values: tuple[Any, ...]
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def pair(self) -> TextPair:
+        """The values by their names."""
+        return TextPair(*self.values)
+
+
+@attrs.frozen
+class Table:
+    """What the user gave, row by row.
+
+    Args:
+        kind: what a row is called: `"pair"`, `"row"` or `"line"`.
+        names: the user's names of `COLUMNS`.
+        rows: the rows.
+    """
+
+    kind: str
+    names: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+    def place(self, row: Row, column: str) -> str:
+        """Where one value of a row stands."""
+        return place(self.kind, row.label, self.names[COLUMNS.index(column)])
+
+    def places(self, column: str, rows: Iterable[Row]) -> str:
+        """Where the values of several rows stand, in one column."""
+        labels = [row.label for row in rows]
+        where = self.kind if len(labels) == 1 else f"{self.kind}s"
+        name = shown(self.names[COLUMNS.index(column)])
+        if self.kind == "pair":
+            return f"{name} of {where} {_ranges(labels)}"
+        return f"{where} {_ranges(labels)}, column {name}"
+
+
+def place(kind: str, label: Any, column: str) -> str:
+    """Where one value stands, such as `line 3, column clean`."""
+    if kind == "pair":
+        return f"{shown(column)} of pair {label}"
+    return f"{kind} {label if isinstance(label, int) else repr(label)}, column {shown(column)}"
+
+
+def shown(name: Any) -> str:
+    """A column's name, on one line whatever it holds."""
+    text = str(name)
+    return text if text.isprintable() and text.strip() == text != "" else repr(text)
+
+
+def _ranges(labels: Sequence[Any]) -> str:
+    """Labels of rows, those that follow one another drawn together: `0 to 3, 7`."""
+    if not all(isinstance(label, int) for label in labels):
+        return ", ".join(map(repr, labels))
+    runs = groupby(enumerate(labels), lambda each: each[1] - each[0])
+    found = [[label for _, label in run] for _, run in runs]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in found)
+
+
+def report(faulty: Sequence[Sequence[Fault]]) -> str:
+    """The faults of some rows, one row a line, the first of them where there are many."""
+    lines = ["; ".join(map(str, faults)) for faults in faulty]
+    more = len(lines) - _SHOWN
+    return "\n".join(lines[:_SHOWN] + ([f"and {more} more"] if more > 0 else []))
+
+
+def error_of(table: Table, faulty: Sequence[Sequence[Fault]]) -> PatchingError:
+    """The error that says what is wrong with some rows, and what can be done about it."""
+    faults = [fault for each in faulty for fault in each]
+    kinds = {fault.error for fault in faults}
+    advice = list(dict.fromkeys(fault.advice for fault in faults if fault.advice))
+    opening = []
+    if len(faulty) > 1:
+        opening = [f"{len(faulty)} of {len(table.rows)} {table.kind}s cannot be used"]
+    advice.append(f"faulty='drop' leaves {'it' if len(faulty) == 1 else 'them'} out")
+    error = kinds.pop() if len(kinds) == 1 else TokensError
+    return error("\n".join([*opening, report(faulty), *advice]))

@@ -1,0 +1,145 @@
+"""Tables of prompts, as lists, a DataFrame or a CSV file: rows that know where they stand."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nnpatch_core import _arguments
+from nnpatch_core._arguments import listed
+from nnpatch_core.errors import TokensError
+from nnpatch_core.prompts.rows import COLUMNS, Fault, Row, Table, place, shown
+
+_WIDE = (b"\xff\xfe", b"\xfe\xff")
+
+
+def from_lists(columns: Sequence[Any]) -> Table:
+    """The rows of four lists, in the order of `COLUMNS`.
+
+    Raises:
+        TokensError: they are no lists, or not equally long.
+    """
+    lists = []
+    for name, column in zip(COLUMNS, columns, strict=True):
+        found = None if isinstance(column, str | bytes | Mapping) else listed(column)
+        if found is None:
+            raise TokensError(f"{name} must be a list of texts, got {_arguments.shown(column)}")
+        lists.append(found)
+    lengths = [len(column) for column in lists]
+    if len(set(lengths)) > 1:
+        named = ", ".join(f"{name} {n}" for name, n in zip(COLUMNS, lengths, strict=True))
+        raise TokensError(f"the lists of texts must be equally long, got {named}")
+    values = enumerate(zip(*lists, strict=True))
+    return Table("pair", COLUMNS, tuple(Row(number, each) for number, each in values))
+
+
+def from_frame(frame: Any, renamed: Mapping[str, str] | None) -> Table:
+    """The rows of a DataFrame, known by the labels of its index.
+
+    Raises:
+        TokensError: it is none, or a column is missing or stands twice.
+    """
+    if not hasattr(frame, "columns") or not hasattr(frame, "index"):
+        raise TokensError(f"frame must be a pandas DataFrame, got {type(frame).__name__}")
+    names = _names(renamed, list(frame.columns))
+    columns = [frame[name].tolist() for name in names]
+    rows = zip(frame.index.tolist(), zip(*columns, strict=True), strict=True)
+    return Table("row", names, tuple(Row(label, values) for label, values in rows))
+
+
+def from_file(path: Any, renamed: Mapping[str, str] | None) -> Table:
+    """The rows of a CSV file, known by the lines that they begin in; the header is line 1.
+
+    Raises:
+        TokensError: it cannot be read as one, or a column is missing or stands twice.
+    """
+    lines = _lines(_text(path), str(path))
+    _, header = next(lines, (1, []))
+    try:
+        names = _names(renamed, header)
+    except TokensError as error:
+        empty = "" if header else "the file is empty, "
+        raise TokensError(f"{path}, line 1: {empty}{error}") from None
+    places = [header.index(name) for name in names]
+    return Table(
+        "line", names, tuple(_row(number, cells, header, places) for number, cells in lines)
+    )
+
+
+def _row(number: int, cells: list[str], header: list[str], places: list[int]) -> Row:
+    faults = []
+
+    def fault(column: str, message: str) -> None:
+        faults.append(Fault(place("line", number, column), message, TokensError))
+
+    values = [cells[at] if at < len(cells) else None for at in places]
+    fields = f"the line has {len(cells)} fields, and the header {len(header)}"
+    if len(cells) > len(header):
+        fault(str(len(header) + 1), f"{fields}: a text with a comma stands in quotes")
+    for at, value in zip(places, values, strict=True):
+        if value is None:
+            fault(header[at], f"is missing: {fields}")
+        elif not _is_utf8(value):
+            fault(header[at], f"is not UTF-8: {_readable(value)!r}")
+    return Row(number, tuple(values), tuple(faults))
+
+
+def _text(path: Any) -> str:
+    """The file's text; bytes that are no UTF-8 are kept for `_is_utf8` to find."""
+    try:
+        with open(os.fspath(path), "rb") as file:
+            content = file.read()
+    except TypeError as error:
+        raise TokensError(f"path must be a path, got {path!r}") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise TokensError(f"{path} cannot be read: {why}") from error
+    if content.startswith(_WIDE):
+        raise TokensError(f"{path}, line 1: it is UTF-16; save it as UTF-8")
+    return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _lines(text: str, path: str) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty, each with the line that it begins in."""
+    # Strict: a quote that nobody closed would swallow the rest of the file.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    begin = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield begin, cells
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise TokensError(
+            f"{path}: the row that begins in line {begin} is no CSV: {error}"
+        ) from error
+
+
+def _is_utf8(text: str) -> bool:
+    return not any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+def _readable(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogateescape")
+
+
+def _names(renamed: Any, present: list[Any]) -> tuple[Any, ...]:
+    """What the columns are called in this table."""
+    if renamed is not None and not isinstance(renamed, Mapping):
+        raise TokensError(f"columns must be a mapping, such as {{'source': 'clean'}}: {renamed!r}")
+    renamed = renamed or {}
+    unknown = sorted(set(renamed) - set(COLUMNS))
+    if unknown:
+        raise TokensError(f"columns= renames {unknown[0]!r}; it may rename {', '.join(COLUMNS)}")
+    names = tuple(renamed.get(name, name) for name in COLUMNS)
+    missing = [name for name in names if name not in present]
+    if missing:
+        named = ", ".join(map(shown, present)) or "none"
+        raise TokensError(f"no column {missing[0]!r}; there are {named}")
+    for name in names:
+        if present.count(name) > 1:
+            raise TokensError(f"column {name!r} stands {present.count(name)} times in the table")
+    return names

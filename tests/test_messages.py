@@ -1,0 +1,175 @@
+"""Prompts that are messages: few-shot, system, prefill, and options of the chat template."""
+
+import warnings
+
+import pytest
+
+from nnpatch_core import PromptPairs
+from nnpatch_core.errors import AnswerWarning, PromptWarning, TokensError
+from nnpatch_core.testing import tiny_tokenizer
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "<{{ message['role'] }}>{{ message['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>{% endif %}{% endif %}"
+)
+TURNS = ["<user>", "<assistant>", "<system>", "<end>", "<think>"]
+ASKED = ["Capital of France?", "Capital of Japan?"]
+WORDS = [*ASKED, "Capital of Italy?", "Be brief.", "It is", "Rome Paris Tokyo", "Paris", "Tokyo"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer(WORDS, chat_template=TEMPLATE, additional_special_tokens=TURNS)
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def make(tokenizer, prompts, answers=("Paris", "Tokyo"), **options):
+    return PromptPairs.from_texts(
+        [prompts[0]], [prompts[1]], [answers[0]], [answers[1]], tokenizer, **options
+    )
+
+
+def run(pairs, tokenizer):
+    tokens = pairs.source_tokens[0][pairs.source_attention_mask[0].bool()]
+    return "".join(tokenizer.convert_ids_to_tokens(tokens.tolist()))
+
+
+def answer(pairs, tokenizer):
+    return tokenizer.convert_ids_to_tokens(pairs.source_answer_index.tolist())[0]
+
+
+def test_messages_are_what_a_plain_text_in_a_chat_stands_for(tokenizer):
+    plain = make(tokenizer, ASKED, chat=True, system="Be brief.")
+    opening = {"role": "system", "content": "Be brief."}
+    listed = make(tokenizer, [[opening, user(text)] for text in ASKED])
+    assert listed.source_tokens.equal(plain.source_tokens)
+    assert listed.target_tokens.equal(plain.target_tokens)
+    assert listed.source_answer_index.equal(plain.source_answer_index)
+    # The answer opens the turn: it is taken as it is, without a word.
+    assert answer(listed, tokenizer) == "Paris"
+
+
+def test_few_shot(tokenizer):
+    shots = [user("Capital of Italy?"), assistant("Rome")]
+    pairs = make(tokenizer, [[*shots, user(text)] for text in ASKED])
+    assert run(pairs, tokenizer) == (
+        "<user>Capital of Italy?<end><assistant>Rome<end><user>Capital of France?<end><assistant>"
+    )
+
+
+def test_prefill_goes_on_with_the_last_message(tokenizer):
+    prompts = [[user(text), assistant("It is")] for text in ASKED]
+    pairs = make(tokenizer, prompts, (" Paris", " Tokyo"))
+    assert run(pairs, tokenizer) == "<user>Capital of France?<end><assistant>It is"
+    assert answer(pairs, tokenizer) == " Paris"
+    # It is a text like another, to which an answer is joined by a space.
+    with pytest.warns(AnswerWarning, match="It is' as ' Paris'"):
+        assert answer(make(tokenizer, prompts), tokenizer) == " Paris"
+
+
+def test_options_of_the_template(tokenizer):
+    options = {"chat_template_kwargs": {"enable_thinking": False}}
+    for prompts, chat in ((ASKED, True), ([[user(text)] for text in ASKED], False)):
+        pairs = make(tokenizer, prompts, chat=chat, **options)
+        assert run(pairs, tokenizer) == "<user>Capital of France?<end><assistant><think>"
+        assert answer(pairs, tokenizer) == "Paris"
+
+
+def test_another_template_for_a_tokenizer_without_one():
+    tokenizer = tiny_tokenizer(WORDS, additional_special_tokens=TURNS)
+    options = {"chat_template": TEMPLATE}
+    pairs = make(tokenizer, ASKED, chat=True, chat_template_kwargs=options)
+    assert run(pairs, tokenizer) == "<user>Capital of France?<end><assistant>"
+
+
+def test_messages_and_texts_in_one_call(tokenizer):
+    pairs = PromptPairs.from_texts(
+        ["It is", [user(ASKED[0])]],
+        ["Be brief.", [user(ASKED[1])]],
+        [" Paris", "Paris"],
+        [" Tokyo", "Tokyo"],
+        tokenizer,
+    )
+    assert tokenizer.convert_ids_to_tokens(pairs.source_answer_index) == [" Paris", "Paris"]
+
+
+def test_the_pair_keeps_the_messages_and_not_the_users_list(tokenizer):
+    prompts = [[user(text)] for text in ASKED]
+    pairs = make(tokenizer, prompts)
+    prompts[0][0]["content"] = "changed"
+    assert pairs.pairs[0].source == (user(ASKED[0]),)
+    assert pairs.swapped().pairs[0].target == (user(ASKED[0]),)
+
+
+def test_an_option_that_the_template_does_not_read_is_said(tokenizer):
+    with pytest.warns(PromptWarning, match="mentions no 'enable_thinkng'") as caught:
+        make(tokenizer, ASKED, chat=True, chat_template_kwargs={"enable_thinkng": False})
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([], "must be a non-empty text, or a list of messages"),
+        ([user("Capital"), "of"], "must be a non-empty text, or a list of messages"),
+        ([{"role": "user"}], "a message needs a 'role' and a 'content'"),
+        ([{"content": "Capital"}], "a message needs a 'role' and a 'content'"),
+        ([{"role": 5, "content": "Capital"}], "a message needs a 'role' and a 'content'"),
+        ([user("Capital"), assistant("")], "the assistant's message, which is to go on, is empty"),
+        ([user("Capital"), assistant(" ")], "the assistant's message, which is to go on, is empty"),
+        ([{"role": "tool", "content": "x"}], "the chat template refuses it: no tools here"),
+        (user("Capital"), "must be a non-empty text, or a list of messages"),
+    ],
+)
+def test_messages_that_are_none(tokenizer, messages, says):
+    with pytest.raises(TokensError) as caught:
+        make(tokenizer, [messages, ASKED[1]])
+    assert f"source of pair 0: {says}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "mean nothing without chat=True"),
+        ({"chat": True, "chat_template_kwargs": {"tokenize": True}}, "may not have 'tokenize'"),
+        (
+            {"chat": True, "chat_template_kwargs": {"add_generation_prompt": False}},
+            "may not have 'add_generation_prompt'",
+        ),
+        ({"chat": True, "chat_template_kwargs": "fast"}, "must be a mapping, got 'fast'"),
+        ({"chat": True, "system": 5}, "system must be a text, got 5"),
+        ({"system": "Be brief."}, "system= means nothing without chat=True"),
+    ],
+)
+def test_options_that_do_not_go_together(tokenizer, options, says):
+    with pytest.raises(TokensError, match=says):
+        make(tokenizer, ASKED, **options)
+
+
+def test_messages_for_a_tokenizer_without_a_template():
+    with pytest.raises(TokensError, match="messages need a tokenizer with a chat template"):
+        make(tiny_tokenizer(WORDS), [[user(text)] for text in ASKED])
+
+
+def test_a_text_that_the_user_rendered_is_the_same_prompt(tokenizer):
+    """Rendered with `tokenize=False`, or by us: the same tokens and the same answer."""
+    rendered = [
+        tokenizer.apply_chat_template([user(text)], tokenize=False, add_generation_prompt=True)
+        for text in ASKED
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pairs = make(tokenizer, rendered)
+    chat = make(tokenizer, ASKED, chat=True)
+    assert pairs.source_tokens.equal(chat.source_tokens)
+    assert pairs.source_answer_index.equal(chat.source_answer_index)

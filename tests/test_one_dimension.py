@@ -1,0 +1,77 @@
+"""Positions, layers and heads are one list: what has another shape is refused, not flattened."""
+
+import numpy as np
+import pytest
+import torch
+
+from nnpatch_core import Custom, CustomConstant, LastK, Site, Sites
+from nnpatch_core.errors import HeadError, LayerError, PositionError
+from nnpatch_core.testing import tiny_api
+
+#: `[batch, 1]`, as positions for each prompt are usually kept, in each form that they come in.
+NESTED = [
+    torch.tensor([[1], [2]]),
+    torch.tensor([[1, 2]]),
+    torch.ones(1, 1, 1, dtype=torch.int64),
+    np.array([[1], [2]]),
+    [[1], [2]],
+    [(1, 2)],
+    [torch.tensor([1]), torch.tensor([2])],
+    (np.array([1]), 2),
+]
+
+
+API = tiny_api()
+
+
+def site(**options):
+    return Site.get_site(API, "q", **{"layer": 0, **options})
+
+
+MAKERS = {
+    "custom": (PositionError, Custom),
+    "constant": (PositionError, CustomConstant),
+    "named": (PositionError, lambda x: Sites("q", seq_pos_type="custom", seq_pos=x)),
+    "site": (PositionError, lambda x: site(seq_pos=x)),
+    "layers": (LayerError, lambda x: Sites("q", layers=x)),
+    "heads": (HeadError, lambda x: Sites("q", heads=x)),
+}
+
+
+@pytest.mark.parametrize("values", NESTED, ids=lambda x: f"{type(x).__name__}")
+@pytest.mark.parametrize("maker", MAKERS)
+def test_other_shapes_are_refused(maker, values):
+    error, make = MAKERS[maker]
+    with pytest.raises(error, match="must be one list of integers, got") as caught:
+        make(values)
+    assert "\n" not in str(caught.value)
+    if error is PositionError:
+        assert "positions of each prompt apart, [batch, k], are not available" in str(caught.value)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_scalar_is_no_list(maker):
+    error, make = MAKERS[maker]
+    for value in (torch.tensor(1), np.array(1), np.int64(1), 1):
+        with pytest.raises(error, match="must be a list of integers, got"):
+            make(value)
+
+
+@pytest.mark.parametrize("values", [torch.tensor([1, 2]), np.array([1, 2]), [1, 2], range(1, 3)])
+def test_one_list_is_what_it_was(values):
+    assert Custom(values).positions == (1, 2)
+    assert site(seq_pos=values).seq_pos == (1, 2)
+    assert Sites("q", layers=values, heads=values).layers == (1, 2)
+    scalars = [torch.tensor(1), np.int64(2)]
+    assert Custom(scalars).positions == (1, 2)
+
+
+@pytest.mark.parametrize("value", [torch.tensor([1]), np.array([1]), torch.tensor([[1]]), [1]])
+def test_one_number_with_an_axis_is_no_number(value):
+    with pytest.raises(LayerError, match="a layer must be an integer"):
+        site(layer=value)
+    with pytest.raises(HeadError, match="a head must be an integer"):
+        site(head=value)
+    with pytest.raises(PositionError, match="must be an integer"):
+        LastK(value)
+    assert site(layer=torch.tensor(1), head=np.int64(2)) == site(layer=1, head=2)

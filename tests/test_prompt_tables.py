@@ -1,0 +1,181 @@
+"""A faulty row of a table is named by its line and column, and so is a faulty file."""
+
+import csv
+
+import hypothesis.strategies as st
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+
+from nnpatch_core import PromptPairs
+from nnpatch_core.errors import AnswerError, PromptWarning, TokensError
+from nnpatch_core.prompts import COLUMNS
+from nnpatch_core.testing import tiny_tokenizer
+
+ROW = ("The capital of France is", "The capital of Japan is", " Paris", " Tokyo")
+HEADER = ",".join(COLUMNS)
+LINE = ",".join(ROW)
+OWN = {"source": "clean", "source_answer": "right answer"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer([*ROW, " New York", "\n", "é"])
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(content):
+        path = tmp_path / "pairs.csv"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return written
+
+
+def says(error, make, *args, **options):
+    with pytest.raises(error) as caught:
+        make(*args, **options)
+    return str(caught.value)
+
+
+def test_rows_are_named_by_line_and_own_column_all_at_once(tokenizer, write):
+    header = "clean,target,right answer,target_answer"
+    bad = LINE.replace(" Paris", " New York")
+    path = write("\n".join([header, LINE, bad, "", LINE, bad, "," + LINE.split(",", 1)[1], ""]))
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns=OWN)
+    lines = found.splitlines()
+    assert lines[0] == "3 of 5 lines cannot be used"
+    assert lines[1].startswith("line 3, column right answer: ' New York' is 2 tokens")
+    # The blank line counts, though it is no row.
+    assert lines[2].startswith("line 6, column right answer: ' New York' is 2 tokens")
+    assert lines[3].startswith("line 7, column clean: must be a non-empty text, got ''")
+    with pytest.warns(PromptWarning, match="3 of 5 lines were dropped\nline 3, column right"):
+        pairs = PromptPairs.from_csv(path, tokenizer, columns=OWN, faulty="drop")
+    assert len(pairs) == 2
+    assert [reason.split(",")[0] for _, reason in pairs.dropped] == ["line 3", "line 6", "line 7"]
+
+
+@given(data=st.data())
+@settings(max_examples=40)
+def test_a_row_is_named_by_the_line_that_it_begins_in(tmp_path_factory, data):
+    """Whatever line breaks stand in the quoted texts above it, and whichever end the lines."""
+    breaks = st.sampled_from(["", "\n", "\r\n", "\n\n"])
+    ends = data.draw(st.sampled_from(["\n", "\r\n"]))
+    above = data.draw(st.lists(st.tuples(breaks, st.booleans()), max_size=4))
+    tokenizer = tiny_tokenizer([*ROW, "\n", "\r"])
+    path = tmp_path_factory.mktemp("tables") / "pairs.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator=ends)
+        writer.writerow(COLUMNS)
+        for inside, blank in above:
+            writer.writerow([f"The{inside} capital of France is", *ROW[1:]])
+            if blank:
+                file.write(ends)
+        written = path.read_bytes() if file.flush() is None else b""
+        writer.writerow([*ROW[:2], "", ROW[3]])
+    line = written.decode().replace("\r\n", "\n").count("\n") + 1
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
+    assert found.startswith(f"line {line}, column source_answer: must be a non-empty text")
+
+
+@pytest.mark.parametrize(
+    ("labels", "place"), [(None, "row 1, "), (["a", "b"], "row 'b', "), ([7, 7], "row 7, ")]
+)
+def test_rows_of_a_frame_are_named_by_their_label(tokenizer, labels, place):
+    frame = pd.DataFrame([ROW, (*ROW[:2], " New York", ROW[3])], columns=COLUMNS, index=labels)
+    frame = frame.rename(columns=OWN)
+    found = says(AnswerError, PromptPairs.from_dataframe, frame, tokenizer, columns=OWN)
+    assert found.startswith(f"{place}column right answer: ' New York' is 2 tokens")
+
+
+def test_ragged_rows_are_faults_of_their_rows(tokenizer, write):
+    path = write("\n".join([HEADER, LINE, "The, old " + LINE, ",".join(ROW[:3]), LINE]))
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
+    for part in (
+        "2 of 4 lines cannot be used",
+        "line 3, column 5: the line has 5 fields, and the header 4",
+        "line 4, column target_answer: is missing: the line has 3 fields, and the header 4",
+    ):
+        assert part in found
+    with pytest.warns(PromptWarning, match="2 of 4 lines were dropped"):
+        assert len(PromptPairs.from_csv(path, tokenizer, faulty="drop")) == 2
+
+
+def test_bytes_that_are_no_utf_8_are_found_in_their_cell(tokenizer, write):
+    latin = LINE.replace(" Paris", " é").encode("latin-1")
+    path = write(b"\n".join([HEADER.encode(), LINE.encode(), latin, LINE.encode()]))
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
+    assert found.startswith("line 3, column source_answer: is not UTF-8: b' \\xe9'")
+    with pytest.warns(PromptWarning, match="1 of 3 lines was dropped"):
+        assert len(PromptPairs.from_csv(path, tokenizer, faulty="drop")) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("", ["line 1: the file is empty, ", "no column 'source'"]),
+        ("\n\n", ["line 1: ", "no column 'source'"]),
+        (LINE + "\n" + LINE, ["line 1: no column 'source'; there are The capital of France is, "]),
+        (HEADER.replace("target,", "source,"), ["line 1: no column 'target'"]),
+        (HEADER + ",source\n" + LINE + ",x", ["line 1: column 'source' stands 2 times"]),
+        (f'{HEADER}\n{LINE}\n"The {LINE}\n', ["the row that begins in line 3", "end of data"]),
+        (f'{HEADER}\n"The" capital{LINE}\n', ["the row that begins in line 2"]),
+        (f"{HEADER}\n{LINE}".encode("utf-16"), ["line 1: it is UTF-16; save it as UTF-8"]),
+        (f"{HEADER}\n{'x' * 200_000}{LINE}", ["the row that begins in line 2", "limit"]),
+    ],
+)
+def test_files_that_are_no_table(tokenizer, write, content, parts):
+    found = says(TokensError, PromptPairs.from_csv, write(content), tokenizer)
+    for part in ["pairs.csv", *parts]:
+        assert part in found
+
+
+def test_a_header_that_is_no_utf_8(tokenizer, write):
+    path = write(f"{HEADER},é\n{LINE},x".encode("latin-1"))
+    assert len(PromptPairs.from_csv(path, tokenizer)) == 1
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns={"source": "é"})
+    assert "no column 'é'" in found
+    found.encode()
+
+
+def test_a_file_with_a_header_alone(tokenizer, write):
+    assert says(TokensError, PromptPairs.from_csv, write(HEADER), tokenizer) == (
+        "there are no prompt pairs"
+    )
+
+
+@pytest.mark.parametrize("path", ["missing.csv", ".", "no\0name", None, 5, 10**9])
+def test_paths_that_cannot_be_read(tokenizer, tmp_path, path):
+    given = tmp_path / path if isinstance(path, str) else path
+    found = says(TokensError, PromptPairs.from_csv, given, tokenizer)
+    assert "cannot be read: " in found or "must be a path" in found
+
+
+def test_a_column_of_a_frame_that_stands_twice(tokenizer):
+    frame = pd.DataFrame([[*ROW, "x"]], columns=[*COLUMNS, "target"])
+    found = says(TokensError, PromptPairs.from_dataframe, frame, tokenizer)
+    assert "column 'target' stands 2 times in the table" in found
+
+
+@pytest.mark.parametrize("frame", [None, [ROW], {"source": ["a"]}, "pairs.csv"])
+def test_what_is_no_frame(tokenizer, frame):
+    found = says(TokensError, PromptPairs.from_dataframe, frame, tokenizer)
+    assert "must be a pandas DataFrame" in found
+
+
+def test_columns_that_are_no_mapping(tokenizer, write):
+    path = write(f"{HEADER}\n{LINE}")
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns=["source"])
+    assert "columns must be a mapping" in found
+
+
+def test_lists_that_are_none(tokenizer):
+    for bad in (None, 5, {"a": 1}, iter(["a"]), b"ab"):
+        found = says(TokensError, PromptPairs.from_texts, bad, ["b"], [" c"], [" d"], tokenizer)
+        assert "source must be a list of texts, got" in found
+
+
+def test_other_lists_than_lists(tokenizer):
+    columns = [pd.Series([text], index=[9]) for text in ROW]
+    assert len(PromptPairs.from_texts(*columns, tokenizer)) == 1
