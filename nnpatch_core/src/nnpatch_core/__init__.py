@@ -6,7 +6,7 @@ from nnpatch_core.components import Component
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.heads import Fused, Heads, Interleaved, PartOfHead
 from nnpatch_core.infer import infer_adapter
-from nnpatch_core.metrics import MetricContext, reads_tokens
+from nnpatch_core.metrics import MetricContext, per_prompt, reads_tokens
 from nnpatch_core.model_api import (
     DecoderAPI,
     ModelAPI,
@@ -59,6 +59,7 @@ __all__ = [
     "fused_projections",
     "hookimpl",
     "infer_adapter",
+    "per_prompt",
     "plan_sweep",
     "reads_tokens",
     "separate_projections",

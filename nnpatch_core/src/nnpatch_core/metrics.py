@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import update_wrapper
+from typing import Any, TypeAlias, TypeVar, cast
 
 import attrs
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from nnpatch_core.errors import AnswerError, MetricError
+from nnpatch_core._arguments import shown
+from nnpatch_core.errors import AnswerError, MetricError, PatchingError
 
 
 @attrs.frozen(eq=False)
@@ -72,10 +74,13 @@ def reads_tokens(columns: ColumnsRead) -> Callable[[_Function], _Function]:
     """Declare which tokens' logits a metric reads, so that no others need be computed.
 
     Without it a metric is given the logits of the whole vocabulary, which is right but dearer; with
-    it, all others are nan.
+    it, all others are nan. It goes together with `per_prompt`, in either order.
 
     Args:
         columns: for a `MetricContext`, the token ids `[batch, any]` that the metric reads.
+
+    Raises:
+        MetricError: it is put on something that cannot be called.
 
     Examples:
         >>> @reads_tokens(lambda context: context.source_answer_index[:, None])
@@ -84,10 +89,67 @@ def reads_tokens(columns: ColumnsRead) -> Callable[[_Function], _Function]:
     """
 
     def declared(metric: _Function) -> _Function:
-        metric.columns = columns  # type: ignore[attr-defined]
-        return metric
+        return _declare(metric, "columns", columns)
 
     return declared
+
+
+def per_prompt(metric: _Function) -> _Function:
+    """Declare that a metric gives each prompt a number of its own, whatever stands beside it.
+
+    Such a metric may be called on some of the prompts, in any order, a prompt perhaps several
+    times, beside patched runs of other cells. One that is not declared is called once for each
+    cell, with the logits `[batch, vocab]` of all prompts in their order, which therefore have to
+    wait for one another in memory. The built-in metrics are declared. What is declared is tried
+    out before any cell runs. It goes together with `reads_tokens`, in either order.
+
+    Args:
+        metric: a function, or any other callable.
+
+    Raises:
+        MetricError: it is put on something that cannot be called.
+
+    Examples:
+        >>> @per_prompt
+        ... def entropy(logits):
+        ...     log_probabilities = logits.log_softmax(-1)
+        ...     return -(log_probabilities.exp() * log_probabilities).sum(-1)
+    """
+    return _declare(metric, "per_prompt", True)
+
+
+def _declare(metric: _Function, word: str, value: Any) -> _Function:
+    if not callable(metric):
+        raise MetricError(f"what is declared must be a metric that can be called, got {metric!r}")
+    try:
+        setattr(metric, word, value)
+    except (AttributeError, TypeError):
+        # A bound method, a builtin or an object with slots takes no attribute: something around it.
+        def around(*arguments: Any, **options: Any) -> Any:
+            return metric(*arguments, **options)
+
+        wrapper: Any = update_wrapper(around, metric)
+        wrapper.__name__ = _name_of(metric)
+        setattr(wrapper, word, value)
+        return cast(_Function, _declared_as(metric, wrapper))
+    return metric
+
+
+def _declared(metric: Any, word: str) -> Any:
+    """What was declared of a metric, on it or on the method that calls it; None if nothing."""
+    places = (metric, getattr(type(metric), "__call__", None))  # noqa: B004 - the method itself
+    found = (getattr(place, word, None) for place in places)
+    return next((value for value in found if value is not None), None)
+
+
+def is_per_prompt(metric: Any) -> bool:
+    """Whether a metric is declared for each prompt alone; see `per_prompt`."""
+    return _declared(metric, "per_prompt") is True
+
+
+def reads_some(metric: Any) -> bool:
+    """Whether a metric declares which tokens' logits it reads; see `reads_tokens`."""
+    return _declared(metric, "columns") is not None
 
 
 def _two_answers(context: MetricContext) -> Tensor:
@@ -99,6 +161,7 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(-1, index.to(values.device).unsqueeze(-1)).squeeze(-1)
 
 
+@per_prompt
 @reads_tokens(_two_answers)
 def logit_difference(logits: Tensor, context: MetricContext) -> Tensor:
     """Logit of the source answer minus logit of the target answer, `[batch]`.
@@ -109,16 +172,19 @@ def logit_difference(logits: Tensor, context: MetricContext) -> Tensor:
     return _at(logits, context.source_answer_index) - _at(logits, target)
 
 
+@per_prompt
 def answer_probability(logits: Tensor, context: MetricContext) -> Tensor:
     """Probability of the source answer, `[batch]`, between 0 and 1."""
     return _at(logits.softmax(-1), context.source_answer_index)
 
 
+@per_prompt
 def answer_log_probability(logits: Tensor, context: MetricContext) -> Tensor:
     """Natural logarithm of the source answer's probability, `[batch]`, in nats."""
     return _at(logits.log_softmax(-1), context.source_answer_index)
 
 
+@per_prompt
 def kl_divergence(logits: Tensor, context: MetricContext) -> Tensor:
     """KL divergence from the source run, `KL(source || this run)`, `[batch]`, in nats."""
     source, this = context.source_logits.log_softmax(-1), logits.log_softmax(-1)
@@ -159,9 +225,13 @@ def with_context(metric: Callable[..., Tensor]) -> Metric:
     return _declared_as(metric, lambda logits, context: metric(logits))
 
 
-def _declared_as(metric: Any, wrapper: Metric) -> Metric:
-    columns = getattr(metric, "columns", None)
-    return wrapper if columns is None else reads_tokens(columns)(wrapper)
+def _declared_as(metric: Any, wrapper: _Function) -> _Function:
+    """`wrapper`, with what is declared of `metric` and not of itself."""
+    for word in ("columns", "per_prompt"):
+        value = _declared(metric, word)
+        if value is not None and _declared(wrapper, word) is None:
+            setattr(wrapper, word, value)
+    return wrapper
 
 
 def name_metrics(spec: MetricSpec, find: Callable[[str], Metric]) -> dict[str, Metric]:
@@ -179,16 +249,18 @@ def name_metrics(spec: MetricSpec, find: Callable[[str], Metric]) -> dict[str, M
     else:
         several = [spec] if isinstance(spec, str) or callable(spec) else spec
         if not isinstance(several, Sequence):
-            raise MetricError(f"metric must be a name, a callable or a list of them, got {spec!r}")
+            raise MetricError(
+                f"metric must be a name, a callable or a list of them, got {shown(spec)}"
+            )
         items = [(_name_of(metric), metric) for metric in several]
     if not items:
         raise MetricError("metric is empty; name at least one")
     found: dict[str, Metric] = {}
     for name, metric in items:
         if not isinstance(name, str):
-            raise MetricError(f"the names of metrics must be strings, got {name!r}")
+            raise MetricError(f"the names of metrics must be strings, got {shown(name)}")
         if not (isinstance(metric, str) or callable(metric)):
-            raise MetricError(f"a metric must be a name or a callable, got {metric!r}")
+            raise MetricError(f"a metric must be a name or a callable, got {shown(metric)}")
         if name in found:
             raise MetricError(f"two metrics are called {name!r}; name them with a dict")
         found[name] = find(metric) if isinstance(metric, str) else with_context(metric)
@@ -206,15 +278,50 @@ def measure(
 ) -> dict[str, Tensor]:
     """Each metric's value per prompt, `[batch]` in float32 on the CPU.
 
+    Each is given a copy of the logits: one that works in place must not change what another sees.
+
     Raises:
-        MetricError: a metric gave something else than one number per prompt.
+        MetricError: a metric raised, gave something else than one number per prompt, or changed
+            the context.
     """
-    values = {}
-    for name, metric in metrics.items():
-        # A copy each: one that works in place must not change what the next one sees.
-        value = one_each(name, metric(logits.clone(), context), len(logits))
-        values[name] = value.detach().to("cpu", torch.float32)
-    return values
+    return {
+        name: as_numbers(called(name, metric, logits.clone(), context))
+        for name, metric in metrics.items()
+    }
+
+
+def as_numbers(value: Tensor) -> Tensor:
+    """What a metric gave, in float32 on the CPU, without a gradient."""
+    return value.detach().to("cpu", torch.float32)
+
+
+def called(name: str, metric: Metric, logits: Tensor, context: MetricContext) -> Tensor:
+    """What a metric gives for `logits`, which it may change, if it is one number for each prompt.
+
+    Raises:
+        MetricError: it is something else; the metric raised, or changed the context.
+    """
+    before = _versions(context)
+    try:
+        value = metric(logits, context)
+    except (PatchingError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise MetricError(
+            f"metric {name!r} raised {type(error).__name__} on logits {list(logits.shape)}: {error}"
+        ) from error
+    if _versions(context) != before:
+        raise MetricError(
+            f"metric {name!r} changes its context in place, which other cells are measured with: "
+            "let it work on a copy, as context.source_logits.clone()"
+        )
+    return one_each(name, value, len(logits))
+
+
+def _versions(context: MetricContext) -> list[int]:
+    """How often each tensor was changed in place, as far as torch counts it."""
+    tensors = (value for value in attrs.astuple(context, recurse=False) if value is not None)
+    return [0 if value.is_inference() else value._version for value in tensors]
 
 
 def one_each(name: str, value: Any, count: int) -> Tensor:
@@ -223,82 +330,45 @@ def one_each(name: str, value: Any, count: int) -> Tensor:
     Raises:
         MetricError: it is something else.
     """
-    if isinstance(value, Tensor) and value.shape == (count,):
-        return value
-    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-    raise MetricError(f"metric {name!r} must give a tensor of shape [batch] = [{count}], got {got}")
+    if not isinstance(value, Tensor) or value.shape != (count,):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise MetricError(
+            f"metric {name!r} must give a tensor of shape [batch] = [{count}], got {got}"
+        )
+    if value.is_complex() or value.is_meta:
+        got = "on the meta device, without a value" if value.is_meta else f"of {value.dtype}"
+        raise MetricError(f"metric {name!r} must give real numbers, got a tensor {got}")
+    return value
 
 
-def columns_read(metrics: Iterable[Metric], context: MetricContext) -> Tensor | None:
+def columns_read(metrics: Mapping[str, Metric], context: MetricContext) -> Tensor | None:
     """The token ids, ascending, whose logits some metric reads; None is the whole vocabulary.
 
     Raises:
         MetricError: a metric declares something else than ids of the vocabulary.
     """
-    found = []
-    for metric in metrics:
-        declared = getattr(metric, "columns", None)
-        if declared is None:
-            return None
-        ids = declared(context)
-        vocab = context.target_logits.shape[-1]
-        whole = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.dtype == torch.bool)
-        if not whole or not ids.numel() or ids.min() < 0 or ids.max() >= vocab:
-            raise MetricError(
-                f"a metric declares that it reads the tokens {ids!r}: they must be a tensor of ids "
-                f"from 0 to {vocab - 1}"
-            )
-        found.append(ids.flatten().cpu().long())
+    if not all(map(reads_some, metrics.values())):
+        return None
+    found = [_columns_of(name, metric, context) for name, metric in metrics.items()]
     return torch.unique(torch.cat(found))  # type: ignore[no-any-return]
 
 
-def why_not_alone(metrics: Mapping[str, Metric], context: MetricContext) -> str | None:
-    """Why the metrics must be given all prompts in their order; None if any rows will do.
-
-    A metric that looks at other rows than a prompt's own, or remembers something for each prompt
-    other than by its context, gives other numbers when rows come alone or in other company, or is
-    in error.
-
-    Raises:
-        MetricError: a metric reads logits that it did not declare.
-    """
-    batch = len(context.source_answer_index)
-    columns = columns_read(metrics.values(), context)
-    # Some prompts of both runs, backwards, and one of them once more. Not all of them: each takes
-    # a whole vocabulary.
-    some = sorted({0, batch // 2, batch - 1})
-    prompts = torch.tensor([*reversed(some), *some, some[0]])
-    order = prompts + batch * torch.tensor([0] * len(some) + [1] * (len(some) + 1))
-    logits = torch.cat(
-        [context.target_logits[prompts[: len(some)]], context.source_logits[prompts[len(some) :]]]
-    )
-    mixed = context.rows(prompts)
-    for name, metric in metrics.items():
-        whole = [measure({name: metric}, runs, context)[name] for runs in _runs(context)]
-        expected = torch.cat(whole)[order]
-        try:
-            together = measure({name: metric}, logits, mixed)[name]
-            alone = torch.cat(
-                [
-                    measure({name: metric}, logits[row : row + 1], mixed.rows(torch.tensor([row])))[
-                        name
-                    ]
-                    for row in range(len(logits))
-                ]
-            )
-        except Exception as error:
-            return f"metric {name!r} needs all prompts in their order ({error})"
-        for found in (together, alone):
-            if not torch.allclose(found, expected, rtol=1e-4, atol=1e-6, equal_nan=True):
-                return f"metric {name!r} gives a prompt another number in other company"
-        if columns is not None:
-            sparse = torch.full_like(logits, torch.nan)
-            sparse[:, columns] = logits[:, columns]
-            value = measure({name: metric}, sparse, mixed)[name]
-            if (value.isnan() & ~expected.isnan()).any():
-                raise MetricError(f"metric {name!r} reads logits of tokens that it did not declare")
-    return None
-
-
-def _runs(context: MetricContext) -> tuple[Tensor, Tensor]:
-    return context.target_logits, context.source_logits
+def _columns_of(name: str, metric: Metric, context: MetricContext) -> Tensor:
+    try:
+        ids = _declared(metric, "columns")(context)
+    except PatchingError:
+        raise
+    except Exception as error:
+        raise MetricError(
+            f"what metric {name!r} declares with reads_tokens raised {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    vocab = context.target_logits.shape[-1]
+    whole = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.dtype == torch.bool)
+    if not whole or not ids.numel() or ids.min() < 0 or ids.max() >= vocab:
+        raise MetricError(
+            f"metric {name!r} declares that it reads the tokens {ids!r}: they must be a tensor of "
+            f"ids from 0 to {vocab - 1}"
+        )
+    found: Tensor = ids.flatten().cpu().long()
+    return found

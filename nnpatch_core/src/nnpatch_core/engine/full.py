@@ -40,6 +40,11 @@ class FullRun:
         """Nothing is known without a run."""
         return np.zeros((len(self.cells), len(self.target)), dtype=np.bool_)
 
+    @property
+    def begun(self) -> int:
+        """All prompts of a cell come together."""
+        return 1
+
     def work(self, done: Booleans) -> float:
         """One for each cell."""
         return float((~done).any(1).sum())

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nnpatch_core._models import input_device
-from nnpatch_core.engine.memory import Needs, memory_budget, needs_of
+from nnpatch_core.engine.memory import Needs, host_memory, memory_budget, needs_of
 from nnpatch_core.engine.plan import in_units
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.site import Site
@@ -20,6 +20,40 @@ _HOST = torch.device("cpu")
 _TRIED = 40
 #: In host memory the allocator keeps pieces of what is freed: about so much, whatever the budget.
 _ALLOCATOR = 16 * 2**20
+
+
+@attrs.frozen
+class Gathered:
+    """Logits that wait in host memory until those of all prompts of a cell are there.
+
+    Args:
+        metrics: the names of the metrics that wait for them.
+        cells: of how many cells at most.
+        whole: whether they are of the whole vocabulary.
+    """
+
+    metrics: tuple[str, ...]
+    cells: int
+    whole: bool
+
+    def least(self, logits: int) -> int:
+        """Bytes for one cell: what is given to a metric, and what that is copied from.
+
+        `logits` is what those of all prompts take. Of some tokens' there is little to copy.
+        """
+        return 2 * logits if self.whole else logits
+
+    @property
+    def advice(self) -> str:
+        """How to do with less."""
+        names = ", ".join(map(repr, self.metrics))
+        alone = f"declare {names} with @per_prompt, if each prompt has a number of its own"
+        return f"{alone}, or with @reads_tokens, if it reads but a few" if self.whole else alone
+
+    def words(self, needed: int, batch: int) -> str:
+        """What is needed, in words."""
+        names = ", ".join(map(repr, self.metrics))
+        return f"the logits of {batch} prompts, given to {names} together, {in_units(needed)}"
 
 
 @attrs.frozen(eq=False)
@@ -32,6 +66,7 @@ class Limits:
         usable: how many of them there are for recorded runs and rows.
         prompts: how many prompts run together.
         store: where recorded runs lie; None is where they were computed.
+        gathered: bytes of host memory for cells whose logits wait, besides the first one.
     """
 
     needs: Needs
@@ -39,11 +74,16 @@ class Limits:
     usable: int
     prompts: int
     store: torch.device | None
+    gathered: int = 0
 
     @property
     def recorded(self) -> int:
         """Bytes on the device that the recorded run of a prompt takes."""
         return 0 if self.store is not None else self.needs.recorded
+
+    def cells(self, batch: int, columns: int) -> int:
+        """Of how many cells the logits may wait at once: `columns` of them for each prompt."""
+        return 1 + self.gathered // (4 * batch * columns)
 
 
 def limits_of(
@@ -55,6 +95,7 @@ def limits_of(
     given: Any,
     batch_size: int | None,
     whole: bool,
+    gathered: Gathered | None = None,
 ) -> Limits:
     """Decide how many prompts run together, and where what is recorded of them lies.
 
@@ -70,9 +111,11 @@ def limits_of(
         given: bytes, a string such as `"4 GiB"`, or None for half of what is free.
         batch_size: how many prompts may run together; None is as many as fit.
         whole: whether the logits of the whole vocabulary are computed for each row.
+        gathered: which logits wait for others; None if none do.
 
     Raises:
-        MemoryBudgetError: `given` is malformed, or one prompt does not fit in it.
+        MemoryBudgetError: `given` is malformed, or one prompt does not fit in it; or the logits of
+            one cell do not, which have to wait for one another.
     """
     needs = needs_of(sites, nnmodel, model, seq_len, whole)
     budget = memory_budget(given, model)
@@ -80,11 +123,25 @@ def limits_of(
     device = input_device(model)
     own = device is not None and device.type != "cpu"
     room = max(needs.forward, needs.costs.bytes_of(seq_len, seq_len))
-    recorded = needs.recorded
     # The logits of both runs stay, and all of them are in host memory.
-    fixed = 0 if own else needs.logits * (2 * batch + _TRIED)
+    fixed = needs.logits * (2 * batch + _TRIED)
+    together = 0 if gathered is None else gathered.least(batch * needs.logits)
+    host = host_memory() - fixed - together if own else 0
+    fixed = 0 if own else fixed + together
     kept_back = 0 if own else _ALLOCATOR
     usable = budget - fixed - min(kept_back, (budget - fixed) // 2)
+    recorded = needs.recorded
+    waiting = 0
+    if gathered is not None:
+        # A part of what runs could have, or of the host's memory where that is another.
+        spare = host // 2 if own else min(usable // 4, usable - recorded - room)
+        waiting = max(min((gathered.cells - 1) * batch * needs.logits, spare), 0)
+        usable -= 0 if own else waiting
+        if host < 0:
+            raise MemoryBudgetError(
+                f"{gathered.words(together, batch)}, are more than half of the free host memory by "
+                f"{in_units(-host)}: {gathered.advice}, or give fewer prompts"
+            )
     fitting = usable // 2 // (recorded + needs.forward)
     if own and fitting < wanted:
         recorded = 0
@@ -92,13 +149,24 @@ def limits_of(
     least = recorded + room
     if least > usable:
         enough = fixed + least + min(kept_back, least)
+        needed = (
+            f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which its "
+            f"recorded runs take {in_units(recorded)}"
+        )
+        there = f"memory_budget is {in_units(budget)}"
+        if gathered is not None and (given is not None or fixed > budget):
+            raise MemoryBudgetError(
+                f"{needed} and {gathered.words(together, batch)}, and {there}: raise it, "
+                f"{gathered.advice}, sweep fewer layers or components at once, or give fewer or "
+                "shorter prompts"
+            )
         if given is not None:
             raise MemoryBudgetError(
-                f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which its "
-                f"recorded runs take {in_units(recorded)}, and memory_budget is "
-                f"{in_units(budget)}: raise it, sweep fewer layers or components at once, or give "
-                "shorter prompts"
+                f"{needed}, and {there}: raise it, sweep fewer layers or components at once, or "
+                "give shorter prompts"
             )
         # Our estimate is on the safe side: with what there is, it may still do.
         budget, usable = enough, least
-    return Limits(needs, budget, usable, max(min(fitting, wanted), 1), None if recorded else _HOST)
+    prompts = max(min(fitting, wanted), 1)
+    store = None if recorded else _HOST
+    return Limits(needs, budget, usable, prompts, store, waiting)

@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import nn
 
+from nnpatch_core._arguments import shown
 from nnpatch_core._models import input_device, vocab_size
 from nnpatch_core.engine.plan import Costs
 from nnpatch_core.engine.rows import OUTPUT, STAGES, stage_of
@@ -44,7 +45,7 @@ def memory_budget(given: Any, model: nn.Module) -> int:
         device = input_device(model)
         if device is not None and device.type == "cuda":
             return int(torch.cuda.mem_get_info(device)[0]) // 2
-        return int(psutil.virtual_memory().available) // 2
+        return host_memory()
     found = 0
     if isinstance(given, str) and (match := _BUDGET.fullmatch(given)):
         found = int(float(match[1]) * _UNITS[match[2]])
@@ -53,9 +54,14 @@ def memory_budget(given: Any, model: nn.Module) -> int:
     if found < 1:
         raise MemoryBudgetError(
             "memory_budget must be a positive number of bytes, or a string such as '4 GiB', "
-            f"got {given!r}"
+            f"got {shown(given)}"
         )
     return found
+
+
+def host_memory() -> int:
+    """Bytes of host memory that a sweep may use: half of what is free."""
+    return int(psutil.virtual_memory().available) // 2
 
 
 @attrs.frozen
@@ -109,7 +115,7 @@ def needs_of(
     some = {0, len(layers) // 2, len(layers) - 1}
     widest = max(_outputs(model.get_submodule(f"{api.layers}.{layer}"), text) for layer in some)
     eager = getattr(config, "_attn_implementation", None) == "eager"
-    kind = weights[0].device.type
+    kind = (input_device(model) or weights[0].device).type
     kept_back = _KEPT.get(kind, 1.0)
     costs = Costs(
         # Norms are computed in float32 in many families, whatever the model's type.

@@ -43,12 +43,19 @@ class EngineRun(Protocol):
         """`[cells, batch]`: what is the target run itself, so that it need not be run."""
         ...
 
+    @property
+    def begun(self) -> int:
+        """Of how many cells at most some prompts but not all have come at any time."""
+        ...
+
     def work(self, done: Booleans) -> float:
         """What all that is neither elided nor done costs, in the engine's own unit."""
         ...
 
     def parts(self, done: Booleans, columns: Tensor | None) -> Iterator[Part]:
-        """Run what is neither elided nor done.
+        """Run what is neither elided nor done, and again what was run in one trace with that.
+
+        What runs together decides on last digits: so they are those of an unbroken run.
 
         Args:
             done: `[cells, batch]`: what an earlier call has run.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.errors import MetricError
-from nnpatch_core.metrics import Metric, MetricContext, one_each
+from nnpatch_core.metrics import Metric, MetricContext, called
 
 
 def cotangents(
@@ -30,7 +30,7 @@ def cotangents(
         leaf = logits.detach().clone().requires_grad_()
         with torch.enable_grad():
             # A copy, as a metric may work in place, which a leaf does not allow.
-            value = one_each(name, metric(leaf.clone(), context), len(logits))
+            value = called(name, metric, leaf.clone(), context)
             total = value.sum()
         if not value.requires_grad:
             raise MetricError(

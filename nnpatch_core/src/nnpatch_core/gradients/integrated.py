@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
+from nnpatch_core._rounding import as_typed, rounding
 from nnpatch_core.batch import Batch
+from nnpatch_core.engine.foreign import forward_hooks, in_words
 from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.target import LAYER_INPUT
 from nnpatch_core.engine.trace import forward
+from nnpatch_core.errors import GradientError
 from nnpatch_core.gradients.cotangents import cotangents
 from nnpatch_core.gradients.graph import Graph
 from nnpatch_core.gradients.terms import Terms, change, columns_of, effect, own_columns, row_at
@@ -72,7 +75,7 @@ class Paths:
         batch: the target prompts.
         replacement: what is put at the end of each path.
         entries: what the target run had before each layer.
-        metrics: what is differentiated.
+        metrics: what is differentiated on these prompts alone.
         context: what the metrics compare with.
         steps: points on each path.
         rows: how many rows may run together from the first layer on.
@@ -87,38 +90,106 @@ class Paths:
     steps: int
     rows: int
 
-    def effects(self, terms: Terms) -> dict[str, Tensor]:
+    def effects(self, terms: Terms, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """For each metric the effects at a place, `[batch, seq, heads + 1]`.
 
         The whole activation of the place's component is led along the path, all positions and heads
         together, so that the effects of a complete cut add up to the metric's difference. The
         points and weights are those of Gauss and Legendre.
+
+        Args:
+            terms: the place.
+            given: for further metrics the gradient at each point with respect to the logits there,
+                `[steps, batch, vocab]`.
         """
-        points, weights = np.polynomial.legendre.leggauss(self.steps)
-        at_once = max(self.rows // len(self.batch), 1)
+        _, weights = np.polynomial.legendre.leggauss(self.steps)
         means: dict[str, Tensor] = {}
-        for first in range(0, self.steps, at_once):
-            some = slice(first, first + at_once)
-            # From [-1, 1] to [0, 1].
-            there, gradients = self._gradients(terms, torch.from_numpy((points[some] + 1) / 2))
+        hooks = forward_hooks(module_of(self.nnmodel))
+        if hooks:
+            self._check(terms, hooks)
+        for some, share in self._shares():
+            own = {name: each[some] for name, each in given.items()}
+            there, gradients = self._gradients(terms, share, own)
             weight = torch.from_numpy(weights[some] / 2)
             for name, each in gradients.items():
-                mean = torch.einsum("s,sbpw->bpw", weight.to(each), each)
+                with as_typed(each):
+                    mean = torch.einsum("s,sbpw->bpw", weight.to(each), each)
                 means[name] = means[name] + mean if name in means else mean
         difference = change(self.replacement, terms.site.location(self.nnmodel), there)
         columns = columns_of(terms.site, module_of(self.nnmodel), difference.shape[-1])
         return {name: effect(mean, difference, columns) for name, mean in means.items()}
 
-    def _gradients(self, terms: Terms, share: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _check(self, terms: Terms, hooks: list[str]) -> None:
+        """Raise `GradientError` unless each row of a path's beginning is the target run itself."""
+        steps = min(self._at_once(), self.steps)
+        unmoved = torch.zeros(steps, dtype=torch.float64, device="cpu")
+        logits = self._run(terms, unmoved, gradients=False)[2]
+        expected = self.entries.logits.repeat(steps, 1)
+        allowed = rounding(self.entries.inputs[terms.site.layer].dtype) * float(
+            expected.abs().max()
+        )
+        gap = float((logits - expected).abs().max())
+        if not gap <= allowed:
+            raise GradientError(
+                f"integrated gradients run {steps} points of each prompt together, from layer "
+                f"{terms.site.layer} on, and the model has {in_words(hooks)}, with which such rows "
+                f"give other logits than the prompts alone: off by {gap:.3g}, where rounding "
+                f"explains {allowed:.3g}; remove it, or leave out steps="
+            )
+
+    def logits(self, terms: Terms) -> Tensor:
+        """The logits at each point of a place's path, `[steps, batch, vocab]`, without a graph."""
+        parts = [self._run(terms, share, gradients=False)[2] for _, share in self._shares()]
+        found = torch.cat(parts)
+        return found.view(self.steps, len(self.batch), -1)
+
+    def _shares(self) -> Iterator[tuple[slice, Tensor]]:
+        """Points that run together, by number, and how far along the path they are."""
+        points, _ = np.polynomial.legendre.leggauss(self.steps)
+        at_once = self._at_once()
+        for first in range(0, self.steps, at_once):
+            some = slice(first, first + at_once)
+            # From [-1, 1] to [0, 1].
+            yield some, torch.from_numpy((points[some] + 1) / 2)
+
+    def _at_once(self) -> int:
+        """How many points run together."""
+        return max(self.rows // len(self.batch), 1)
+
+    def _gradients(
+        self, terms: Terms, share: Tensor, given: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """What was at the place, `[batch, seq, width]`, and gradients along its path.
 
         These are `[steps, batch, seq, width]` for each metric, in float32 at least.
+        """
+        count, location = len(self.batch), terms.site.location(self.nnmodel)
+        there, leaf, logits = self._run(terms, share, gradients=True)
+        graph = Graph(logits, {location: leaf}, {}, {})
+        weighted: dict[str, list[Tensor]] = {name: [*each] for name, each in given.items()}
+        for step in torch.split(logits.detach(), count):
+            for name, each in cotangents(self.metrics, step, self.context, flat=True).items():
+                weighted.setdefault(name, []).append(each)
+        gradients = {}
+        for name, parts in weighted.items():
+            gradient = graph.gradients(torch.cat(parts), {location: leaf})[location]
+            kind = torch.promote_types(gradient.dtype, torch.float32)
+            gradients[name] = gradient.to(kind).view(len(share), count, *gradient.shape[1:])
+        return there, gradients
+
+    def _run(
+        self, terms: Terms, share: Tensor, *, gradients: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The model at some points of a place's path.
+
+        What was at the place, `[batch, seq, width]`; what it is at each point, and the logits
+        there, `[points * batch, ...]`.
         """
         site, model = terms.site, module_of(self.nnmodel)
         whole = attrs.evolve(site, head=None)
         location, row = site.location(self.nnmodel), row_at(site, model)
         count, seq_len = len(self.batch), self.batch.seq_len
-        which = torch.arange(count).repeat(len(share))
+        which = torch.arange(count, device="cpu").repeat(len(share))
         leaves: list[Tensor] = []
         found: list[Tensor] = []
 
@@ -137,20 +208,11 @@ class Paths:
             # All heads of the component, and of no other that shares its activation.
             moved = torch.where(own_columns(whole, model, there), moved, 0.0)
             along = share.to(there.device, kind)[:, None, None, None] * moved
-            leaf = (there.detach().to(kind) + along.flatten(0, 1)).to(there.dtype).requires_grad_()
+            leaf = (there.detach().to(kind) + along.flatten(0, 1)).to(there.dtype)
+            leaf = leaf.requires_grad_(gradients)
             found.append(there[:count].detach())
             leaves.append(leaf)
             components.write(envoy, row, leaf.clone())
 
-        logits = forward(self.nnmodel, self.batch.rows(which), visit, gradients=True)
-        graph = Graph(logits, {location: leaves[0]}, {}, {})
-        weighted: dict[str, list[Tensor]] = {}
-        for step in torch.split(logits.detach(), count):
-            for name, each in cotangents(self.metrics, step, self.context, flat=True).items():
-                weighted.setdefault(name, []).append(each)
-        gradients = {}
-        for name, parts in weighted.items():
-            gradient = graph.gradients(torch.cat(parts), {location: leaves[0]})[location]
-            kind = torch.promote_types(gradient.dtype, torch.float32)
-            gradients[name] = gradient.to(kind).view(len(share), count, *gradient.shape[1:])
-        return found[0], gradients
+        logits = forward(self.nnmodel, self.batch.rows(which), visit, gradients=gradients)
+        return found[0], leaves[0], logits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 
 from nnpatch_core.engine import Limits
@@ -62,3 +64,35 @@ def graph_limits(
     fitting = max(limits.usable // each, 1)
     prompts = min(fitting, batch_size or batch, batch)
     return GraphLimits(prompts, max(limits.usable // row, 1))
+
+
+def waiting_paths(
+    limits: Limits, places: int, batch: int, steps: int, metrics: Sequence[str]
+) -> tuple[int, Limits]:
+    """How many paths are looked at together where logits wait for those of all prompts.
+
+    Args:
+        limits: what a sweep may use.
+        places: how many paths there are.
+        batch: the number of prompts.
+        steps: points on each path.
+        metrics: the names of the metrics that are given all prompts together.
+
+    Returns:
+        The number of paths, and what is left for graphs.
+
+    Raises:
+        MemoryBudgetError: the logits along one path do not fit.
+    """
+    # The logits, and for each metric its gradient.
+    each = steps * batch * limits.needs.logits * (1 + len(metrics))
+    if 2 * each > limits.usable:
+        names = ", ".join(map(repr, metrics))
+        raise MemoryBudgetError(
+            f"the logits of {batch} prompts at {steps} points of a path, given to {names} together,"
+            f" need {in_units(each)}, and memory_budget leaves {in_units(limits.usable // 2)} for "
+            f"them: raise it, declare {names} with @per_prompt, if each prompt has a number of its "
+            "own, take fewer steps, or give fewer prompts at once"
+        )
+    paths = min(max(limits.usable // 4 // each, 1), places)
+    return paths, attrs.evolve(limits, usable=limits.usable - paths * each)

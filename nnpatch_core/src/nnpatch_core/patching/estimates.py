@@ -9,10 +9,11 @@ import attrs
 import torch
 from torch import Tensor
 
+from nnpatch_core._arguments import shown
 from nnpatch_core._integers import strict_int
 from nnpatch_core._models import module_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine import Replacement
+from nnpatch_core.engine import Limits, Replacement
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.gradients import (
     Entries,
@@ -33,6 +34,7 @@ from nnpatch_core.gradients import (
     open_graph,
     record_entries,
     terms_of,
+    waiting_paths,
 )
 from nnpatch_core.gradients.attention import attention_module
 from nnpatch_core.layers import n_layers
@@ -66,10 +68,10 @@ def check_method(steps: Any, qk_fix: Any, grad_drop: Any) -> Method:
     """
     for name, value in (("qk_fix", qk_fix), ("grad_drop", grad_drop)):
         if not isinstance(value, bool):
-            raise PatchingError(f"{name} must be True or False, got {value!r}")
+            raise PatchingError(f"{name} must be True or False, got {shown(value)}")
     if steps is not None:
-        if strict_int(steps, "steps", PatchingError) < 1:
-            raise PatchingError(f"steps must be at least 1, got {steps}")
+        if not 1 <= strict_int(steps, "steps", PatchingError) < 2**31:
+            raise PatchingError(f"steps must be at least 1, and not beyond 2**31, got {steps}")
         if qk_fix or grad_drop:
             given = "qk_fix=True" if qk_fix else "grad_drop=True"
             raise PatchingError(
@@ -111,6 +113,8 @@ class Estimation:
         every: the terms of all cells.
         together: those of the cells that are estimated together; keys are fixed a group at a time.
         joint: the other cells, whose sites act on one another, by number.
+        places: how many paths are looked at together, where the logits along them wait for those of
+            all prompts; 0 where none do.
         tick: called after each backward.
     """
 
@@ -120,6 +124,7 @@ class Estimation:
     every: Mapping[Where, Terms]
     together: Mapping[Where, Terms]
     joint: tuple[int, ...]
+    places: int = 0
     tick: Callable[[], None] = lambda: None
 
     @property
@@ -174,22 +179,30 @@ class Estimation:
                 attention_module(site.api, model, site.layer)
         if method.grad_drop:
             adding_sites(places[0].api, model, layers)
-        limits = graph_limits(
-            sweep.limits,
-            batch,
-            seq_len,
-            layers - min(site.layer for site in places),
-            given=given,
-            batch_size=batch_size,
-            held=method.grad_drop and method.qk_fix,
-        )
+
+        def cut(limits: Limits) -> GraphLimits:
+            return graph_limits(
+                limits,
+                batch,
+                seq_len,
+                layers - min(site.layer for site in places),
+                given=given,
+                batch_size=batch_size,
+                held=method.grad_drop and method.qk_fix,
+            )
+
+        limits, waiting = cut(sweep.limits), 0
+        if method.steps is not None and sweep.waiting and limits.prompts < batch:
+            sizes = len(places), batch, method.steps
+            waiting, left = waiting_paths(sweep.limits, *sizes, [*sweep.waiting])
+            limits = cut(left)
         alone = {n: cell for n, cell in cells.items() if are_apart(cell.sites, seq_len)}
         joint = tuple(n for n in cells if n not in alone)
         every = terms_of(cells, seq_len)
         together = every
         if joint or method.qk_fix:
             together = terms_of(alone, seq_len, ("k",) if method.qk_fix else ())
-        return cls(sweep, method, limits, every, together, joint)
+        return cls(sweep, method, limits, every, together, joint, waiting)
 
     def passes(self, batch: int) -> int:
         """How many backwards there are, about."""
@@ -228,8 +241,41 @@ class Estimation:
         flat = self.method.steps is not None
         return cotangents(self.sweep.metrics, context.target_logits, context, flat=flat)
 
+    def groups(self) -> list[Mapping[Where, Terms]]:
+        """The places that are estimated together: all, unless the logits of paths have to wait."""
+        if not self.places:
+            return [self.every]
+        items = list(self.every.items())
+        starts = range(0, len(items), self.places)
+        return [dict(items[first : first + self.places]) for first in starts]
+
+    def path_logits(
+        self, chunk: Chunk, context: MetricContext, group: Mapping[Where, Terms]
+    ) -> dict[Where, Tensor]:
+        """For each place the logits along its path, `[steps, batch, vocab]`, of some prompts."""
+        paths = self._paths(chunk, context)
+        return {where: paths.logits(terms) for where, terms in group.items()}
+
+    def path_weights(self, logits: Tensor, context: MetricContext) -> dict[str, Tensor]:
+        """For each metric that is given all prompts its gradients at the points of a path.
+
+        Args:
+            logits: `[steps, batch, vocab]` there, of all prompts.
+            context: what the metrics compare with, for all of them.
+
+        Returns:
+            `[steps, batch, vocab]` for each.
+        """
+        steps = [cotangents(self.sweep.waiting, each, context, flat=True) for each in logits]
+        return {name: torch.stack([each[name] for each in steps]) for name in self.sweep.waiting}
+
     def estimate(
-        self, chunk: Chunk, context: MetricContext, weights: Mapping[str, Tensor]
+        self,
+        chunk: Chunk,
+        context: MetricContext,
+        weights: Mapping[str, Tensor],
+        group: Mapping[Where, Terms],
+        along: Mapping[Where, Mapping[str, Tensor]],
     ) -> tuple[dict[str, Tensor], Tensor]:
         """For each metric the estimated change `[cells, batch]`, and where none can be.
 
@@ -237,13 +283,15 @@ class Estimation:
             chunk: some prompts.
             context: what the metrics compare with, for these.
             weights: the metrics' gradients with respect to their logits.
+            group: along paths: the places whose part it is.
+            along: for these the gradients that are known already; see `path_weights`.
         """
         sweep, cells = self.sweep, self.sweep.cells
         source = chunk.graph if chunk.graph is not None else chunk.entries
         assert source is not None
         still = known(self.every, len(cells), source.activations, chunk.replacement, sweep.nnmodel)
         if self.method.steps is not None:
-            found = self._along_paths(chunk, context)
+            found = self._along_paths(chunk, context, group, along)
         else:
             found = self._at_target(chunk, weights)
             for number in self.joint:
@@ -266,24 +314,36 @@ class Estimation:
             return {name: estimator.empty() for name in weights}
         return {name: estimated(weight) for name, weight in weights.items()}
 
-    def _along_paths(self, chunk: Chunk, context: MetricContext) -> dict[str, Tensor]:
-        sweep, entries, steps = self.sweep, chunk.entries, self.method.steps
+    def _paths(self, chunk: Chunk, context: MetricContext) -> Paths:
+        entries, steps = chunk.entries, self.method.steps
         assert entries is not None
         assert steps is not None
-        paths = Paths(
-            sweep.nnmodel,
+        return Paths(
+            self.sweep.nnmodel,
             chunk.target,
             chunk.replacement,
             entries,
-            sweep.metrics,
+            self.sweep.alone if self.places else self.sweep.metrics,
             context,
             steps,
             self.limits.rows,
         )
-        shape = len(sweep.cells), len(chunk.target)
-        found = {name: torch.zeros(shape, dtype=torch.float64) for name in sweep.metrics}
-        for each in self.every.values():
-            for name, effects in paths.effects(each).items():
-                each.add(found[name], effects)
+
+    def _along_paths(
+        self,
+        chunk: Chunk,
+        context: MetricContext,
+        group: Mapping[Where, Terms],
+        along: Mapping[Where, Mapping[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        paths = self._paths(chunk, context)
+        shape = len(self.sweep.cells), len(chunk.target)
+        found = {
+            name: torch.zeros(shape, dtype=torch.float64, device="cpu")
+            for name in self.sweep.metrics
+        }
+        for where, terms in group.items():
+            for name, effects in paths.effects(terms, along.get(where, {})).items():
+                terms.add(found[name], effects)
             self.tick()
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 
 import attrs
@@ -17,6 +17,7 @@ from nnpatch_core.errors import EngineError
 from nnpatch_core.metrics import MetricContext, columns_read, measure
 from nnpatch_core.patching.checkpoint import Checkpoint
 from nnpatch_core.patching.fallback import warn_of_fallback
+from nnpatch_core.patching.gather import Measured, Waiting
 from nnpatch_core.patching.progress import Progress
 from nnpatch_core.patching.sweep import Sweep
 from nnpatch_core.patching.tally import Tally
@@ -68,20 +69,22 @@ def run_cells(
     sweep: Sweep,
     context: MetricContext,
     baseline: Mapping[str, Baseline],
-    chunk_of: Callable[[slice], Chunk],
-    first: Chunk | None = None,
+    chunk_of: Callable[[Sweep, slice], Chunk],
     checkpoint: Checkpoint | None = None,
     *,
     changed: Booleans,
 ) -> Tally:
     """Patch each cell alone and measure it.
 
+    Where a metric is given all prompts together, the logits of cells wait until all of their
+    prompts were run. Of no more cells at a time than fit in memory: then the sweep is run as
+    several, one group of cells after the other.
+
     Args:
         sweep: what to patch.
         context: what the metrics compare with, for the whole batch.
         baseline: the metrics of the unpatched runs.
-        chunk_of: opens some rows of the batch.
-        first: what it has given for the whole batch, if it was opened before.
+        chunk_of: opens some rows of the batch for a sweep of some of the cells.
         checkpoint: where what was measured is kept.
         changed: `[batch, seq]`: where a patch may put something else than what was there.
 
@@ -90,74 +93,125 @@ def run_cells(
 
     Raises:
         EngineError: the engine that was asked for cannot run the sweep.
+        MetricError: a metric raised, or gave something else than one number per prompt.
     """
-    batch = len(context.source_answer_index)
-    tally = Tally.empty(len(sweep.cells), baseline)
+    batch, count = len(context.source_answer_index), len(sweep.cells)
+    tally = Tally.empty(count, baseline)
     if checkpoint is not None:
         checkpoint.restore(tally)
-    with Progress(len(tally.done), batch, sweep.progress) as progress:
-        for rows in sweep.chunks(batch):
-            usable = first is not None and sweep.engine in ("auto", first.engine)
-            chunk = first if first is not None and usable else chunk_of(rows)
-            if chunk.fallback is not None and not tally.fallbacks:
-                warn_of_fallback(sweep, chunk.fallback, changed)
-            try:
-                _run_chunk(sweep, chunk, rows, context, tally, progress, checkpoint)
-            except EngineError as error:
-                # What was handed over before is right; the full engine runs the rest.
-                if sweep.engine != "auto":
-                    raise
-                if not tally.fallbacks:
-                    warn_of_fallback(sweep, str(error), changed)
-                run = FullRun(
-                    sweep.nnmodel, chunk.target, sweep.cells, chunk.replacement, chunk.run.logits
-                )
-                chunk = attrs.evolve(chunk, run=run, engine="full", fallback=str(error))
-                _run_chunk(sweep, chunk, rows, context, tally, progress, checkpoint)
+    waiting = None
+    if sweep.waiting:
+        waiting = Waiting.of(sweep.waiting, context, tally.done.any(1).numpy())
+    ran = tally.done.numpy().copy()
+    with Progress(count, batch, sweep.progress) as progress:
+        run = _Run(sweep, context, waiting, tally, ran, changed, progress, checkpoint)
+        chunks, groups = sweep.chunks(batch), [slice(0, count)]
+        if waiting is not None and len(chunks) > 1:
+            groups = sweep.groups(waiting.width, batch)
+        elif waiting is not None:
+            whole = chunk_of(sweep, chunks[0])
+            if whole.run.begun <= sweep.limits.cells(batch, waiting.width):
+                run.chunk(whole, groups[0], chunks[0])
+                chunks = []
+            else:
+                groups = sweep.groups(waiting.width, batch)
+            del whole
+        for cells in groups:
+            some = sweep if len(groups) == 1 else sweep.part(cells)
+            for rows in chunks:
+                run.chunk(chunk_of(some, rows), cells, rows)
     if checkpoint is not None:
         checkpoint.save(tally, at_once=True)
     return tally
 
 
-def _run_chunk(
-    sweep: Sweep,
-    chunk: Chunk,
-    rows: slice,
-    context: MetricContext,
-    tally: Tally,
-    progress: Progress,
-    checkpoint: Checkpoint | None,
-) -> None:
-    done = tally.done[:, rows].numpy()
-    columns = columns_read(sweep.metrics.values(), context)
-    parts = chunk.run.parts(done, columns)
-    # An engine that cannot do it mostly says so here, before anything is counted.
-    first = list(islice(parts, 1))
-    progress.begin(rows, chunk.engine, chunk.run.work(done), chunk.run.elided, done)
-    for part in chain(first, parts):
-        for index, logits in _whole(part, context.target_logits.shape[-1], len(chunk.target)):
-            cells, prompts = part.cells[index], part.prompts[index] + rows.start
-            found = measure(sweep.metrics, logits, context.rows(torch.from_numpy(prompts)))
+@attrs.frozen(eq=False)
+class _Run:
+    """A run of a sweep's cells, and what has come of it so far.
+
+    `ran` is `[cells, batch]`: what was run, though its cell may still wait to be measured; and
+    `changed` `[batch, seq]`: where a patch may put something else.
+    """
+
+    sweep: Sweep
+    context: MetricContext
+    waiting: Waiting | None
+    tally: Tally
+    ran: Booleans
+    changed: Booleans
+    progress: Progress
+    checkpoint: Checkpoint | None
+
+    def chunk(self, chunk: Chunk, cells: slice, rows: slice) -> None:
+        """Run some of the cells in some of the prompts."""
+        self._tell(chunk.fallback)
+        try:
+            self._engine(chunk, cells, rows)
+        except EngineError as error:
+            # What was handed over before is right; the full engine runs the rest.
+            if self.sweep.engine != "auto":
+                raise
+            self._tell(str(error))
+            some, logits = self.sweep.cells[cells], chunk.run.logits
+            run = FullRun(self.sweep.nnmodel, chunk.target, some, chunk.replacement, logits)
+            chunk = attrs.evolve(chunk, run=run, engine="full", fallback=str(error))
+            self._engine(chunk, cells, rows)
+
+    def _tell(self, fallback: str | None) -> None:
+        """Warn of the first reason for which another engine runs."""
+        if fallback is not None and not self.tally.fallbacks:
+            warn_of_fallback(self.sweep, fallback, self.changed)
+
+    def _engine(self, chunk: Chunk, cells: slice, rows: slice) -> None:
+        ran, elided = self.ran[cells, rows], chunk.run.elided
+        parts = chunk.run.parts(ran, columns_read(self.sweep.metrics, self.context))
+        # An engine that cannot do it mostly says so here, before anything is counted.
+        first = list(islice(parts, 1))
+        work = chunk.run.work(ran)
+        self.progress.begin(rows, chunk.engine, work, elided, ran, cells.start)
+        if self.waiting is not None:
+            self._note(self.waiting.elide(cells, rows, elided))
+        for part in chain(first, parts):
+            self._measure(part, cells, rows, len(chunk.target))
+            fresh = int((~ran[part.cells, part.prompts]).sum())
+            ran[part.cells, part.prompts] = True
+            if self.waiting is None:
+                self.tally.done[cells, rows] = torch.from_numpy(ran)
+            else:
+                self._note(self.waiting.add(part, cells, rows))
+            self.progress.advance(fresh, part.work)
+            if self.checkpoint is not None:
+                self.checkpoint.save(self.tally)
+        self.tally.elided[cells, rows] = torch.from_numpy(elided)
+        self.tally.note(chunk.engine, chunk.fallback)
+
+    def _measure(self, part: Part, cells: slice, rows: slice, batch: int) -> None:
+        """Note what the metrics say that look at each prompt alone."""
+        alone = self.sweep.alone
+        if not alone:
+            return
+        for index, logits in _whole(part, self.context.target_logits.shape[-1], batch):
+            numbers, prompts = part.cells[index] + cells.start, part.prompts[index] + rows.start
+            found = measure(alone, logits, self.context.rows(torch.from_numpy(prompts)))
             for name, value in found.items():
-                tally.values[name][cells, prompts] = value
-        fresh = int((~done[part.cells, part.prompts]).sum())
-        done[part.cells, part.prompts] = True
-        progress.advance(fresh, part.work)
-        if checkpoint is not None:
-            checkpoint.save(tally)
-    tally.elided[:, rows] = torch.from_numpy(chunk.run.elided)
-    tally.note(chunk.engine, chunk.fallback)
+                self.tally.values[name][numbers, prompts] = value
+
+    def _note(self, measured: Iterable[Measured]) -> None:
+        """Note what the other metrics say, of cells that are complete: now they are done."""
+        for cell, values in measured:
+            for name, value in values.items():
+                self.tally.values[name][cell] = value
+            # Elided prompts among them: their numbers may be other ones beside those that moved.
+            self.tally.done[cell] = True
+            self.ran[cell] = True
 
 
 def _whole(part: Part, vocab: int, batch: int) -> Iterator[tuple[Integers, Tensor]]:
-    """A part's logits a few runs at a time, as wide as the vocabulary: nan where none was read.
-
-    A part of the full engine comes as a whole, in the order of the prompts.
-    """
+    """A part's logits a few runs at a time, as wide as the vocabulary: nan where none was read."""
     several = max(_LOGITS // vocab, 1)
     if part.columns is None:
         several = max(several, batch)
-    wide = torch.full((min(several, len(part.cells)), vocab), torch.nan)
+    wide = part.logits.new_full((min(several, len(part.cells)), vocab), torch.nan)
     for first in range(0, len(part.cells), several):
         index = np.arange(first, min(first + several, len(part.cells)))
         logits = part.logits[first : first + several]

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
+from nnpatch_core._arguments import check_flags, shown
 from nnpatch_core._integers import strict_int
 from nnpatch_core._models import module_of
 from nnpatch_core._warnings import warn
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine import Limits, forward, limits_of, why_not_cone
+from nnpatch_core.engine import (
+    Gathered,
+    Limits,
+    check_forwards,
+    forward,
+    forward_hooks,
+    in_words,
+    limits_of,
+    why_not_cone,
+    why_rather_full,
+)
 from nnpatch_core.engine.rows import one_each_place
 from nnpatch_core.errors import (
     AdapterWarning,
     EngineError,
+    EngineWarning,
     MaskError,
     MetricError,
     PatchingError,
@@ -30,9 +44,10 @@ from nnpatch_core.metrics import (
     Metric,
     MetricContext,
     MetricSpec,
+    is_per_prompt,
     measure,
     name_metrics,
-    why_not_alone,
+    reads_some,
 )
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_metric
@@ -40,7 +55,7 @@ from nnpatch_core.results import Baseline
 from nnpatch_core.site import AnySite, Site
 from nnpatch_core.sites import Grid, SweepSites
 
-#: `auto` is the cone engine where adapter, model and metrics allow it.
+#: `auto` is the cone engine where adapter and model allow it.
 ENGINES = ("auto", "cone", "full")
 
 
@@ -127,6 +142,12 @@ class Sweep:
             )
         return attrs.evolve(self, grids=grids)
 
+    def part(self, cells: slice) -> Sweep:
+        """The sweep of the cells from one number up to another."""
+        kept = torch.zeros(len(self.cells), dtype=torch.bool, device="cpu")
+        kept[cells] = True
+        return self.only(kept)
+
     def by_name(self, values: Tensor) -> dict[str, Tensor]:
         """`[cells, ...]` of all cells as site name to those of its cells."""
         sizes = [len(grid.sites) for grid in self.grids.values()]
@@ -144,11 +165,28 @@ class Sweep:
             raise EngineError(f"engine='cone' cannot run this sweep: {reason}")
         return attrs.evolve(self, engine="full", fallback=reason)
 
-    def settled_for(self, context: MetricContext) -> Sweep:
-        """The sweep in the engine that its metrics allow; see `settled`."""
-        if self.engine == "full":
-            return self
-        return self.settled(why_not_alone(self.metrics, context))
+    def groups(self, columns: int, batch: int) -> list[slice]:
+        """The cells whose logits wait together, where they wait for more than their own trace.
+
+        Args:
+            columns: how many logits wait of each prompt.
+            batch: the number of prompts.
+        """
+        count, most = len(self.cells), self.limits.cells(batch, columns)
+        # As even as can be, as what runs together shares its weights.
+        parts = -(-count // most)
+        edges = [count * part // parts for part in range(parts + 1)]
+        return [slice(*ends) for ends in pairwise(edges)]
+
+    @property
+    def alone(self) -> dict[str, Metric]:
+        """The metrics that are declared for each prompt alone."""
+        return {name: each for name, each in self.metrics.items() if is_per_prompt(each)}
+
+    @property
+    def waiting(self) -> dict[str, Metric]:
+        """The other metrics, which wait until all prompts of a cell were run."""
+        return {name: each for name, each in self.metrics.items() if not is_per_prompt(each)}
 
     def chunks(self, batch: int) -> list[slice]:
         """The rows that are run together."""
@@ -167,18 +205,26 @@ def prepare(
     batch_size: int | None,
     memory_budget: int | str | None,
     progress: bool,
+    gathers: bool = True,
 ) -> Sweep:
     """Check everything that can be checked before a forward runs.
+
+    `gathers` tells whether logits wait for those of a cell's other prompts, if a metric wants it.
 
     Raises:
         PatchingError: one of its kinds, for whatever is wrong.
     """
     if not isinstance(engine, str) or engine not in ENGINES:
-        raise UnknownNameError(f"unknown engine {engine!r}; there are {', '.join(ENGINES)}")
+        raise UnknownNameError(f"unknown engine {shown(engine)}; there are {', '.join(ENGINES)}")
     if isinstance(sites, type) or not hasattr(sites, "grids"):
-        raise PatchingError(f"sites must be Sites(...) or Sites.from_sites(...), got {sites!r}")
-    if batch_size is not None and strict_int(batch_size, "batch_size", TokensError) < 1:
-        raise TokensError(f"batch_size must be at least 1, got {batch_size}")
+        raise PatchingError(
+            f"sites must be Sites(...) or Sites.from_sites(...), got {shown(sites)}"
+        )
+    if batch_size is not None:
+        batch_size = strict_int(batch_size, "batch_size", TokensError)
+        if batch_size < 1:
+            raise TokensError(f"batch_size must be at least 1, got {batch_size}")
+    check_flags(progress=progress)
     metrics = name_metrics(metric, find_metric)
     model = module_of(nnmodel)
     grids = sites.grids(nnmodel, api, target.seq_len)
@@ -186,13 +232,39 @@ def prepare(
     for adapter in {id(site.api): site.api for site in found}.values():
         check_fits(adapter, model)
         _warn_of_other_type(adapter, model)
+    check_forwards(found, model)
     size = (len(target), target.seq_len)
-    whole = not all(hasattr(each, "columns") for each in metrics.values())
+    whole = not all(map(reads_some, metrics.values()))
+    gathered = None
+    waiting = {name: each for name, each in metrics.items() if not is_per_prompt(each)}
+    if waiting and gathers:
+        cells = sum(len(grid.sites) for grid in grids.values())
+        gathered = Gathered(tuple(waiting), cells, not all(map(reads_some, waiting.values())))
     limits = limits_of(
-        one_each_place(found), nnmodel, model, *size, memory_budget, batch_size, whole
+        one_each_place(found), nnmodel, model, *size, memory_budget, batch_size, whole, gathered
     )
     sweep = Sweep(nnmodel, grids, metrics, limits, engine, None, progress)
-    return sweep.settled(why_not_cone(found, model))
+    reason = why_not_cone(found, model)
+    if reason is None and engine == "auto":
+        reason = why_rather_full(model)
+    return sweep.settled(reason)
+
+
+def warn_of_parts(sweep: Sweep, batch: int) -> None:
+    """Warn where a hook that goes by the number of a row meets other prompts there.
+
+    Args:
+        sweep: what is patched.
+        batch: the number of prompts.
+    """
+    hooks = forward_hooks(module_of(sweep.nnmodel))
+    if hooks and len(sweep.chunks(batch)) > 1:
+        warn(
+            f"the model has {in_words(hooks)}, and the prompts run in several parts, each with "
+            "rows from 0: if it goes by a prompt's place in the batch, run all of them together, "
+            "by a larger batch_size= or memory_budget=",
+            EngineWarning,
+        )
 
 
 def _warn_of_other_type(adapter: ModelAPI, model: Any) -> None:
@@ -239,5 +311,5 @@ def baselines(sweep: Sweep, context: MetricContext) -> dict[str, Baseline]:
 
 def check_finite(name: str, value: float, what: str) -> None:
     """Raise `MetricError` if a number that every cell is compared with is nan or infinite."""
-    if not torch.isfinite(torch.tensor(value)):
+    if not math.isfinite(value):
         raise MetricError(f"metric {name!r} is {value} {what}: no cell can be compared with it")

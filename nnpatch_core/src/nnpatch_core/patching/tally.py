@@ -17,7 +17,7 @@ class Tally:
 
     Args:
         values: metric to `[cells, batch]`; where nothing was run, the unpatched run's.
-        done: `[cells, batch]`, bool: what was run.
+        done: `[cells, batch]`, bool: what was run, and measured by every metric.
         elided: `[cells, batch]`, bool: what is the unpatched run itself, and need not be run.
         engines: the engines that ran, in order.
         fallbacks: why others than the one that was wanted.

@@ -1,0 +1,111 @@
+"""Logits that wait until those of all prompts of a cell are there, for metrics that need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TypeAlias
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnpatch_core.engine import Part
+from nnpatch_core.engine.rows import Booleans
+from nnpatch_core.metrics import Metric, MetricContext, as_numbers, called, columns_read
+
+#: A cell by its number, and what each metric gives for its prompts, `[batch]`.
+Measured: TypeAlias = tuple[int, dict[str, Tensor]]
+
+
+@attrs.frozen(eq=False)
+class Waiting:
+    """The cells of a sweep, as far as some but not all of their prompts were run.
+
+    Args:
+        metrics: what is measured once a cell is complete.
+        context: what the metrics compare with, for the whole batch.
+        columns: which ids of the vocabulary the metrics read; None is all.
+        missing: `[cells, batch]`: what was neither run nor elided.
+        measured: `[cells]`: which are complete, and were measured.
+        logits: for each cell that was begun `[batch, columns]`: the target run's where it was not
+            run, or not yet.
+    """
+
+    metrics: Mapping[str, Metric]
+    context: MetricContext
+    columns: Tensor | None
+    missing: Booleans
+    measured: Booleans
+    logits: dict[int, Tensor] = attrs.field(factory=dict)
+
+    @classmethod
+    def of(
+        cls, metrics: Mapping[str, Metric], context: MetricContext, measured: Booleans
+    ) -> Waiting:
+        """No cell was begun; some were measured by an earlier call."""
+        missing = np.ones((len(measured), len(context.source_answer_index)), dtype=np.bool_)
+        columns = columns_read(metrics, context)
+        return cls(metrics, context, columns, missing, measured.copy())
+
+    @property
+    def width(self) -> int:
+        """How many logits of a prompt wait."""
+        return self.context.target_logits.shape[1] if self.columns is None else len(self.columns)
+
+    def elide(self, cells: slice, rows: slice, elided: Booleans) -> Iterator[Measured]:
+        """What of some cells is elided in some prompts; gives those that are complete by that."""
+        self.missing[cells, rows] &= ~elided
+        for cell in [*self.logits]:
+            yield from self._complete(cell)
+
+    def add(self, part: Part, cells: slice, rows: slice) -> Iterator[Measured]:
+        """Some runs have come; gives the cells that are complete by that.
+
+        Args:
+            part: the runs, whose cells and prompts are counted from the first of these:
+            cells: which cells were run.
+            rows: which prompts.
+        """
+        columns = self._columns_in(part)
+        for number in np.unique(part.cells):
+            cell, here = cells.start + int(number), part.cells == number
+            if self.measured[cell]:
+                continue
+            if cell not in self.logits:
+                unpatched = self.context.target_logits
+                self.logits[cell] = (
+                    unpatched.clone() if self.columns is None else unpatched[:, self.columns]
+                )
+            prompts = part.prompts[here] + rows.start
+            found = part.logits[torch.from_numpy(here)]
+            self.logits[cell][prompts] = found if columns is None else found[:, columns]
+            self.missing[cell, prompts] = False
+            yield from self._complete(cell)
+
+    def _columns_in(self, part: Part) -> Tensor | None:
+        """Which of the part's columns are those that are read; None is all of them."""
+        if self.columns is None or part.columns is None:
+            return self.columns
+        return torch.searchsorted(part.columns, self.columns)
+
+    def _complete(self, cell: int) -> Iterator[Measured]:
+        if self.missing[cell].any():
+            return
+        logits = self.logits.pop(cell)
+        self.measured[cell] = True
+        yield (
+            cell,
+            {
+                name: as_numbers(called(name, metric, self._whole(logits), self.context))
+                for name, metric in self.metrics.items()
+            },
+        )
+
+    def _whole(self, logits: Tensor) -> Tensor:
+        """A copy, as wide as the vocabulary: nan where none was read."""
+        if self.columns is None:
+            return logits.clone()
+        whole = torch.full_like(self.context.target_logits, torch.nan)
+        whole[:, self.columns] = logits
+        return whole
