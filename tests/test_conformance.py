@@ -32,6 +32,8 @@ from nnpatch_core.testing.conformance import make_subject, why_skipped
 from nnpatch_gemma import Gemma2
 from nnpatch_llama import Llama3
 
+from .counted import calling
+
 pytest_plugins = ["pytester"]
 
 #: nnsight says so of BERT's modules called `output`, which is of no use to anybody here.
@@ -909,7 +911,7 @@ def break_forward(model: Any) -> None:
 
 def test_each_check_of_numbers_runs_the_model() -> None:
     forwards: list[str] = []
-    model = fresh(lambda model: model.lm_head.register_forward_hook(lambda *_: forwards.append("")))
+    model = fresh(lambda model: calling(model, lambda: forwards.append("")))
     subject = make_subject(Llama3, model())
     for name, check in CHECKS.items():
         before = len(forwards)

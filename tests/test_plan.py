@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import chain, combinations, pairwise
+from itertools import chain, combinations, pairwise, product
 from typing import Any
 
 import attrs
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nnpatch_core import Component, Site, decoder_components
 from nnpatch_core.components import COMPONENT_NAMES
+from nnpatch_core.engine.controls import controls
 from nnpatch_core.engine.plan import Bucket, Costs, Plan, in_units, joined, make_plan
 from nnpatch_core.engine.rows import (
     INPUT,
@@ -160,17 +161,69 @@ def test_a_cut_is_into_no_more_buckets_than_memory_asks_for(case: Case) -> None:
 
 @given(cases())
 @settings(max_examples=50)
-def test_the_longest_bucket_is_the_first_and_watched(case: Case) -> None:
+def test_every_number_of_tokens_is_watched_and_the_longest_is_the_first(case: Case) -> None:
     plan = case.plan()
     starts = [bucket.start for bucket in plan.buckets]
     assert starts == sorted(starts)
-    for start in starts[:1] + [start for start in starts if start > 0][:1]:
+    assert plan.watched == {starts.index(start) for start in starts}
+    for start in starts:
         # The one with the lowest stage, where memory has cut them.
-        first = starts.index(start)
-        assert first in plan.watched
         stages = [bucket.rows.stage.min() for bucket in plan.buckets if bucket.start == start]
         assert stages[0] == min(stages)
-    assert len(plan.watched) <= 2
+
+
+@given(cases(), st.data())
+@settings(max_examples=200)
+def test_unpatched_rows_stand_where_nothing_is_special(case: Case, data: st.DataObject) -> None:
+    plan = case.plan()
+    lengths = np.array(data.draw(st.lists(st.integers(1, 9), min_size=4, max_size=4))[: case.batch])
+    for number, bucket in enumerate(plan.buckets):
+        watch = controls(plan, number, bucket, lengths)
+        if number not in plan.watched:
+            assert watch is None
+            continue
+        rows, unpatched = watch.within(bucket.rows)
+        assert as_rows(rows.take(~unpatched)) == as_rows(bucket.rows)
+        assert unpatched.sum() == len(watch) <= 4
+        assert (rows.cell[unpatched] == -1).all()
+        assert (np.diff(rows.stage) >= 0).all()
+        found = list(zip(*np.where([unpatched]), strict=True))
+        found = [(i, int(rows.prompt[i]), int(rows.stage[i])) for _, i in found]
+        lowest = int(bucket.rows.stage[0])
+        # One is of the prompt with most padding, and one passes all layers that any row does.
+        assert any(lengths[prompt] == lengths.min() for _, prompt, _ in found)
+        deep = [(i, prompt) for i, prompt, stage in found if stage == lowest]
+        assert deep
+        if number == 0 or bucket.start == case.seq_len - 1:
+            assert (0, case.batch - 1) in deep
+            assert any(i > 0 and prompt == 0 for i, prompt in deep)
+            assert found[-1][0] == len(rows) - 1
+        else:
+            assert len(watch) == 1
+
+
+@pytest.mark.parametrize(
+    ("positions", "prompts", "share"),
+    # Of the last position alone it is two rows of one token.
+    [(range(8, 32), 1, 0.04), (range(8, 32), 3, 0.025), ([31], 1, 0.14)],
+)
+def test_unpatched_rows_cost_little(positions: list[int], prompts: int, share: float) -> None:
+    """The residual stream of 30 layers at each of 32 positions, of which the first 8 are alike."""
+    layers, length = 30, 32
+    cells = list(product(range(layers), positions))
+    rows = [
+        (cell, prompt, start, stage_of(layer, Component("")))
+        for cell, (layer, start) in enumerate(cells)
+        for prompt in range(prompts)
+    ]
+    costs = Costs(1, 1, 0, 0, 16.0, 2048)
+    plan = Case(rows, len(cells), prompts, layers, length, costs, 10**9, 0).plan()
+    added = 0
+    for number, bucket in enumerate(plan.buckets):
+        watch = controls(plan, number, bucket, np.full(prompts, length))
+        if watch is not None:
+            added += plan.token_layers_of(attrs.evolve(bucket, rows=watch.rows))
+    assert 0 < added <= share * plan.token_layers
 
 
 @given(cases())
@@ -495,7 +548,7 @@ def test_rows_one_after_the_other() -> None:
 def test_work_of_a_bucket_by_hand() -> None:
     """Three rows of 4 tokens in 3 layers: into layer 0, inside layer 1, after layer 2."""
     entering = Rows(*(np.array(each) for each in ([0, 1, 2], [0, 0, 0], [6, 7, 8], [0, 4, 8])))
-    plan = Plan((Bucket(6, entering, 15),), 3, 1, 3, 10, recorded=5)
+    plan = Plan((Bucket(6, entering, 15, 9),), 3, 1, 3, 10, recorded=5)
     assert plan.token_layers == 4 * (3 + 2 + 0)
     assert (plan.full_token_layers, plan.elided, plan.peak) == (90, 0, 15)
 
@@ -523,3 +576,18 @@ def test_plans_of_chunks_are_one_plan(first: Case, second: Case) -> None:
     assert ran == sorted([*first.rows, *moved])
     if both.buckets:
         assert both.peak == max(bucket.peak for bucket in (*one.buckets, *other.buckets))
+
+
+def test_a_plan_is_printed_in_words():
+    rows = Rows(*np.array([[0, 0, 0, 2], [1, 0, 3, 1]]).T)
+    costs = Costs(token=1, context=0, score=0, row=0)
+    plan = make_plan(rows, cells=3, batch=1, n_layers=3, seq_len=4, costs=costs, budget=2048)
+    traces = f"{len(plan.buckets)} trace"
+    assert repr(plan).startswith(f"Plan(3 cells in 1 prompt of 4 tokens: {traces}")
+    assert repr(plan).endswith(f"% of the token-layers, peak {plan.peak} B)")
+    assert str(plan) == plan.describe()
+    (bucket,) = plan.buckets
+    assert repr(bucket) == f"Bucket(2 rows from token {bucket.start} on, peak {bucket.peak} B)"
+    for shown in (repr(plan), repr(bucket), repr(attrs.evolve(plan, cells=0, buckets=()))):
+        assert "array" not in shown
+        assert "\n" not in shown

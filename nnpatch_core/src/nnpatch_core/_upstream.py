@@ -5,8 +5,9 @@ A release that moves or renames something is mended here.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import nnsight
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -35,22 +37,53 @@ __all__ = [
     "Envoy",
     "KeysValues",
     "NNsight",
+    "PreTrainedConfig",
     "PreTrainedModel",
     "PreTrainedTokenizerFast",
     "cache_keywords",
     "disable_progress_bar",
+    "forward_of",
+    "is_known",
+    "is_unseen",
     "nnsight",
     "passes_on",
     "recorded",
     "recording",
     "transformers",
+    "with_edits",
 ]
 
 #: Under which keywords a model's forward has taken its keys and values, newest first.
 _CACHES = ("cache", "past_key_values")
 
+#: Whose hooks treat each row and token alike: they move, convert, adapt or merely look on.
+_KNOWN = (
+    "nnpatch_core",
+    "nnsight",
+    "accelerate",
+    "peft",
+    "transformers",
+    "torch.nn.utils",
+    "torch.ao",
+    "torch.distributed",
+    "kernels",
+    "bitsandbytes",
+    "torchao",
+    "optimum",
+    "hqq",
+)
+#: Where nnsight keeps, on a module, what it has put its own forward in place of.
+_STATE = "__nnsight__"
+
 #: Keys and values of a layer, each `[batch, heads, seq, dim]`; None where it keeps none.
 KeysValues: TypeAlias = tuple[Tensor, Tensor] | None
+
+
+def with_edits(envoy: Envoy, root: Envoy) -> Envoy:
+    """A twin of `envoy`, which traces of it run with the lasting edits of `root` too."""
+    twin: Envoy = envoy._shallow_copy()
+    twin._edits = [*root._edits, *envoy._edits]
+    return twin
 
 
 def passes_on(model: nn.Module) -> bool:
@@ -87,3 +120,49 @@ def recorded(cache: Cache) -> list[KeysValues]:
     """What a forward has left in a `recording` cache."""
     layers: Sequence[Any] = cache.layers
     return [(layer.keys, layer.values) if layer.is_initialized else None for layer in layers]
+
+
+def is_known(function: Any) -> bool:
+    """Whether a hook is of a library whose hooks leave the numbers of a sweep alone."""
+    origin = _origin(function)
+    return any(f"{origin}.".startswith(f"{name}.") for name in _KNOWN)
+
+
+def _origin(function: Any) -> str:
+    """The module that the code of a callable stands in, whatever it calls itself."""
+    while isinstance(function, functools.partial) or inspect.ismethod(function):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    space = getattr(function, "__globals__", None)
+    if space is None:
+        # A module of torch that serves as a hook is somebody's own doing.
+        return "" if isinstance(function, nn.Module) else type(function).__module__
+    name = str(space.get("__name__", ""))
+    wrapped = getattr(function, "__wrapped__", None)
+    # Decorators of torch, such as no_grad(), stand for what they decorate.
+    return _origin(wrapped) if wrapped is not None and name.startswith("torch.") else name
+
+
+def forward_of(module: nn.Module) -> Callable[..., Any] | None:
+    """The forward that somebody has given this one module in place of its class's; None if none.
+
+    What nnsight and accelerate put in front of a forward is looked through.
+    """
+    own: Any = module.__dict__.get("forward")
+    state = module.__dict__.get(_STATE)
+    if state is not None and not is_unseen(module):
+        own = getattr(state, "original", None)
+        if own is not type(module).forward and inspect.isfunction(own) and is_known(own):
+            # One that was bound already stands in a function of nnsight's own.
+            own = inspect.getclosurevars(own).nonlocals.get("forward")
+    function: Any
+    for function in (own, module.__dict__.get("_old_forward")):
+        plain = getattr(function, "__func__", function)
+        if plain is not None and plain is not type(module).forward and not is_known(plain):
+            found: Callable[..., Any] = function
+            return found
+    return None
+
+
+def is_unseen(module: nn.Module) -> bool:
+    """Whether a module's forward was replaced after nnsight had wrapped it, which is then blind."""
+    return _STATE in module.__dict__ and not is_known(module.__dict__.get("forward"))

@@ -43,7 +43,7 @@ def consecutive(width: int, count: int) -> Tensor:
         >>> consecutive(6, 2).tolist()
         [[0, 1, 2], [3, 4, 5]]
     """
-    return torch.arange(width).view(count, -1)
+    return torch.arange(width, device="cpu").view(count, -1)
 
 
 _part: Projection = attrs.field(validator=attrs.validators.in_(("q", "k", "v")))
@@ -92,7 +92,7 @@ class Interleaved:
     def __call__(self, width: int, heads: Heads) -> Tensor:
         """The columns `[heads, dim]` of the part."""
         group = heads.query // heads.key_value
-        each = torch.arange(width).view(heads.key_value, group + 2, -1)
+        each = torch.arange(width, device="cpu").view(heads.key_value, group + 2, -1)
         return {"q": each[:, :-2].flatten(0, 1), "k": each[:, -2], "v": each[:, -1]}[self.part]
 
 
@@ -126,4 +126,4 @@ class PartOfHead:
 
     def __call__(self, width: int, heads: Heads) -> Tensor:
         """The columns `[heads, dim]` of the part."""
-        return torch.arange(width).view(heads.query, self.parts, -1)[:, self.index]
+        return torch.arange(width, device="cpu").view(heads.query, self.parts, -1)[:, self.index]

@@ -7,8 +7,8 @@ before it, and each row joins the others at its own layer, as the target run's r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import attrs
 import numpy as np
@@ -20,6 +20,7 @@ from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import rounding
 from nnpatch_core._warnings import warn
 from nnpatch_core.engine.arguments import of_rows
+from nnpatch_core.engine.controls import Controls, controls
 from nnpatch_core.engine.edits import Edit, Edits, edits_of
 from nnpatch_core.engine.head import Head
 from nnpatch_core.engine.parts import Part
@@ -30,8 +31,6 @@ from nnpatch_core.engine.rows import INPUT, INSIDE, OUTPUT, STAGES, Booleans, In
 from nnpatch_core.engine.target import TargetRun
 from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import EngineError, MemoryWarning
-
-_Run: TypeAlias = Callable[[Bucket, "Tensor | None"], Tensor]
 
 
 @attrs.frozen(eq=False)
@@ -69,6 +68,11 @@ class ConeRun:
             found[bucket.rows.cell, bucket.rows.prompt] = False
         return found
 
+    @property
+    def begun(self) -> int:
+        """The plan tells."""
+        return self.plan.begun
+
     def work(self, done: Booleans) -> float:
         """Token-layers."""
         return sum(self.plan.token_layers_of(bucket) for _, bucket in self._left(done))
@@ -76,66 +80,88 @@ class ConeRun:
     def parts(self, done: Booleans, columns: Tensor | None) -> Iterator[Part]:
         """One part for each bucket, or for each half of one that does not fit.
 
-        Some buckets carry an unpatched row along, which must come out as the target run did.
+        Some buckets carry unpatched rows along, which must come out as the target run did.
 
         Raises:
-            EngineError: it did not, or the model cannot be run in this way.
+            EngineError: one did not, or the model cannot be run in this way.
         """
         columns = None if self.head is None else columns
         for number, bucket in self._left(done):
-            run = self._run_and_compare if number in self.plan.watched else self._run
-            yield from self._within_memory(bucket, columns, run)
+            watch = controls(self.plan, number, bucket, self._lengths)
+            yield from self._within_memory(bucket, columns, watch)
 
     def _left(self, done: Booleans) -> list[tuple[int, Bucket]]:
-        """The buckets, numbered, without the rows that an earlier call has run."""
-        found = []
-        for number, bucket in enumerate(self.plan.buckets):
-            left = ~done[bucket.rows.cell, bucket.rows.prompt]
-            if left.any():
-                found.append((number, attrs.evolve(bucket, rows=bucket.rows.take(left))))
+        """The buckets, numbered, of which an earlier call has not run every row."""
+        return [
+            (number, bucket)
+            for number, bucket in enumerate(self.plan.buckets)
+            if not done[bucket.rows.cell, bucket.rows.prompt].all()
+        ]
+
+    @property
+    def _lengths(self) -> Integers:
+        """`[batch]`: the tokens of each prompt."""
+        found: Integers = self.target.batch.mask.sum(1).cpu().numpy()
         return found
 
-    def _run_and_compare(self, bucket: Bucket, columns: Tensor | None) -> Tensor:
-        """`_run`, with an unpatched row that must come out as the target run did."""
-        lead = self._control(bucket.rows)
-        logits = self._run(attrs.evolve(bucket, rows=lead.then(bucket.rows)), columns)
-        expected = self.target.logits[int(lead.prompt[0])]
-        found = expected if columns is None else expected[columns]
-        allowed = rounding(_dtype(self.nnmodel)) * float(expected.abs().max())
-        gap = float((logits[0] - found).abs().max())
-        if not gap <= allowed:
+    def _run_and_compare(
+        self, bucket: Bucket, columns: Tensor | None, watch: Controls | None
+    ) -> Tensor:
+        """`_run`, with unpatched rows that must come out as the target run did."""
+        if watch is None:
+            return self._run(bucket, columns)
+        if len(bucket.rows) + len(watch) <= bucket.fitting:
+            rows, unpatched = watch.within(bucket.rows)
+            logits = self._run(attrs.evolve(bucket, rows=rows), columns)
+            self._compare(watch.rows, logits[unpatched], columns)
+            return logits[~unpatched]
+        # There is no room for them among the others: they run before, a few at a time.
+        for first in range(0, len(watch), bucket.fitting):
+            some = watch.rows.take(slice(first, first + bucket.fitting))
+            self._compare(some, self._run(attrs.evolve(bucket, rows=some), columns), columns)
+        return self._run(bucket, columns)
+
+    def _compare(self, rows: Rows, found: Tensor, columns: Tensor | None) -> None:
+        """Raise `EngineError` unless the logits of unpatched rows are those of the target run."""
+        whole = self.target.logits[torch.from_numpy(rows.prompt)]
+        expected = whole if columns is None else whole[:, columns]
+        allowed = rounding(_dtype(self.nnmodel)) * whole.abs().amax(1)
+        gaps = (found - expected).abs().amax(1)
+        wrong = ~(gaps <= allowed)
+        if wrong.any():
+            worst = int(gaps.nan_to_num(torch.inf).where(wrong, -1.0).argmax())
             raise EngineError(
                 "run from the middle of a prompt, the model gives other logits than run as a "
-                f"whole: off by {gap:.3g}, where rounding explains {allowed:.3g}"
+                f"whole: off by {float(gaps[worst]):.3g}, where rounding explains "
+                f"{float(allowed[worst]):.3g}"
             )
-        return logits[1:]
 
-    def _control(self, rows: Rows) -> Rows:
-        """An unpatched row that enters with the first one, of the prompt with most padding."""
-        prompts = np.unique(rows.prompt)
-        lengths = self.target.batch.mask.sum(1).cpu().numpy()[prompts]
-        first = rows.take(slice(1))
-        return attrs.evolve(first, cell=np.array([-1]), prompt=prompts[[lengths.argmin()]])
-
-    def _within_memory(self, bucket: Bucket, columns: Tensor | None, run: _Run) -> Iterator[Part]:
+    def _within_memory(
+        self, bucket: Bucket, columns: Tensor | None, watch: Controls | None
+    ) -> Iterator[Part]:
         """The bucket, in halves where the device has too little memory for the whole."""
         try:
-            logits = run(bucket, columns)
+            logits = self._run_and_compare(bucket, columns, watch)
         except torch.OutOfMemoryError:
-            if len(bucket.rows) < 2:
+            alone = len(bucket.rows) < 2
+            if alone and (watch is None or bucket.fitting < 2):
                 raise
         else:
             yield self._part(bucket, logits, columns)
             return
         # Outside of the handler, whose traceback would keep the failed run's tensors alive.
+        if alone:
+            yield from self._within_memory(attrs.evolve(bucket, fitting=1), columns, watch)
+            return
         warn(
             f"{len(bucket.rows)} runs of {self.plan.seq_len - bucket.start} tokens do not fit on "
             "the device at once: going on with half of them; a smaller memory_budget= avoids this",
             MemoryWarning,
         )
         first, second = bucket.halves()
-        yield from self._within_memory(first, columns, run)
-        yield from self._within_memory(second, columns, self._run)
+        # In halves there is no room for more: these rows run on their own.
+        yield from self._within_memory(first, columns, watch)
+        yield from self._within_memory(second, columns, None)
 
     def _part(self, bucket: Bucket, logits: Tensor, columns: Tensor | None) -> Part:
         work = self.plan.token_layers_of(bucket)

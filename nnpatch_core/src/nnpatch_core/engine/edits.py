@@ -94,7 +94,7 @@ def edits_of(bucket: Bucket, stops: Sequence[Sequence[Stop]], real: Booleans) ->
     for key in sorted(gathered):
         stop, items = gathered[key]
         numbers, prompts, positions, heads = (
-            torch.tensor(item, dtype=torch.int64) for item in items
+            torch.tensor(item, dtype=torch.int64, device="cpu") for item in items
         )
         chosen = None if stop.site.head is None else heads
         edit = Edit(stop.row, stop.location, numbers, prompts, positions, chosen, stop.site)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from nnpatch_core._upstream import cache_keywords
+from nnpatch_core.engine.foreign import forward_hooks, in_words
 from nnpatch_core.layers import row_of, tables
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.site import Site
@@ -31,6 +32,17 @@ def why_not_cone(sites: Iterable[Site], model: nn.Module) -> str | None:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return f"{type(model).__name__} is an encoder and a decoder"
     return None
+
+
+def why_rather_full(model: nn.Module) -> str | None:
+    """Why a sweep had better run whole forwards, though the cone engine may be tried; or None."""
+    hooks = forward_hooks(model)
+    if not hooks:
+        return None
+    return (
+        f"the model has {in_words(hooks)}, which may treat rows, or passes of few tokens, each "
+        "in its own way: engine='cone' runs it all the same, and compares unpatched rows"
+    )
 
 
 def _alike(one: ModelAPI, other: ModelAPI) -> bool:

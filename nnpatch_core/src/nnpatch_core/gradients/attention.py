@@ -16,8 +16,9 @@ from torch import Tensor
 
 from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
-from nnpatch_core._rounding import rounding
+from nnpatch_core._rounding import as_typed, rounding
 from nnpatch_core.engine.arguments import of_rows
+from nnpatch_core.engine.foreign import forward_hooks, in_words
 from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.trace import call
 from nnpatch_core.errors import GradientError
@@ -114,9 +115,17 @@ class Attention:
         # Backwards, so that what has a row for each token is not taken for what has one a prompt.
         backwards = [(prompt, _UNPATCHED) for prompt in reversed(range(batch))]
         before = self._run(backwards, groups).flip(0)
-        self._check(before, self.graph.activations[o.location(self.nnmodel)])
+        expected = self.graph.activations[o.location(self.nnmodel)]
+        hooks = forward_hooks(model)
+        told = f", with {in_words(hooks)}," if hooks else ""
+        self._check(before, expected, told)
         kinds = [_QUERIES] * queries + list(range(len(groups)))
         jobs = [(prompt, kind) for prompt in range(batch) for kind in kinds]
+        if hooks:
+            # As many rows as will run together, each of another prompt than has its number.
+            others = [(number + 1) % batch for number in range(min(self.rows, len(jobs)))]
+            unpatched = self._run([(prompt, _UNPATCHED) for prompt in others], groups)
+            self._check(unpatched, expected[others], told)
         real = self.replacement.mask.bool().to(device)
         for first in range(0, len(jobs), self.rows):
             some = jobs[first : first + self.rows]
@@ -131,7 +140,8 @@ class Attention:
                 of_prompt = by_heads[:, prompt]
                 if at_queries.any():
                     of_queries[:, prompt] = (of_prompt * moved[at_queries]).sum(-1)
-                found = torch.einsum("mshd,rshd->mrh", of_prompt, moved[at_keys])
+                with as_typed(moved):
+                    found = torch.einsum("mshd,rshd->mrh", of_prompt, moved[at_keys])
                 of_keys[:, prompt, numbers[at_keys]] = found
         # A key is shared by the query heads of its group.
         group = counts.query // counts.key_value
@@ -141,14 +151,14 @@ class Attention:
             _with_all(shared) if groups else None,
         )
 
-    def _check(self, found: Tensor, expected: Tensor) -> None:
+    def _check(self, found: Tensor, expected: Tensor, hooked: str) -> None:
         allowed = rounding(found.dtype) * float(expected.detach().abs().max())
         gap = float((found - expected.detach()).abs().max())
         if not gap <= allowed:
             raise GradientError(
                 f"the QK fix cannot be applied: the attention of layer {self.layer}, run by "
-                f"itself, gives other values than in the model, off by {gap:.3g} where rounding "
-                f"explains {allowed:.3g}"
+                f"itself{hooked} gives other values than in the model, off by {gap:.3g} where "
+                f"rounding explains {allowed:.3g}"
             )
 
     def _run(self, jobs: Sequence[tuple[int, int]], groups: Sequence[Group]) -> Tensor:
@@ -156,7 +166,7 @@ class Attention:
         model = module_of(self.nnmodel)
         path = f"{self.api.layers}.{self.layer}.{attention_module(self.api, model, self.layer)}"
         batch = len(self.replacement.mask)
-        which = torch.tensor([prompt for prompt, _ in jobs])
+        which = torch.tensor([prompt for prompt, _ in jobs], device="cpu")
         args, kwargs = (of_rows(given, which, batch) for given in self.graph.calls[path])
         given = self._projections(jobs, groups)
         *sites, o = attention_sites(self.api, model, self.layer)

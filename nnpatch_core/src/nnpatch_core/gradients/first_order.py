@@ -49,7 +49,7 @@ class Estimator:
 
     def empty(self) -> Tensor:
         """Zeros, `[cells, batch]`, in float64."""
-        return torch.zeros(len(self.cells), len(self.batch), dtype=torch.float64)
+        return torch.zeros(len(self.cells), len(self.batch), dtype=torch.float64, device="cpu")
 
     def activations(self, places: Mapping[Where, Terms] | None = None) -> dict[Location, Tensor]:
         """What was at the places' locations, in the graph."""
@@ -107,7 +107,7 @@ def joint(
     found = {}
     for name, cotangent in weights.items():
         gradients = graph.gradients(cotangent, leaves)
-        total = torch.zeros(len(batch), dtype=torch.float64)
+        total = torch.zeros(len(batch), dtype=torch.float64, device="cpu")
         for location, gradient in gradients.items():
             difference = change(replacement, location, leaves[location])
             difference = torch.where(patched[location], difference, 0.0)

@@ -109,7 +109,7 @@ class Star:
         times = self._times(simple, lambda site: self._above(site))
         total += unheld.abs() * times[:, None]
         for layer, gradients in at_heads.items():
-            each = torch.zeros(len(gradients), *total.shape, dtype=total.dtype)
+            each = torch.zeros(len(gradients), *total.shape, dtype=total.dtype, device="cpu")
             self._add_fixed(each, layer, torch.stack(gradients))
             total += layer * each[0].abs() + each[1:].abs().sum(0)
         counts = self._times(estimator.terms, self._outside)
@@ -175,7 +175,7 @@ class Star:
 
     def _times(self, places: Mapping[Where, Terms], count: Callable[[Site], int]) -> Tensor:
         """A number for each cell, by its place."""
-        times = torch.zeros(len(self.estimator.cells), dtype=torch.float64)
+        times = torch.zeros(len(self.estimator.cells), dtype=torch.float64, device="cpu")
         for terms in places.values():
             times[terms.cells] = count(terms.site)
         return times

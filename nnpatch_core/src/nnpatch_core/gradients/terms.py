@@ -78,7 +78,7 @@ def terms_of(
                 items.extend([(number, position, head) for position in group])
     terms = {}
     for place, (site, items, groups) in found.items():
-        numbers, slots, heads = torch.tensor(items, dtype=torch.int64).T
+        numbers, slots, heads = torch.tensor(items, dtype=torch.int64, device="cpu").T
         terms[place] = Terms(site, numbers, slots, heads, tuple(groups))
     return terms
 
@@ -160,7 +160,7 @@ def known(
     another token than the last one.
     """
     model = module_of(nnmodel)
-    changes = torch.zeros(cells, len(replacement.mask))
+    changes = torch.zeros(cells, len(replacement.mask), dtype=torch.float32, device="cpu")
     for each in terms.values():
         site = each.site
         found = activations[site.location(nnmodel)]

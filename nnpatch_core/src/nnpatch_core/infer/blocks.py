@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from nnpatch_core._rounding import as_typed
 from nnpatch_core.components import Component
 from nnpatch_core.infer.probe import Calls, LayerProbe, same
 from nnpatch_core.model_api import Residual
@@ -89,7 +90,8 @@ def _matches(
         solution = torch.linalg.lstsq(
             parts.flatten(0, -2), resid.float().flatten()[:, None]
         ).solution
-        fits = same((parts @ solution)[..., 0], resid).all()
+        with as_typed(parts):
+            fits = same((parts @ solution)[..., 0], resid).all()
         return bool(fits and (solution.abs() > 1e-3).all())
 
     def normed(one: str, other: str) -> bool:

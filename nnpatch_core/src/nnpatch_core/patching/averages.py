@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from nnpatch_core._models import as_nnsight, evaluating, module_of
+from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine import record
 from nnpatch_core.engine.trace import forward
@@ -19,6 +19,7 @@ from nnpatch_core.site import Location, Site, check_site, execution_order
 from nnpatch_core.sites import Sites
 
 
+@in_one_thread
 def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
     """Fill each site's cache with the mean of its activation over a data set.
 

@@ -113,4 +113,4 @@ def token_batches(
     mask = (
         draw(st.lists(real, min_size=batch, max_size=batch)) if padding else [[1] * length] * batch
     )
-    return torch.tensor(tokens), torch.tensor(mask)
+    return torch.tensor(tokens, device="cpu"), torch.tensor(mask, device="cpu")

@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from nnpatch_core._rounding import as_typed
 from nnpatch_core.batch import Batch
 from nnpatch_core.layers import table_of
 from nnpatch_core.site import Site
-from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject, nothing_to_see
+from nnpatch_core.testing.conformance.subject import (
+    CheckError,
+    Edit,
+    Subject,
+    differentiable,
+    nothing_to_see,
+)
 
 _PADDING = 3
 _POSITION = 2
@@ -36,7 +43,8 @@ def check_residual(subject: Subject) -> None:
             total = parts.sum(-1)
         else:
             flat = parts.flatten(0, -2)
-            total = parts @ torch.linalg.lstsq(flat, resid.flatten()[:, None]).solution[:, 0]
+            with as_typed(parts):
+                total = parts @ torch.linalg.lstsq(flat, resid.flatten()[:, None]).solution[:, 0]
         terms = " + ".join(("resid_pre", *blocks))
         what = f"{terms} is not resid in layer {layer}" + (", scaled" if kind == "scaled" else "")
         subject.expect_same(total, resid, what)
@@ -104,16 +112,23 @@ def check_padding(subject: Subject) -> None:
 
 def check_gradients(subject: Subject) -> None:
     """A gradient flows from the logits to each component of each layer."""
-    run = subject.run(subject.target, subject.places, gradients=True)
-    names = list(run.activations)
-    values = list(run.activations.values())
-    for place, value in run.activations.items():
-        if not value.requires_grad:
-            raise CheckError(f"{place[0]} of layer {place[1]} has no gradient")
-    # Not the sum: of logits that a softmax or a norm follows it may be constant.
-    loss = (run.logits * torch.linspace(-1, 1, run.logits.shape[-1])).sum()
-    found: list[Tensor | None] = list(torch.autograd.grad(loss, values, allow_unused=True))
-    for place, gradient in zip(names, found, strict=True):
+    with differentiable(subject.model):
+        batch = subject.target
+        # Copies, as what was made in inference mode cannot be kept for a gradient.
+        batch = Batch(batch.tokens.clone(), batch.mask.clone())
+        run = subject.run(batch, subject.places, gradients=True)
+        for place, value in run.activations.items():
+            if not value.requires_grad:
+                raise CheckError(f"{place[0]} of layer {place[1]} has no gradient")
+        # Not the sum: of logits that a softmax or a norm follows it may be constant.
+        logits = run.logits
+        loss = (
+            logits * torch.linspace(-1, 1, logits.shape[-1], dtype=logits.dtype, device="cpu")
+        ).sum()
+        found: list[Tensor | None] = list(
+            torch.autograd.grad(loss, list(run.activations.values()), allow_unused=True)
+        )
+    for place, gradient in zip(run.activations, found, strict=True):
         if gradient is None or not gradient.isfinite().all() or not gradient.any():
             raise CheckError(f"no finite gradient reaches {place[0]} of layer {place[1]}")
 

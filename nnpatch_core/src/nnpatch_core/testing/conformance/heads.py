@@ -131,7 +131,9 @@ def _split(subject: Subject, layer: int, value: Tensor) -> Tensor:
 def _group(subject: Subject, layer: int, head: int) -> Tensor:
     """`[query heads, 1]`, bool: those that share a key/value head."""
     heads = subject.heads(layer)
-    return (torch.arange(heads.query) // (heads.query // heads.key_value) == head)[:, None]
+    return (torch.arange(heads.query, device="cpu") // (heads.query // heads.key_value) == head)[
+        :, None
+    ]
 
 
 def _changed(

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
+from nnpatch_core._models import in_one_thread
 from nnpatch_core.errors import UnknownNameError
 from nnpatch_core.layers import check_fits, component_names, find_component
 from nnpatch_core.model_api import ModelAPI
@@ -85,6 +86,7 @@ def check_known_failures(known_failures: Mapping[str, str]) -> None:
             raise UnknownNameError(f"unknown check {name!r}; there are {', '.join(CHECKS)}")
 
 
+@in_one_thread
 def run_checks(
     api: ModelAPI,
     nnmodel: Any,

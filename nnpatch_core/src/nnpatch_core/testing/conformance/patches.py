@@ -12,6 +12,7 @@ from nnpatch_core._models import vocab_size
 from nnpatch_core.errors import EngineError
 from nnpatch_core.layers import head_columns
 from nnpatch_core.patching import activation_patching
+from nnpatch_core.patching.lengths import Spoken
 from nnpatch_core.site import Site
 from nnpatch_core.sites import SiteList, Sites
 from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject
@@ -80,7 +81,7 @@ def check_edits_stay(subject: Subject) -> None:
 def check_sweep(subject: Subject) -> None:
     """A sweep of every component runs; the last layer's residual stream restores the source."""
     names = list(dict.fromkeys(name for name, _ in subject.places))
-    rows = torch.arange(len(subject.source))
+    rows = torch.arange(len(subject.source), device="cpu")
     source, target = (subject.run(batch).logits for batch in (subject.source, subject.target))
     out = activation_patching(
         subject.nnmodel,
@@ -108,7 +109,10 @@ def check_cone_equals_full(subject: Subject) -> None:
     """A sweep in the cone engine gives the numbers of one whole forward for every cell."""
     target = subject.target
     # Prompts that differ from the first, the second, ... token on: a part of the cells is elided.
-    later = torch.arange(target.seq_len)[None] >= torch.arange(len(target))[:, None]
+    later = (
+        torch.arange(target.seq_len, device="cpu")[None]
+        >= torch.arange(len(target), device="cpu")[:, None]
+    )
     tokens = torch.where(later, subject.source.tokens, target.tokens)
     mask = torch.ones_like(target.mask)
     if getattr(subject.api, "padding", True):
@@ -129,7 +133,8 @@ def check_cone_equals_full(subject: Subject) -> None:
             out = activation_patching(
                 subject.nnmodel,
                 subject.api,
-                Sites.from_sites(sites),
+                # Padding is what is tested, so that nothing is to be said of it.
+                Spoken(Sites.from_sites(sites)),
                 tokens,
                 target.tokens,
                 best[:, 0],

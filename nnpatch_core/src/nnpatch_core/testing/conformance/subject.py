@@ -130,7 +130,8 @@ class Subject:
     ) -> Run:
         """Run `batch`, with edits, and read whole components `[batch, seq, width]` on the way.
 
-        What is read at an edited component is what the edit left there.
+        What is read at an edited component is what the edit left there. Those who ask for gradients
+        are inside of `differentiable`.
         """
         kept: dict[tuple[str, int], Tensor] = {}
         edits = edits or {}
@@ -150,7 +151,7 @@ class Subject:
                     # What was read may be a view; what follows must depend on it, not on its base.
                     site.replace(traced, found)
 
-        with evaluating(self.model), _differentiable(self.model, gradients):
+        with evaluating(self.model):
             logits = forward(self.nnmodel, batch, visit, gradients=gradients)
         return Run(logits, kept)
 
@@ -189,19 +190,19 @@ def _comparable(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _differentiable(model: nn.Module, gradients: bool) -> Iterator[None]:
-    """A model whose parameters are frozen has gradients of activations all the same."""
-    frozen = [weight for weight in model.parameters() if weight.is_floating_point()]
-    if not gradients or any(weight.requires_grad for weight in frozen):
-        yield
-        return
-    # The embedding's, as a rule: everything depends on it.
-    weight = frozen[0]
-    weight.requires_grad_(True)
-    try:
-        yield
-    finally:
-        weight.requires_grad_(False)
+def differentiable(model: Any) -> Iterator[None]:
+    """Activations have gradients, whatever is frozen or switched off around it."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    weights = [getattr(embedding, "weight", None), *model.parameters()]
+    # That on which everything depends.
+    weight = next(each for each in weights if each is not None and each.is_floating_point())
+    asked = weight.requires_grad
+    with torch.inference_mode(False), torch.enable_grad():
+        weight.requires_grad = True
+        try:
+            yield
+        finally:
+            weight.requires_grad = asked
 
 
 def make_subject(api: ModelAPI, nnmodel: Any, layers: Iterable[int] | None = None) -> Subject:
@@ -231,6 +232,6 @@ def random_prompts(model: nn.Module) -> tuple[Batch, Batch]:
         raise AdapterError(f"{described(model)} has no input embedding to draw prompts for")
     random = torch.Generator().manual_seed(0)
     # The first few ids are often special ones.
-    tokens = torch.randint(3, size, (2, _PROMPTS, _LENGTH), generator=random)
-    every = torch.ones(_PROMPTS, _LENGTH, dtype=torch.int64)
+    tokens = torch.randint(3, size, (2, _PROMPTS, _LENGTH), generator=random, device="cpu")
+    every = torch.ones(_PROMPTS, _LENGTH, dtype=torch.int64, device="cpu")
     return pack_left(tokens[0], every), pack_left(tokens[1], every)

@@ -1,0 +1,71 @@
+"""Control rows: unpatched runs among the patched ones, which must come out as the target run did.
+
+A model, or a hook on it, may treat a row by its number, or a pass by its tokens, in a way of its
+own. So they stand where nothing else is special: not all in the first row, nor of the prompt that
+has the same number there as in the target run.
+"""
+
+from __future__ import annotations
+
+import attrs
+import numpy as np
+
+from nnpatch_core.engine.plan import Bucket, Plan
+from nnpatch_core.engine.rows import Integers, Rows
+
+
+@attrs.frozen(eq=False)
+class Controls:
+    """The control rows of a bucket.
+
+    Args:
+        rows: what they are, by the stage at which they enter; their cell is -1.
+        before: `[controls]`, which of the bucket's rows each stands before.
+    """
+
+    rows: Rows
+    before: Integers
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def within(self, rows: Rows) -> tuple[Rows, np.ndarray]:
+        """The bucket's rows with these among them, and `[rows]`, bool: which are these."""
+        both = rows.then(self.rows)
+        places = np.concatenate([np.arange(len(rows)), self.before - 0.5])
+        order = np.argsort(places, kind="stable")
+        return both.take(order), order >= len(rows)
+
+
+def controls(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> Controls | None:
+    """The control rows of a bucket; None where it needs none.
+
+    The first bucket has most of them: its first row is one, of the last prompt, one stands amid
+    those that enter with it, of the first prompt, and one is the last of all. A pass of a single
+    token has as many, as they cost nearly nothing. Of every other number of tokens one bucket has
+    one. One of them is of the prompt with most padding, and begins as low as any row.
+
+    Args:
+        plan: the sweep's plan.
+        number: the bucket's number in it.
+        bucket: the bucket, maybe without rows that are known.
+        lengths: `[batch]`, the tokens of each prompt.
+    """
+    if number not in plan.watched:
+        return None
+    stage, cell = bucket.rows.stage, bucket.rows.cell
+    lowest = int(np.searchsorted(stage, stage[0], side="right"))
+    shortest, last = int(lengths.argmin()), len(lengths) - 1
+    amid = (lowest + 1) // 2
+    if number != min(plan.watched) and bucket.start < plan.seq_len - 1:
+        places, prompts = [amid], [shortest]
+    else:
+        places, prompts = [0, amid, len(cell)], [last, 0, 0]
+        if shortest not in (0, last):
+            places, prompts = [0, amid, amid, len(cell)], [last, 0, shortest, 0]
+    before = np.array(places)
+    entering = stage[np.clip(before, 0, len(cell) - 1)]
+    # Amid the lowest stage there may be no row after it.
+    entering = np.where(before <= lowest, stage[0], entering)
+    none, numbers = np.full(len(before), -1), np.array(prompts)
+    return Controls(Rows(none, numbers, np.full_like(none, bucket.start), entering), before)
