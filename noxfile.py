@@ -128,7 +128,7 @@ def matrix(session: nox.Session, end: str) -> None:
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """Run the quick part of matrix(unlocked): each family's oracle, kit and engine, and the demo."""
+    """Run the quick part of matrix(unlocked): families' oracles, kits and engines, the demo."""
     install(session, *TESTING, *ends("unlocked"), locked=False)
     install_smollm2(session)
     tell_versions(session)
@@ -197,7 +197,9 @@ def build(session: nox.Session) -> None:
         session.run("python", str(script), "Llama3")
     session.install(wheels["nnpatch_mistral"], wheels["nnpatch_gemma"])
     with session.chdir(session.create_tmp()):
-        session.run("python", str(script), "Llama3", "Mistral", "Gemma", "Gemma2", "Gemma3")
+        session.run(
+            "python", str(script), "Llama3", "Mistral", "Gemma", "Gemma2", "Gemma3", "Gemma3Vision"
+        )
 
 
 @nox.session

@@ -113,8 +113,8 @@ random model, and whether the package that it writes passes its own tests, which
   something of earlier tokens besides keys and values, or cannot be run from the middle of a prompt.
 
 A model that is `no` here may still be patched: with an adapter written by hand, or with fewer
-components. Types with a plugin of ours (`llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`) are
-in the table too.
+components. Types with a plugin of ours (`llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`,
+`gemma3`) are in the table too.
 
 | model type | components | passes | engine | not read off, and why |
 | --- | --- | --- | --- | --- |

@@ -298,6 +298,7 @@ SAMPLE = (
     "deepseek_v3",
     "falcon",
     "gemma3",
+    "gemma3n",
     "gpt2",
     "mamba",
     "mixtral",
@@ -305,7 +306,7 @@ SAMPLE = (
     "qwen3_next",
     "zamba2",
 )
-WITHOUT = ("blt", "dbrx", "gemma3", "zamba2")
+WITHOUT = ("blt", "dbrx", "gemma3n", "zamba2")
 
 
 @pytest.mark.parametrize("model_type", SAMPLE)

@@ -2,39 +2,99 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
-from nnpatch_core._upstream import Envoy, NNsight, passes_on
+from nnpatch_core._upstream import Envoy, NNsight, passes_on, with_edits
+from nnpatch_core._wrappers import as_it_was, check_weights, execution_device, path_inside
 from nnpatch_core.batch import Batch
-from nnpatch_core.errors import AdapterError
+from nnpatch_core.errors import AdapterError, EngineError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+#: What a model in use has: by which thread, and which model, as a copy has it too.
+_USER = "_nnpatch_user"
 
 
 def as_nnsight(nnmodel: Any) -> Envoy:
-    """`nnmodel` as nnsight knows it: a plain Hugging Face model is wrapped.
+    """`nnmodel` as nnsight knows it, and without what PEFT or `torch.compile` has put around it.
 
     Raises:
-        AdapterError: it is no model.
+        AdapterError: it is no model, or one inside a wrapper that cannot be looked through.
     """
-    if isinstance(nnmodel, Envoy):
-        return nnmodel
-    if isinstance(nnmodel, nn.Module):
-        return NNsight(nnmodel)
-    raise AdapterError(
-        "nnmodel must be an NNsight, a TransformersModel or a Hugging Face model, "
-        f"got {type(nnmodel).__name__}"
-    )
+    module = _module(nnmodel)
+    if not isinstance(nnmodel, Envoy):
+        return NNsight(module.get_submodule(path_inside(module)))
+    return _inside(nnmodel)
 
 
 def module_of(nnmodel: Any) -> nn.Module:
-    """The Hugging Face model under `nnmodel`."""
-    module: nn.Module = as_nnsight(nnmodel)._module if isinstance(nnmodel, Envoy) else nnmodel
-    return module
+    """The Hugging Face model under `nnmodel`.
+
+    Raises:
+        AdapterError: as for `as_nnsight`.
+    """
+    module = _module(nnmodel)
+    return module.get_submodule(path_inside(module))
+
+
+def with_weights(nnmodel: Any) -> nn.Module:
+    """The Hugging Face model under `nnmodel`, loaded, where that was put off until a first trace.
+
+    Raises:
+        AdapterError: it has no weights, or they cannot be loaded.
+    """
+    if isinstance(nnmodel, Envoy) and not getattr(nnmodel, "dispatched", True):
+        try:
+            nnmodel.dispatch()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise AdapterError(
+                f"{type(nnmodel).__name__} cannot load its weights: {type(error).__name__}: "
+                f"{error}. Load the model with AutoModelForCausalLM.from_pretrained, and pass that"
+            ) from error
+    model = module_of(nnmodel)
+    check_weights(model)
+    return model
+
+
+def envoy_at(nnmodel: Any, path: str) -> Any:
+    """The envoy at a dotted path of the Hugging Face model under `nnmodel`."""
+    inside = path_inside(nnmodel._module)
+    return follow(nnmodel, f"{inside}.{path}" if inside else path)
+
+
+def _module(nnmodel: Any) -> nn.Module:
+    found = nnmodel._module if isinstance(nnmodel, Envoy) else nnmodel
+    if isinstance(found, nn.Module):
+        return found
+    if isinstance(found, str):
+        hint = "; load it first, by AutoModelForCausalLM.from_pretrained"
+    else:
+        owned = not isinstance(found, type) and isinstance(getattr(found, "model", None), nn.Module)
+        hint = "; it has a model, so pass its .model" if owned else ""
+    raise AdapterError(
+        "nnmodel must be an NNsight, a TransformersModel or a Hugging Face model, "
+        f"got {type(found).__name__}{hint}"
+    )
+
+
+def _inside(nnmodel: Envoy) -> Any:
+    path = path_inside(nnmodel._module)
+    if not path:
+        return nnmodel
+    inside: Any = with_edits(follow(nnmodel, path), nnmodel)
+    # What a `TransformersModel` knows besides its model.
+    inside.tokenizer = getattr(nnmodel, "tokenizer", None)
+    return inside
 
 
 def follow(root: Any, path: str) -> Any:
@@ -61,14 +121,19 @@ def _embedding(model: Any) -> Any:
 
 def vocab_size(model: nn.Module) -> int | None:
     """How many token ids the model's embedding has, if it says."""
-    count = getattr(_embedding(model), "num_embeddings", None)
+    embedding = _embedding(model)
+    own = as_it_was(embedding) if isinstance(embedding, nn.Module) else embedding
+    count = getattr(own, "num_embeddings", None)
     return int(count) if isinstance(count, int) else None
 
 
 def pad_id(nnmodel: Any, model: nn.Module) -> int | None:
     """The padding token of the tokenizer or the config, if there is one."""
     tokenizer = getattr(nnmodel, "tokenizer", None)
-    for owner in (tokenizer, getattr(model, "config", None)):
+    config: Any = getattr(model, "config", None)
+    # A model that sees pictures too keeps it with what it says of its text.
+    text = config.get_text_config() if hasattr(config, "get_text_config") else None
+    for owner in (tokenizer, config, text):
         found = getattr(owner, "pad_token_id", None)
         if isinstance(found, int) and found >= 0:
             return found
@@ -76,9 +141,21 @@ def pad_id(nnmodel: Any, model: nn.Module) -> int | None:
 
 
 def input_device(model: nn.Module) -> torch.device | None:
-    """Where the model wants its tokens, or None where weights are moved in as they are needed."""
-    weight = getattr(_embedding(model), "weight", None)
-    return weight.device if isinstance(weight, torch.Tensor) and not weight.is_meta else None
+    """Where the model wants its tokens, or None if it does not say.
+
+    An embedding that is moved in as it is needed wants them where it then is.
+    """
+    embedding = _embedding(model)
+    weight = getattr(embedding, "weight", None)
+    if not isinstance(weight, torch.Tensor):
+        return None
+    return execution_device(embedding) if weight.is_meta else weight.device
+
+
+def runs_on_meta(model: nn.Module) -> bool:
+    """Whether nnsight would move a trace's inputs to where there are no numbers."""
+    weight = next(model.parameters(), None)
+    return weight is not None and weight.is_meta
 
 
 def forward_arguments(
@@ -127,6 +204,48 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Nobody else uses the model: a call inside of one in the same thread may.
+
+    Raises:
+        EngineError: another thread does.
+    """
+    mine = (threading.get_ident(), id(model))
+    state: dict[str, Any] = model.__dict__
+    stale = state.get(_USER, mine)[1] != id(model)  # that of a model that this is a copy of
+    if stale:
+        del state[_USER]
+    inner = state.get(_USER) == mine
+    # One step, so that of two threads one comes first.
+    if state.setdefault(_USER, mine) != mine:
+        raise EngineError(
+            f"another thread is using this {type(model).__name__}: nnpatch and nnsight let one "
+            "thread at a time use a model; run the calls one after the other, or give each thread "
+            "a model of its own"
+        )
+    try:
+        yield
+    finally:
+        if not inner:
+            del state[_USER]
+
+
+def in_one_thread(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """`function`, which holds its argument `nnmodel` as `alone` does."""
+    place = list(inspect.signature(function).parameters).index("nnmodel")
+
+    @functools.wraps(function)
+    def held(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        given = kwargs.get("nnmodel", args[place] if len(args) > place else None)
+        if not isinstance(given, Envoy | nn.Module):  # the function knows what to say of it
+            return function(*args, **kwargs)
+        with alone(module_of(given)):
+            return function(*args, **kwargs)
+
+    return held
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from nnpatch_core._models import follow
+from nnpatch_core._upstream import forward_of
 
 
 @attrs.frozen(eq=False)
@@ -38,8 +39,15 @@ class Head:
 def find_head(model: Any) -> Head | None:
     """The model's output projection; None if it is no plain matrix, or not at hand."""
     found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    # A quantised or hooked subclass, or an offloaded weight, does its own arithmetic.
-    if type(found) is not nn.Linear or found.weight.is_meta or hasattr(found, "_hf_hook"):
+    # A quantised or hooked subclass, or an offloaded weight, does its own arithmetic; so does a
+    # weight of a type of its own, of which rows cannot be taken, or are rounded otherwise.
+    if type(found) is not nn.Linear or type(found.weight) not in (nn.Parameter, Tensor):
+        return None
+    if found.weight.is_meta or hasattr(found, "_hf_hook"):
+        return None
+    # A hook of whatever kind is made for all columns.
+    hooked = found._forward_hooks or found._forward_pre_hooks or forward_of(found) is not None
+    if hooked:
         return None
     path = next((name for name, module in model.named_modules() if module is found), "")
     return Head(path, found) if path else None

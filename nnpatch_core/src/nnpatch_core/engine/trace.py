@@ -8,8 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnpatch_core._models import forward_arguments, input_device, module_of
+from nnpatch_core._models import (
+    forward_arguments,
+    input_device,
+    module_of,
+    runs_on_meta,
+    with_weights,
+)
 from nnpatch_core.batch import Batch
+from nnpatch_core.errors import AdapterError
 from nnpatch_core.site import Location, Site, execution_order
 
 
@@ -37,26 +44,50 @@ def forward(
     Returns:
         The model's final logits at each prompt's last token, `[batch, vocab]` in float32 on the
         CPU; for as many rows as `visit` has made of the batch.
+
+    Raises:
+        AdapterError: the model has no weights, or gives no logits of each token.
     """
-    model = module_of(nnmodel)
+    model = with_weights(nnmodel)
     device = input_device(model)
     found: list[Tensor] = []
 
     def body() -> None:
         if visit is not None:
             visit(nnmodel)
-        output = nnmodel.output
-        logits = output.logits if hasattr(output, "logits") else output[0]
+        logits = _logits(nnmodel.output, model)
         # A copy, so that a model's whole logits are not kept for the sake of one position.
         found.append(logits[:, -1].to("cpu", torch.float32, copy=True))
 
     batch = batch if device is None else batch.to(device)
     arguments = forward_arguments(model, batch, cache, start)
+    if runs_on_meta(model):
+        # Weights come in as they are needed; nnsight would send the tokens to where they are not.
+        arguments = _by_itself(model, arguments)
     # Nested, not joined: nnsight re-runs the source of its own block, and this must be outside.
     with torch.set_grad_enabled(gradients):  # noqa: SIM117
         with nnmodel.trace(**arguments):
             body()
     return found[0]
+
+
+def _by_itself(module: Any, kwargs: Mapping[str, Any], *args: Any) -> dict[str, Any]:
+    """The arguments of a trace that calls a module with what nnsight does not see."""
+    # A trace wants an input, which means nothing here.
+    unused = torch.zeros(1, 1, dtype=torch.int64, device="cpu")
+    return {"input_ids": unused, "fn": lambda **_: module(*args, **kwargs)}
+
+
+def _logits(output: Any, model: Any) -> Tensor:
+    headless = not hasattr(output, "logits") and hasattr(output, "last_hidden_state")
+    logits = output.logits if hasattr(output, "logits") else output[0]
+    if headless or not isinstance(logits, Tensor) or logits.ndim != 3:
+        found = "hidden states" if headless else f"{list(getattr(logits, 'shape', []))}"
+        raise AdapterError(
+            f"{type(model).__name__} gives {found}, where a language model gives logits "
+            "[batch, seq, vocab]: load it by AutoModelForCausalLM"
+        )
+    return logits
 
 
 def record(
@@ -97,9 +128,8 @@ def call(
         visit: called inside the trace; what comes after its last access is not run.
     """
     module = module_of(nnmodel).get_submodule(path)
-    # A trace wants an input, which means nothing here.
-    unused = torch.zeros(1, 1, dtype=torch.int64)
+    arguments = _by_itself(module, kwargs, *args)
     with torch.no_grad():  # noqa: SIM117 - nested for the reason above
-        with nnmodel.trace(input_ids=unused, fn=lambda **_: module(*args, **kwargs)) as tracer:
+        with nnmodel.trace(**arguments) as tracer:
             visit(nnmodel)
             tracer.stop()

@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from nnpatch_core._wrappers import as_it_was
 from nnpatch_core.components import Component
 from nnpatch_core.heads import Fused, HeadColumns, Heads, Interleaved, PartOfHead, consecutive
 from nnpatch_core.infer.probe import Calls, LayerProbe, same
@@ -137,7 +138,7 @@ def _projections(probe: LayerProbe, calls: Calls, until: int | None) -> list[str
         inside = any(path.startswith(f"{other}.") for other in found)
         late = until is not None and call.ended > until
         if path and call.left is not None and not inside and not late:
-            module = probe.layer.get_submodule(path)
+            module = as_it_was(probe.layer.get_submodule(path))
             matrices = [weight for weight in module.parameters() if weight.ndim == 2]
             if len(matrices) == 1 and not isinstance(module, nn.Embedding):
                 found.append(path)

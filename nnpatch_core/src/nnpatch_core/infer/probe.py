@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnpatch_core._models import evaluating, forward_arguments, input_device
 from nnpatch_core._upstream import Cache
+from nnpatch_core._wrappers import parts_of_adapters
 from nnpatch_core.batch import Batch
 
 Edit: TypeAlias = Callable[[Tensor], Tensor]
@@ -71,9 +72,11 @@ class LayerProbe:
         calls: dict[str, Call] = {}
         clock = iter(range(1_000_000))
         hooks = []
+        inside = parts_of_adapters(self.layer)
         for name, module in self.layer.named_modules():
-            # What is numbered is one of many, such as an expert, and no place of its own.
-            if any(part.isdigit() for part in name.split(".")):
+            # What is numbered is one of many, such as an expert, and no place of its own; nor is
+            # what an adapted module is made of.
+            if name in inside or any(part.isdigit() for part in name.split(".")):
                 continue
             calls[name] = Call()
             if name == path and edit is not None:

@@ -1,0 +1,178 @@
+"""What may stand around a model: looked through where its numbers stay, refused where not.
+
+All that nnpatch uses of PEFT and accelerate by name is here. Neither is imported: a model that one
+of them has wrapped has imported it.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from nnpatch_core.errors import AdapterError
+
+_PEFT_MODELS = ("PeftModel", "PeftMixedModel")
+
+
+def path_inside(model: nn.Module) -> str:
+    """Path from `model` to the model that it wraps and whose forward is its own; "" if it is none.
+
+    Raises:
+        AdapterError: it does more than to call the model that it wraps.
+    """
+    path = ""
+    while step := _step(model):
+        path = f"{path}.{step}" if path else step
+        model = model.get_submodule(step)
+    return path
+
+
+def _step(model: nn.Module) -> str:
+    if "_orig_mod" in model._modules:
+        # Of `torch.compile`: the same weights, run as they are written.
+        return "_orig_mod"
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise AdapterError(
+            f"{type(model).__name__} runs each part of a batch elsewhere, where nothing can be "
+            "patched: pass the model inside, nnmodel.module, which runs on one device"
+        )
+    return _peft_step(model)
+
+
+def _peft_step(model: Any) -> str:
+    peft: Any = sys.modules.get("peft")
+    kinds = tuple(vars(peft)[name] for name in _PEFT_MODELS if name in vars(peft)) if peft else ()
+    found: bool = isinstance(model, kinds)
+    if not found:
+        return ""
+    active = model.active_adapter
+    names = [active] if isinstance(active, str) else list(active)
+    configs = [model.peft_config[name] for name in names]
+    prompts = [config for config in configs if config.is_prompt_learning]
+    if prompts:
+        if getattr(model, "_adapters_disabled", False):
+            return "base_model"
+        raise AdapterError(
+            f"{_kind(prompts[0])} puts virtual tokens before each prompt, which sites and "
+            "positions do not count, and which cannot be merged into weights. To sweep the model "
+            "as it was before, pass model.get_base_model(), or sweep inside "
+            "`with model.disable_adapter():`. What is tuned by an adapter inside its modules, "
+            "such as LoRA, can be swept as it is"
+        )
+    tuner = model.base_model
+    by_token = [each for each in configs if getattr(each, "alora_invocation_tokens", None)]
+    if by_token or not _plain_forward(tuner):
+        raise AdapterError(
+            f"{_kind((by_token or configs)[0])} ({type(tuner).__name__}) looks at each call before "
+            "it runs the model, so that what is inside gives other numbers by itself: merge it "
+            "(model.merge_and_unload()) if it can be, or pass model.get_base_model() if you want "
+            "the numbers of what is inside"
+        )
+    return "base_model.model"
+
+
+def _kind(config: Any) -> str:
+    return f"PEFT's {getattr(config.peft_type, 'value', config.peft_type)}"
+
+
+def _plain_forward(tuner: Any) -> bool:
+    """Whether a tuner's forward is that of the model inside, as far as logits go."""
+    base = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTuner", None)
+    # AdaLoRA's adds to the loss alone.
+    adalora = getattr(sys.modules.get("peft"), "AdaLoraModel", None)
+    if any(kind and type(tuner).forward is kind.forward for kind in (base, adalora)):
+        return True
+    # Some are not called themselves: they have put the model's own forward in their place.
+    own = vars(tuner).get("forward")
+    return own is not None and own == tuner.model.forward
+
+
+#: What PEFT calls the module that it adapts, inside the one that it puts in its place.
+_ADAPTED = ("base_layer", "original_module")
+
+
+def as_it_was(module: nn.Module) -> nn.Module:
+    """The module that PEFT has adapted; the module itself if it has not."""
+    while inner := [child for name, child in _children(module) if name in _ADAPTED]:
+        module = inner[0]
+    return module
+
+
+def _children(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, child) for name, child in module._modules.items() if child is not None]
+
+
+def parts_of_adapters(model: nn.Module) -> set[str]:
+    """Paths of what is inside an adapted module: the module as it was, and what is added to it."""
+    adapted = [
+        f"{path}." if path else ""
+        for path, module in model.named_modules()
+        if as_it_was(module) is not module
+    ]
+    return {
+        path
+        for path, _ in model.named_modules()
+        if path and any(path.startswith(prefix) for prefix in adapted)
+    }
+
+
+def offload_hooks(module: Any) -> list[Any]:
+    """The hooks by which accelerate brings a module's weights in when it runs."""
+    hook = getattr(module, "_hf_hook", None)
+    several = getattr(hook, "hooks", None) or [hook]
+    return [each for each in several if getattr(each, "offload", False)]
+
+
+def offloaded(model: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor:
+    """A weight of a model from where accelerate keeps it; as it is, if it is kept nowhere else.
+
+    Args:
+        model: the model.
+        name: the weight's path.
+        weight: what stands there.
+    """
+    if not weight.is_meta:
+        return weight
+    parts = name.split(".")
+    # The hook is the module's own, or that of a module around it.
+    for depth in range(len(parts) - 1, -1, -1):
+        for hook in offload_hooks(model.get_submodule(".".join(parts[:depth]))):
+            with suppress(KeyError):
+                found: torch.Tensor = (hook.weights_map or {})[".".join(parts[depth:])]
+                return found
+    return weight
+
+
+def execution_device(module: Any) -> torch.device | None:
+    """Where a module runs whose weights are elsewhere until then; None if it is not told."""
+    for hook in offload_hooks(module):
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            found = f"cuda:{device}" if isinstance(device, int) else device
+            return torch.device(found)
+    return None
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise `AdapterError` for a model with weights that no forward will bring in."""
+    # Asked before each forward, and hardly ever so.
+    if not any(weight.is_meta for weight in model.parameters()):
+        return
+    brought: set[int] = set()
+    for path, module in model.named_modules():
+        hooks = offload_hooks(module)
+        if any(getattr(hook, "place_submodules", False) for hook in hooks):
+            brought |= {id(child) for child in module.modules()}
+        if hooks or id(module) in brought:
+            continue
+        for name, weight in module.named_parameters(path, recurse=False):
+            if weight.is_meta:
+                raise AdapterError(
+                    f"{type(model).__name__} has no weights: {name!r} is on torch's meta device, "
+                    "and nothing brings it in. Load the model with from_pretrained; only "
+                    "plan_sweep does without weights"
+                )
