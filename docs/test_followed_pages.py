@@ -27,8 +27,7 @@ def test_page(name: str, tmp_path: Path) -> None:
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     """Each command of `nnpatch`, by its name."""
-    [choices] = [each.choices for each in _parser()._actions if isinstance(each.choices, dict)]
-    return choices
+    return dict(_parser()[1])
 
 
 @pytest.mark.parametrize("command", commands())

@@ -52,7 +52,8 @@ def test_hook_has_its_heading_and_signature(hook: FunctionType) -> None:
 def test_hook_says_what_is_refused_and_has_an_example(hook: FunctionType) -> None:
     text = section(hook.__name__)
     assert "\nRefused: " in text
-    assert f"@hookimpl\ndef {hook.__name__}(register):\n    register(" in text
+    arguments = ", ".join(inspect.signature(hook).parameters)
+    assert f"@hookimpl\ndef {hook.__name__}({arguments}):\n    " in text
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)

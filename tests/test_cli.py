@@ -32,7 +32,12 @@ ROOT = Path(__file__).resolve().parents[1]
 OWN = {
     "nnpatch-llama": {"Llama3": ["llama"]},
     "nnpatch-mistral": {"Mistral": ["mistral"]},
-    "nnpatch-gemma": {"Gemma": ["gemma"], "Gemma2": ["gemma2"], "Gemma3": ["gemma3_text"]},
+    "nnpatch-gemma": {
+        "Gemma": ["gemma"],
+        "Gemma2": ["gemma2"],
+        "Gemma3": ["gemma3_text"],
+        "Gemma3Vision": ["gemma3"],
+    },
 }
 COMPONENTS = ["resid_pre", "q", "k", "v", "o", "attn", "mlp", "resid"]
 
@@ -232,6 +237,19 @@ def test_version(nnpatch):
 )
 def test_misspelled_command(misused, arguments, part):
     misused(*arguments, parts=[part])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["componets", "llama"], "did you mean components?"),
+        (["new-adaptor"], "did you mean new-adapter?"),
+        (["components", "llama", "--jsno"], "did you mean --json?"),
+        (["check", "Llama3", "--layer5=0"], "did you mean --layers?"),
+    ],
+)
+def test_misspelled_command_that_is_like_another(misused, arguments, hint):
+    misused(*arguments, parts=[hint])
 
 
 def test_entry_point_of_the_distribution():
@@ -649,7 +667,10 @@ def components_json(nnpatch, *arguments):
     done = nnpatch("components", *arguments, "--json")
     assert (done.code, done.err) == (0, "")
     found = done.json
-    assert list(found) == ["adapter", "model_type", "path", "layers", "kinds"]
+    keys = ["adapter", "model_type", "path", "layers", "kinds", "inferred", "missing"]
+    assert list(found) == keys
+    assert isinstance(found["inferred"], bool)
+    assert found["inferred"] or found["missing"] == {}
     layers = [layer for kind in found["kinds"] for layer in kind["layers"]]
     assert sorted(layers) == list(range(found["layers"]))
     for kind in found["kinds"]:
@@ -681,6 +702,8 @@ def test_components_as_json(nnpatch):
         "model_type": "llama",
         "path": "model.layers",
         "layers": 3,
+        "inferred": False,
+        "missing": {},
     }
     rows = rows_of(kind)
     assert list(rows) == COMPONENTS
@@ -1043,25 +1066,55 @@ def test_config_with_code_of_its_own_is_not_run(model_folder, refused, monkeypat
     assert asked == []
 
 
-def test_no_adapter_for_the_type(refused):
-    parts = ["'mamba'", "Llama3 of nnpatch-llama", "Gemma2 of nnpatch-gemma", "Mistral"]
-    refused("components", "mamba", parts=parts)
+def test_type_that_no_plugin_claims(nnpatch):
+    done = nnpatch("components", "mamba")
+    assert done.code == 0
+    assert done.lines[0] == "adapter Mamba, model type mamba"
+    told = "Inferred from a tiny random model: no plugin claims model_type 'mamba'."
+    assert done.lines[-5] == told
+    assert done.lines[-4] == "Not read off: q, k, v, o: mixer is not called attention."
+    assert done.lines[-1].endswith("nnpatch new-adapter mamba --model-type mamba")
+    found = components_json(nnpatch, "mamba")
+    assert found["inferred"]
+    assert list(found["missing"]) == ["q", "k", "v", "o", "attn", "mlp"]
 
 
-def test_no_adapter_beside_a_broken_plugin(install, refused):
+def test_type_that_no_plugin_claims_beside_a_broken_one(install, nnpatch):
     install("martian-models", "raise RuntimeError('at import')")
-    refused("components", "mamba", parts=["martian-models 1.2.3", "at import"])
+    done = nnpatch("components", "gpt2")
+    for part in ("Inferred from", "martian-models 1.2.3", "at import"):
+        assert part in done.out
 
 
-def test_no_adapter_where_plugins_are_limited(refused, monkeypatch):
+def test_type_whose_plugin_is_left_out(nnpatch, monkeypatch):
     monkeypatch.setenv("NNPATCH_PLUGINS", "")
-    refused("components", "llama", parts=["'llama'", "installed: none", "NNPATCH_PLUGINS"])
+    done = nnpatch("components", "llama")
+    assert done.code == 0
+    assert "nnpatch-llama has one, which NNPATCH_PLUGINS='' leaves out" in done.out
+
+
+def test_folder_of_a_type_that_no_plugin_claims(model_folder, nnpatch):
+    """What has no weights cannot be run: a tiny model of its type is, and the config is shown."""
+    folder = model_folder({"model_type": "gpt2", "n_embd": 48, "n_head": 6, "n_layer": 5})
+    found = components_json(nnpatch, folder)
+    assert (found["adapter"], found["inferred"], found["layers"]) == ("Gpt2", True, 5)
+    (kind,) = found["kinds"]
+    assert (rows_of(kind)["q"]["heads"], rows_of(kind)["q"]["width"]) == (6, 144)
+
+
+def test_folder_of_a_type_without_a_tiny_model(model_folder, refused, monkeypatch):
+    def none(model_type):
+        return tiny_model(model_type, hidden_size=4096)
+
+    monkeypatch.setattr("nnpatch_core.cli.components.tiny_model", none)
+    parts = ["no plugin claims model_type 'gpt2'", "'gpt2' has 2", "--adapter"]
+    refused("components", model_folder({"model_type": "gpt2"}), parts=parts)
 
 
 def test_two_adapters_for_one_type(install, nnpatch, refused):
     code = hook("register(DecoderAPI('Alpaca', ('llama',), decoder_components()))")
     install("other-llamas", code, version="7.0")
-    parts = ["'llama'", "'Alpaca' of other-llamas 7.0", "'Llama3' of nnpatch-llama"]
+    parts = ["'llama'", "'Alpaca' of other-llamas 7.0", "'Llama3' of nnpatch-llama", "--adapter"]
     refused("components", "llama", parts=parts)
     for name in ("Alpaca", "Llama3"):
         assert components_json(nnpatch, "llama", "--adapter", name)["adapter"] == name
@@ -1506,7 +1559,7 @@ def test_settings_of_the_tiny_model(tmp_path, nnpatch, monkeypatch):
         written.append(arguments[-1])
         return []
 
-    monkeypatch.setattr("nnpatch_core.cli.new_adapter.tiny_model", tiny)
+    monkeypatch.setattr("nnpatch_core.cli.models.tiny_model", tiny)
     monkeypatch.setattr("nnpatch_core.cli.new_adapter.write_package", write)
     given = ["num_hidden_layers=2", "hidden_act=relu", "attention_bias=true", "pad_token_id=null"]
     done = nnpatch(
@@ -1586,7 +1639,7 @@ def without_gradient(model_type, **settings):
 
 
 def test_family_that_fails_a_check(tmp_path, nnpatch, monkeypatch):
-    monkeypatch.setattr("nnpatch_core.cli.new_adapter.tiny_model", without_gradient)
+    monkeypatch.setattr("nnpatch_core.cli.models.tiny_model", without_gradient)
     arguments = ["new-adapter", "new", "--model-type", "llama", "--output"]
     done = nnpatch(*arguments, tmp_path / "one", "--json")
     assert (done.code, done.err) == (1, "")

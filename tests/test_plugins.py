@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from nnpatch_core import DecoderAPI, Sites, activation_patching, decoder_components
-from nnpatch_core.errors import AdapterError, PatchingError, PluginWarning, UnknownNameError
+from nnpatch_core.errors import (
+    AdapterError,
+    AdapterWarning,
+    PatchingError,
+    PluginWarning,
+    UnknownNameError,
+)
 from nnpatch_core.metrics import logit_difference
 from nnpatch_core.plugins import find_adapter, find_metric, find_seq_pos, hookspecs, load_plugins
 from nnpatch_core.testing import tiny_api, tiny_model
@@ -94,6 +100,7 @@ def test_own_plugins_are_discovered():
         ("Gemma", "gemma"),
         ("Gemma2", "gemma2"),
         ("Gemma3", "gemma3_text"),
+        ("Gemma3Vision", "gemma3"),
     ],
 )
 def test_own_adapters_are_found_by_name_and_by_model(name, model_type):
@@ -252,6 +259,75 @@ def test_metric_of_a_plugin_is_among_the_known_names(install):
     install("more-metrics", METRICS)
     with pytest.raises(UnknownNameError, match=r"'small'; there are above_target,.* largest,"):
         find_metric("small")
+
+
+INFERRING = """
+    from nnpatch_core import DecoderAPI, decoder_components, hookimpl
+
+    @hookimpl
+    def infer_model_api(model, lacks):
+        if model.config.model_type != "martian":
+            return None
+        lacks("q", "Martians ask nothing")
+        components = decoder_components()
+        del components["q"]
+        return DecoderAPI("Martian", ("martian",), components)
+"""
+
+
+def test_infer_model_api(install):
+    install("martian-models", INFERRING)
+    model = tiny_model()
+    model.config.model_type = "martian"
+    with pytest.warns(AdapterWarning) as caught:
+        out = sweep(Sites("k"), None, model)
+    (warning,) = caught
+    assert warning.filename == __file__
+    for part in ("'martian'", "adapter 'Martian'", "k (2 heads)", "q: Martians ask nothing"):
+        assert part in str(warning.message)
+    torch.testing.assert_close(out["k"], sweep(Sites("k"), tiny_api())["k"], rtol=0, atol=0)
+    # What it passes on is inferred by ours.
+    with pytest.warns(AdapterWarning, match="adapter 'Gpt2'"):
+        assert find_adapter(None, tiny_model("gpt2")).layers == "transformer.h"
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("'Martian'", "TypeError: an adapter must be a ModelAPI, got 'Martian'"),
+    ],
+)
+def test_inferring_that_fails_harms_nobody(install, value, part):
+    code = f"""
+        from nnpatch_core import hookimpl
+
+        @hookimpl
+        def infer_model_api(model):
+            return {value}
+    """
+    install("martian-models", code)
+    with (
+        pytest.warns(AdapterWarning, match="adapter 'Gpt2'"),
+        pytest.warns(PluginWarning, match=rf"martian-models 1.2.3: hook infer_model_api .*{part}"),
+    ):
+        assert find_adapter(None, tiny_model("gpt2")).name == "Gpt2"
+    # It is not asked about a model that has an adapter.
+    assert find_adapter(None, tiny_model("llama")).name == "Llama3"
+
+
+def test_inferring_that_refuses(install):
+    code = """
+        from nnpatch_core import hookimpl
+        from nnpatch_core.errors import AdapterError
+
+        @hookimpl
+        def infer_model_api(model):
+            raise AdapterError("Martians are secret")
+    """
+    install("martian-models", code)
+    with pytest.raises(AdapterError, match=r"'gpt2'.*Martians are secret; pass an adapter as api="):
+        find_adapter(None, tiny_model("gpt2"))
 
 
 # Broken plugins ---------------------------------------------------------------------------------
@@ -442,15 +518,15 @@ def test_failures_can_be_had_without_warnings(install):
     assert isinstance(failure.error, RuntimeError)
 
 
-def test_broken_plugin_is_named_where_no_adapter_is_found(install):
+def test_broken_plugin_is_named_where_an_adapter_is_inferred(install):
     install("martian-models", "raise RuntimeError('on import')")
     model = tiny_model()
     model.config.model_type = "martian"
     with (
         pytest.warns(PluginWarning),
-        pytest.raises(AdapterError, match=r"'martian'.*Llama3 of .*martian-models.*on import"),
+        pytest.warns(AdapterWarning, match=r"'martian'.*martian-models.*on import"),
     ):
-        find_adapter(None, model)
+        assert find_adapter(None, model).name == "Martian"
 
 
 # Conflicts --------------------------------------------------------------------------------------
@@ -574,8 +650,10 @@ def test_environment_variable_that_names_nobody(monkeypatch):
 
 def test_model_whose_plugin_is_left_out(monkeypatch):
     monkeypatch.setenv("NNPATCH_PLUGINS", "gemma")
-    with pytest.raises(AdapterError, match=r"'llama'.*Gemma2 of .*NNPATCH_PLUGINS"):
-        find_adapter(None, tiny_model())
+    with pytest.warns(
+        AdapterWarning, match=r"nnpatch-llama has one, which NNPATCH_PLUGINS='gemma'"
+    ):
+        assert find_adapter(None, tiny_model()).name == "Llama"
     with pytest.raises(UnknownNameError, match=r"'Llama3'; there are .*Gemma2"):
         find_adapter("Llama3")
 

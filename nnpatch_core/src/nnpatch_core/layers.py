@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnpatch_core._arguments import shown
 from nnpatch_core._integers import strict_int
 from nnpatch_core.components import COMPONENT_NAMES, Component, canonical_name
 from nnpatch_core.errors import AdapterError, HeadError, LayerError, UnknownNameError
 from nnpatch_core.heads import Heads, consecutive
 from nnpatch_core.model_api import ModelAPI, Table
+
+#: Columns that an error shows.
+_SHOWN = 64
 
 
 def tables(api: ModelAPI) -> list[Table]:
@@ -32,7 +36,7 @@ def find_component(api: ModelAPI, name: str) -> Component:
         UnknownNameError: no such component, or this adapter lacks it.
     """
     if not isinstance(name, str):
-        raise UnknownNameError(f"a component is named by a string, got {name!r}")
+        raise UnknownNameError(f"a component is named by a string, got {shown(name)}")
     for table in tables(api):
         if canonical_name(name) in table:
             return table[canonical_name(name)]
@@ -123,16 +127,13 @@ def head_columns(
     row = row_of(api, model, layer, name)
     if row.heads is None:
         return None
-    misfit = f"adapter {api.name!r} does not fit {described(model)}: component {name!r}"
+    misfit = _misfit(api, model, name)
     if row.columns is None:
-        count = api.n_heads(model.config, row.heads, layer)
-        if width % count:
-            raise AdapterError(f"{misfit} is {width} wide, which does not split into {count} heads")
-        return consecutive(width, count)
+        return consecutive(width, _split(api, model, layer, row, width, misfit))
     heads = heads_of(api, model, layer)
     count = heads.count(row.heads)
     try:
-        columns = torch.as_tensor(row.columns(width, heads))
+        columns = torch.as_tensor(row.columns(width, heads), device="cpu")
     except (RuntimeError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
         raise AdapterError(
             f"{misfit} is {width} wide, which does not split into {count} heads: {error}"
@@ -142,10 +143,32 @@ def head_columns(
             f"{misfit} must have its columns as [{count} heads, dim], got {list(columns.shape)}"
         )
     if columns.is_floating_point() or columns.min() < 0 or columns.max() >= width:
-        raise AdapterError(f"{misfit} is {width} wide, and its columns are {columns.tolist()}")
-    if len(set(columns.flatten().tolist())) < columns.numel():
-        raise AdapterError(f"{misfit} has a column twice: {columns.tolist()}")
+        raise AdapterError(f"{misfit} is {width} wide, and its columns are {_shown(columns)}")
+    if columns.flatten().long().bincount().max() > 1:
+        raise AdapterError(f"{misfit} has a column twice: {_shown(columns)}")
     return columns
+
+
+def _misfit(api: ModelAPI, model: nn.Module, name: str) -> str:
+    return f"adapter {api.name!r} does not fit {described(model)}: component {name!r}"
+
+
+def _shown(columns: Tensor) -> str:
+    """Some columns, in an error: of a wide component they would fill the screen."""
+    if columns.numel() <= _SHOWN:
+        return f"{columns.tolist()}"
+    return f"{columns.flatten()[:_SHOWN].tolist()} and so on"
+
+
+def _split(
+    api: ModelAPI, model: nn.Module, layer: int, row: Component, width: int, misfit: str
+) -> int:
+    """The number of heads, if a width splits into them, one after the other."""
+    assert row.heads is not None
+    count = api.n_heads(model.config, row.heads, layer)
+    if count == 0 or width % count:
+        raise AdapterError(f"{misfit} is {width} wide, which does not split into {count} heads")
+    return count
 
 
 def check_layer(layer: Any, count: int) -> int:
@@ -172,9 +195,20 @@ def check_head(head: Any, name: str, component: Component, count: int | None = N
 
 def check_fits(api: ModelAPI, model: nn.Module) -> None:
     """Raise `AdapterError` unless every component of `api` is to be found in its layers."""
-    for index, layer in enumerate(_layers(api, model)):
-        for name, component in table_of(api, model, index).items():
+    layers = _layers(api, model)
+    if not len(layers):
+        raise AdapterError(f"{described(model)} has no layers: the list at {api.layers!r} is empty")
+    for index, layer in enumerate(layers):
+        table = table_of(api, model, index)
+        for name, component in table.items():
             _check_component(api, model, index, layer, name, component)
+        if {"query", "key_value"} <= {row.heads for row in table.values()}:
+            heads = heads_of(api, model, index)
+            if heads.query % heads.key_value:
+                raise AdapterError(
+                    f"{described(model)} has {heads.query} query heads in layer {index}, which "
+                    f"{heads.key_value} key/value heads cannot share"
+                )
 
 
 def _check_component(
@@ -193,8 +227,11 @@ def _check_component(
             f"{component.module!r}, and layer {index} ({type(layer).__name__}) has {children}"
         )
     width = getattr(module, f"{'in' if component.side == 'input' else 'out'}_features", None)
-    if isinstance(width, int):
+    if isinstance(width, int) and component.columns is not None:
         head_columns(api, model, index, name, width)
+    elif isinstance(width, int) and component.heads is not None:
+        # Whether it splits is told without the columns, which a wide component has many of.
+        _split(api, model, index, component, width, _misfit(api, model, name))
 
 
 def _kinds(api: ModelAPI) -> Mapping[str, Table]:
@@ -205,9 +242,12 @@ def _kinds(api: ModelAPI) -> Mapping[str, Table]:
 def _layers(api: ModelAPI, model: nn.Module) -> nn.ModuleList:
     layers = _child(model, api.layers)
     if not isinstance(layers, nn.ModuleList):
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        known = model_type is None or model_type in api.model_types
         raise AdapterError(
             f"adapter {api.name!r} does not fit {described(model)}: it has no list of layers at "
             f"{api.layers!r}"
+            + ("" if known else f"; it is for {', '.join(api.model_types)}, and api=None finds one")
         )
     return layers
 

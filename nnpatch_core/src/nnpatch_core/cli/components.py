@@ -11,12 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core._models import input_device
-from nnpatch_core.cli.models import MODEL_HELP, find_api, weightless
-from nnpatch_core.cli.output import say, say_json, say_table
+from nnpatch_core.cli.models import INSTEAD, MODEL_HELP, find_api, weightless
+from nnpatch_core.cli.output import UsageError, say, say_json, say_table
 from nnpatch_core.components import Component
+from nnpatch_core.errors import PatchingError
 from nnpatch_core.layers import check_fits, heads_of, n_layers, table_of
 from nnpatch_core.model_api import ModelAPI
-from nnpatch_core.plugins.lookup import find_adapter
+from nnpatch_core.plugins import Registry, load_plugins
+from nnpatch_core.plugins.inferring import (
+    Inferred,
+    infer,
+    not_read_off,
+    package_command,
+    why_unclaimed,
+)
+from nnpatch_core.plugins.lookup import claimed
+from nnpatch_core.testing.models import tiny_model
 
 
 def add_to(commands: Any) -> None:
@@ -25,7 +35,8 @@ def add_to(commands: Any) -> None:
         "components",
         help="show where the components of a model are",
         description="Show the table of an adapter on a model: module paths, shapes and heads of "
-        "each component. No weights are loaded.",
+        "each component. No weights are loaded. Where no plugin claims the model's type, the "
+        "adapter is inferred from a tiny random model of that type.",
     )
     parser.add_argument("model", metavar="MODEL_OR_CONFIG", help=MODEL_HELP)
     parser.add_argument(
@@ -39,9 +50,9 @@ def add_to(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> bool:
     """Print the table."""
-    model = weightless(arguments.model)
-    name = arguments.adapter
-    api = find_adapter(None, model) if name is None else find_api(name)
+    registry = load_plugins(report=False)
+    model = weightless(arguments.model, _instead(arguments, registry))
+    api, inferred = _adapter(arguments.adapter, model, registry)
     check_fits(api, model)
     kinds = _kinds(api, model)
     config: Any = model.config
@@ -56,12 +67,15 @@ def run(arguments: argparse.Namespace) -> bool:
                     {"layers": layers, "components": _rows(api, model, layers[0])}
                     for layers in kinds
                 ],
+                "inferred": inferred is not None,
+                "missing": {} if inferred is None else dict(inferred.missing),
             }
         )
         return True
     say(f"adapter {api.name}, model type {config.model_type}")
     for layers in kinds:
-        say(f"\n{api.layers}.N, {_ranges(layers)}")
+        say()
+        say(f"{api.layers}.N, {_ranges(layers)}")
         rows = [
             (
                 row["component"],
@@ -73,7 +87,49 @@ def run(arguments: argparse.Namespace) -> bool:
             for row in _rows(api, model, layers[0])
         ]
         say_table(("component", "module", "side", "shape", "heads"), rows, "  ")
+    if inferred is not None:
+        _say_how(inferred, config.model_type)
     return True
+
+
+def _instead(arguments: argparse.Namespace, registry: Registry) -> str:
+    """What to do about a type that there is no tiny model of."""
+    types = [each for found in registry.adapters for each in found.value.model_types]
+    if arguments.adapter is not None or arguments.model in types:
+        return INSTEAD
+    return f"{INSTEAD}; and its adapter with --adapter, as no plugin has one"
+
+
+def _adapter(
+    name: str | None, model: nn.Module, registry: Registry
+) -> tuple[ModelAPI, Inferred | None]:
+    """The adapter of that name, or the one of the model's type; how it was inferred, if it was."""
+    if name is not None:
+        return find_api(name), None
+    instead = "name an adapter with --adapter, a registered name or module:attribute"
+    api = claimed(model, registry, "choose one with --adapter")
+    if api is not None:
+        return api, None
+    if any(weight.is_meta for weight in model.parameters()):
+        # What has no weights cannot be run; a tiny model of its type has the same modules.
+        config: Any = model.config
+        try:
+            model = tiny_model(config.model_type)
+        except PatchingError as error:
+            why = f"{why_unclaimed(model, registry)}; and none can be inferred: {error}; {instead}"
+            raise UsageError(why) from error
+    inferred = infer(model, registry, instead)
+    return inferred.adapter, inferred
+
+
+def _say_how(inferred: Inferred, model_type: str) -> None:
+    say()
+    say(f"Inferred from a tiny random model: {inferred.unclaimed}.")
+    for line in not_read_off(inferred):
+        say(f"Not read off: {line}.")
+    command = package_command(model_type)
+    if command is not None:
+        say(f"To keep it as a package: {command}")
 
 
 def _kinds(api: ModelAPI, model: nn.Module) -> list[list[int]]:
@@ -136,7 +192,7 @@ def _run(model: nn.Module) -> None:
     # Making a mask looks at values, which is impossible without; most take one that is made.
     made = {
         "position_ids": torch.zeros_like(tokens),
-        "attention_mask": torch.zeros(1, 1, 2, 2, device=device),
+        "attention_mask": torch.zeros(1, 1, 2, 2, dtype=torch.float32, device=device),
     }
     for arguments in (made, {}) if device.type == "meta" else ({},):
         try:

@@ -7,12 +7,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from importlib import metadata
 
+from nnpatch_core._printable import printable
 from nnpatch_core._upstream import disable_progress_bar
 from nnpatch_core.cli import check, components, new_adapter, plugins
-from nnpatch_core.cli.output import UsageError
+from nnpatch_core.cli.output import UsageError, first_line, only_ours
 from nnpatch_core.errors import PatchingError
 
 _COMMANDS = (plugins, components, check, new_adapter)
@@ -27,15 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0; 1 where a check or a plugin fails; 2 where the command cannot be carried
         out, which is then said in one line on the standard error.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with warnings.catch_warnings():
+        with only_ours(), warnings.catch_warnings():
             # What is wrong with plugins and models is in the output of the commands.
             warnings.simplefilter("ignore")
             done: bool = arguments.run(arguments)
-            sys.stdout.flush()
+        sys.stdout.flush()
     except (PatchingError, UsageError) as error:
         return _refused(str(error))
     except BrokenPipeError:
@@ -49,13 +51,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return OK if done else FAILED
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments; a misspelled command or option is an error that says what is like it."""
+    parser, commands = _parser()
+    if argv and not argv[0].startswith("-") and argv[0] not in commands:
+        parser.error(
+            f"unknown command {argv[0]!r}; there are {', '.join(commands)}"
+            f"{_hint(argv[:1], commands)}"
+        )
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        chosen = commands[argv[0]]
+        options = [name for action in chosen._actions for name in action.option_strings]
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown, options)}")
+    return arguments
+
+
+def _hint(words: Sequence[str], known: Iterable[str]) -> str:
+    names = list(known)
+    like = [match for word in words for match in get_close_matches(word.partition("=")[0], names)]
+    return f" (did you mean {' or '.join(dict.fromkeys(like))}?)" if like else ""
+
+
 def _refused(reason: str) -> int:
-    # What follows a first line is for other readers, such as a list of all classes there are.
-    sys.stderr.write(f"nnpatch: error: {reason.strip().partition(chr(10))[0]}\n")
+    sys.stderr.write(f"nnpatch: error: {printable(first_line(reason))}\n")
     return USAGE
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser, and that of each command."""
     parser = argparse.ArgumentParser(
         prog="nnpatch",
         description="Activation patching on Hugging Face language models: plugins and adapters.",
@@ -66,4 +90,4 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_to(commands)
-    return parser
+    return parser, commands.choices

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnpatch_core._upstream import AutoConfig, AutoModelForCausalLM
-from nnpatch_core.cli.output import UsageError
+from nnpatch_core._sizes import bounded, check_config
+from nnpatch_core._upstream import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from nnpatch_core.cli.output import UsageError, first_line
+from nnpatch_core.errors import AdapterError
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.lookup import find_adapter
 from nnpatch_core.testing.models import causal_model_types, tiny_model
@@ -38,12 +40,16 @@ def find_api(name: str) -> ModelAPI:
     return find_adapter(found)
 
 
-def weightless(name: str) -> nn.Module:
+#: What to name in place of a type that there is no tiny model of.
+INSTEAD = "name a folder with a config.json of that type, or a model on the hub"
+
+
+def weightless(name: str, advice: str = INSTEAD) -> nn.Module:
     """A model without weights, on the device "meta"; a tiny one, with weights, for a type."""
     if name in causal_model_types():
-        return tiny_model(name)
+        return tiny(name, advice)
     config = _read(AutoConfig, _folder(name))
-    with torch.device("meta"):
+    with torch.device("meta"), bounded():
         # Nothing is computed; but in this type the kernels of mixtures of experts give a shape.
         model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
     return model
@@ -52,9 +58,17 @@ def weightless(name: str) -> nn.Module:
 def loaded(name: str) -> nn.Module:
     """A model with its weights, in float32; a tiny random one for a model type."""
     if name in causal_model_types():
-        return tiny_model(name)
+        return tiny(name, "name a folder with a model of that type, or one on the hub, as MODEL")
     model: nn.Module = _read(AutoModelForCausalLM, _folder(name), dtype=torch.float32)
     return model
+
+
+def tiny(model_type: str, advice: str, **settings: Any) -> nn.Module:
+    """A tiny random model of a type; where there is none, an error with advice for this command."""
+    try:
+        return tiny_model(model_type, **settings)
+    except AdapterError as error:
+        raise UsageError(f"{error}; {advice}") from error
 
 
 def _folder(name: str) -> str:
@@ -65,10 +79,14 @@ def _folder(name: str) -> str:
 
 def _read(loader: Any, name: str, **options: Any) -> Any:
     try:
+        # Before the config's class makes lists with an entry for each layer.
+        check_config(PreTrainedConfig.get_config_dict(name)[0])
         # Without an answer to whether to run the folder's own code, transformers would ask.
         return loader.from_pretrained(name, trust_remote_code=False, **options)
+    except AdapterError as error:
+        raise UsageError(f"{name!r} cannot be loaded as a model: {error}") from error
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        reason = first_line(str(error))
         like = get_close_matches(name, causal_model_types())
         hint = f" (did you mean {' or '.join(like)}?)" if like else ""
         raise UsageError(

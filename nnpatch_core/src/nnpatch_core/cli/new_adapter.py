@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import keyword
+import shlex
 from pathlib import Path
 from typing import Any
 
+from nnpatch_core.cli.models import tiny
 from nnpatch_core.cli.output import UsageError, say, say_json
 from nnpatch_core.infer import put_to_test, read_model
 from nnpatch_core.layers import component_names
 from nnpatch_core.scaffold import package_names, write_package
-from nnpatch_core.testing.models import tiny_model
 
 
 def add_to(commands: Any) -> None:
@@ -63,7 +64,8 @@ def run(arguments: argparse.Namespace) -> bool:
     folder = arguments.output or Path(names.distribution)
     if folder.exists():
         raise UsageError(f"{folder} exists already: nothing is overwritten")
-    model = tiny_model(arguments.model_type, **settings)
+    advice = "give settings that fit by --config KEY=VALUE, such as --config num_hidden_layers=2"
+    model = tiny(arguments.model_type, advice, **settings)
     read = read_model(model, names.adapter)
     adapter, results = put_to_test(read.adapter, model)
     files = write_package(folder, names, adapter, read.missing, results, settings)
@@ -94,5 +96,6 @@ def run(arguments: argparse.Namespace) -> bool:
     if not failed:
         passed = sum(result.status == "passed" for result in results)
         say(f"It passes the {passed} checks of the kit that apply to it.")
-    say(f"Next: pip install -e '{folder}[test]' && pytest {folder}")
+    package, place = shlex.quote(f"{folder}[test]"), shlex.quote(str(folder))
+    say(f"Next: pip install -e {package} && pytest {place}")
     return not failed

@@ -50,10 +50,13 @@ def _print(registry: Registry) -> None:
     limit = os.environ.get(ENVIRONMENT_VARIABLE)
     if limit is not None:
         unknown = f"; not installed: {', '.join(registry.unknown)}" if registry.unknown else ""
-        say(f"Limited by {ENVIRONMENT_VARIABLE}={limit!r}{unknown}.\n")
+        say(f"Limited by {ENVIRONMENT_VARIABLE}={limit!r}{unknown}.")
+        say()
     if not registry.plugins and not registry.failures:
-        hint = "installed" if limit is None else "loaded"
-        say(f"No plugin is {hint}. nnpatch-llama is one: pip install nnpatch-llama")
+        if limit is None:
+            say("No plugin is installed. nnpatch-llama is one: pip install nnpatch-llama")
+        else:
+            say("No plugin is loaded: the limit leaves all of them out.")
     rows = []
     for plugin in registry.plugins:
         own = _registered(registry, plugin)
@@ -70,7 +73,8 @@ def _print(registry: Registry) -> None:
         header = ("plugin", "version", "adapters (model types)", "strategies, metrics", "hooks")
         say_table(header, rows)
     for failure in registry.failures:
-        say(f"\nFailed: {failure}")
+        say()
+        say(f"Failed: {failure}")
 
 
 def _listed(values: Any) -> str:

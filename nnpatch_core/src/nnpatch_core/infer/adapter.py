@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 from torch import nn
 
-from nnpatch_core._models import module_of
+from nnpatch_core._models import in_one_thread, module_of, with_weights
 from nnpatch_core.components import COMPONENT_NAMES, Component
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.infer.blocks import find_blocks
@@ -46,6 +46,7 @@ class _Layer:
     missing: dict[str, str]
 
 
+@in_one_thread
 def infer_adapter(nnmodel: Any, name: str | None = None) -> DecoderAPI:
     """An adapter for a model that no plugin knows, read off its modules and what they do.
 
@@ -66,12 +67,22 @@ def infer_adapter(nnmodel: Any, name: str | None = None) -> DecoderAPI:
         >>> adapter.layers, adapter.components["k"].columns
         ('transformer.h', Fused(part='k'))
     """
-    adapter, results = put_to_test(read_model(nnmodel, name).adapter, nnmodel)
+    return checked(read_model(nnmodel, name).adapter, nnmodel)
+
+
+def checked(adapter: DecoderAPI, nnmodel: Any) -> DecoderAPI:
+    """An inferred adapter, with what its model cannot do declared.
+
+    Raises:
+        AdapterError: a check fails; it says which.
+    """
+    adapter, results = put_to_test(adapter, nnmodel)
     failed = [f"{result.check}: {result.reason}" for result in results if not result.ok]
     if failed:
         raise AdapterError(
             f"the adapter inferred for {described(module_of(nnmodel))} fails "
-            f"{len(failed)} of {len(results)} checks: {'; '.join(failed)}"
+            f"{len(failed)} of {len(results)} checks: {'; '.join(failed)}. If it is a causal "
+            "language model that gives the same numbers twice, write its DecoderAPI by hand"
         )
     return adapter
 
@@ -80,6 +91,7 @@ def infer_adapter(nnmodel: Any, name: str | None = None) -> DecoderAPI:
 _DECLARED = {"padding": "check_padding", "cone": "check_cone_equals_full"}
 
 
+@in_one_thread
 def put_to_test(adapter: DecoderAPI, nnmodel: Any) -> tuple[DecoderAPI, list[Result]]:
     """An inferred adapter, with what its model cannot do declared, and its checks."""
     layers = _sample(adapter, module_of(nnmodel))
@@ -92,6 +104,7 @@ def put_to_test(adapter: DecoderAPI, nnmodel: Any) -> tuple[DecoderAPI, list[Res
     return adapter, results
 
 
+@in_one_thread
 def read_model(nnmodel: Any, name: str | None = None) -> Inference:
     """Read an adapter off a model, without any check of it.
 
@@ -104,6 +117,7 @@ def read_model(nnmodel: Any, name: str | None = None) -> Inference:
     if model_type is None:
         raise AdapterError(f"{described(model)} has no config with a model_type")
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    model = with_weights(nnmodel)
     prompts = random_prompts(model)[0]
     try:
         lists = capture(model, prompts)

@@ -7,20 +7,28 @@ from typing import Any
 
 from torch import Tensor
 
+from nnpatch_core._arguments import shown
 from nnpatch_core._models import module_of, pad_id, vocab_size
 from nnpatch_core.batch import Batch, make_batch
 from nnpatch_core.errors import MaskError, TokensError
+from nnpatch_core.prompts import PromptPairs
 
 
-def read_batch(nnmodel: Any, name: str, tokens: Any, mask: Any = None) -> Batch:
-    """Tokens and mask of the argument `name`, left-padded.
+def read_batch(
+    nnmodel: Any,
+    name: str,
+    tokens: Any,
+    mask: Any = None,
+    remedy: str = "pass attention_mask=",
+) -> Batch:
+    """Tokens and mask of the argument `name`, left-padded; `remedy` is how to give a mask.
 
     Raises:
         TokensError, MaskError: they are malformed, or not of the model's vocabulary.
     """
     model = module_of(nnmodel)
     sizes = {"vocab_size": vocab_size(model), "pad_id": pad_id(nnmodel, model)}
-    return make_batch(name, tokens, mask, **sizes)
+    return make_batch(name, tokens, mask, remedy=remedy, **sizes)
 
 
 def read_batches(nnmodel: Any, name: str, batches: Any) -> Iterable[Batch]:
@@ -34,20 +42,26 @@ def read_batches(nnmodel: Any, name: str, batches: Any) -> Iterable[Batch]:
         if isinstance(batch, tuple) and len(batch) == 2:
             return read_batch(nnmodel, name, *batch)
         if not hasattr(batch, "keys"):
-            return read_batch(nnmodel, name, batch)
+            return read_batch(nnmodel, name, batch, remedy="give a batch as (tokens, mask)")
         if "input_ids" not in batch:
             raise TokensError(f"{name} has no 'input_ids', only {list(batch.keys())}")
-        return read_batch(nnmodel, name, batch["input_ids"], batch.get("attention_mask"))
+        mask = batch.get("attention_mask")
+        return read_batch(nnmodel, name, batch["input_ids"], mask, "give its 'attention_mask', too")
 
+    if isinstance(batches, PromptPairs):
+        raise TokensError(
+            f"{name} is a PromptPairs, which has two runs: pass the tokens and the mask of one, "
+            "(pairs.source_tokens, pairs.source_attention_mask), or a list of such tuples"
+        )
     if isinstance(batches, Tensor | tuple) or hasattr(batches, "keys"):
         return [read(batches)]
     if isinstance(batches, Sequence):
         if not batches:
             raise TokensError(f"{name} is empty; give at least one batch")
         return [read(batch) for batch in batches]
-    if not isinstance(batches, Iterable):
+    if not isinstance(batches, Iterable) or getattr(batches, "ndim", 1) == 0:
         raise TokensError(
-            f"{name} must be tokens [batch, seq] or an iterable of batches, got {batches!r}"
+            f"{name} must be tokens [batch, seq] or an iterable of batches, got {shown(batches)}"
         )
     return map(read, batches)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pluggy
+from torch import nn
 
 from nnpatch_core.metrics import Metric
 from nnpatch_core.model_api import ModelAPI
@@ -36,4 +37,12 @@ def register_metrics(register: Callable[[str, Callable[..., Any] | Metric], None
     """Add metrics: call `register(name, metric)`; it takes logits, and a context if it wants.
 
     The name of a built-in metric is refused.
+    """
+
+
+@hookspec(firstresult=True)
+def infer_model_api(model: nn.Module, lacks: Callable[[str, str], None]) -> ModelAPI | None:
+    """Read an adapter off a model whose type no plugin claims, and check it; None passes it on.
+
+    Call `lacks(component, why)` for each component that it does without.
     """

@@ -7,10 +7,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from nnpatch_core.errors import AdapterError, UnknownNameError
+from nnpatch_core._arguments import shown
+from nnpatch_core._warnings import warn
+from nnpatch_core.errors import AdapterError, AdapterWarning, UnknownNameError
 from nnpatch_core.metrics import BUILTIN_METRICS, Metric, with_context
 from nnpatch_core.model_api import ModelAPI
-from nnpatch_core.plugins.manager import ENVIRONMENT_VARIABLE, Registered, Registry, load_plugins
+from nnpatch_core.plugins.inferring import infer, told
+from nnpatch_core.plugins.manager import Registered, Registry, load_plugins
 from nnpatch_core.seq_pos import BUILTIN_SEQ_POS, SeqPos
 
 T = TypeVar("T")
@@ -43,11 +46,13 @@ def find_adapter(api: Any, model: nn.Module | None = None) -> ModelAPI:
 
     Args:
         api: an adapter, instance or class; its registered name; or None, for the one that a
-            plugin registers for the model's type.
+            plugin registers for the model's type. Where none does, one is inferred from the model,
+            which runs it many times, and an `AdapterWarning` says what was found.
         model: the Hugging Face model; needed where `api` is None.
 
     Raises:
-        AdapterError: `api` is no adapter, or none, or several, are registered for the model.
+        AdapterError: `api` is no adapter; several are registered for the model; or none is, and
+            none can be inferred, or what was inferred fails a check.
         UnknownNameError: no adapter of that name, or two.
     """
     if api is None:
@@ -62,45 +67,51 @@ def find_adapter(api: Any, model: nn.Module | None = None) -> ModelAPI:
         ) from error
     if not isinstance(instance, ModelAPI):
         raise AdapterError(
-            f"api must be an adapter, the name of one or None, got {api!r}; an adapter has "
+            f"api must be an adapter, the name of one or None, got {shown(api)}; an adapter has "
             "name, model_types, layers, components and n_heads"
         )
     return instance
 
 
 def _adapter_for(model: nn.Module | None) -> ModelAPI:
+    if model is None:
+        raise AdapterError(
+            "api=None finds an adapter by a model, and there is none here: pass an adapter, such "
+            "as that of infer_adapter(model), or the name of one"
+        )
+    registry = load_plugins()
+    adapter = claimed(model, registry, "choose one with api=")
+    if adapter is not None:
+        return adapter
+    inferred = infer(model, registry, "pass an adapter as api=")
+    warn(told(inferred, model), AdapterWarning)
+    return inferred.adapter
+
+
+def claimed(model: nn.Module, registry: Registry, choice: str) -> ModelAPI | None:
+    """The adapter that a plugin registers for the model's type; None if none does.
+
+    Args:
+        model: the Hugging Face model.
+        registry: the plugins.
+        choice: how to choose one of several where this is called, for an error.
+
+    Raises:
+        AdapterError: several do, or the model has no type.
+    """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type is None:
         raise AdapterError(
-            f"api=None finds the adapter by config.model_type, which {type(model).__name__} "
-            "does not have; name an adapter"
+            f"api=None finds an adapter by config.model_type, which {type(model).__name__} does "
+            "not have: name an adapter, or pass one"
         )
-    registry = load_plugins()
     claims = [found for found in registry.adapters if model_type in found.value.model_types]
-    if len(claims) == 1:
-        return claims[0].value
-    if claims:
+    if len(claims) > 1:
         rivals = " and ".join(f"{found.name!r} of {found.plugin}" for found in claims)
         raise AdapterError(
-            f"{len(claims)} adapters claim model_type {model_type!r}: {rivals}; "
-            "choose one with api="
+            f"{len(claims)} adapters claim model_type {model_type!r}: {rivals}; {choice}"
         )
-    raise AdapterError(
-        f"no adapter for model_type {model_type!r}. {_inventory(registry)} "
-        "Install the plugin of that family; or write an adapter, a DecoderAPI that names where "
-        "each component lives, passed as api= or registered by the hook register_model_apis; or "
-        "try api=infer_adapter(model), which reads one off the model and checks it."
-    )
-
-
-def _inventory(registry: Registry) -> str:
-    lines = [
-        f"{found.name} of {found.plugin} (for {', '.join(found.value.model_types)})"
-        for found in registry.adapters
-    ]
-    failed = "".join(f" {failure}." for failure in registry.failures)
-    installed = "; ".join(lines) or "none"
-    return f"Adapters installed: {installed} (limited by {ENVIRONMENT_VARIABLE}, if set).{failed}"
+    return claims[0].value if claims else None
 
 
 def _find(kind: str, name: str, builtin: Iterable[str], registered: Iterable[Registered[T]]) -> T:

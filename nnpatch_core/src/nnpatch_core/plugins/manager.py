@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from collections.abc import Callable, Container, Iterable
@@ -20,6 +21,10 @@ from nnpatch_core.seq_pos import BUILTIN_SEQ_POS
 
 #: Limits what is loaded: entry-point or distribution names, separated by commas; empty is none.
 ENVIRONMENT_VARIABLE = "NNPATCH_PLUGINS"
+#: Modules of our own that implement hooks as plugins do; they are there whatever it is limited to.
+_BUILTIN = ("nnpatch_core.infer",)
+
+_INFER = "infer_model_api"
 
 T = TypeVar("T")
 
@@ -80,13 +85,15 @@ class Failure:
 class Registry:
     """What the installed plugins offer, and which of them failed.
 
-    `unknown` has the names that `NNPATCH_PLUGINS` limits them to but that are not installed.
+    `inferring` has what reads an adapter off a model, ours last. `unknown` has the names that
+    `NNPATCH_PLUGINS` limits them to but that are not installed.
     """
 
     plugins: tuple[Plugin, ...] = ()
     adapters: tuple[Registered[ModelAPI], ...] = ()
     seq_pos: tuple[Registered[Callable[..., Any]], ...] = ()
     metrics: tuple[Registered[Callable[..., Any]], ...] = ()
+    inferring: tuple[Registered[Callable[..., Any]], ...] = ()
     failures: tuple[Failure, ...] = ()
     unknown: tuple[str, ...] = ()
 
@@ -131,11 +138,13 @@ def load_plugins(report: bool = True) -> Registry:
             failures.append(failure)
             if report:
                 warn(str(failure), PluginWarning)
+    inferring = [_inferring(manager, plugin) for plugin in loaded if _INFER in plugin.hooks]
     return Registry(
         plugins=tuple(loaded),
         adapters=tuple(collected.adapters),
         seq_pos=tuple(collected.seq_pos),
         metrics=tuple(collected.metrics),
+        inferring=(*inferring, *map(_builtin, _BUILTIN)),
         failures=tuple(failures),
         unknown=tuple(unknown),
     )
@@ -232,14 +241,39 @@ def _registered_name(plugin: Plugin) -> str:
     return f"{plugin.distribution}:{plugin.name}"
 
 
+def _only(manager: pluggy.PluginManager, plugin: Plugin, hook: str) -> pluggy.HookCaller:
+    """The hook, as far as this plugin implements it."""
+    others = [
+        other for name, other in manager.list_name_plugin() if name != _registered_name(plugin)
+    ]
+    return manager.subset_hook_caller(hook, others)
+
+
+def _inferring(manager: pluggy.PluginManager, plugin: Plugin) -> Registered[Callable[..., Any]]:
+    return Registered(_INFER, _only(manager, plugin, _INFER), plugin)
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("nnpatch-core")
+    except metadata.PackageNotFoundError:  # vendored, or a source tree that nobody installed
+        return "of unknown version"
+
+
+def _builtin(module: str) -> Registered[Callable[..., Any]]:
+    # By name, and not before it is needed: what it is made of looks up plugins itself.
+    plugin = Plugin("built in", "nnpatch-core", _own_version(), module, (_INFER,))
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(importlib.import_module(module), name=_registered_name(plugin))
+    return _inferring(manager, plugin)
+
+
 def _call_hooks(
     manager: pluggy.PluginManager, plugin: Plugin, collected: _Collected
 ) -> Failure | None:
     """Call the hooks of this plugin alone; what it registers counts only if all of them succeed."""
     own = _Collected()
-    others = [
-        other for name, other in manager.list_name_plugin() if name != _registered_name(plugin)
-    ]
     registers = {
         "register_model_apis": _adapter_register(plugin, own.adapters),
         "register_seq_pos": _named_register(plugin, own.seq_pos, BUILTIN_SEQ_POS),
@@ -247,7 +281,7 @@ def _call_hooks(
     }
     for hook, register in registers.items():
         try:
-            manager.subset_hook_caller(hook, others)(register=register)
+            _only(manager, plugin, hook)(register=register)
         except KeyboardInterrupt:
             raise
         except BaseException as error:

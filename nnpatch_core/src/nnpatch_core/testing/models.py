@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from nnpatch_core._sizes import bounded, check_config
 from nnpatch_core._upstream import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -67,6 +68,31 @@ _OFFERED: Mapping[str, Any] = {
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), _DIM),
 }
 _HYBRID = ("linear_attention", "full_attention", "linear_attention")
+#: Gemma 3's two halves, each with a config of its own.
+_GEMMA3_TEXT: Mapping[str, Any] = {
+    "vocab_size": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "hidden_size": _WIDTH,
+    "intermediate_size": _FEED_FORWARD,
+    "num_hidden_layers": _LAYERS,
+    "num_attention_heads": _HEADS,
+    "num_key_value_heads": 2,
+    "head_dim": _DIM,
+    "query_pre_attn_scalar": _DIM,
+    "max_position_embeddings": _LENGTH,
+    "sliding_window": 3,
+    "sliding_window_pattern": 2,
+}
+_GEMMA3_VISION: Mapping[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
 #: What a family needs besides; None takes an offer back.
 _FAMILIES: Mapping[str, Mapping[str, Any]] = {
     # In as many groups as it has by default, with more than one head in each.
@@ -74,6 +100,12 @@ _FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "falcon": {"head_dim": None},
     "gemma2": {"query_pre_attn_scalar": _DIM},
     "gemma3_text": {"query_pre_attn_scalar": _DIM, "sliding_window_pattern": 2},
+    "gemma3": {
+        "text_config": _GEMMA3_TEXT,
+        "vision_config": _GEMMA3_VISION,
+        "mm_tokens_per_image": 4,
+        **dict.fromkeys(("image_token_index", "boi_token_index", "eoi_token_index"), 63),
+    },
     "gpt_neo": {"attention_types": [[["global", "local", "global"], 1]], "window_size": 3},
     "qwen3_5_moe_text": {"layer_types": _HYBRID},
     "qwen3_5_text": {"layer_types": _HYBRID},
@@ -109,8 +141,8 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **config: Any) -> Pr
     """
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         types = causal_model_types()
-        named = model_type if isinstance(model_type, str) else ""
-        like = get_close_matches(named, types) or ("llama", "gpt2")
+        word = model_type if isinstance(model_type, str) else ""
+        like = get_close_matches(word, types) or ("llama", "gpt2")
         raise UnknownNameError(
             f"unknown family {model_type!r}: transformers {transformers.__version__} has "
             f"{len(types)} types of causal language models, such as {', '.join(like)}"
@@ -118,39 +150,55 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **config: Any) -> Pr
     # What transformers says of a config that is not a real one is of no use to anybody.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = _build(model_type, {**_settings(model_type), **config})
+        given = "these settings" if config else "generic settings"
+        model = _build(model_type, {**_settings(model_type), **config}, given)
     model.train(False)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=random) * _STD)
+            drawn = torch.randn(
+                parameter.shape, generator=random, dtype=torch.float32, device="cpu"
+            )
+            parameter.copy_(drawn * _STD)
     return model
 
 
-def _build(model_type: str, settings: Mapping[str, Any]) -> PreTrainedModel:
+def _build(model_type: str, settings: Mapping[str, Any], given: str) -> PreTrainedModel:
     try:
+        check_config(settings)
         # Without memory first: a setting of another name may leave a model of billions.
-        with torch.device("meta"):
+        with torch.device("meta"), bounded():
             built = _from_config(AutoConfig.for_model(model_type, **settings))
+    except AdapterError:
+        raise
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise AdapterError(
-            f"no tiny model of type {model_type!r} can be built with generic settings: {reason}"
+        raise _unfit(
+            f"no tiny model of type {model_type!r} can be built with {given}: {reason}"
         ) from error
-    size = sum(parameter.numel() for parameter in built.parameters())
+    size = sum(each.numel() for each in (*built.parameters(), *built.buffers()))
     if size > _MOST_PARAMETERS:
-        raise AdapterError(
-            f"a model of type {model_type!r} has {size} parameters with generic settings, and a "
-            f"tiny one at most {_MOST_PARAMETERS}: pass the settings that make it smaller"
+        raise _unfit(
+            f"a model of type {model_type!r} has {size} parameters and buffers with {given}, and a "
+            f"tiny one at most {_MOST_PARAMETERS}"
         )
     # A fresh config: building a model may change it.
     return _from_config(AutoConfig.for_model(model_type, **settings))
 
 
+def _unfit(reason: str) -> AdapterError:
+    error = AdapterError(reason)
+    # Apart, since it does not fit the command line, which has advice of its own.
+    error.add_note("tiny_model(model_type, key=value) sets what its config has under other names")
+    return error
+
+
 def _from_config(config: Any) -> PreTrainedModel:
     # Its weights are drawn anew; nobody's random numbers are to depend on that.
     with torch.random.fork_rng(devices=[]):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.float32
+        )
     return model
 
 
