@@ -53,7 +53,7 @@ def main() -> None:
         model,
         None,  # the adapter is found by the model's type, through the plugins
         Sites(SITES, seq_pos_type="each"),
-        **pairs.arguments(),
+        pairs,
         force_model_confidence=True,
     )
     if out.info["engine"] != "cone":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import html
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nnpatch_core._extras import extra
+from nnpatch_core._html import in_plotly
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.sites import Axis
 
@@ -19,10 +20,23 @@ _COLOURS = "RdBu"
 _NOT_SWEPT = "#dddddd"
 _TITLES = {"layer": "layer", "position": "token", "head": "head", "kv_head": "key/value head"}
 
+#: Inches: the widest picture, a column where there is room, and the least where there is not.
+_WIDEST, _COLUMN, _LEAST_COLUMN = 16.0, 0.42, 0.15
+#: Inches: a label of a column or row, and what is beside a panel and beside them all.
+_LABEL, _BESIDE, _BAR = 0.15, 1.1, 1.0
+#: Inches: a row, the lowest panel and the highest picture.
+_ROW, _LOWEST, _HIGHEST = 0.2, 3.0, 32.0
+_DOTS = 100
+#: The longest text at a column.
+_LETTERS = 24
+
 
 @attrs.frozen(eq=False)
 class Panel:
-    """One heatmap: `values[row, column]`, nan where nothing was swept."""
+    """One heatmap: `values[row, column]`, nan where nothing was swept.
+
+    `positions` says that columns are the positions of the prompts.
+    """
 
     name: str
     values: NDArray[np.float64]
@@ -30,6 +44,61 @@ class Panel:
     columns: tuple[str, ...]
     row_title: str
     column_title: str
+    positions: bool = False
+
+    def keep(self, columns: Sequence[int], labels: Sequence[str]) -> Panel:
+        """Some of the positions, with other labels."""
+        if not self.positions:
+            return self
+        kept = self.values[:, list(columns)]
+        return attrs.evolve(self, values=kept, columns=tuple(labels[n] for n in columns))
+
+
+@attrs.frozen(eq=False)
+class Columns:
+    """The positions of the prompts, as columns.
+
+    Args:
+        tokens: a label for each.
+        idle: for each why nothing was run there, in any panel; empty where something was.
+    """
+
+    tokens: tuple[str, ...]
+    idle: tuple[str, ...]
+
+
+@attrs.frozen
+class Grid:
+    """Panels in rows and columns; sizes in inches."""
+
+    rows: int
+    across: int
+    width: float
+    height: float
+    column: float
+
+
+@attrs.frozen(eq=False)
+class Sheet:
+    """What is drawn.
+
+    Args:
+        panels: the heatmaps.
+        grid: where they stand.
+        title: above them.
+        own: whether the user wrote the title, who may have meant markup in it.
+        note: what was left out.
+        legend: of the colours.
+        limit: the value of the darkest colours.
+    """
+
+    panels: Sequence[Panel]
+    grid: Grid
+    title: str
+    own: bool
+    note: str
+    legend: str
+    limit: float
 
 
 def panel(name: str, axes: Sequence[Axis], values: Tensor, tokens: Sequence[str]) -> Panel:
@@ -48,129 +117,273 @@ def panel(name: str, axes: Sequence[Axis], values: Tensor, tokens: Sequence[str]
     names = [axis.name for axis in axes]
     if len(names) == 1:
         return Panel(name, found[:, None], labels[names[0]], ("",), _title(names[0]), "")
+    rows, columns = names[:2]
     if len(names) == 2:
-        rows, columns = names
-        return Panel(name, found, labels[rows], labels[columns], _title(rows), _title(columns))
+        titles = _title(rows), _title(columns)
+        positions = columns == "position"
+        return Panel(name, found, labels[rows], labels[columns], *titles, positions)
     layer, position, head = names
     n_layers, n_positions, n_heads = found.shape
     by_head = found.transpose(0, 2, 1).reshape(n_layers * n_heads, n_positions)
     numbered = tuple(f"{a}.{b}" for a in labels[layer] for b in labels[head])
-    return Panel(
-        name, by_head, numbered, labels[position], f"layer.{_title(head)}", _title(position)
-    )
+    titles = f"layer.{_title(head)}", _title(position)
+    return Panel(name, by_head, numbered, labels[position], *titles, positions=True)
 
 
 def heatmap(
-    panels: Sequence[Panel], *, title: str, legend: str, limit: float | None, interactive: bool
+    panels: Sequence[Panel],
+    columns: Columns,
+    *,
+    title: str | None,
+    default_title: str,
+    legend: str,
+    limit: float | str | None,
+    floor: float,
+    crop: bool | None,
+    interactive: bool,
 ) -> Any:
-    """Panels side by side, with one scale of colours centred on 0; see `Outcome.plot`.
+    """Panels with one scale of colours centred on 0; see `Outcome.plot`.
+
+    Args:
+        panels: what to draw.
+        columns: the positions, for the panels that have them.
+        title: the user's; None is the default one.
+        default_title: shown as it is, whatever it looks like.
+        legend: of the colours.
+        limit: the value of the darkest colours, `"largest"`, or None.
+        floor: the least value of the darkest colours, if the limit is None.
+        crop: whether to leave positions out where nothing was run; None is where there is no room.
+        interactive: by plotly.
 
     Raises:
         OutcomeError: no panels, or a limit that is not a positive number.
     """
     if not panels:
         raise OutcomeError("sites is empty: there is nothing to draw")
-    if limit is None:
-        found = np.concatenate([each.values.ravel() for each in panels])
-        limit = float(np.abs(found[np.isfinite(found)]).max(initial=0.0)) or 1.0
-    if not 0 < limit < float("inf"):
-        raise OutcomeError(f"limit must be a positive number, got {limit}")
-    draw = _plotly if interactive else _matplotlib
-    return draw(panels, title, legend, limit)
+    found = np.concatenate([each.values.ravel() for each in panels])
+    largest = float(np.abs(found[np.isfinite(found)]).max(initial=0.0))
+    limit = _limit(limit, largest, floor)
+    if largest < limit:
+        legend += f"; the largest is {largest:.3g}"
+    panels, note = _cropped(panels, columns, crop)
+    own = title is not None
+    sheet = Sheet(panels, _laid(panels), title or default_title, own, note, legend, limit)
+    return (_plotly if interactive else _matplotlib)(sheet)
 
 
 def _title(axis: str) -> str:
     return _TITLES.get(axis, "")
 
 
-def _matplotlib(panels: Sequence[Panel], title: str, legend: str, limit: float) -> Any:
-    figures, colours = extra("matplotlib.figure", "plot"), extra("matplotlib", "plot")
-    widths = [max(1.6, 0.42 * len(each.columns)) for each in panels]
-    height = min(max(3.0, 0.2 * max(len(each.rows) for each in panels)), 40.0)
-    figure = figures.Figure(figsize=(sum(widths) + 1.1 * len(panels) + 1, height + 1.6))
+def _limit(limit: float | str | None, largest: float, floor: float) -> float:
+    if limit is None:
+        return max(largest, floor)
+    if limit == "largest":
+        return largest or 1.0
+    if isinstance(limit, str) or not 0 < limit < float("inf"):
+        raise OutcomeError(f"limit must be a positive number or 'largest', got {limit!r}")
+    return float(limit)
+
+
+def _cropped(
+    panels: Sequence[Panel], columns: Columns, crop: bool | None
+) -> tuple[Sequence[Panel], str]:
+    """The panels without the positions where nothing was run, and what was left out."""
+    if not isinstance(crop, bool | None):
+        raise OutcomeError(f"crop must be True, False or None, got {crop!r}")
+    count = len(columns.tokens)
+    used = [number for number, why in enumerate(columns.idle) if not why]
+    wide = _width(panels, len(panels), _COLUMN) > _WIDEST
+    shown: Sequence[int] = range(count)
+    # Where nothing at all was run there is nothing to show but that.
+    if crop is not False and used and (crop or wide):
+        shown = used
+    if not wide and len(shown) == count:
+        return panels, ""
+    # Not all columns are there or have room for a label, so that each label says its position.
+    labels = [f"{number} {_short(token)}" for number, token in enumerate(columns.tokens)]
+    out = [number for number in range(count) if number not in set(shown)]
+    words = []
+    for why in dict.fromkeys(columns.idle[number] for number in out):
+        numbers = [number for number in out if columns.idle[number] == why]
+        verb = "is" if len(numbers) == 1 else "are"
+        words.append(f"{_ranges(numbers)} {verb} left out: {why}")
+    return [each.keep(shown, labels) for each in panels], "; ".join(words)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers in order as people write them.
+
+    Examples:
+        >>> _ranges([0, 1, 2, 5])
+        'positions 0-2, 5'
+        >>> _ranges([5])
+        'position 5'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    spelled = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"position{'s' * (len(numbers) > 1)} {spelled}"
+
+
+def _width(panels: Sequence[Panel], across: int, column: float) -> float:
+    """Inches that panels take, so many of them beside each other."""
+    widths = [max(1.6, column * len(each.columns)) + _BESIDE for each in panels]
+    if across == len(panels):
+        return sum(widths) + _BAR
+    return across * max(widths) + _BAR
+
+
+def _laid(panels: Sequence[Panel]) -> Grid:
+    """Panels beside each other; in several rows where there is no room."""
+    highest = max(len(each.rows) for each in panels)
+    for rows in range(1, len(panels) + 1):
+        across = math.ceil(len(panels) / rows)
+        column = _COLUMN
+        if _width(panels, across, _COLUMN) > _WIDEST:
+            column = _LEAST_COLUMN
+        if _width(panels, across, column) <= _WIDEST:
+            break
+    rows = math.ceil(len(panels) / across)
+    width = min(_width(panels, across, _COLUMN), _WIDEST)
+    height = min(max(_LOWEST, _ROW * highest), max(_LOWEST, _HIGHEST / rows))
+    columns = max(len(each.columns) for each in panels)
+    if rows == 1:
+        columns = sum(len(each.columns) for each in panels)
+    room = width - _BAR - across * _BESIDE
+    return Grid(rows, across, width, height, min(_COLUMN, room / columns))
+
+
+def _ticks(count: int, inches: float) -> list[int]:
+    """Which of the columns or rows have room for a label; the last has one."""
+    step = max(1, math.ceil(_LABEL / inches))
+    return list(range((count - 1) % step, count, step))
+
+
+def _weights(panels: Sequence[Panel], grid: Grid) -> list[float]:
+    """How wide the columns of the grid are, beside each other."""
+    if grid.rows > 1:
+        return [1.0] * grid.across
+    return [max(1.6, grid.column * len(each.columns)) for each in panels]
+
+
+def _matplotlib(sheet: Sheet) -> Any:
+    panels, grid = sheet.panels, sheet.grid
+    colours = extra("matplotlib", "plot")
+    extra("matplotlib.figure", "plot")
+    from nnpatch_core._figure import Picture
+
+    figure = Picture(figsize=(grid.width, grid.rows * (grid.height + 1.1) + 0.5), dpi=_DOTS)
     figure.set_layout_engine("constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
+    places = figure.subplots(
+        grid.rows, grid.across, squeeze=False, width_ratios=_weights(panels, grid)
+    ).ravel()
     colour_map = colours.colormaps[_COLOURS].with_extremes(bad=_NOT_SWEPT)
-    image = None
-    for axis, each in zip(axes, panels, strict=True):
+    image: Any = None
+    for axis, each in zip(places, panels, strict=False):
         image = axis.imshow(
             each.values,
             cmap=colour_map,
-            vmin=-limit,
-            vmax=limit,
+            vmin=-sheet.limit,
+            vmax=sheet.limit,
             origin="lower",
             aspect="auto",
             interpolation="nearest",
         )
-        axis.set_title(each.name)
+        axis.set_title(each.name).set_parse_math(False)
         axis.set_xlabel(each.column_title)
         axis.set_ylabel(each.row_title)
-        axis.set_xticks(range(len(each.columns)), each.columns, rotation=60, ha="right")
-        step = -(-len(each.rows) // 60)
-        axis.set_yticks(range(0, len(each.rows), step), each.rows[::step])
+        ticks = _ticks(len(each.columns), grid.column)
+        axis.set_xticks(
+            ticks,
+            [_short(each.columns[tick]) for tick in ticks],
+            rotation=60,
+            ha="right",
+            rotation_mode="anchor",
+        )
+        ticks = _ticks(len(each.rows), grid.height / len(each.rows))
+        axis.set_yticks(ticks, [each.rows[tick] for tick in ticks])
         axis.tick_params(labelsize=8, length=2)
         for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
             label.set_parse_math(False)  # a token may be a dollar sign
-    figure.suptitle(title, fontsize=10)
-    figure.colorbar(image, ax=list(axes), label=legend, fraction=0.05)
+    for axis in places[len(panels) :]:
+        axis.set_axis_off()
+    figure.suptitle(sheet.title, fontsize=10).set_parse_math(sheet.own)
+    if sheet.note:
+        figure.supxlabel(sheet.note, fontsize=8)
+    # As wide as beside a low picture.
+    aspect = max(20.0, 3.0 * grid.rows * grid.height)
+    figure.colorbar(image, ax=list(places), label=sheet.legend, fraction=0.05, aspect=aspect)
     return figure
 
 
-def _plotly(panels: Sequence[Panel], title: str, legend: str, limit: float) -> Any:
+def _plotly(sheet: Sheet) -> Any:
+    panels, grid = sheet.panels, sheet.grid
     plotly, subplots = extra("plotly.graph_objects", "plot"), extra("plotly.subplots", "plot")
+    high = min(max(420, 180 + 17 * max(len(each.rows) for each in panels)), 3200 // grid.rows)
     figure = subplots.make_subplots(
-        rows=1,
-        cols=len(panels),
-        subplot_titles=[each.name for each in panels],
-        column_widths=[max(2, len(each.columns)) for each in panels],
+        rows=grid.rows,
+        cols=grid.across,
+        subplot_titles=[in_plotly(each.name) for each in panels],
+        column_widths=_weights(panels, grid),
+        vertical_spacing=min(150 / (grid.rows * high), 1 / grid.rows),
     )
-    for number, each in enumerate(panels, start=1):
-        # Escaped, for plotly reads tokens such as <s> as markup.
-        columns = [html.escape(column) for column in each.columns]
-        text = [[f"{row}, {column}" for column in columns] for row in each.rows]
+    for number, each in enumerate(panels):
+        place = {"row": number // grid.across + 1, "col": number % grid.across + 1}
+        columns = [in_plotly(column) for column in each.columns]
+        rows = [in_plotly(row) for row in each.rows]
         figure.add_trace(
             plotly.Heatmap(
                 z=each.values.tolist(),
-                customdata=text,
+                customdata=[[f"{row}, {column}" for column in columns] for row in rows],
                 coloraxis="coloraxis",
                 hovertemplate=(
-                    f"{each.name}: {each.row_title}, {each.column_title} %{{customdata}}"
+                    f"{in_plotly(each.name)}: {each.row_title}, {each.column_title} %{{customdata}}"
                     "<br>%{z:.3f}<extra></extra>"
                 ),
             ),
-            row=1,
-            col=number,
+            **place,
         )
         # Numbered, not named by the labels: a token that occurs twice is two columns.
+        ticks = _ticks(len(columns), grid.column)
         figure.update_xaxes(
             title_text=each.column_title,
             tickangle=-45,
-            tickvals=list(range(len(each.columns))),
-            ticktext=columns,
-            row=1,
-            col=number,
+            tickvals=ticks,
+            ticktext=[columns[tick] for tick in ticks],
+            **place,
         )
-        step = -(-len(each.rows) // 60)
+        ticks = _ticks(len(rows), high / _DOTS / len(rows))
         figure.update_yaxes(
             title_text=each.row_title,
             title_standoff=4,
             tickfont_size=10,
-            tickvals=list(range(0, len(each.rows), step)),
-            ticktext=each.rows[::step],
-            row=1,
-            col=number,
+            tickvals=ticks,
+            ticktext=[rows[tick] for tick in ticks],
+            **place,
         )
     figure.update_layout(
-        title=title,
+        title={
+            "text": sheet.title if sheet.own else in_plotly(sheet.title),
+            "subtitle": {"text": sheet.note},
+        },
         plot_bgcolor=_NOT_SWEPT,
         coloraxis={
             "colorscale": _COLOURS,
-            "cmin": -limit,
+            "cmin": -sheet.limit,
             "cmid": 0,
-            "cmax": limit,
-            "colorbar": {"title": {"text": legend, "side": "right"}},
+            "cmax": sheet.limit,
+            "colorbar": {"title": {"text": sheet.legend, "side": "right"}},
         },
-        height=min(max(420, 180 + 17 * max(len(each.rows) for each in panels)), 3200),
+        height=grid.rows * high,
     )
     figure.update_xaxes(showgrid=False, zeroline=False)
     figure.update_yaxes(showgrid=False, zeroline=False)

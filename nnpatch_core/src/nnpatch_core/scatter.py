@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import html
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnpatch_core._extras import extra
+from nnpatch_core._html import in_plotly
 from nnpatch_core.errors import OutcomeError
 
 # Those of Okabe and Ito, which do not depend on telling red from green.
@@ -60,8 +60,10 @@ def scatter(
 def _matplotlib(
     groups: Sequence[Points], marked: Points, title: str, x_title: str, y_title: str
 ) -> Any:
-    figures = extra("matplotlib.figure", "plot")
-    figure = figures.Figure(figsize=(8.0, 5.6))
+    extra("matplotlib.figure", "plot")
+    from nnpatch_core._figure import Picture
+
+    figure = Picture(figsize=(8.0, 5.6))
     figure.set_layout_engine("constrained")
     axis = figure.subplots()
     x_range, y_range = _ranges(groups)
@@ -92,8 +94,8 @@ def _matplotlib(
     axis.set_ylabel(y_title)
     figure.suptitle(title, fontsize=10)
     legend = figure.legend(loc="outside lower center", ncols=8, fontsize=8, frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    for name in legend.get_texts():
+        name.set_parse_math(False)
     return figure
 
 
@@ -110,8 +112,8 @@ def _plotly(
             trace(
                 x=group.x.tolist(),
                 y=group.y.tolist(),
-                text=[_escaped(text) for text in group.texts],
-                name=_escaped(group.name),
+                text=[in_plotly(text) for text in group.texts],
+                name=in_plotly(group.name),
                 mode="markers",
                 marker={"color": colour, "size": 7, "opacity": 0.7},
                 hovertemplate="%{text}<br>exact %{x:.3f}, estimate %{y:.3f}<extra></extra>",
@@ -129,7 +131,7 @@ def _plotly(
         figure.add_annotation(
             x=float(x),
             y=float(y),
-            text=_escaped(text),
+            text=in_plotly(text),
             ax=30 * inward,
             ay=-_HEIGHT * float(height - _share(y, y_range)),
             xanchor="left" if inward == 1 else "right",
@@ -151,11 +153,6 @@ def _plotly(
     figure.update_xaxes(title_text=x_title, range=list(x_range), **lines)
     figure.update_yaxes(title_text=y_title, range=list(y_range), **lines)
     return figure
-
-
-def _escaped(text: str) -> str:
-    """As plotly shows it: it would read <s> as markup, and $x$ as a formula."""
-    return html.escape(text).replace("$", "&#36;")
 
 
 def _ranges(groups: Sequence[Points]) -> tuple[tuple[float, float], tuple[float, float]]:

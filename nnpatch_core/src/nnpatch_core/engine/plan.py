@@ -12,6 +12,7 @@ from itertools import pairwise
 import attrs
 import numpy as np
 
+from nnpatch_core._html import block, preformatted
 from nnpatch_core.engine.rows import Rows, first_layer
 from nnpatch_core.errors import MemoryBudgetError
 
@@ -41,7 +42,7 @@ class Costs:
         return tokens * (self.token + seq_len * self.score) + seq_len * self.context + self.row
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Bucket:
     """Rows that run in one trace, from one token on.
 
@@ -49,22 +50,32 @@ class Bucket:
         start: the first position that is run.
         rows: the rows, in the order in which they enter.
         peak: bytes in use while it runs, those of the recorded runs among them.
+        fitting: how many such rows memory has room for at once.
     """
 
     start: int
     rows: Rows
     peak: int
+    fitting: int
+
+    def __repr__(self) -> str:
+        rows = _counted(len(self.rows), "row")
+        return f"Bucket({rows} from token {self.start} on, peak {in_units(self.peak)})"
 
     def halves(self) -> tuple[Bucket, Bucket]:
         """Two buckets of half the rows."""
         middle = len(self.rows) // 2
         first, second = self.rows.take(slice(middle)), self.rows.take(slice(middle, None))
-        return Bucket(self.start, first, self.peak), Bucket(self.start, second, self.peak)
+        most = len(second)
+        return (
+            Bucket(self.start, first, self.peak, most),
+            Bucket(self.start, second, self.peak, most),
+        )
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, repr=False)
 class Plan:
-    """How a sweep will run.
+    """How a sweep will run; printed, it says so in words.
 
     Args:
         buckets: what runs together, in the order in which it runs: from the leftmost token on.
@@ -81,6 +92,20 @@ class Plan:
     n_layers: int
     seq_len: int
     recorded: int = 0
+
+    def __repr__(self) -> str:
+        traces = _counted(len(self.buckets), "trace")
+        cells = _counted(self.cells, "cell")
+        return (
+            f"Plan({cells} in {self._prompts}: {traces}, {self._share:.2%} of the token-layers, "
+            f"peak {in_units(self.peak)})"
+        )
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def _repr_html_(self) -> str:
+        return block(preformatted(self.describe()))
 
     @property
     def runs(self) -> int:
@@ -108,13 +133,33 @@ class Plan:
         return max((bucket.peak for bucket in self.buckets), default=self.recorded)
 
     @property
-    def watched(self) -> frozenset[int]:
-        """The numbers of the buckets in which an unpatched row goes along, to be compared.
+    def begun(self) -> int:
+        """Of how many cells at most some rows but not all have run, as the buckets go.
 
-        The longest, and the longest that has something left of it.
+        The cells of one bucket alone are taken to be looked at in turn.
         """
-        later = (number for number, bucket in enumerate(self.buckets) if bucket.start)
-        return frozenset([0, next(later, 0)])
+        cells = [np.unique(bucket.rows.cell) for bucket in self.buckets]
+        first = np.full(self.cells, len(cells))
+        last = np.full(self.cells, -1)
+        for number, here in enumerate(cells):
+            first[here] = np.minimum(first[here], number)
+            last[here] = number
+        spread = last > first
+        steps = np.zeros(len(cells) + 1, dtype=np.int64)
+        np.add.at(steps, first[spread], 1)
+        np.add.at(steps, last[spread] + 1, -1)
+        return int(steps.cumsum().max(initial=0)) + 1
+
+    @property
+    def watched(self) -> frozenset[int]:
+        """The numbers of the buckets in which unpatched rows go along, to be compared.
+
+        Of each number of tokens that is run, the first: that with the lowest layer.
+        """
+        first: dict[int, int] = {}
+        for number, bucket in enumerate(self.buckets):
+            first.setdefault(bucket.start, number)
+        return frozenset(first.values())
 
     def token_layers_of(self, bucket: Bucket) -> int:
         """Tokens that pass a layer in one bucket, over all layers."""
@@ -124,20 +169,26 @@ class Plan:
     def describe(self) -> str:
         """The plan in words, one line for each number."""
         pairs = self.cells * self.batch
-        share = self.token_layers / self.full_token_layers
         sizes = {len(bucket.rows) for bucket in self.buckets}
         ends = dict.fromkeys((min(sizes, default=0), max(sizes, default=0)))
         rows = f", of {' to '.join(map(str, ends))} rows" if sizes else ""
-        prompts = f"{self.batch} prompt{'s' * (self.batch > 1)}"
         return "\n".join(
             (
-                f"cells         {self.cells} in {prompts} of {self.seq_len} tokens",
+                f"cells         {self.cells} in {self._prompts}",
                 f"elided        {self.elided} of {pairs} pairs of cell and prompt",
                 f"traces        {len(self.buckets)}{rows}",
-                f"token-layers  {self.token_layers}, {share:.2%} of {self.full_token_layers}",
+                f"token-layers  {self.token_layers}, {self._share:.2%} of {self.full_token_layers}",
                 f"peak          {in_units(self.peak)}, {in_units(self.recorded)} of it recorded",
             )
         )
+
+    @property
+    def _prompts(self) -> str:
+        return f"{_counted(self.batch, 'prompt')} of {self.seq_len} tokens"
+
+    @property
+    def _share(self) -> float:
+        return self.token_layers / max(self.full_token_layers, 1)
 
 
 def make_plan(
@@ -190,6 +241,10 @@ def joined(plans: Sequence[Plan]) -> Plan:
     return attrs.evolve(plans[0], buckets=tuple(buckets), batch=batch, recorded=largest)
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
+
+
 def _cuts(rows: Rows, n_layers: int, seq_len: int, overhead: float) -> list[np.ndarray]:
     """The starting positions, cut into those that run together."""
     starts, which = np.unique(rows.start, return_inverse=True)
@@ -232,11 +287,12 @@ def _fitting(
             f"memory budget leaves {in_units(max(left, 0))}: raise memory_budget=, or give "
             "shorter prompts"
         )
-    most = min(left // each, max(costs.tokens_at_once // tokens, 1))
+    fitting = left // each
+    most = min(fitting, max(costs.tokens_at_once // tokens, 1))
     parts = math.ceil(len(rows) / most)
     edges = np.linspace(0, len(rows), parts + 1).round().astype(np.int64)
     return [
-        Bucket(start, rows.take(slice(low, high)), recorded + int(high - low) * each)
+        Bucket(start, rows.take(slice(low, high)), recorded + int(high - low) * each, fitting)
         for low, high in pairwise(edges)
     ]
 

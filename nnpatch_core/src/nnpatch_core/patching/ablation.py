@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nnpatch_core._integers import strict_int
-from nnpatch_core._models import as_nnsight, evaluating, module_of, vocab_size
+from nnpatch_core._arguments import check_flags, shown
+from nnpatch_core._integers import strict_seed
+from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of, vocab_size
 from nnpatch_core.batch import check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
 from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
@@ -16,27 +17,34 @@ from nnpatch_core.patching.checkpoint import Checkpoint
 from nnpatch_core.patching.identity import identity
 from nnpatch_core.patching.inputs import read_batch, read_batches
 from nnpatch_core.patching.labels import label_prompts, outcome
+from nnpatch_core.patching.lengths import warn_of_lengths
+from nnpatch_core.patching.pairs import RunArguments, run_arguments
 from nnpatch_core.patching.run import Chunk, open_chunk, run_cells
 from nnpatch_core.patching.sweep import (
+    Sweep,
     baselines,
     check_finite,
     check_padding,
     prepare,
     run_baseline,
+    warn_of_parts,
 )
+from nnpatch_core.patching.trials import try_out
 from nnpatch_core.patching.values import draw, means, resampled, zeros
+from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
 
 METHODS = ("zero", "mean", "resample")
 
 
+@in_one_thread
 def ablation_patching(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    tokens: Tensor,
-    answer_index: Tensor,
+    tokens: Tensor | PromptPairs,
+    answer_index: Tensor | None = None,
     other_answer_index: Tensor | None = None,
     *,
     method: str = "zero",
@@ -64,7 +72,8 @@ def ablation_patching(
         nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
         api: an adapter (class or instance), its registered name, or None to find it by the model.
         sites: what to ablate: `Sites(...)` or `Sites.from_sites([...])`.
-        tokens: `[batch, seq]`.
+        tokens: `[batch, seq]`; or a `PromptPairs`, which stands for this and all other arguments
+            about the prompts, by its source prompts and both answers.
         answer_index: `[batch]`, the token that each prompt calls for.
         other_answer_index: `[batch]`, the token to compare it with, for metrics that need one.
         method: `"zero"`; `"mean"`: the mean over the tokens of `reference`; or `"resample"`: the
@@ -79,15 +88,17 @@ def ablation_patching(
         metric: a metric's name, a callable, or several; `"kl_divergence"` is from the unablated
             run.
         engine: `"cone"` computes for each cell only what its patch can reach, `"full"` runs a whole
-            forward for each; `"auto"` is the first where adapter, model and metrics allow it. The
+            forward for each; `"auto"` is the first where adapter and model allow it. The
             outcome's `info` says which it was, and why.
         batch_size: how many prompts run together, at most; None is as many as fit in memory.
         memory_budget: bytes that the sweep may use besides the model's weights, or a string such
             as `"4 GiB"`; None is half of what is free on the device.
         checkpoint: a file that is kept up to date with what was measured. The same call goes on
             from it, with the outcome of an unbroken run; another call is refused.
-        progress: whether a bar shows the cells done.
-        tokenizer: gives the outcome its token strings.
+        progress: whether a bar shows the cells done; none does where the environment variable
+            `TQDM_DISABLE` is set.
+        tokenizer: gives the outcome its token strings; by default the one of a `PromptPairs` or a
+            `TransformersModel`.
 
     Returns:
         The `Outcome`: site name to tensor, with the first metric's values.
@@ -106,20 +117,24 @@ def ablation_patching(
         >>> out["mlp"].shape
         torch.Size([3])
     """
-    if method not in METHODS:
-        raise UnknownNameError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    check_flags(per_position=per_position)
+    if not isinstance(method, str) or method not in METHODS:
+        raise UnknownNameError(f"unknown method {shown(method)}; there are {', '.join(METHODS)}")
     if method == "zero" and reference is not None:
         raise PatchingError("reference= means nothing with method='zero'")
     if method != "mean" and per_position:
         raise PatchingError(f"per_position=True means nothing with method={method!r}")
+    given = run_arguments(
+        RunArguments(tokens, answer_index, other_answer_index, attention_mask, tokenizer)
+    )
     traced = as_nnsight(nnmodel)
     model = module_of(traced)
     vocab = vocab_size(model)
-    batch = read_batch(traced, "tokens", tokens, attention_mask)
-    answers = check_answers("answer_index", answer_index, len(batch), vocab)
-    others = None
-    if other_answer_index is not None:
-        others = check_answers("other_answer_index", other_answer_index, len(batch), vocab)
+    batch = read_batch(traced, "tokens", given.tokens, given.attention_mask)
+    answers = check_answers("answer_index", given.answer_index, len(batch), vocab)
+    others = given.other_answer_index
+    if others is not None:
+        others = check_answers("other_answer_index", others, len(batch), vocab)
     file = None if checkpoint is None else Checkpoint(checkpoint)
     sweep = prepare(
         traced,
@@ -137,8 +152,9 @@ def ablation_patching(
             "metric 'logit_difference' compares two answers: pass other_answer_index=, "
             "or another metric"
         )
+    warn_of_parts(sweep, len(batch))
     check_padding(sweep, batch)
-    prompts = label_prompts(sweep, batch, batch, tokenizer)
+    prompts = label_prompts(sweep, batch, batch, given.tokenizer)
     data = None
     if reference is not None:
         read = read_batches(traced, "reference", reference)
@@ -146,7 +162,8 @@ def ablation_patching(
         checked = (check_padding(sweep, each) for each in read)
         data = list(checked) if isinstance(read, list) else checked
     if method == "resample":
-        donors = draw(batch, data, strict_int(seed, "seed", TokensError))
+        donors = draw(batch, data, strict_seed(seed, TokensError))
+    warn_of_lengths(sites, donors if method == "resample" else None, batch)
 
     with evaluating(model):
         logits = run_baseline(sweep, batch)
@@ -154,7 +171,7 @@ def ablation_patching(
         baseline = baselines(sweep, context)
         for name, run in baseline.items():
             check_finite(name, run.target.mean().item(), "in the unablated run")
-        sweep = sweep.settled_for(context)
+        try_out(sweep.metrics, context, baseline)
         if method == "zero":
             values = zeros(batch)
         elif method == "mean":
@@ -166,9 +183,9 @@ def ablation_patching(
         if file is not None:
             file.open(identity(sweep, kind, {"target": batch}, context, baseline, values.given))
 
-        def chunk_of(rows: slice) -> Chunk:
-            return open_chunk(sweep, batch.rows(rows), values.of_rows(rows))
+        def chunk_of(some: Sweep, rows: slice) -> Chunk:
+            return open_chunk(some, batch.rows(rows), values.of_rows(rows))
 
         changed = values.mask.bool().cpu().numpy()
-        tally = run_cells(sweep, context, baseline, chunk_of, None, file, changed=changed)
+        tally = run_cells(sweep, context, baseline, chunk_of, file, changed=changed)
     return outcome(sweep, kind, "change", tally, baseline, prompts, values.mask)

@@ -8,35 +8,48 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from nnpatch_core._models import as_nnsight, evaluating, module_of
+from nnpatch_core._arguments import check_flags
+from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
 from nnpatch_core.engine import Recorded, record
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.patching.attribution import attribution_patching
 from nnpatch_core.patching.checkpoint import Checkpoint
 from nnpatch_core.patching.identity import identity
 from nnpatch_core.patching.labels import label_prompts, outcome
-from nnpatch_core.patching.pairs import check_confidence, check_denominators, read_pairs
+from nnpatch_core.patching.lengths import Spoken, warn_of_lengths
+from nnpatch_core.patching.pairs import (
+    PairArguments,
+    check_confidence,
+    check_denominators,
+    pair_arguments,
+    read_pairs,
+)
 from nnpatch_core.patching.planned import differs_of
 from nnpatch_core.patching.run import Chunk, open_chunk, run_cells
 from nnpatch_core.patching.screen import Screened, check_screen, screen_by
 from nnpatch_core.patching.sweep import (
+    Sweep,
     baselines,
     check_padding,
     prepare,
     run_baseline,
+    warn_of_parts,
 )
+from nnpatch_core.patching.trials import try_out
+from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
 
 
+@in_one_thread
 def activation_patching(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    source_tokens: Tensor,
-    target_tokens: Tensor,
-    source_answer_index: Tensor,
-    target_answer_index: Tensor,
+    source_tokens: Tensor | PromptPairs,
+    target_tokens: Tensor | None = None,
+    source_answer_index: Tensor | None = None,
+    target_answer_index: Tensor | None = None,
     *,
     attention_mask: Tensor | None = None,
     source_attention_mask: Tensor | None = None,
@@ -69,7 +82,8 @@ def activation_patching(
         nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
         api: an adapter (class or instance), its registered name, or None to find it by the model.
         sites: what to patch: `Sites(...)` or `Sites.from_sites([...])`.
-        source_tokens: `[batch, seq]`, where activations are taken.
+        source_tokens: `[batch, seq]`, where activations are taken; or a `PromptPairs`, which stands
+            for this and all other arguments about the prompts.
         target_tokens: `[batch, seq]`, where they are put.
         source_answer_index: `[batch]`, the token that each source prompt calls for.
         target_answer_index: `[batch]`, the token that each target prompt calls for.
@@ -79,7 +93,7 @@ def activation_patching(
         metric: a metric's name, a callable, or several; see `nnpatch_core.metrics`.
         force_model_confidence: raise unless each run prefers its own answer for every prompt.
         engine: `"cone"` computes for each cell only what its patch can reach, `"full"` runs a whole
-            forward for each; `"auto"` is the first where adapter, model and metrics allow it. The
+            forward for each; `"auto"` is the first where adapter and model allow it. The
             outcome's `info` says which it was, and why.
         batch_size: how many prompts run together, at most; None is as many as fit in memory.
         memory_budget: bytes that the sweep may use besides the model's weights, or a string such
@@ -94,8 +108,9 @@ def activation_patching(
         spot_checks: how many of the others are measured too, drawn at random, so that
             `out.screening` can bound what was missed; None is as many as `top_k`.
         seed: of that draw.
-        progress: whether a bar shows the cells done.
-        tokenizer: gives the outcome its token strings; by default the one of a
+        progress: whether a bar shows the cells done; none does where the environment variable
+            `TQDM_DISABLE` is set.
+        tokenizer: gives the outcome its token strings; by default the one of a `PromptPairs` or a
             `TransformersModel`.
 
     Returns:
@@ -121,19 +136,23 @@ def activation_patching(
         >>> out["resid"].shape, round(out["resid"][-1, -1].item(), 3)
         (torch.Size([3, 3]), 1.0)
     """
+    check_flags(force_model_confidence=force_model_confidence)
     screening = check_screen(screen, top_k, spot_checks, seed)
+    given = pair_arguments(
+        PairArguments(
+            source_tokens,
+            target_tokens,
+            source_answer_index,
+            target_answer_index,
+            attention_mask,
+            source_attention_mask,
+            target_attention_mask,
+            tokenizer,
+        )
+    )
     traced = as_nnsight(nnmodel)
     model = module_of(traced)
-    pairs = read_pairs(
-        traced,
-        source_tokens,
-        target_tokens,
-        source_answer_index,
-        target_answer_index,
-        attention_mask,
-        source_attention_mask,
-        target_attention_mask,
-    )
+    pairs = read_pairs(traced, given)
     source, target, count = pairs.source, pairs.target, len(pairs)
     file = None if checkpoint is None else Checkpoint(checkpoint)
     # As the sweep was begun: what runs together decides on last digits, so on a screen's near ties.
@@ -149,9 +168,11 @@ def activation_patching(
         memory_budget=memory_budget,
         progress=progress,
     )
+    warn_of_parts(sweep, count)
     for batch in (source, target):
         check_padding(sweep, batch)
-    prompts = label_prompts(sweep, source, target, tokenizer)
+    warn_of_lengths(sites, source, target)
+    prompts = label_prompts(sweep, source, target, given.tokenizer)
     both = pairs.mask
     whole = sweep = sweep.where_present(both)
     screened: Screened | None = None
@@ -160,21 +181,15 @@ def activation_patching(
         def estimate(qk_fix: bool, grad_drop: bool) -> Outcome:
             return attribution_patching(
                 traced,
-                api,
-                sites,
-                source_tokens,
-                target_tokens,
-                source_answer_index,
-                target_answer_index,
-                attention_mask=attention_mask,
-                source_attention_mask=source_attention_mask,
-                target_attention_mask=target_attention_mask,
+                # Found once: an adapter that is inferred takes a while, and warns.
+                whole.sites[0].api,
+                Spoken(sites),
+                **given.keywords(),
                 metric=metric,
                 force_model_confidence=force_model_confidence,
                 batch_size=batch_size,
                 memory_budget=memory_budget,
                 progress=progress,
-                tokenizer=tokenizer,
                 qk_fix=qk_fix,
                 grad_drop=grad_drop,
             )
@@ -182,29 +197,34 @@ def activation_patching(
         screened = screen_by(screening, estimate)
         sweep = whole.only(screened.chosen)
 
-    def chunk_of(rows: slice) -> Chunk:
-        store = sweep.limits.store
-        logits, activations = record(traced, source.rows(rows), sweep.places, store)
-        return open_chunk(sweep, target.rows(rows), Recorded(activations, both[rows]), logits)
+    def opened(some: Sweep, rows: slice) -> Chunk:
+        store = some.limits.store
+        logits, activations = record(traced, source.rows(rows), some.places, store)
+        return open_chunk(some, target.rows(rows), Recorded(activations, both[rows]), logits)
 
     with evaluating(model):
         # Where all prompts run together, the recorded runs are the unpatched ones too.
-        first = chunk_of(slice(0, count)) if sweep.limits.prompts >= count else None
-        if first is None or first.source_logits is None:
-            logits = run_baseline(sweep, source), run_baseline(sweep, target)
+        kept = [opened(sweep, slice(0, count))] if sweep.limits.prompts >= count else []
+        if kept and kept[0].source_logits is not None:
+            logits = kept[0].source_logits, kept[0].run.logits
         else:
-            logits = first.source_logits, first.run.logits
+            logits = run_baseline(sweep, source), run_baseline(sweep, target)
         context = pairs.context(*logits)
         if force_model_confidence:
             check_confidence(context, prompts)
         baseline = baselines(sweep, context)
         check_denominators(baseline)
-        sweep = sweep.settled_for(context)
+        try_out(sweep.metrics, context, baseline)
         if file is not None:
             runs = {"source": source, "target": target}
             file.open(identity(sweep, "activation", runs, context, baseline, {"mask": both}))
+
+        def chunk_of(some: Sweep, rows: slice) -> Chunk:
+            # Handed over, not kept: it must not stay in memory beside what is opened later.
+            return kept.pop() if kept else opened(some, rows)
+
         changed = differs_of(source, target) & both.bool().cpu().numpy()
-        tally = run_cells(sweep, context, baseline, chunk_of, first, file, changed=changed)
+        tally = run_cells(sweep, context, baseline, chunk_of, file, changed=changed)
     if screened is None:
         return outcome(sweep, "activation", "restored", tally, baseline, prompts, both)
     laid = screened.laid(whole, tally, baseline)

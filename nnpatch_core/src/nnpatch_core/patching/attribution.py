@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from nnpatch_core._models import as_nnsight, evaluating, frozen, module_of
-from nnpatch_core.errors import PatchingError
-from nnpatch_core.gradients import check_gradients
-from nnpatch_core.metrics import MetricSpec
+from nnpatch_core._arguments import check_flags
+from nnpatch_core._models import as_nnsight, evaluating, frozen, in_one_thread, module_of
+from nnpatch_core._warnings import warn
+from nnpatch_core.engine import backward_hooks, in_words
+from nnpatch_core.errors import EngineWarning, PatchingError
+from nnpatch_core.gradients import Terms, Where, check_gradients
+from nnpatch_core.metrics import MetricContext, MetricSpec
 from nnpatch_core.patching.estimates import Chunk, Estimation, check_method
 from nnpatch_core.patching.labels import label_prompts, outcome
-from nnpatch_core.patching.pairs import check_confidence, read_pairs
+from nnpatch_core.patching.lengths import warn_of_lengths
+from nnpatch_core.patching.pairs import (
+    PairArguments,
+    ablated_arguments,
+    check_confidence,
+    pair_arguments,
+    read_pairs,
+)
+from nnpatch_core.patching.progress import make_bar
 from nnpatch_core.patching.runs import PairRuns, Runs, read_ablation
-from nnpatch_core.patching.sweep import baselines, prepare
+from nnpatch_core.patching.sweep import baselines, prepare, warn_of_parts
 from nnpatch_core.patching.tally import Tally
+from nnpatch_core.patching.trials import try_out
+from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
 
 
+@in_one_thread
 def attribution_patching(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    source_tokens: Tensor | None,
-    target_tokens: Tensor,
-    source_answer_index: Tensor,
+    source_tokens: Tensor | PromptPairs | None,
+    target_tokens: Tensor | PromptPairs | None = None,
+    source_answer_index: Tensor | None = None,
     target_answer_index: Tensor | None = None,
     *,
     attention_mask: Tensor | None = None,
@@ -80,7 +94,9 @@ def attribution_patching(
         nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
         api: an adapter (class or instance), its registered name, or None to find it by the model.
         sites: what would be patched: `Sites(...)` or `Sites.from_sites([...])`.
-        source_tokens: `[batch, seq]`, where activations are taken; None with `ablation=`.
+        source_tokens: `[batch, seq]`, where activations are taken; None with `ablation=`; or a
+            `PromptPairs`, which stands for this and all other arguments about the prompts (with
+            `ablation=` for its source prompts, as in `ablation_patching`).
         target_tokens: `[batch, seq]`, where they would be put.
         source_answer_index: `[batch]`, the token that each source prompt calls for; with
             `ablation=` the one that each prompt calls for.
@@ -103,8 +119,9 @@ def attribution_patching(
             prompts in several parts the unpatched runs are made once more.
         memory_budget: bytes that may be used besides the model's weights, or a string such as
             `"4 GiB"`; None is half of what is free on the device.
-        progress: whether a bar shows the backwards done.
-        tokenizer: gives the outcome its token strings; by default the one of a
+        progress: whether a bar shows the backwards done; none does where the environment variable
+            `TQDM_DISABLE` is set.
+        tokenizer: gives the outcome its token strings; by default the one of a `PromptPairs` or a
             `TransformersModel`.
 
     Returns:
@@ -132,30 +149,37 @@ def attribution_patching(
         >>> out["q"].shape, out.exact("resid")[-1].tolist()
         (torch.Size([3, 3, 4]), [True, True, False])
     """
+    check_flags(force_model_confidence=force_model_confidence, per_position=per_position)
     method = check_method(steps, qk_fix, grad_drop)
+    passed = PairArguments(
+        source_tokens,
+        target_tokens,
+        source_answer_index,
+        target_answer_index,
+        attention_mask,
+        source_attention_mask,
+        target_attention_mask,
+        tokenizer,
+    )
+    given = pair_arguments(passed) if ablation is None else ablated_arguments(passed)
     traced = as_nnsight(nnmodel)
     model = module_of(traced)
     check_gradients(model)
-    masks = (attention_mask, source_attention_mask, target_attention_mask)
-    answers = (source_answer_index, target_answer_index)
+    if hooks := backward_hooks(model):
+        warn(
+            f"the model has {in_words(hooks)}, which may change gradients: the estimate is made of "
+            "what it leaves of them",
+            EngineWarning,
+        )
     runs: Runs
     if ablation is None:
         if reference is not None or per_position:
             raise PatchingError("reference= and per_position= mean nothing without ablation='mean'")
-        runs = PairRuns(read_pairs(traced, source_tokens, target_tokens, *answers, *masks))
+        runs = PairRuns(read_pairs(traced, given))
     else:
         if force_model_confidence:
             raise PatchingError("force_model_confidence=True means nothing with ablation=")
-        runs = read_ablation(
-            traced,
-            ablation,
-            source_tokens,
-            target_tokens,
-            *answers,
-            *masks,
-            reference,
-            per_position,
-        )
+        runs = read_ablation(traced, ablation, given, reference, per_position)
     sweep = prepare(
         traced,
         api,
@@ -166,25 +190,26 @@ def attribution_patching(
         batch_size=batch_size,
         memory_budget=memory_budget,
         progress=progress,
+        gathers=False,
     )
     runs.check(sweep, at_target=steps is None)
-    prompts = label_prompts(sweep, runs.source, runs.target, tokenizer)
+    warn_of_lengths(sites, runs.source, runs.target)
+    prompts = label_prompts(sweep, runs.source, runs.target, given.tokenizer)
     with evaluating(model), frozen(model):
-        mask, given = runs.given(sweep)
+        mask, put = runs.given(sweep)
         sweep = sweep.where_present(mask)
         estimation = Estimation.of(sweep, method, mask, memory_budget is not None, batch_size)
         sweep = attrs.evolve(
             sweep, limits=attrs.evolve(sweep.limits, prompts=estimation.limits.prompts)
         )
         count = len(runs.target)
+        warn_of_parts(sweep, count)
         chunks = sweep.chunks(count)
-        with tqdm(
-            total=estimation.passes(count), disable=not progress, desc="backwards", leave=True
-        ) as bar:
+        with make_bar(estimation.passes(count), progress, desc="backwards") as bar:
             estimation = attrs.evolve(estimation, tick=lambda: _advance(bar))
 
             def chunk_of(rows: slice) -> Chunk:
-                source_logits, replacement = given(rows)
+                source_logits, replacement = put(rows)
                 return estimation.open(runs.target.rows(rows), replacement, source_logits)
 
             # Where all prompts run together, the recorded runs are the unpatched ones too.
@@ -197,19 +222,26 @@ def attribution_patching(
                 check_confidence(context, prompts)
             baseline = baselines(sweep, context)
             runs.check_baseline(baseline)
+            try_out(sweep.metrics, context, baseline)
             weights = estimation.weights(context)
             tally = Tally.empty(len(sweep.cells), baseline)
             values = {name: value.double() for name, value in tally.values.items()}
-            for rows in chunks:
-                chunk = chunk_of(rows) if first is None else first
-                index = torch.arange(rows.start, rows.stop)
-                own = {name: weight[rows] for name, weight in weights.items()}
-                found, known = estimation.estimate(chunk, context.rows(index), own)
-                for name, change in found.items():
-                    values[name][:, rows] += change
-                tally.elided[:, rows] = known
-                # Its graph must not stay while the next one is made.
-                del chunk
+            for group in estimation.groups():
+                along = _along(estimation, group, chunks, chunk_of, context)
+                for rows in chunks:
+                    chunk = chunk_of(rows) if first is None else first
+                    own = {name: weight[rows] for name, weight in weights.items()}
+                    paths = {
+                        where: {name: each[:, rows] for name, each in given.items()}
+                        for where, given in along.items()
+                    }
+                    some = context.rows(torch.arange(rows.start, rows.stop, device="cpu"))
+                    found, known = estimation.estimate(chunk, some, own, group, paths)
+                    for name, change in found.items():
+                        values[name][:, rows] += change
+                    tally.elided[:, rows] = known
+                    # Its graph must not stay while the next one is made.
+                    del chunk
             bar.update(bar.total - bar.n)
     tally = attrs.evolve(tally, values=values)
     tally.note("gradient", None)
@@ -226,6 +258,31 @@ def attribution_patching(
         exact=tally.elided.all(1),
         magnitude=method.grad_drop,
     )
+
+
+def _along(
+    estimation: Estimation,
+    group: Mapping[Where, Terms],
+    chunks: Sequence[slice],
+    chunk_of: Callable[[slice], Chunk],
+    context: MetricContext,
+) -> dict[Where, dict[str, Tensor]]:
+    """For each place of `group` the gradients, along its path, of metrics given all prompts.
+
+    They are the gradients of all prompts, so the paths must be run before any graph is made of
+    them. Nothing where no metric needs it.
+    """
+    if not estimation.places:
+        return {}
+    parts: dict[Where, list[Tensor]] = {where: [] for where in group}
+    for rows in chunks:
+        some = context.rows(torch.arange(rows.start, rows.stop, device="cpu"))
+        for where, logits in estimation.path_logits(chunk_of(rows), some, group).items():
+            parts[where].append(logits)
+    found = {}
+    for where in group:
+        found[where] = estimation.path_weights(torch.cat(parts.pop(where), 1), context)
+    return found
 
 
 def _advance(bar: Any) -> None:

@@ -8,12 +8,17 @@ import numpy as np
 from torch import Tensor
 
 from nnpatch_core._models import as_nnsight, module_of
+from nnpatch_core._warnings import warn
 from nnpatch_core.batch import Batch, check_paired
-from nnpatch_core.engine import Plan, joined, plan_cells
+from nnpatch_core.engine import Plan, joined, plan_cells, why_rather_full
 from nnpatch_core.engine.rows import Booleans, place_of, stops_of
+from nnpatch_core.errors import EngineWarning
 from nnpatch_core.layers import n_layers
 from nnpatch_core.patching.inputs import one_mask, read_batch
+from nnpatch_core.patching.lengths import warn_of_lengths
+from nnpatch_core.patching.pairs import PairArguments, ablated_arguments, pair_arguments
 from nnpatch_core.patching.sweep import Sweep, prepare
+from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.sites import SweepSites
 
 
@@ -21,8 +26,8 @@ def plan_sweep(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    source_tokens: Tensor | None,
-    target_tokens: Tensor,
+    source_tokens: Tensor | PromptPairs | None,
+    target_tokens: Tensor | PromptPairs | None = None,
     *,
     attention_mask: Tensor | None = None,
     source_attention_mask: Tensor | None = None,
@@ -35,14 +40,18 @@ def plan_sweep(
     What is elided is told from the tokens: nothing changes left of the first token in which a
     prompt's two runs differ. The sweep itself compares activations, and may find more.
 
+    Where hooks on the model make the default another engine, a warning says so.
+
     The model's weights are not looked at: one on torch's `meta` device will do.
 
     Args:
         nnmodel: the model, as for `activation_patching`.
         api: an adapter, its name, or None to find it by the model.
         sites: what to patch.
-        source_tokens: `[batch, seq]`; None for an ablation, which changes every token.
-        target_tokens: `[batch, seq]`.
+        source_tokens: `[batch, seq]`; None for an ablation, which changes every token; or a
+            `PromptPairs`, which stands for this, the target tokens and the masks.
+        target_tokens: `[batch, seq]`; or, after None, a `PromptPairs`, whose source prompts an
+            ablation runs.
         attention_mask: `[batch, seq]`, of both runs.
         source_attention_mask: the same, of the source run.
         target_attention_mask: the same, of the target run.
@@ -63,13 +72,23 @@ def plan_sweep(
         >>> plan.cells, plan.elided, plan.token_layers, plan.full_token_layers
         (9, 3, 12, 81)
     """
+    passed = PairArguments(
+        source_tokens,
+        target_tokens,
+        attention_mask=attention_mask,
+        source_attention_mask=source_attention_mask,
+        target_attention_mask=target_attention_mask,
+    )
+    resolve = ablated_arguments if source_tokens is None else pair_arguments
+    given = resolve(passed, answers=False)
     traced = as_nnsight(nnmodel)
-    masks = one_mask("source", attention_mask, source_attention_mask)
-    target_mask = one_mask("target", attention_mask, target_attention_mask)
-    target = read_batch(traced, "target_tokens", target_tokens, target_mask)
+    source_mask = one_mask("source", given.attention_mask, given.source_attention_mask)
+    target_mask = one_mask("target", given.attention_mask, given.target_attention_mask)
+    target = read_batch(traced, "target_tokens", given.target_tokens, target_mask)
+    source = None
     differs, both = np.ones(target.tokens.shape, dtype=np.bool_), target.mask
-    if source_tokens is not None:
-        source = read_batch(traced, "source_tokens", source_tokens, masks)
+    if given.source_tokens is not None:
+        source = read_batch(traced, "source_tokens", given.source_tokens, source_mask)
         check_paired(source, target)
         differs, both = differs_of(source, target), source.mask * target.mask
     sweep = prepare(
@@ -83,6 +102,11 @@ def plan_sweep(
         memory_budget=memory_budget,
         progress=False,
     ).where_present(both)
+    warn_of_lengths(sites, source, target)
+    if reason := why_rather_full(module_of(traced)):
+        warn(
+            f"this is the plan of engine='cone'; the default takes 'full': {reason}", EngineWarning
+        )
     return plan_of(sweep, differs & both.bool().cpu().numpy())
 
 

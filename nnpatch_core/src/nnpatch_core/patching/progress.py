@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from types import TracebackType
+from typing import Any
 
 import attrs
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from nnpatch_core.engine.rows import Booleans
 
 _FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{postfix}]"
+#: What leaves the bars of `TQDM_DISABLE` shown.
+_NO = ("", "0", "false", "no", "off")
+
+
+def is_shown(asked: bool) -> bool:
+    """Whether there are bars: not where `TQDM_DISABLE` is set, whoever asked for one."""
+    # tqdm reads its own variables once, on import, and an argument overrides them.
+    return asked and os.environ.get("TQDM_DISABLE", "").strip().lower() in _NO
+
+
+def make_bar(total: int, shown: bool, **options: Any) -> Any:
+    """A bar of tqdm's, a widget in a notebook; see `is_shown`."""
+    return tqdm(
+        total=total, disable=not is_shown(shown), mininterval=_interval(), leave=True, **options
+    )
+
+
+def _interval() -> float:
+    """How many seconds a bar is left alone: longer where each state is kept, as in a log."""
+    isatty = getattr(sys.stderr, "isatty", None)
+    return 0.1 if isatty is not None and isatty() else 1.0
 
 
 @attrs.define
 class _Chunk:
-    """Some prompts: how many, the pairs of cell and prompt that are known, work, and when begun."""
+    """Pairs of cell and prompt: how many, those that are known, work, and when begun."""
 
-    prompts: int
+    size: int
     elided: int
     pairs: int
     work: float
@@ -39,9 +63,12 @@ class Progress:
 
     def __init__(self, cells: int, batch: int, shown: bool) -> None:
         self._batch = batch
-        self._chunks: dict[int, _Chunk] = {}
+        self._size = cells * batch
+        self._chunks: dict[tuple[int, int], _Chunk] = {}
         self._now = _Chunk(0, 0, 0, 0.0)
-        self._bar = tqdm(total=cells, bar_format=_FORMAT, disable=not shown)
+        self._bar = make_bar(cells, shown, bar_format=_FORMAT)
+        self._interval = _interval()
+        self._drawn = -self._interval
 
     def __enter__(self) -> Progress:
         return self
@@ -55,7 +82,13 @@ class Progress:
         self._bar.close()
 
     def begin(
-        self, rows: slice, engine: str, work: float, elided: Booleans, done: Booleans
+        self,
+        rows: slice,
+        engine: str,
+        work: float,
+        elided: Booleans,
+        done: Booleans,
+        first_cell: int = 0,
     ) -> None:
         """Some prompts begin, or begin again in another engine.
 
@@ -65,12 +98,13 @@ class Progress:
             work: what they cost, in any unit.
             elided: `[cells, prompts]`: what need not be run.
             done: `[cells, prompts]`: what was run by an earlier call.
+            first_cell: the first of the cells, where they are run in several groups.
         """
         self._bar.set_description_str(f"{engine} engine", refresh=False)
         known = int((elided | done).sum())
-        self._now = _Chunk(done.shape[1], int(elided.sum()), known, work)
-        self._chunks[rows.start] = self._now
-        self._show()
+        self._now = _Chunk(done.size, int(elided.sum()), known, work)
+        self._chunks[first_cell, rows.start] = self._now
+        self._show(at_once=True)
 
     def advance(self, pairs: int, work: float) -> None:
         """So many pairs of cell and prompt were run, at so much work."""
@@ -83,12 +117,12 @@ class Progress:
         now = self._now
         if not now.ran:
             return None
-        # Prompts that have not begun are taken to cost as much as these.
-        later = self._batch - sum(chunk.prompts for chunk in self._chunks.values())
-        left = now.work - now.ran + now.work * later / now.prompts
+        # What has not begun is taken to cost as much as this.
+        later = self._size - sum(chunk.size for chunk in self._chunks.values())
+        left = now.work - now.ran + now.work * later / now.size
         return (time.monotonic() - now.since) / now.ran * left
 
-    def _show(self) -> None:
+    def _show(self, at_once: bool = False) -> None:
         elided = sum(chunk.elided for chunk in self._chunks.values())
         words = [f"{elided / self._batch:.0f} elided"] if elided else []
         left = self.left()
@@ -96,4 +130,7 @@ class Progress:
             words.append(f"about {tqdm.format_interval(left)} left")
         self._bar.set_postfix_str(", ".join(words), refresh=False)
         self._bar.n = sum(chunk.pairs for chunk in self._chunks.values()) // self._batch
-        self._bar.refresh()
+        now = time.monotonic()
+        if at_once or now - self._drawn >= self._interval:
+            self._drawn = now
+            self._bar.refresh()

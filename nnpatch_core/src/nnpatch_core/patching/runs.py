@@ -8,13 +8,14 @@ from typing import Any, Protocol, TypeAlias
 import attrs
 from torch import Tensor
 
+from nnpatch_core._arguments import shown
 from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.engine import Recorded, Replacement, record
 from nnpatch_core.errors import AnswerError, MetricError, PatchingError, UnknownNameError
 from nnpatch_core.metrics import MetricContext, kl_divergence, logit_difference
 from nnpatch_core.patching.inputs import one_mask, read_batch, read_batches
-from nnpatch_core.patching.pairs import Pairs, check_denominators
+from nnpatch_core.patching.pairs import PairArguments, Pairs, check_denominators
 from nnpatch_core.patching.sweep import Sweep, check_finite, check_padding, run_baseline
 from nnpatch_core.patching.values import means, zeros
 from nnpatch_core.results import Baseline, Scale
@@ -185,13 +186,7 @@ class AblationRuns:
 def read_ablation(
     nnmodel: Any,
     method: Any,
-    source_tokens: Any,
-    target_tokens: Any,
-    answer_index: Any,
-    other_answer_index: Any,
-    attention_mask: Tensor | None,
-    source_attention_mask: Tensor | None,
-    target_attention_mask: Tensor | None,
+    given: PairArguments,
     reference: Any,
     per_position: bool,
 ) -> AblationRuns:
@@ -200,24 +195,26 @@ def read_ablation(
     Raises:
         PatchingError: one of its kinds, naming the argument that is wrong.
     """
-    if method not in ABLATIONS:
-        raise UnknownNameError(f"unknown ablation {method!r}; there are {', '.join(ABLATIONS)}")
-    if source_tokens is not None or source_attention_mask is not None:
+    if not isinstance(method, str) or method not in ABLATIONS:
+        raise UnknownNameError(
+            f"unknown ablation {shown(method)}; there are {', '.join(ABLATIONS)}"
+        )
+    if given.source_tokens is not None or given.source_attention_mask is not None:
         raise PatchingError(
             f"ablation={method!r} needs no source run: pass source_tokens=None, and no "
             "source_attention_mask="
         )
     if method == "zero" and (reference is not None or per_position):
         raise PatchingError("reference= and per_position= mean nothing with ablation='zero'")
-    mask = one_mask("target", attention_mask, target_attention_mask)
-    target = read_batch(nnmodel, "target_tokens", target_tokens, mask)
+    mask = one_mask("target", given.attention_mask, given.target_attention_mask)
+    target = read_batch(nnmodel, "target_tokens", given.target_tokens, mask)
     vocab, count = vocab_size(module_of(nnmodel)), len(target)
-    others = None
-    if other_answer_index is not None:
-        others = check_answers("target_answer_index", other_answer_index, count, vocab)
+    others = given.target_answer_index
+    if others is not None:
+        others = check_answers("target_answer_index", others, count, vocab)
     return AblationRuns(
         target,
-        check_answers("source_answer_index", answer_index, count, vocab),
+        check_answers("source_answer_index", given.source_answer_index, count, vocab),
         others,
         None if reference is None else read_batches(nnmodel, "reference", reference),
         per_position,

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnpatch_core import scatter
+from nnpatch_core._arguments import shown
 from nnpatch_core._extras import extra
+from nnpatch_core._html import block, preformatted
 from nnpatch_core._integers import strict_int
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.parts import Scale
@@ -105,6 +107,9 @@ class Agreement:
             columns = (f"{one:>{len(head)}}" for one, head in zip(figures, _COLUMNS, strict=True))
             lines.append(f"{name:{width}} " + " ".join(columns))
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return block(preformatted(str(self)))
 
     @property
     def cells(self) -> int:
@@ -259,6 +264,8 @@ def agreement(estimate: Outcome, exact: Outcome, top_k: int) -> Agreement:
     top_k = strict_int(top_k, "top_k", OutcomeError)
     if top_k < 1:
         raise OutcomeError(f"top_k must be at least 1, got {top_k}")
+    if not hasattr(exact, "magnitudes"):
+        raise OutcomeError(f"an estimate is compared with an Outcome, got {shown(exact)}")
     for what in ("metric", "scale"):
         one, other = getattr(estimate, what), getattr(exact, what)
         if one != other:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
 import torch
 from torch import Tensor
 
 from nnpatch_core import plot
+from nnpatch_core._arguments import check_flags, listed, shown
 from nnpatch_core._extras import extra
+from nnpatch_core._integers import strict_int
 from nnpatch_core.components import canonical_name
-from nnpatch_core.errors import OutcomeError
+from nnpatch_core.errors import NotSweptError, OutcomeError
 from nnpatch_core.results import file
 from nnpatch_core.results.agreement import Agreement, agreement
+from nnpatch_core.results.notebook import as_html
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.sites import Axis
@@ -82,6 +85,9 @@ class Outcome(Mapping[str, Tensor]):
         shapes = ", ".join(f"{name} {list(cells.shape)}" for name, cells in self.cells.items())
         return f"Outcome({self.kind}, {self.metric}: {shapes})"
 
+    def _repr_html_(self) -> str:
+        return as_html(self, self._legend())
+
     @property
     def estimated(self) -> bool:
         """Whether some cells are estimates."""
@@ -110,8 +116,10 @@ class Outcome(Mapping[str, Tensor]):
         Raises:
             OutcomeError: the metric was not measured.
         """
-        if metric not in self.raw:
-            raise OutcomeError(f"no metric {metric!r} was measured; there are {list(self.raw)}")
+        if not isinstance(metric, str) or metric not in self.raw:
+            raise OutcomeError(
+                f"no metric {shown(metric)} was measured; there are {list(self.raw)}"
+            )
         return attrs.evolve(self, metric=metric)
 
     def axes(self, name: str) -> tuple[Axis, ...]:
@@ -121,7 +129,7 @@ class Outcome(Mapping[str, Tensor]):
     def swept(self, name: str) -> Tensor:
         """Which cells of a site name were swept, bool, of the shape of its tensor."""
         cells = self._cells(name)
-        return cells.place(torch.ones(len(cells.index), dtype=torch.bool), 0.0)
+        return cells.place(torch.ones(len(cells.index), dtype=torch.bool, device="cpu"), 0.0)
 
     def elided(self, name: str) -> Tensor:
         """Which cells of a site name change nothing in any prompt, bool, of its tensor's shape.
@@ -184,12 +192,24 @@ class Outcome(Mapping[str, Tensor]):
 
         Where some values are estimates, `exact` says whether this one is none. A cell whose runs
         gave nan comes first, for something went wrong there.
+
+        Raises:
+            OutcomeError: a `k` that is no number of cells.
         """
+        k = strict_int(k, "k", OutcomeError)
+        if k < 0:
+            raise OutcomeError(f"k must be at least 0, got {k}")
 
         def rank(row: dict[str, Any]) -> float:
             return -abs(row["value"]) if row["value"] == row["value"] else -float("inf")
 
-        return sorted(self._rows(swept_only=True), key=rank)[:k]
+        # Of each site no more than can be among them, for a row costs more than a number.
+        places = {}
+        for name in self:
+            sizes = self._values(name).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
+            first = sizes.sort(descending=True, stable=True).indices[:k].sort().values
+            places[name] = self._cells(name).index[first].tolist()
+        return sorted(self._rows(places=places), key=rank)[:k]
 
     def agreement(self, exact: Outcome, top_k: int = 20) -> Agreement:
         """How well this outcome, as an estimate, agrees with an exact one.
@@ -221,6 +241,7 @@ class Outcome(Mapping[str, Tensor]):
         Raises:
             OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`).
         """
+        check_flags(per_prompt=per_prompt)
         module = extra("pandas", "pandas")
         columns = ["site", "label", "layer", "position", "token", "head", "exact"]
         values = ["value"]
@@ -242,12 +263,13 @@ class Outcome(Mapping[str, Tensor]):
         Raises:
             OutcomeError: xarray is not installed (`pip install nnpatch-core[xarray]`).
         """
+        check_flags(per_prompt=per_prompt)
         module = extra("xarray", "xarray")
         arrays = {}
         for name in self:
             axes = self.axes(name)
             values = self.per_prompt(name) if per_prompt else self._placed(name, float("nan"))
-            dims = [_dimension(axis, name) for axis in axes] + ["prompt"] * per_prompt
+            dims = [_dimension(axis, name) for axis in axes] + ["prompt"] * bool(per_prompt)
             coords = {_dimension(axis, name): list(axis.labels) for axis in axes}
             array = module.DataArray(values.numpy(), dims=dims, coords=coords)
             if "position" in dims:
@@ -263,46 +285,75 @@ class Outcome(Mapping[str, Tensor]):
         sites: Sequence[str] | None = None,
         interactive: bool = False,
         title: str | None = None,
-        limit: float | None = None,
+        limit: float | Literal["largest"] | None = None,
+        crop: bool | None = None,
     ) -> Any:
         """A heatmap: layers up, tokens (or heads) across, one panel a site name.
 
         Colours are centred on 0 (white), with one scale for all panels; what was not swept is
         grey. A component with heads that was swept position by position has a row for each head.
 
+        The picture is at most 16 inches wide. Where panels do not fit, positions at which no panel
+        has anything that was run are left out, and named below; then columns are narrower, and
+        labels and panels are where there is room for them. Labels have their positions then.
+
         Args:
             sites: site names to draw; None is all.
             interactive: a plotly figure, whose `write_html` gives a page, instead of a matplotlib
                 one, whose `savefig` gives a PNG, SVG or PDF.
             title: by default model, kind and metric.
-            limit: the value of the darkest colours; by default the largest absolute value.
+            limit: the value of the darkest colours; `"largest"` is the largest absolute value. By
+                default it is that too, but at least 1 on the scale `"restored"`, and on
+                `"change"` the size of the metric in the unpatched run (1 where that is 0), so that
+                what is next to nothing looks like it.
+            crop: True leaves positions out where nothing was run, wherever there are others; False
+                keeps them; None is as there is room.
 
         Returns:
-            A `matplotlib.figure.Figure` or a `plotly.graph_objects.Figure`.
+            A `matplotlib.figure.Figure`, which a notebook shows as a picture, or a
+            `plotly.graph_objects.Figure`.
 
         Raises:
             OutcomeError: matplotlib or plotly is not installed (`pip install
-                nnpatch-core[plot]`), nothing to draw, or a limit that is not positive.
-            KeyError: a site name that was not swept.
+                nnpatch-core[plot]`), nothing to draw, a limit that is not positive, or a site name
+                that was not swept (a `KeyError` too).
         """
+        check_flags(interactive=interactive)
+        if title is not None and not isinstance(title, str):
+            raise OutcomeError(f"title must be a text, got {shown(title)}")
+        if isinstance(limit, bool) or not isinstance(limit, int | float | str | None):
+            raise OutcomeError(f"limit must be a positive number, got {shown(limit)}")
+        names = listed((sites,) if isinstance(sites, str) else self if sites is None else sites)
+        if names is None:
+            raise OutcomeError(f"sites must be a list of site names, got {shown(sites)}")
         positions = range(self.prompts.target_tokens.shape[1])
         tokens = [self.prompts.label(position, strip=True) for position in positions]
         panels = [
             plot.panel(name, self.axes(name), self._placed(name, float("nan")), tokens)
-            for name in (self if sites is None else sites)
+            for name in names
         ]
         # A model that was loaded from a folder is named by its path.
         model = self.info["model"].rstrip("/").rpartition("/")[2]
         return plot.heatmap(
             panels,
-            title=title or f"{model}: {self.kind}, {self.metric}",
+            plot.Columns(tuple(tokens), self._idle(names)),
+            title=title,
+            default_title=f"{model}: {self.kind}, {self.metric}",
             legend=self._legend(),
             limit=limit,
+            floor=self._floor(),
+            crop=crop,
             interactive=interactive,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the outcome to one safetensors file, whole or not at all."""
+        """Write the outcome to one safetensors file, whole or not at all.
+
+        A link is followed; a file that is replaced hands its permissions on.
+
+        Raises:
+            OutcomeError: it cannot be written, as on a full disk; the old file is as it was.
+        """
         file.write(
             path,
             kind=self.kind,
@@ -322,7 +373,8 @@ class Outcome(Mapping[str, Tensor]):
         """Read what `save` wrote.
 
         Raises:
-            OutcomeError: the file is not an outcome.
+            OutcomeError: the file is not an outcome, not of this version, or damaged; or its parts
+                do not fit together.
         """
         return cls(**file.read(path))
 
@@ -331,14 +383,44 @@ class Outcome(Mapping[str, Tensor]):
             return "size of the change" + " (1: source - target)" * (self.scale == "restored")
         return "restored (0 target, 1 source)" if self.scale == "restored" else "change"
 
+    def _floor(self) -> float:
+        """The least value that is drawn in the darkest colours."""
+        if self.scale == "restored":
+            return 1.0
+        size = self.baseline.target.double().abs().mean().item()
+        return size if 0 < size < float("inf") else 1.0
+
+    def _idle(self, names: Sequence[str]) -> tuple[str, ...]:
+        """For each position why none of the sites was run there; empty where one was."""
+        count = self.prompts.target_tokens.shape[1]
+        swept, run = torch.zeros(2, count, dtype=torch.bool, device="cpu")
+        for name in names:
+            axes = [axis.name for axis in self.axes(name)]
+            if "position" in axes:
+                others = [number for number, axis in enumerate(axes) if axis != "position"]
+                swept |= self.swept(name).sum(others).bool()
+                run |= (self.swept(name) & ~self.elided(name)).sum(others).bool()
+        same = self.prompts.same()
+        words = []
+        for position in range(count):
+            if run[position]:
+                words.append("")
+            elif not swept[position]:
+                words.append("nothing was swept there")
+            elif self.scale == "restored" and same[position]:
+                words.append("source and target are the same there")
+            else:
+                words.append("nothing changes there")
+        return tuple(words)
+
     def _cells(self, name: str) -> Cells:
         return self.cells[self._key(name)]
 
     def _key(self, name: str) -> str:
-        for key in (name, canonical_name(name)):
+        for key in (name, canonical_name(name)) if isinstance(name, str) else ():
             if key in self.cells:
                 return key
-        raise KeyError(f"{name!r} was not swept; there are {list(self.cells)}")
+        raise NotSweptError(f"{shown(name)} was not swept; there are {list(self.cells)}")
 
     def _scaled(self, patched: Tensor, source: Tensor, target: Tensor) -> Tensor:
         # 0.0 is added so that nothing moved is 0 and not -0.
@@ -358,17 +440,24 @@ class Outcome(Mapping[str, Tensor]):
     def _placed(self, name: str, fill: float) -> Tensor:
         return self._cells(name).place(self._values(name), fill)
 
-    def _rows(self, per_prompt: bool = False, swept_only: bool = False) -> Iterator[dict[str, Any]]:
-        """The cells of every grid, or those with each prompt, as labels and numbers."""
+    def _rows(
+        self,
+        per_prompt: bool = False,
+        places: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """The cells of every grid, or those with each prompt, as labels and numbers.
+
+        `places` are some cells of each site name.
+        """
         tokens, estimated = self.tokens, self.estimated
         for name in self:
             axes = self.axes(name)
             exact = self.exact(name)
-            places: Iterable[Sequence[int]] = product(*(range(len(axis.labels)) for axis in axes))
-            if swept_only:
-                places = self._cells(name).index.tolist()
+            chosen: Iterable[Sequence[int]] = product(*(range(len(axis.labels)) for axis in axes))
+            if places is not None:
+                chosen = places[name]
             numbers = self._prompt_numbers(name) if per_prompt else self._cell_numbers(name)
-            for place in map(tuple, places):
+            for place in map(tuple, chosen):
                 row: dict[str, Any] = {"site": name}
                 for axis, number in zip(axes, place, strict=True):
                     row[_COLUMNS[axis.name]] = axis.labels[number]

@@ -1,0 +1,52 @@
+"""How a notebook shows an outcome."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nnpatch_core._html import block, heading, table
+
+if TYPE_CHECKING:
+    from nnpatch_core.results.outcome import Outcome
+
+#: What of an outcome's `info` is shown, if it is there.
+_FACTS = ("model", "adapter", "engine", "fallback")
+_STRONGEST = 5
+
+
+def as_html(outcome: Outcome, legend: str) -> str:
+    """An outcome as HTML: what it is of, its grids, and the strongest cells.
+
+    `legend` says of which kind the values are.
+    """
+    batch, seq_len = outcome.prompts.target_tokens.shape
+    facts = [
+        ("metric", f"{outcome.metric}, {legend}"),
+        *((name, outcome.info[name]) for name in _FACTS if name in outcome.info),
+        ("prompts", f"{batch} of {seq_len} tokens"),
+    ]
+    rows = outcome.strongest(_STRONGEST)
+    labels = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_written(row.get(name, "")) for name in labels] for row in rows]
+    return block(
+        heading(f"Outcome: {outcome.kind}"),
+        table((), facts),
+        table(("site", "shape", "cells", "lowest", "highest"), map(_grid(outcome), outcome)),
+        heading(f"The strongest {len(rows)}"),
+        table(labels, cells),
+    )
+
+
+def _grid(outcome: Outcome) -> Any:
+    def row(name: str) -> list[str]:
+        values = outcome[name][outcome.swept(name)]
+        shape = [len(axis.labels) for axis in outcome.axes(name)]
+        axes = f"{shape} {', '.join(axis.name for axis in outcome.axes(name))}"
+        ends = [_written(end.item()) for end in values.aminmax()] if len(values) else ["", ""]
+        return [name, axes, str(len(values)), *ends]
+
+    return row
+
+
+def _written(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

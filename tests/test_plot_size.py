@@ -1,0 +1,241 @@
+"""Pictures that fit and do not shout: their width, what is left out, and the scale of colours."""
+
+import re
+
+import attrs
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnpatch_core import Sites, ablation_patching, activation_patching, attribution_patching, plot
+from nnpatch_core.errors import OutcomeError
+from nnpatch_core.testing import tiny_api, tiny_model
+
+ANSWERS = torch.tensor([1]), torch.tensor([2])
+THREE = Sites(["resid", "attn", "mlp"], seq_pos_type="each")
+
+
+def outcome(length, differs, sites=THREE, sweep=attribution_patching, **options):
+    """A pair of prompts that differ in one token."""
+    target = torch.arange(length)[None] % 50 + 3
+    source = target.clone()
+    source[0, differs] += 1
+    return sweep(
+        tiny_model(), tiny_api(), sites, source, target, *ANSWERS, progress=False, **options
+    )
+
+
+def scaled(out, largest):
+    """The same outcome with smaller effects."""
+    target = out.baseline.target
+    factor = largest / max(out[name].abs().max().item() for name in out)
+    raw = {name: target + factor * (out.raw[out.metric][name] - target) for name in out}
+    return attrs.evolve(out, raw={out.metric: raw})
+
+
+def panels(figure):
+    return [axis for axis in figure.axes if axis.images]
+
+
+def texts(figure):
+    """What a matplotlib or plotly figure says below or above its panels, and beside the colours."""
+    if isinstance(figure, matplotlib.figure.Figure):
+        return figure.get_supxlabel(), figure.axes[-1].get_ylabel()
+    return figure.layout.title.subtitle.text, figure.layout.coloraxis.colorbar.title.text
+
+
+def limits(figure):
+    if isinstance(figure, matplotlib.figure.Figure):
+        return panels(figure)[0].images[0].get_clim()
+    return figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax
+
+
+def columns(figure):
+    """How many columns each panel has."""
+    if isinstance(figure, matplotlib.figure.Figure):
+        return [np.asarray(axis.images[0].get_array()).shape[1] for axis in panels(figure)]
+    return [len(trace.z[0]) for trace in figure.data]
+
+
+# Width -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("length", "names", "crop"),
+    [
+        (5, ["attn"], None),
+        (32, ["q", "k", "v", "o", "resid"], None),
+        (80, ["resid", "attn", "mlp"], None),
+        (80, ["attn"], False),
+        (300, ["resid", "v"], False),
+    ],
+)
+def test_no_picture_is_wider_than_a_page(length, names, crop, tmp_path):
+    out = outcome(length, length // 4, Sites(names, seq_pos_type="each"))
+    figure = out.plot(crop=crop)
+    width, height = figure.get_size_inches()
+    assert width <= 16
+    assert height <= 40
+    figure.canvas.draw()
+    for axis in panels(figure):
+        for labels, side in ((axis.get_xticklabels(), "width"), (axis.get_yticklabels(), "height")):
+            # The room of a label is that from one tick to the next.
+            if len(labels) > 1:
+                extent = getattr(axis.get_window_extent(), side)
+                size = np.asarray(axis.images[0].get_array()).shape[side == "width"]
+                places = [label.get_position()[side == "height"] for label in labels]
+                room = extent / size * (places[1] - places[0])
+                assert room >= 0.1 * figure.dpi, f"{len(labels)} labels of {side}"
+        last = axis.get_xticklabels()[-1]
+        assert last.get_position()[0] == np.asarray(axis.images[0].get_array()).shape[1] - 1
+
+
+@given(
+    counts=st.lists(st.integers(1, 400), min_size=1, max_size=12),
+    rows=st.integers(1, 400),
+)
+def test_panels_find_a_place(counts, rows):
+    made = [plot.Panel("p", np.zeros((rows, n)), ("r",) * rows, ("c",) * n, "", "") for n in counts]
+    grid = plot._laid(made)
+    assert grid.width <= 16
+    assert grid.rows * grid.across >= len(made) > (grid.rows - 1) * grid.across
+    assert grid.rows * grid.height <= 36.1
+    assert 0 < grid.column <= 0.42
+
+
+# What is left out --------------------------------------------------------------------------------
+
+
+@given(differs=st.integers(0, 59), interactive=st.booleans())
+@settings(deadline=None, max_examples=8)
+def test_what_was_not_run_is_left_out_and_named(differs, interactive):
+    out = outcome(60, differs)
+    figure = out.plot(interactive=interactive)
+    note, _ = texts(figure)
+    assert columns(figure) == [60 - differs] * 3
+    said = {0: "", 1: "position 0 is left out: source and target are the same there"}.get(
+        differs, f"positions 0-{differs - 1} are left out: source and target are the same there"
+    )
+    assert (note or "") == said
+    if interactive:
+        first, label = figure.data[0].z, figure.layout.xaxis.ticktext[-1]
+    else:
+        first, label = panels(figure)[0].images[0].get_array(), None
+    assert np.allclose(np.asarray(first, dtype=float), out["resid"][:, differs:].numpy())
+    if label is not None:
+        assert label.startswith("59 "), "a label says its position"
+    assert not bool((~out.elided("resid"))[:, :differs].any())
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_what_was_run_in_one_panel_is_kept_in_all(interactive):
+    """`crop` goes by all panels together, so that they can be compared."""
+    out = outcome(80, 20, Sites(["resid", "attn"], seq_pos_type="each"))
+    cells = dict(out.cells)
+    elided = cells["resid"].elided.clone()
+    elided[(cells["resid"].index[:, 1] == 10).nonzero()[0]] = False
+    cells["resid"] = attrs.evolve(cells["resid"], elided=elided)
+    figure = attrs.evolve(out, cells=cells).plot(interactive=interactive)
+    assert columns(figure) == [61, 61]
+    note, _ = texts(figure)
+    assert note == "positions 0-9, 11-19 are left out: source and target are the same there"
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_a_user_decides(interactive):
+    out, small = outcome(80, 20), outcome(5, 3)
+    kept = out.plot(crop=False, interactive=interactive)
+    assert columns(kept) == [80] * 3
+    assert not texts(kept)[0]
+    assert columns(small.plot(interactive=interactive)) == [5] * 3, "there is room"
+    cropped = small.plot(crop=True, interactive=interactive)
+    assert columns(cropped) == [2] * 3
+    assert "positions 0-2 are left out" in texts(cropped)[0]
+    with pytest.raises(OutcomeError, match="crop must be True, False or None, got 'no'"):
+        small.plot(crop="no", interactive=interactive)
+
+
+def test_each_reason_is_told():
+    sites = Sites("resid", seq_pos_type="custom", seq_pos=[2, 3, 4, 70, 71, 79])
+    figure = outcome(80, 4, sites).plot()
+    assert columns(figure) == [4]
+    assert texts(figure)[0] == (
+        "positions 0-1, 5-69, 72-78 are left out: nothing was swept there; "
+        "positions 2-3 are left out: source and target are the same there"
+    )
+    # In the last layer nothing but the last token matters, though the runs differ.
+    last = Sites("attn", layers=[2], seq_pos_type="each")
+    assert re.fullmatch(
+        "positions 0-3 are left out: source and target are the same there; "
+        "positions 4-78 are left out: nothing changes there",
+        texts(outcome(80, 4, last).plot())[0],
+    )
+
+
+def test_where_nothing_was_run_all_is_shown():
+    out = outcome(80, 4)
+    still = {
+        name: attrs.evolve(cells, elided=torch.ones_like(cells.elided))
+        for name, cells in out.cells.items()
+    }
+    figure = attrs.evolve(out, cells=still).plot(crop=True)
+    assert columns(figure) == [80] * 3
+    assert not texts(figure)[0]
+
+
+def test_sites_without_positions_are_not_cropped():
+    assert columns(outcome(80, 20, Sites("q", seq_pos_type="last")).plot(crop=True)) == [4]
+    assert columns(outcome(80, 20, Sites("resid")).plot(crop=True)) == [1]
+
+
+# Colours -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+@pytest.mark.parametrize("size", [False, True])
+def test_next_to_nothing_looks_like_it(interactive, size):
+    out = scaled(outcome(5, 3, sweep=activation_patching), 0.006)
+    out = out.magnitudes() if size else out
+    figure = out.plot(interactive=interactive)
+    assert limits(figure) == (-1, 1)
+    assert texts(figure)[1].endswith("the largest is 0.006")
+    darkest = out.plot(interactive=interactive, limit="largest")
+    assert limits(darkest)[1] == pytest.approx(0.006, rel=1e-4)
+    assert "the largest is" not in texts(darkest)[1]
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_what_is_more_than_all_of_it_is_the_scale(interactive):
+    figure = scaled(outcome(5, 3, sweep=activation_patching), 3.0).plot(interactive=interactive)
+    assert limits(figure)[1] == pytest.approx(3.0, rel=1e-4)
+    assert "the largest is" not in texts(figure)[1]
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+@pytest.mark.parametrize("metric", ["logit_difference", "kl_divergence"])
+def test_a_change_is_compared_with_the_unablated_metric(metric, interactive):
+    out = ablation_patching(
+        tiny_model(),
+        tiny_api(),
+        Sites("mlp", seq_pos_type="each"),
+        torch.tensor([[5, 6, 7], [8, 9, 10]]),
+        torch.tensor([1, 2]),
+        torch.tensor([2, 1]),
+        metric=metric,
+        progress=False,
+    )
+    floor = out.baseline.target.abs().mean().item() if metric == "logit_difference" else 1.0
+    assert limits(scaled(out, floor / 100).plot(interactive=interactive))[1] == pytest.approx(floor)
+    large = scaled(out, 5 * floor).plot(interactive=interactive)
+    assert limits(large)[1] == pytest.approx(5 * floor, rel=1e-4)
+
+
+@pytest.mark.parametrize("limit", ["most", "1"])
+def test_a_limit_is_a_number_or_the_largest(limit):
+    with pytest.raises(
+        OutcomeError, match=f"limit must be a positive number or 'largest', got '{limit}'"
+    ):
+        outcome(5, 3).plot(limit=limit)
