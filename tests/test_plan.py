@@ -184,7 +184,7 @@ def test_unpatched_rows_stand_where_nothing_is_special(case: Case, data: st.Data
             continue
         rows, unpatched = watch.within(bucket.rows)
         assert as_rows(rows.take(~unpatched)) == as_rows(bucket.rows)
-        assert unpatched.sum() == len(watch) <= 4
+        assert unpatched.sum() == len(watch) <= case.batch + 2
         assert (rows.cell[unpatched] == -1).all()
         assert (np.diff(rows.stage) >= 0).all()
         found = list(zip(*np.where([unpatched]), strict=True))
@@ -198,6 +198,8 @@ def test_unpatched_rows_stand_where_nothing_is_special(case: Case, data: st.Data
             assert (0, case.batch - 1) in deep
             assert any(i > 0 and prompt == 0 for i, prompt in deep)
             assert found[-1][0] == len(rows) - 1
+            # A prompt that is treated in a way of its own is one of them.
+            assert {prompt for _, prompt, _ in found} == set(range(case.batch))
         else:
             assert len(watch) == 1
 
@@ -205,7 +207,7 @@ def test_unpatched_rows_stand_where_nothing_is_special(case: Case, data: st.Data
 @pytest.mark.parametrize(
     ("positions", "prompts", "share"),
     # Of the last position alone it is two rows of one token.
-    [(range(8, 32), 1, 0.04), (range(8, 32), 3, 0.025), ([31], 1, 0.14)],
+    [(range(8, 32), 1, 0.04), (range(8, 32), 3, 0.028), ([31], 1, 0.14)],
 )
 def test_unpatched_rows_cost_little(positions: list[int], prompts: int, share: float) -> None:
     """The residual stream of 30 layers at each of 32 positions, of which the first 8 are alike."""

@@ -12,8 +12,15 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-from nnpatch_core._upstream import Envoy, NNsight, passes_on, with_edits
-from nnpatch_core._wrappers import as_it_was, check_weights, execution_device, path_inside
+from nnpatch_core._upstream import Envoy, NNsight, forward_of, is_known, passes_on, with_edits
+from nnpatch_core._wrappers import (
+    as_it_was,
+    check_weights,
+    execution_device,
+    is_compiled,
+    looked_through,
+    path_inside,
+)
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import AdapterError, EngineError
 
@@ -31,7 +38,7 @@ def as_nnsight(nnmodel: Any) -> Envoy:
     """
     module = _module(nnmodel)
     if not isinstance(nnmodel, Envoy):
-        return NNsight(module.get_submodule(path_inside(module)))
+        return NNsight(module.get_submodule(_path_inside(module)))
     return _inside(nnmodel)
 
 
@@ -42,7 +49,7 @@ def module_of(nnmodel: Any) -> nn.Module:
         AdapterError: as for `as_nnsight`.
     """
     module = _module(nnmodel)
-    return module.get_submodule(path_inside(module))
+    return module.get_submodule(_path_inside(module))
 
 
 def with_weights(nnmodel: Any) -> nn.Module:
@@ -72,6 +79,27 @@ def envoy_at(nnmodel: Any, path: str) -> Any:
     return follow(nnmodel, f"{inside}.{path}" if inside else path)
 
 
+def _path_inside(module: nn.Module) -> str:
+    for wrapper in looked_through(module):
+        _check_bare(wrapper)
+    return path_inside(module)
+
+
+def _check_bare(wrapper: nn.Module) -> None:
+    """Raise `AdapterError` for hooks, or a forward, that only a call of the wrapper itself runs."""
+    hooks = [*wrapper._forward_pre_hooks.values(), *wrapper._forward_hooks.values()]
+    foreign = next((hook for hook in hooks if not is_known(hook)), None)
+    if foreign is None and not is_compiled(wrapper):
+        foreign = forward_of(wrapper)
+    if foreign is not None:
+        name = getattr(foreign, "__qualname__", type(foreign).__qualname__)
+        raise AdapterError(
+            f"{type(wrapper).__name__} has `{name.rpartition('<locals>.')[-1]}` as a hook or a "
+            "forward of its own, which the model inside does not run, and the model inside is what "
+            "is patched: put it on that model, or take it away"
+        )
+
+
 def _module(nnmodel: Any) -> nn.Module:
     found = nnmodel._module if isinstance(nnmodel, Envoy) else nnmodel
     if isinstance(found, nn.Module):
@@ -88,7 +116,7 @@ def _module(nnmodel: Any) -> nn.Module:
 
 
 def _inside(nnmodel: Envoy) -> Any:
-    path = path_inside(nnmodel._module)
+    path = _path_inside(nnmodel._module)
     if not path:
         return nnmodel
     inside: Any = with_edits(follow(nnmodel, path), nnmodel)

@@ -31,8 +31,22 @@ def path_inside(model: nn.Module) -> str:
     return path
 
 
+def looked_through(model: nn.Module) -> list[nn.Module]:
+    """The wrappers from `model` inwards, without the model that they wrap."""
+    found = []
+    while step := _step(model):
+        found.append(model)
+        model = model.get_submodule(step)
+    return found
+
+
+def is_compiled(wrapper: nn.Module) -> bool:
+    """Whether a wrapper is that of `torch.compile`, which has a forward of its own."""
+    return "_orig_mod" in wrapper._modules
+
+
 def _step(model: nn.Module) -> str:
-    if "_orig_mod" in model._modules:
+    if is_compiled(model):
         # Of `torch.compile`: the same weights, run as they are written.
         return "_orig_mod"
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):

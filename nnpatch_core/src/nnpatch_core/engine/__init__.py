@@ -1,7 +1,13 @@
 """How a sweep is executed: cells and their replacements go in, patched runs' logits come out."""
 
 from nnpatch_core.engine.cone import ConeRun
-from nnpatch_core.engine.foreign import backward_hooks, check_forwards, forward_hooks, in_words
+from nnpatch_core.engine.foreign import (
+    backward_hooks,
+    check_forwards,
+    forward_functions,
+    forward_hooks,
+    in_words,
+)
 from nnpatch_core.engine.full import FullRun
 from nnpatch_core.engine.limits import Gathered, Limits, limits_of
 from nnpatch_core.engine.opened import open_cone, open_full, plan_cells
@@ -25,6 +31,7 @@ __all__ = [
     "backward_hooks",
     "check_forwards",
     "forward",
+    "forward_functions",
     "forward_hooks",
     "in_words",
     "joined",

@@ -40,10 +40,11 @@ class Controls:
 def controls(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> Controls | None:
     """The control rows of a bucket; None where it needs none.
 
-    The first bucket has most of them: its first row is one, of the last prompt, one stands amid
-    those that enter with it, of the first prompt, and one is the last of all. A pass of a single
-    token has as many, as they cost nearly nothing. Of every other number of tokens one bucket has
-    one. One of them is of the prompt with most padding, and begins as low as any row.
+    The first bucket has one of every prompt, since a model may treat any of them in a way of its
+    own: the first row is one, of the last prompt, one is the last of all, of the first prompt, and
+    the others stand amid those that enter lowest. A pass of a single token has as many, as they
+    cost nearly nothing. Of every other number of tokens one bucket has one, of the prompt with
+    most padding, which begins as low as any row.
 
     Args:
         plan: the sweep's plan.
@@ -60,9 +61,9 @@ def controls(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> Cont
     if number != min(plan.watched) and bucket.start < plan.seq_len - 1:
         places, prompts = [amid], [shortest]
     else:
-        places, prompts = [0, amid, len(cell)], [last, 0, 0]
-        if shortest not in (0, last):
-            places, prompts = [0, amid, amid, len(cell)], [last, 0, shortest, 0]
+        others = range(last)
+        places = [0, *(amid for _ in others or (0,)), len(cell)]
+        prompts = [last, *(others or (0,)), 0]
     before = np.array(places)
     entering = stage[np.clip(before, 0, len(cell) - 1)]
     # Amid the lowest stage there may be no row after it.

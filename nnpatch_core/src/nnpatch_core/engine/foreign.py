@@ -30,17 +30,23 @@ def forward_hooks(model: nn.Module) -> list[str]:
     Returns:
         What each is and on which module it is, in words.
     """
+    return [words for words, _ in forward_functions(model)]
+
+
+def forward_functions(model: nn.Module) -> list[tuple[str, Callable[..., Any]]]:
+    """The same, each with the function itself."""
     found = list(_hooks(model, _FORWARD))
     for path, module in model.named_modules():
         function = forward_of(module)
         if function is not None:
-            found.append(f"the forward {_name(function)} put in place of {_at(path)}'s own")
+            words = f"the forward {_name(function)} put in place of {_at(path)}'s own"
+            found.append((words, function))
     return found
 
 
 def backward_hooks(model: nn.Module) -> list[str]:
     """The same, of hooks that see gradients and may change them."""
-    return list(_hooks(model, _BACKWARD))
+    return [words for words, _ in _hooks(model, _BACKWARD)]
 
 
 def in_words(hooks: list[str]) -> str:
@@ -68,15 +74,15 @@ def check_forwards(sites: Iterable[Site], model: nn.Module) -> None:
             )
 
 
-def _hooks(model: nn.Module, kinds: _Kinds) -> Iterator[str]:
+def _hooks(model: nn.Module, kinds: _Kinds) -> Iterator[tuple[str, Callable[..., Any]]]:
     for own, (everywhere, kind) in kinds.items():
         for hook in getattr(of_torch, everywhere).values():
             if not is_known(hook):
-                yield f"the {kind} {_name(hook)} on all modules"
+                yield f"the {kind} {_name(hook)} on all modules", hook
         for path, module in model.named_modules():
             for hook in getattr(module, own).values():
                 if not is_known(hook):
-                    yield f"the {kind} {_name(hook)} on {_at(path)}"
+                    yield f"the {kind} {_name(hook)} on {_at(path)}", hook
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -55,19 +55,25 @@ def forward(
     def body() -> None:
         if visit is not None:
             visit(nnmodel)
-        logits = _logits(nnmodel.output, model)
+
+    def last(_: Any, __: Any, output: Any) -> None:
         # A copy, so that a model's whole logits are not kept for the sake of one position.
-        found.append(logits[:, -1].to("cpu", torch.float32, copy=True))
+        found.append(_logits(output, model)[:, -1].to("cpu", torch.float32, copy=True))
 
     batch = batch if device is None else batch.to(device)
     arguments = forward_arguments(model, batch, cache, start)
     if runs_on_meta(model):
         # Weights come in as they are needed; nnsight would send the tokens to where they are not.
         arguments = _by_itself(model, arguments)
-    # Nested, not joined: nnsight re-runs the source of its own block, and this must be outside.
-    with torch.set_grad_enabled(gradients):  # noqa: SIM117
-        with nnmodel.trace(**arguments):
-            body()
+    # After all other hooks on the model: what nnsight calls its output is what stands before them.
+    hook = model.register_forward_hook(last)
+    try:
+        # Nested, not joined: nnsight re-runs the source of its own block, and this must be outside.
+        with torch.set_grad_enabled(gradients):  # noqa: SIM117
+            with nnmodel.trace(**arguments):
+                body()
+    finally:
+        hook.remove()
     return found[0]
 
 

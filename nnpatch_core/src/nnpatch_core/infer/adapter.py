@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 from torch import nn
 
 from nnpatch_core._models import in_one_thread, module_of, with_weights
 from nnpatch_core.components import COMPONENT_NAMES, Component
+from nnpatch_core.engine import forward_hooks, in_words
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.infer.blocks import find_blocks
 from nnpatch_core.infer.counts import KEY_VALUE_HEADS, QUERY_HEADS, attribute_with, first_count
@@ -79,12 +81,31 @@ def checked(adapter: DecoderAPI, nnmodel: Any) -> DecoderAPI:
     adapter, results = put_to_test(adapter, nnmodel)
     failed = [f"{result.check}: {result.reason}" for result in results if not result.ok]
     if failed:
+        model = module_of(nnmodel)
         raise AdapterError(
-            f"the adapter inferred for {described(module_of(nnmodel))} fails "
-            f"{len(failed)} of {len(results)} checks: {'; '.join(failed)}. If it is a causal "
-            "language model that gives the same numbers twice, write its DecoderAPI by hand"
+            f"the adapter inferred for {described(model)} fails {len(failed)} of {len(results)} "
+            f"checks: {'; '.join(failed)}. {_advice(model)}"
         )
     return adapter
+
+
+def _advice(model: nn.Module) -> str:
+    """How an adapter may still be had of a model that fails its checks."""
+    if hooks := forward_hooks(model):
+        return (
+            f"The model has {in_words(hooks)}, which the checks see: infer the adapter without it, "
+            "and pass it as api="
+        )
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), None)
+    if dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled("cpu"):
+        return (
+            "In a type of few digits, rounding may look like an effect: infer the adapter from "
+            "the model in float32, and pass it as api="
+        )
+    return (
+        "If it is a causal language model that gives the same numbers twice, write its DecoderAPI "
+        "by hand"
+    )
 
 
 #: What an adapter says of its models, and the check that tells whether it is so.

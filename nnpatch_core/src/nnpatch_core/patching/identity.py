@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nnpatch_core._models import input_device, module_of
 from nnpatch_core.batch import Batch
 from nnpatch_core.components import Component
+from nnpatch_core.engine import forward_functions
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.layers import head_columns, n_layers, table_of
 from nnpatch_core.metrics import MetricContext, columns_read
@@ -64,6 +65,8 @@ def identity(
     code = [fingerprint(metric) for metric in sweep.metrics.values()]
     untold.update(*(each.untold for each in code))
     metrics = [[name, each.digest] for name, each in zip(sweep.metrics, code, strict=True)]
+    hooks = [(words, fingerprint(function)) for words, function in forward_functions(model)]
+    untold.update(*(each.untold for _, each in hooks))
     config = getattr(model, "config", None)
     device = input_device(model)
     return {
@@ -77,6 +80,7 @@ def identity(
         "sites": f"{len(cells)} {_word(cells)}",
         "adapter": ", ".join(sorted(set(adapters.values()))),
         "metric": f"{', '.join(sweep.metrics)} {_word(metrics)}",
+        "hooks": _word([[words, each.digest] for words, each in hooks]) if hooks else "none",
         "unpatched runs": digest(*measured),
         "given all prompts": _together(sweep, context),
         "engine": sweep.engine,

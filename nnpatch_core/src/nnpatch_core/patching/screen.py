@@ -139,7 +139,8 @@ def screen_by(screen: Screen, estimate: Callable[[bool, bool], Outcome]) -> Scre
     known = torch.cat([cells.exact for cells in ranking.cells.values()])
     # Where all is known, one cell is run all the same: a sweep has at least one.
     order = order[~known[order]] if not known.all() else order[:1]
-    top, rest = order[: screen.top_k], order[screen.top_k :]
+    # In the order of the cells: that of the estimates hangs, among near ties, on how rounding goes.
+    top, rest = order[: screen.top_k], order[screen.top_k :].sort().values
     wanted = len(top) if screen.spot_checks is None else screen.spot_checks
     random = torch.Generator().manual_seed(screen.seed)
     spots = rest[torch.randperm(len(rest), generator=random, device="cpu")[:wanted]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import attrs
 import torch
@@ -55,7 +55,9 @@ def try_out(
         _try_again(name, metric, context, baseline[name])
         if is_per_prompt(metric):
             rows = _mixed(context, baseline[name])
-            _try_in_company(name, metric, rows)
+            _try_in_company(name, metric, _companies(rows))
+            everyone = _Rows(context.target_logits, context, baseline[name].target)
+            _try_in_company(name, metric, _alone(everyone))
         else:
             rows = _Rows(context.target_logits, context, baseline[name].target)
         if reads_some(metric):
@@ -99,9 +101,9 @@ def _mixed(context: MetricContext, before: Baseline) -> _Rows:
     )
 
 
-def _try_in_company(name: str, metric: Metric, rows: _Rows) -> None:
+def _try_in_company(name: str, metric: Metric, companies: Iterable[_Rows]) -> None:
     advice = "take the declaration away, and it is given all prompts in their order"
-    for company in _companies(rows):
+    for company in companies:
         try:
             found = measure({name: metric}, company.logits, company.context)[name]
         except MetricError as error:
@@ -120,10 +122,15 @@ def _companies(rows: _Rows) -> Iterator[_Rows]:
     """The rows together, each alone, and all of them in another order."""
     everyone = torch.arange(len(rows.logits), device="cpu")
     yield rows
-    for row in everyone:
-        yield rows.take(row[None])
+    yield from _alone(rows)
     seeded = torch.Generator("cpu").manual_seed(0)
     yield rows.take(torch.randperm(len(everyone), generator=seeded, device="cpu"))
+
+
+def _alone(rows: _Rows) -> Iterator[_Rows]:
+    """Each of the rows by itself."""
+    for row in torch.arange(len(rows.logits), device="cpu"):
+        yield rows.take(row[None])
 
 
 def _try_without(name: str, metric: Metric, rows: _Rows, columns: Tensor | None) -> None:
