@@ -229,6 +229,7 @@ def test_version(nnpatch):
         (["--json"], "COMMAND"),
         (["plugins", "llama"], "llama"),
         (["plugins", "--yaml"], "--yaml"),
+        (["--yaml", "plugins"], "--yaml"),
         (["components"], "MODEL_OR_CONFIG"),
         (["check"], "ADAPTER"),
         (["new-adapter", "gpt2"], "--model-type"),

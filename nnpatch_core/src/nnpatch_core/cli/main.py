@@ -61,7 +61,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         )
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
-        chosen = commands[argv[0]]
+        # An option may stand before the command, where it is the program's.
+        chosen = commands.get(argv[0], parser)
         options = [name for action in chosen._actions for name in action.option_strings]
         chosen.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown, options)}")
     return arguments
