@@ -170,12 +170,20 @@ def test_columns_that_are_no_mapping(tokenizer, write):
     assert "columns must be a mapping" in found
 
 
+def test_columns_renamed_that_are_none(tokenizer, write):
+    path = write(f"{HEADER}\n{LINE}")
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns={1: "a", "b": "c"})
+    assert "columns= renames 'b'" in found
+
+
 def test_lists_that_are_none(tokenizer):
-    for bad in (None, 5, {"a": 1}, iter(["a"]), b"ab"):
+    for bad in (None, 5, {"a": 1}, b"ab"):
         found = says(TokensError, PromptPairs.from_texts, bad, ["b"], [" c"], [" d"], tokenizer)
         assert "source must be a list of texts, got" in found
 
 
-def test_other_lists_than_lists(tokenizer):
-    columns = [pd.Series([text], index=[9]) for text in ROW]
-    assert len(PromptPairs.from_texts(*columns, tokenizer)) == 1
+@pytest.mark.parametrize(
+    "kind", [lambda text: pd.Series([text], index=[9]), lambda text: iter([text])]
+)
+def test_other_lists_than_lists(tokenizer, kind):
+    assert len(PromptPairs.from_texts(*map(kind, ROW), tokenizer)) == 1

@@ -131,7 +131,7 @@ def _names(renamed: Any, present: list[Any]) -> tuple[Any, ...]:
     if renamed is not None and not isinstance(renamed, Mapping):
         raise TokensError(f"columns must be a mapping, such as {{'source': 'clean'}}: {renamed!r}")
     renamed = renamed or {}
-    unknown = sorted(set(renamed) - set(COLUMNS))
+    unknown = sorted(set(renamed) - set(COLUMNS), key=repr)
     if unknown:
         raise TokensError(f"columns= renames {unknown[0]!r}; it may rename {', '.join(COLUMNS)}")
     names = tuple(renamed.get(name, name) for name in COLUMNS)
