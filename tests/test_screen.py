@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from fractions import Fraction
 from math import comb
 from typing import Any
@@ -346,6 +347,17 @@ def test_a_checkpoint_is_gone_on_with(tmp_path, monkeypatch):
     assert known(found) == known(expected)
     for name in found:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("by", SCREENS)
+def test_padding_without_a_mask_is_told_once(by):
+    model = tiny_model()
+    model.config.pad_token_id = int(tokens()[0][0, -1])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sweep(model=model, attention_mask=None, screen=by, top_k=1, spot_checks=0)
+    told = [str(each.message).split()[0] for each in caught]
+    assert told == ["source_tokens"]
 
 
 def test_lists_of_sites_and_sites_together():

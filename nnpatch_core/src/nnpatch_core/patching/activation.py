@@ -177,6 +177,15 @@ def activation_patching(
     whole = sweep = sweep.where_present(both)
     screened: Screened | None = None
     if screening is not None:
+        # Packed: what was to be said of their padding has been said.
+        checked = attrs.evolve(
+            given,
+            source_tokens=source.tokens,
+            target_tokens=target.tokens,
+            attention_mask=None,
+            source_attention_mask=source.mask,
+            target_attention_mask=target.mask,
+        )
 
         def estimate(qk_fix: bool, grad_drop: bool) -> Outcome:
             return attribution_patching(
@@ -184,7 +193,7 @@ def activation_patching(
                 # Found once: an adapter that is inferred takes a while, and warns.
                 whole.sites[0].api,
                 Spoken(sites),
-                **given.keywords(),
+                **checked.keywords(),
                 metric=metric,
                 force_model_confidence=force_model_confidence,
                 batch_size=batch_size,
