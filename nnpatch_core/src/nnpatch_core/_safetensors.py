@@ -17,13 +17,11 @@ from torch import Tensor
 
 from nnpatch_core._arguments import shown
 from nnpatch_core._bytes import bytes_of
-from nnpatch_core._parts import check_folder, clean_up, part_of
+from nnpatch_core._parts import part_of
 from nnpatch_core.errors import PatchingError
 
 _KEY = "nnpatch"
 _WRITER = "nnpatch-core"
-
-__all__ = ["check_file", "check_folder", "clean_up", "read_file", "write_file"]
 
 
 def write_file(

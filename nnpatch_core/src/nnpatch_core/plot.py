@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nnpatch_core._extras import extra
 from nnpatch_core._html import in_plotly
+from nnpatch_core._ranges import ranges
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.sites import Axis
 
@@ -206,32 +207,13 @@ def _cropped(
     words = []
     for why in dict.fromkeys(columns.idle[number] for number in out):
         numbers = [number for number in out if columns.idle[number] == why]
-        verb = "is" if len(numbers) == 1 else "are"
-        words.append(f"{_ranges(numbers)} {verb} left out: {why}")
+        what = "position {} is" if len(numbers) == 1 else "positions {} are"
+        words.append(f"{what.format(ranges(numbers))} left out: {why}")
     return [each.keep(shown, labels) for each in panels], "; ".join(words)
 
 
 def _short(text: str) -> str:
     return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Numbers in order as people write them.
-
-    Examples:
-        >>> _ranges([0, 1, 2, 5])
-        'positions 0-2, 5'
-        >>> _ranges([5])
-        'position 5'
-    """
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    spelled = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"position{'s' * (len(numbers) > 1)} {spelled}"
 
 
 def _width(panels: Sequence[Panel], across: int, column: float) -> float:

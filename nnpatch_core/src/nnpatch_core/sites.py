@@ -136,10 +136,7 @@ class Sites:
             api: an adapter, its name, or None to find it by the model.
             tokens: `[batch, seq]`, or a `PromptPairs`.
         """
-        if isinstance(tokens, PromptPairs):
-            tokens = tokens.target_tokens
-        check_tokens("tokens", tokens)
-        grids = self.grids(nnmodel, api, tokens.shape[1])
+        grids = self.grids(nnmodel, api, _seq_len(tokens))
         return {
             name: [site for cell in grid.sites for site in cell.sites]
             for name, grid in grids.items()
@@ -198,6 +195,13 @@ class Sites:
         return [check_head(head, name, row, count) for head in wanted]
 
 
+def _seq_len(tokens: Tensor | PromptPairs) -> int:
+    """The width of the prompts; `TokensError` where they are none."""
+    found = tokens.target_tokens if isinstance(tokens, PromptPairs) else tokens
+    check_tokens("tokens", found)
+    return found.shape[1]
+
+
 def _site_list(sites: Any) -> tuple[AnySite, ...]:
     given = listed(sites)
     if given is None:
@@ -220,10 +224,7 @@ class SiteList:
         self, nnmodel: Any, api: Any, tokens: Tensor | PromptPairs
     ) -> dict[str, list[AnySite]]:
         """Site name to the list of its sites, in the order of the list."""
-        if isinstance(tokens, PromptPairs):
-            tokens = tokens.target_tokens
-        check_tokens("tokens", tokens)
-        grids = self.grids(nnmodel, api, tokens.shape[1])
+        grids = self.grids(nnmodel, api, _seq_len(tokens))
         return {name: list(grid.sites) for name, grid in grids.items()}
 
     def grids(self, nnmodel: Any, api: Any, seq_len: int) -> dict[str, Grid]:

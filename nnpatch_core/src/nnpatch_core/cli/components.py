@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core._models import input_device
+from nnpatch_core._ranges import ranges
 from nnpatch_core.cli.models import INSTEAD, MODEL_HELP, find_api, weightless
 from nnpatch_core.cli.output import UsageError, say, say_json, say_table
 from nnpatch_core.components import Component
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> bool:
     say(f"adapter {api.name}, model type {config.model_type}")
     for layers in kinds:
         say()
-        say(f"{api.layers}.N, {_ranges(layers)}")
+        say(f"{api.layers}.N, layer{'s' * (len(layers) > 1)} {ranges(layers)}")
         rows = [
             (
                 row["component"],
@@ -228,15 +228,3 @@ def _heads(row: dict[str, Any]) -> str:
     kind = row["kind"].replace("_", "/")
     layout = "" if row["columns"] is None else f", {row['columns']}"
     return f"{row['heads']} {kind}{layout}"
-
-
-def _ranges(layers: Iterable[int]) -> str:
-    """`layers 0-2, 4`."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and runs[-1][-1] == layer - 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    told = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    return f"layer{'s' if len(told) > 1 or '-' in told[0] else ''} {', '.join(told)}"

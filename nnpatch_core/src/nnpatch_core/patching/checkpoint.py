@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnpatch_core._safetensors import check_file, check_folder, clean_up, read_file, write_file
+from nnpatch_core._parts import check_folder, clean_up
+from nnpatch_core._safetensors import check_file, read_file, write_file
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning
 from nnpatch_core.patching.identity import UNTOLD, Identity

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnpatch_core._bytes import bytes_of
 from nnpatch_core._wrappers import offloaded
 
 #: Numbers that are summed up together.
@@ -61,9 +62,8 @@ def _sum(weight: Tensor) -> int:
 
 def digest(*tensors: Tensor) -> str:
     """A short word for types, shapes and bits of tensors."""
-    parts = [value.detach().cpu().contiguous() for value in tensors]
-    shapes = str([(str(part.dtype), list(part.shape)) for part in parts])
-    return word(shapes.encode() + b"".join(part.numpy().tobytes() for part in parts))
+    shapes = str([(str(each.dtype), list(each.shape)) for each in tensors])
+    return word(shapes.encode() + b"".join(bytes_of(each).numpy().tobytes() for each in tensors))
 
 
 def word(content: bytes) -> str:

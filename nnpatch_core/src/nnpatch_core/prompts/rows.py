@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 from typing import Any, TypeAlias
 
 import attrs
 
+from nnpatch_core._ranges import ranges
 from nnpatch_core.errors import PatchingError, TokensError
 
 COLUMNS = ("source", "target", "source_answer", "target_answer")
@@ -98,8 +98,8 @@ class Table:
         where = self.kind if len(labels) == 1 else f"{self.kind}s"
         name = shown(self.names[COLUMNS.index(column)])
         if self.kind == "pair":
-            return f"{name} of {where} {_ranges(labels)}"
-        return f"{where} {_ranges(labels)}, column {name}"
+            return f"{name} of {where} {_labels(labels)}"
+        return f"{where} {_labels(labels)}, column {name}"
 
 
 def place(kind: str, label: Any, column: str) -> str:
@@ -115,13 +115,11 @@ def shown(name: Any) -> str:
     return text if text.isprintable() and text.strip() == text != "" else repr(text)
 
 
-def _ranges(labels: Sequence[Any]) -> str:
-    """Labels of rows, those that follow one another drawn together: `0 to 3, 7`."""
-    if not all(isinstance(label, int) for label in labels):
-        return ", ".join(map(repr, labels))
-    runs = groupby(enumerate(labels), lambda each: each[1] - each[0])
-    found = [[label for _, label in run] for _, run in runs]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in found)
+def _labels(labels: Sequence[Any]) -> str:
+    """Labels of rows, such as `0 to 3, 7`."""
+    if all(isinstance(label, int) for label in labels):
+        return ranges(labels, " to ")
+    return ", ".join(map(repr, labels))
 
 
 def report(faulty: Sequence[Sequence[Fault]]) -> str:

@@ -9,15 +9,15 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from nnpatch_core._safetensors import check_file, clean_up, read_file, write_file
+from nnpatch_core._parts import clean_up
+from nnpatch_core._safetensors import check_file, read_file, write_file
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
+from nnpatch_core.results.parts import PROMPT_TENSORS, Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.whole import check_header, check_tensors
 from nnpatch_core.sites import Axis
 
 _FORMAT = "nnpatch outcome 2"
-_PROMPT_TENSORS = tuple(field.name for field in attrs.fields(Prompts) if field.name != "strings")
 
 
 def write(
@@ -55,7 +55,7 @@ def write(
         "info": dict(info),
         "screening": None if screening is None else attrs.asdict(screening),
     }
-    tensors = {f"prompts/{field}": getattr(prompts, field) for field in _PROMPT_TENSORS}
+    tensors = {f"prompts/{field}": getattr(prompts, field) for field in PROMPT_TENSORS}
     # Numbered, not named: a user's name may hold anything, a slash too.
     for place, swept in enumerate(cells.values()):
         tensors |= {f"cells/{place}": swept.index, f"present/{place}": swept.present}
@@ -113,7 +113,7 @@ def _fields(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, 
             for number, name in enumerate(header["metrics"])
         },
         "prompts": Prompts(
-            **{field: tensors[f"prompts/{field}"] for field in _PROMPT_TENSORS},
+            **{field: tensors[f"prompts/{field}"] for field in PROMPT_TENSORS},
             strings={int(token): text for token, text in header["strings"].items()},
         ),
         "metric": header["metric"],

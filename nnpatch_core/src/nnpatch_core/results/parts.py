@@ -95,6 +95,10 @@ class Prompts:
         return repr("".join(self.strings[token] for token in tokens))
 
 
+#: The fields of `Prompts` that are tensors.
+PROMPT_TENSORS = tuple(field.name for field in attrs.fields(Prompts) if field.name != "strings")
+
+
 @attrs.frozen(eq=False)
 class Cells:
     """Which cells of one site name were swept.

@@ -13,7 +13,7 @@ from torch import Tensor
 from nnpatch_core._arguments import shown
 from nnpatch_core._bytes import bytes_of
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.results.parts import Prompts, check_size
+from nnpatch_core.results.parts import PROMPT_TENSORS, check_size
 from nnpatch_core.results.screening import Screening
 
 #: The axes that an outcome may have, in their order; an axis of sites stands alone.
@@ -43,8 +43,7 @@ def check_header(header: Mapping[str, Any]) -> None:
 def check_tensors(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Raise `OutcomeError` for tensors that do not fit a header that is right, or each other."""
     axes, metrics = list(header["axes"].values()), range(len(header["metrics"]))
-    prompts = [field.name for field in attrs.fields(Prompts) if field.name != "strings"]
-    names = {f"prompts/{field}" for field in prompts}
+    names = {f"prompts/{field}" for field in PROMPT_TENSORS}
     names |= {f"{run}/{number}" for run in ("source", "target") for number in metrics}
     for place in range(len(axes)):
         names |= {f"{kind}/{place}" for kind in ("cells", "present", "elided", "exact")}
