@@ -27,6 +27,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
+from nnpatch_core._wrappers import forward_before
+
 __all__ = [
     "CONFIG_MAPPING",
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -155,7 +157,7 @@ def forward_of(module: nn.Module) -> Callable[..., Any] | None:
             # One that was bound already stands in a function of nnsight's own.
             own = inspect.getclosurevars(own).nonlocals.get("forward")
     function: Any
-    for function in (own, module.__dict__.get("_old_forward")):
+    for function in (own, forward_before(module)):
         plain = getattr(function, "__func__", function)
         if plain is not None and plain is not type(module).forward and not is_known(plain):
             found: Callable[..., Any] = function

@@ -171,11 +171,21 @@ def execution_device(module: Any) -> torch.device | None:
     return None
 
 
-def check_weights(model: nn.Module) -> None:
-    """Raise `AdapterError` for a model with weights that no forward will bring in."""
+def is_dispatched(module: Any) -> bool:
+    """Whether accelerate does something when a module runs."""
+    return hasattr(module, "_hf_hook")
+
+
+def forward_before(module: nn.Module) -> Any:
+    """The forward that accelerate has put its own in front of; None if it has not."""
+    return module.__dict__.get("_old_forward")
+
+
+def missing_weight(model: nn.Module) -> str | None:
+    """The path of a weight that no forward will bring in; None if there is none."""
     # Asked before each forward, and hardly ever so.
     if not any(weight.is_meta for weight in model.parameters()):
-        return
+        return None
     brought: set[int] = set()
     for path, module in model.named_modules():
         hooks = offload_hooks(module)
@@ -185,8 +195,16 @@ def check_weights(model: nn.Module) -> None:
             continue
         for name, weight in module.named_parameters(path, recurse=False):
             if weight.is_meta:
-                raise AdapterError(
-                    f"{type(model).__name__} has no weights: {name!r} is on torch's meta device, "
-                    "and nothing brings it in. Load the model with from_pretrained; only "
-                    "plan_sweep does without weights"
-                )
+                return str(name)
+    return None
+
+
+def check_weights(model: nn.Module) -> None:
+    """Raise `AdapterError` for a model with weights that no forward will bring in."""
+    name = missing_weight(model)
+    if name is not None:
+        raise AdapterError(
+            f"{type(model).__name__} has no weights: {name!r} is on torch's meta device, "
+            "and nothing brings it in. Load the model with from_pretrained; only "
+            "plan_sweep does without weights"
+        )

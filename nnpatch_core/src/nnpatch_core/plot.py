@@ -69,7 +69,7 @@ class Columns:
 
 
 @attrs.frozen
-class Grid:
+class Layout:
     """Panels in rows and columns; sizes in inches."""
 
     rows: int
@@ -85,7 +85,7 @@ class Sheet:
 
     Args:
         panels: the heatmaps.
-        grid: where they stand.
+        layout: where they stand.
         title: above them.
         own: whether the user wrote the title, who may have meant markup in it.
         note: what was left out.
@@ -94,7 +94,7 @@ class Sheet:
     """
 
     panels: Sequence[Panel]
-    grid: Grid
+    layout: Layout
     title: str
     own: bool
     note: str
@@ -224,7 +224,7 @@ def _width(panels: Sequence[Panel], across: int, column: float) -> float:
     return across * max(widths) + _BAR
 
 
-def _laid(panels: Sequence[Panel]) -> Grid:
+def _laid(panels: Sequence[Panel]) -> Layout:
     """Panels beside each other; in several rows where there is no room."""
     highest = max(len(each.rows) for each in panels)
     for rows in range(1, len(panels) + 1):
@@ -241,7 +241,7 @@ def _laid(panels: Sequence[Panel]) -> Grid:
     if rows == 1:
         columns = sum(len(each.columns) for each in panels)
     room = width - _BAR - across * _BESIDE
-    return Grid(rows, across, width, height, min(_COLUMN, room / columns))
+    return Layout(rows, across, width, height, min(_COLUMN, room / columns))
 
 
 def _ticks(count: int, inches: float) -> list[int]:
@@ -250,23 +250,23 @@ def _ticks(count: int, inches: float) -> list[int]:
     return list(range((count - 1) % step, count, step))
 
 
-def _weights(panels: Sequence[Panel], grid: Grid) -> list[float]:
-    """How wide the columns of the grid are, beside each other."""
-    if grid.rows > 1:
-        return [1.0] * grid.across
-    return [max(1.6, grid.column * len(each.columns)) for each in panels]
+def _weights(panels: Sequence[Panel], layout: Layout) -> list[float]:
+    """How wide the columns of the layout are, beside each other."""
+    if layout.rows > 1:
+        return [1.0] * layout.across
+    return [max(1.6, layout.column * len(each.columns)) for each in panels]
 
 
 def _matplotlib(sheet: Sheet) -> Any:
-    panels, grid = sheet.panels, sheet.grid
+    panels, layout = sheet.panels, sheet.layout
     colours = extra("matplotlib", "plot")
     extra("matplotlib.figure", "plot")
     from nnpatch_core._figure import Picture
 
-    figure = Picture(figsize=(grid.width, grid.rows * (grid.height + 1.1) + 0.5), dpi=_DOTS)
+    figure = Picture(figsize=(layout.width, layout.rows * (layout.height + 1.1) + 0.5), dpi=_DOTS)
     figure.set_layout_engine("constrained")
     places = figure.subplots(
-        grid.rows, grid.across, squeeze=False, width_ratios=_weights(panels, grid)
+        layout.rows, layout.across, squeeze=False, width_ratios=_weights(panels, layout)
     ).ravel()
     colour_map = colours.colormaps[_COLOURS].with_extremes(bad=_NOT_SWEPT)
     image: Any = None
@@ -283,7 +283,7 @@ def _matplotlib(sheet: Sheet) -> Any:
         axis.set_title(each.name).set_parse_math(False)
         axis.set_xlabel(each.column_title)
         axis.set_ylabel(each.row_title)
-        ticks = _ticks(len(each.columns), grid.column)
+        ticks = _ticks(len(each.columns), layout.column)
         axis.set_xticks(
             ticks,
             [_short(each.columns[tick]) for tick in ticks],
@@ -291,7 +291,7 @@ def _matplotlib(sheet: Sheet) -> Any:
             ha="right",
             rotation_mode="anchor",
         )
-        ticks = _ticks(len(each.rows), grid.height / len(each.rows))
+        ticks = _ticks(len(each.rows), layout.height / len(each.rows))
         axis.set_yticks(ticks, [each.rows[tick] for tick in ticks])
         axis.tick_params(labelsize=8, length=2)
         for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
@@ -302,24 +302,24 @@ def _matplotlib(sheet: Sheet) -> Any:
     if sheet.note:
         figure.supxlabel(sheet.note, fontsize=8)
     # As wide as beside a low picture.
-    aspect = max(20.0, 3.0 * grid.rows * grid.height)
+    aspect = max(20.0, 3.0 * layout.rows * layout.height)
     figure.colorbar(image, ax=list(places), label=sheet.legend, fraction=0.05, aspect=aspect)
     return figure
 
 
 def _plotly(sheet: Sheet) -> Any:
-    panels, grid = sheet.panels, sheet.grid
+    panels, layout = sheet.panels, sheet.layout
     plotly, subplots = extra("plotly.graph_objects", "plot"), extra("plotly.subplots", "plot")
-    high = min(max(420, 180 + 17 * max(len(each.rows) for each in panels)), 3200 // grid.rows)
+    high = min(max(420, 180 + 17 * max(len(each.rows) for each in panels)), 3200 // layout.rows)
     figure = subplots.make_subplots(
-        rows=grid.rows,
-        cols=grid.across,
+        rows=layout.rows,
+        cols=layout.across,
         subplot_titles=[in_plotly(each.name) for each in panels],
-        column_widths=_weights(panels, grid),
-        vertical_spacing=min(150 / (grid.rows * high), 1 / grid.rows),
+        column_widths=_weights(panels, layout),
+        vertical_spacing=min(150 / (layout.rows * high), 1 / layout.rows),
     )
     for number, each in enumerate(panels):
-        place = {"row": number // grid.across + 1, "col": number % grid.across + 1}
+        place = {"row": number // layout.across + 1, "col": number % layout.across + 1}
         columns = [in_plotly(column) for column in each.columns]
         rows = [in_plotly(row) for row in each.rows]
         figure.add_trace(
@@ -335,7 +335,7 @@ def _plotly(sheet: Sheet) -> Any:
             **place,
         )
         # Numbered, not named by the labels: a token that occurs twice is two columns.
-        ticks = _ticks(len(columns), grid.column)
+        ticks = _ticks(len(columns), layout.column)
         figure.update_xaxes(
             title_text=each.column_title,
             tickangle=-45,
@@ -365,7 +365,7 @@ def _plotly(sheet: Sheet) -> Any:
             "cmax": sheet.limit,
             "colorbar": {"title": {"text": sheet.legend, "side": "right"}},
         },
-        height=grid.rows * high,
+        height=layout.rows * high,
     )
     figure.update_xaxes(showgrid=False, zeroline=False)
     figure.update_yaxes(showgrid=False, zeroline=False)

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 
 from nnpatch_core.engine.plan import Bucket, Plan
-from nnpatch_core.engine.rows import Integers, Rows
+from nnpatch_core.engine.rows import Booleans, Integers, Rows
 
 
 @attrs.frozen(eq=False)
@@ -29,7 +29,7 @@ class Controls:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def within(self, rows: Rows) -> tuple[Rows, np.ndarray]:
+    def within(self, rows: Rows) -> tuple[Rows, Booleans]:
         """The bucket's rows with these among them, and `[rows]`, bool: which are these."""
         both = rows.then(self.rows)
         places = np.concatenate([np.arange(len(rows)), self.before - 0.5])
@@ -49,7 +49,7 @@ def controls(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> Cont
     Args:
         plan: the sweep's plan.
         number: the bucket's number in it.
-        bucket: the bucket, maybe without rows that are known.
+        bucket: the bucket.
         lengths: `[batch]`, the tokens of each prompt.
     """
     if number not in plan.watched:

@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 
 from nnpatch_core._models import follow
 from nnpatch_core._upstream import forward_of
+from nnpatch_core._wrappers import is_dispatched
 
 
 @attrs.frozen(eq=False)
@@ -43,7 +44,7 @@ def find_head(model: Any) -> Head | None:
     # weight of a type of its own, of which rows cannot be taken, or are rounded otherwise.
     if type(found) is not nn.Linear or type(found.weight) not in (nn.Parameter, Tensor):
         return None
-    if found.weight.is_meta or hasattr(found, "_hf_hook"):
+    if found.weight.is_meta or is_dispatched(found):
         return None
     # A hook of whatever kind is made for all columns.
     hooked = found._forward_hooks or found._forward_pre_hooks or forward_of(found) is not None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from nnpatch_core._wrappers import missing_weight
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.infer.adapter import checked, read_model
 from nnpatch_core.layers import described
@@ -20,7 +21,7 @@ def infer_model_api(model: nn.Module, lacks: Callable[[str, str], None]) -> Mode
     Raises:
         AdapterError: the model has no weights, or nothing like layers, or a check fails.
     """
-    if _is_without_weights(model):
+    if missing_weight(model) is not None:
         raise AdapterError(
             f"{described(model)} has no weights, so that it cannot be run: load it with them (in "
             "nnsight by dispatch=True)"
@@ -30,10 +31,3 @@ def infer_model_api(model: nn.Module, lacks: Callable[[str, str], None]) -> Mode
     for name, reason in read.missing.items():
         lacks(name, reason)
     return adapter
-
-
-def _is_without_weights(model: nn.Module) -> bool:
-    """Whether weights are on the device `meta`, and accelerate does not move them in."""
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
-        return False
-    return any(weight.is_meta for weight in model.parameters())

@@ -232,8 +232,8 @@ def attribution_patching(
                     chunk = chunk_of(rows) if first is None else first
                     own = {name: weight[rows] for name, weight in weights.items()}
                     paths = {
-                        where: {name: each[:, rows] for name, each in given.items()}
-                        for where, given in along.items()
+                        where: {name: each[:, rows] for name, each in gradients.items()}
+                        for where, gradients in along.items()
                     }
                     some = context.rows(torch.arange(rows.start, rows.stop, device="cpu"))
                     found, known = estimation.estimate(chunk, some, own, group, paths)

@@ -76,7 +76,7 @@ class Checkpoint:
         before = self._found[0]
         names = [*identity, *(name for name in before if name not in identity)]
         told = "; ".join(
-            f"{_word(name)}: {_word(before.get(name))} then, {_word(identity.get(name))} now"
+            f"{_shown(name)}: {_shown(before.get(name))} then, {_shown(identity.get(name))} now"
             for name in names
             if before.get(name) != identity.get(name)
         )
@@ -149,10 +149,10 @@ class Checkpoint:
             )
 
 
-def _word(value: str | None) -> str:
+def _shown(value: str | None) -> str:
     """What a file says, as a message may show it."""
-    shown = "none" if value is None else value
-    return shown if shown.isprintable() and len(shown) < _SHOWN else repr(shown[:_SHOWN])
+    said = "none" if value is None else value
+    return said if said.isprintable() and len(said) < _SHOWN else repr(said[:_SHOWN])
 
 
 def _read(path: os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -172,7 +172,7 @@ def _fault(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | No
     """Why header and tensors are not what a sweep writes."""
     identity = header.get("identity")
     if set(header) != {"format", "identity"} or not isinstance(identity, dict):
-        return f"its header has {_word(', '.join(sorted(header)))}"
+        return f"its header has {_shown(', '.join(sorted(header)))}"
     if not all(isinstance(value, str) for value in identity.values()):
         return "its identity is not made of words"
     budget = identity.get("memory_budget", "")
@@ -180,7 +180,7 @@ def _fault(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | No
         return f"its memory_budget is {budget[:_LONGEST]!r}"
     names = {"done", *(f"values/{number}" for number in range(len(tensors) - 1))}
     if len(tensors) < 2 or set(tensors) != names:
-        return f"its tensors are {_word(', '.join(sorted(tensors)))}"
+        return f"its tensors are {_shown(', '.join(sorted(tensors)))}"
     done = tensors["done"]
     if done.dtype != torch.uint8 or done.ndim != 2 or not done.numel() or int(done.max()) > 1:
         return "it does not tell what is done"

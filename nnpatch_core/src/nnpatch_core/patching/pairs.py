@@ -108,7 +108,7 @@ def _instead(given: _Arguments, place: str, values: Mapping[str, Any]) -> _Argum
     if beside:
         raise TokensError(
             f"{place} is a PromptPairs, which stands for all arguments about the prompts: "
-            f"leave out {_listed(beside)}"
+            f"leave out {_joined(beside)}"
         )
     tokenizer = values["tokenizer"] if given.tokenizer is None else given.tokenizer
     empty = dict.fromkeys(field.name for field in attrs.fields(type(given)))
@@ -121,7 +121,7 @@ def _check_given(given: PairArguments | RunArguments, first: str, needed: Sequen
     misplaced = [name for name, value in passed.items() if isinstance(value, PromptPairs)]
     if misplaced:
         raise TokensError(
-            f"{_listed(misplaced)} cannot be a PromptPairs: pass it as {first}, alone, where it "
+            f"{_joined(misplaced)} cannot be a PromptPairs: pass it as {first}, alone, where it "
             "stands for all arguments about the prompts"
         )
     missing = [name for name in needed if name not in passed]
@@ -130,7 +130,7 @@ def _check_given(given: PairArguments | RunArguments, first: str, needed: Sequen
         one = len(missing) == 1
         words = "a torch tensor, and was" if one else "torch tensors, and were"
         raise kind(
-            f"{_listed(missing)} must be given as {words} left out (NoneType); a PromptPairs, "
+            f"{_joined(missing)} must be given as {words} left out (NoneType); a PromptPairs, "
             f"passed as {first}, stands for all arguments about the prompts"
         )
 
@@ -140,7 +140,7 @@ def _passed(given: PairArguments | RunArguments) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _listed(names: Sequence[str]) -> str:
+def _joined(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 

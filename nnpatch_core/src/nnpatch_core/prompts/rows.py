@@ -96,7 +96,7 @@ class Table:
         """Where the values of several rows stand, in one column."""
         labels = [row.label for row in rows]
         where = self.kind if len(labels) == 1 else f"{self.kind}s"
-        name = shown(self.names[COLUMNS.index(column)])
+        name = named(self.names[COLUMNS.index(column)])
         if self.kind == "pair":
             return f"{name} of {where} {_labels(labels)}"
         return f"{where} {_labels(labels)}, column {name}"
@@ -105,11 +105,11 @@ class Table:
 def place(kind: str, label: Any, column: str) -> str:
     """Where one value stands, such as `line 3, column clean`."""
     if kind == "pair":
-        return f"{shown(column)} of pair {label}"
-    return f"{kind} {label if isinstance(label, int) else repr(label)}, column {shown(column)}"
+        return f"{named(column)} of pair {label}"
+    return f"{kind} {label if isinstance(label, int) else repr(label)}, column {named(column)}"
 
 
-def shown(name: Any) -> str:
+def named(name: Any) -> str:
     """A column's name, on one line whatever it holds."""
     text = str(name)
     return text if text.isprintable() and text.strip() == text != "" else repr(text)

@@ -8,10 +8,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nnpatch_core import _arguments
-from nnpatch_core._arguments import listed
+from nnpatch_core._arguments import listed, shown
 from nnpatch_core.errors import TokensError
-from nnpatch_core.prompts.rows import COLUMNS, Fault, Row, Table, place, shown
+from nnpatch_core.prompts.rows import COLUMNS, Fault, Row, Table, named, place
 
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
 
@@ -26,12 +25,12 @@ def from_lists(columns: Sequence[Any]) -> Table:
     for name, column in zip(COLUMNS, columns, strict=True):
         found = None if isinstance(column, str | bytes | Mapping) else listed(column)
         if found is None:
-            raise TokensError(f"{name} must be a list of texts, got {_arguments.shown(column)}")
+            raise TokensError(f"{name} must be a list of texts, got {shown(column)}")
         lists.append(found)
     lengths = [len(column) for column in lists]
     if len(set(lengths)) > 1:
-        named = ", ".join(f"{name} {n}" for name, n in zip(COLUMNS, lengths, strict=True))
-        raise TokensError(f"the lists of texts must be equally long, got {named}")
+        sizes = ", ".join(f"{name} {n}" for name, n in zip(COLUMNS, lengths, strict=True))
+        raise TokensError(f"the lists of texts must be equally long, got {sizes}")
     values = enumerate(zip(*lists, strict=True))
     return Table("pair", COLUMNS, tuple(Row(number, each) for number, each in values))
 
@@ -137,8 +136,8 @@ def _names(renamed: Any, present: list[Any]) -> tuple[Any, ...]:
     names = tuple(renamed.get(name, name) for name in COLUMNS)
     missing = [name for name in names if name not in present]
     if missing:
-        named = ", ".join(map(shown, present)) or "none"
-        raise TokensError(f"no column {missing[0]!r}; there are {named}")
+        there = ", ".join(map(named, present)) or "none"
+        raise TokensError(f"no column {missing[0]!r}; there are {there}")
     for name in names:
         if present.count(name) > 1:
             raise TokensError(f"column {name!r} stands {present.count(name)} times in the table")
