@@ -14,14 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnpatch_core import (
+    DecoderAPI,
     MultiSite,
     Outcome,
     Site,
     Sites,
     activation_patching,
     attribution_patching,
+    decoder_components,
 )
-from nnpatch_core.errors import CheckpointError, MetricError, OutcomeError
+from nnpatch_core.errors import AdapterWarning, CheckpointError, MetricError, OutcomeError
 from nnpatch_core.results import Screening
 from nnpatch_core.testing import tiny_api, tiny_model
 
@@ -358,6 +360,14 @@ def test_padding_without_a_mask_is_told_once(by):
         sweep(model=model, attention_mask=None, screen=by, top_k=1, spot_checks=0)
     told = [str(each.message).split()[0] for each in caught]
     assert told == ["source_tokens"]
+
+
+@pytest.mark.parametrize("by", SCREENS)
+def test_an_adapter_of_another_type_is_told_once(by):
+    other = DecoderAPI("Other", ("other",), decoder_components())
+    with pytest.warns(AdapterWarning) as caught:
+        activation_patching(model_of(), other, SITES, **arguments(), screen=by, top_k=1)
+    assert [each.category for each in caught].count(AdapterWarning) == 1
 
 
 def test_lists_of_sites_and_sites_together():

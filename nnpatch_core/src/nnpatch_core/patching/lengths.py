@@ -17,7 +17,7 @@ from nnpatch_core.sites import Grid, SiteList, Sites, SweepSites
 
 @attrs.frozen
 class Spoken:
-    """Sites whose columns were spoken of: a sweep inside of a sweep says nothing again."""
+    """Sites of which all was said: a sweep inside of a sweep says nothing of them again."""
 
     sites: SweepSites
 

@@ -50,6 +50,7 @@ from nnpatch_core.metrics import (
     reads_some,
 )
 from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.patching.lengths import Spoken
 from nnpatch_core.plugins.lookup import find_metric
 from nnpatch_core.results import Baseline
 from nnpatch_core.site import AnySite, Site
@@ -231,7 +232,8 @@ def prepare(
     found = [site for grid in grids.values() for cell in grid.sites for site in cell.sites]
     for adapter in {id(site.api): site.api for site in found}.values():
         check_fits(adapter, model)
-        _warn_of_other_type(adapter, model)
+        if not isinstance(sites, Spoken):
+            _warn_of_other_type(adapter, model)
     check_forwards(found, model)
     size = (len(target), target.seq_len)
     whole = not all(map(reads_some, metrics.values()))
