@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -33,12 +34,14 @@ def check_release() -> None:
     if not newer:
         return
     told = ", ".join(f"{name} {version}" for name, version in sorted(newer.items()))
-    known = _known(told)
-    found = _read(known)
-    if found is None:
-        found = _try()
-        _write(known, found)
-    if found != _HOLDS:
+    known = _known(f"{told}, nnpatch-core {metadata.version('nnpatch-core')}")
+    if _read(known) == _HOLDS:
+        return
+    found = _try()
+    # A failure may pass, as one for want of memory does: it is tried again the next time.
+    if found == _HOLDS:
+        _write(known)
+    else:
         warn(
             f"nnpatch was not tested with {told}, and fails its self-check there: {found}. Do not "
             "trust its numbers with this release; an older one is in constraints.txt of nnpatch's "
@@ -85,10 +88,10 @@ def _read(known: Path) -> str | None:
         return None
 
 
-def _write(known: Path, found: str) -> None:
+def _write(known: Path) -> None:
     # Where nothing can be kept, it is tried again the next time.
     try:
         known.parent.mkdir(parents=True, exist_ok=True)
-        known.write_text(f"{found}\n", "utf-8")
+        known.write_text(f"{_HOLDS}\n", "utf-8")
     except OSError:
         pass
