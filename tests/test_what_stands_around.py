@@ -54,7 +54,10 @@ def test_a_hook_on_the_whole_model_is_part_of_it(wrap: Any, options: dict[str, A
     model.register_forward_hook(scaled)
     expected = difference(model, TARGET)
     assert (expected - plain).abs().max() > 0.1
-    found = sweep(wrap(model), **options).baseline
+    out = sweep(wrap(model), **options)
+    found = out.baseline
+    assert out.info["hooks"] == "the forward hook `scaled` on the model itself"
+    assert "hooks" not in sweep(tiny_model("llama")).info
     torch.testing.assert_close(found.target, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(found.source, difference(model, SOURCE), atol=1e-4, rtol=0)
 

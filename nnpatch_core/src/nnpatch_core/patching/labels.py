@@ -13,6 +13,7 @@ from nnpatch_core._arguments import shown
 from nnpatch_core._models import module_of
 from nnpatch_core._upstream import nnsight, transformers
 from nnpatch_core.batch import Batch
+from nnpatch_core.engine import forward_hooks
 from nnpatch_core.errors import TokensError
 from nnpatch_core.patching.sweep import Sweep
 from nnpatch_core.patching.tally import Tally
@@ -49,6 +50,7 @@ def outcome(
     config = getattr(model, "config", None)
     adapters = sorted({site.api.name for site in sweep.sites})
     fallback = {"fallback": "; ".join(tally.fallbacks)} if tally.fallbacks else {}
+    hooks = forward_hooks(model)
     elided = sweep.by_name(tally.elided)
     measured = sweep.by_name(
         torch.ones(len(tally.elided), dtype=torch.bool, device="cpu") if exact is None else exact
@@ -69,6 +71,7 @@ def outcome(
             "adapter": ", ".join(adapters),
             "engine": ", ".join(tally.engines),
             **fallback,
+            **({"hooks": "; ".join(hooks)} if hooks else {}),
             "model": getattr(config, "_name_or_path", "") or type(model).__name__,
             "model_type": str(getattr(config, "model_type", None)),
             "dtype": str(getattr(model, "dtype", None)),

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
 
 #: What of an outcome's `info` is shown, if it is there.
-_FACTS = ("model", "adapter", "engine", "fallback")
+_FACTS = ("model", "adapter", "engine", "fallback", "hooks")
 _STRONGEST = 5
 
 
