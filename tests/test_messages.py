@@ -173,3 +173,79 @@ def test_a_text_that_the_user_rendered_is_the_same_prompt(tokenizer):
     chat = make(tokenizer, ASKED, chat=True)
     assert pairs.source_tokens.equal(chat.source_tokens)
     assert pairs.source_answer_index.equal(chat.source_answer_index)
+
+
+def test_a_system_message_is_not_dropped_from_messages(tokenizer):
+    """It was: messages got none, without a word."""
+    prompts = [[user(text)] for text in ASKED]
+    with pytest.raises(TokensError) as caught:
+        make(tokenizer, prompts, chat=True, system="Be brief.")
+    assert str(caught.value) == (
+        "system= is for prompts that are texts; messages have a system message of their own: put "
+        "it into them (source of pair 0 and target of pair 0)"
+    )
+    with pytest.raises(TokensError, match=r"own: put it into them \(target of pair 0\)"):
+        make(tokenizer, [ASKED[0], prompts[1]], chat=True, system="Be brief.")
+    make(tokenizer, [ASKED[0], prompts[1]], chat=True)
+
+
+def rendered(tokenizer, text, **options):
+    return tokenizer.apply_chat_template([user(text)], tokenize=False, **options)
+
+
+def test_a_rendered_text_in_a_chat_is_said_once(tokenizer):
+    texts = [rendered(tokenizer, text, add_generation_prompt=True) for text in ASKED]
+    with pytest.warns(PromptWarning) as caught:
+        pairs = PromptPairs.from_texts(
+            [texts[0], ASKED[0], texts[0]],
+            [texts[1], ASKED[1], ASKED[1]],
+            ["Paris"] * 3,
+            ["Tokyo"] * 3,
+            tokenizer,
+            chat=True,
+        )
+    assert len(pairs) == 3
+    (warning,) = caught
+    for part in (
+        "2 of 3 pairs hold '<user>', which the chat template writes itself",
+        "(source of pairs 0, 2 and target of pair 0)",
+        "Leave out chat=True",
+    ):
+        assert part in str(warning.message)
+    assert warning.filename == __file__
+    make(tokenizer, texts)
+
+
+@pytest.mark.parametrize("space", ["", "\n"])
+def test_a_rendered_text_that_opens_no_turn_is_said_once(tokenizer, space):
+    texts = [rendered(tokenizer, text) + space for text in ASKED]
+    with pytest.warns(PromptWarning) as caught:
+        make(tokenizer, texts, ("Paris", "Tokyo"))
+    (warning,) = caught
+    for part in (
+        "a prompt that ends with '<end>' ends a turn and opens none",
+        "(source of pair 0 and target of pair 0)",
+        "render with add_generation_prompt=True",
+    ):
+        assert part in str(warning.message)
+
+
+def test_where_the_message_is_the_opening_nothing_is_said():
+    """As in Mistral's template, after whose `[/INST]` the answer begins; and in plain prompts."""
+    template = "{% for message in messages %}<user>{{ message['content'] }}<end>{% endfor %}"
+    for given in (template, "{{ raise_exception('none') }}", TEMPLATE.replace("<end>", "\n")):
+        tokenizer = tiny_tokenizer(
+            [*WORDS, "\n"], chat_template=given, additional_special_tokens=TURNS
+        )
+        make(tokenizer, [f"<user>{text}<end>" for text in ASKED])
+        make(tokenizer, [f"{text}\n" for text in ASKED])
+        make(tokenizer, ASKED, (" Paris", " Tokyo"))
+
+
+def test_the_end_of_an_assistants_turn_opens_none_either():
+    """Where it is not that of a user's, as in DeepSeek's template."""
+    template = TEMPLATE.replace("<end>", "{% if message['role'] == 'assistant' %}<end>{% endif %}")
+    tokenizer = tiny_tokenizer(WORDS, chat_template=template, additional_special_tokens=TURNS)
+    with pytest.warns(PromptWarning, match="'<end>' ends a turn and opens none"):
+        make(tokenizer, [f"<user>{text}<assistant>It is<end>" for text in ASKED])
+    make(tokenizer, [f"<user>{text}<assistant>" for text in ASKED])

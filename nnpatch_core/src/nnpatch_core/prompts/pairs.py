@@ -12,10 +12,10 @@ from torch import Tensor
 
 from nnpatch_core import _html
 from nnpatch_core._arguments import check_flags, shown
-from nnpatch_core.errors import UnknownNameError
+from nnpatch_core.errors import TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import make_encoder
 from nnpatch_core.prompts.reading import Reader, is_messages
-from nnpatch_core.prompts.rows import COLUMNS, Prompt, Table, TextPair
+from nnpatch_core.prompts.rows import COLUMNS, Prompt, Table, TextPair, joined_places
 from nnpatch_core.prompts.tables import from_file, from_frame, from_lists
 
 MultiToken = Literal["raise", "first", "drop"]
@@ -87,7 +87,8 @@ class PromptPairs:
             tokenizer: a Hugging Face tokenizer.
             chat: put each text as a user's message into the tokenizer's chat template, followed
                 by the beginning of the assistant's turn.
-            system: a system message for the chat template, before each text.
+            system: a system message for the chat template, before each text. Messages have one
+                of their own.
             chat_template_kwargs: options of the chat template, such as
                 `{"enable_thinking": False}`.
             answers: `"auto"`: integers are token ids, and texts are texts, digits too; `"ids"`:
@@ -101,14 +102,15 @@ class PromptPairs:
 
         Raises:
             TokensError: lists of different lengths, no pairs, a prompt without tokens, one that
-                the chat template refuses, options that mean nothing.
+                the chat template refuses, options that mean nothing, as `system` does to messages.
             AnswerError: answers that are not one token after their prompts, or that two answers of
                 a pair are the same token.
 
         Warns:
             AnswerWarning: answers were joined by a space, or cut to their first token.
             PromptWarning: pairs or end tokens were left out; an option that the chat template does
-                not read.
+                not read; with `chat`, texts that a template rendered already; without, texts that
+                end a turn of the chat template and open none.
 
         Examples:
             >>> from nnpatch_core.testing import tiny_tokenizer
@@ -248,13 +250,22 @@ class PromptPairs:
                 raise UnknownNameError(
                     f"unknown {name} {shown(value)}; there are {', '.join(_CHOICES[name])}"
                 )
+        messages = {
+            run: [row for row in table.rows if is_messages(row.values[COLUMNS.index(run)])]
+            for run in ("source", "target")
+        }
         encoder = make_encoder(
             tokenizer,
             chat=chat,
             system=system,
             options=chat_template_kwargs,
-            messages=any(is_messages(value) for row in table.rows for value in row.values[:2]),
+            messages=any(messages.values()),
         )
+        if system is not None and any(messages.values()):
+            raise TokensError(
+                "system= is for prompts that are texts; messages have a system message of their "
+                f"own: put it into them ({joined_places(table, messages)})"
+            )
         names = zip(COLUMNS, table.names, strict=True)
         reader = Reader(
             encoder,

@@ -28,8 +28,10 @@ from nnpatch_core.prompts.rows import (
     TextPair,
     UnusableError,
     error_of,
+    joined_places,
     report,
 )
+from nnpatch_core.prompts.turns import warn_of_ended_turns, warn_of_texts_in_chat
 
 _RUNS = ("source", "target")
 #: Letters of a prompt that a warning shows.
@@ -72,7 +74,8 @@ class Reader:
 
         Warns:
             AnswerWarning: answers were joined by a space, or cut to their first token.
-            PromptWarning: pairs or the tokenizer's end tokens were left out.
+            PromptWarning: pairs or the tokenizer's end tokens were left out; texts were rendered
+                by the chat template already, or end a turn and open none.
         """
         kept, faulty, dropped = [], [], []
         for row in table.rows:
@@ -96,6 +99,7 @@ class Reader:
             warn(f"{count} {was} dropped\n{report(faulty)}", PromptWarning)
         self._warn_of_answers(table, kept)
         self._warn_of_ends(kept)
+        self._warn_of_turns(table, kept)
         return kept, dropped
 
     def _row(self, table: Table, row: Row) -> Read | list[Fault]:
@@ -160,6 +164,15 @@ class Reader:
                 PromptWarning,
             )
 
+    def _warn_of_turns(self, table: Table, kept: Sequence[Read]) -> None:
+        prompts = {run: [(read.row, getattr(read.pair, run)) for read in kept] for run in _RUNS}
+        texts = {
+            run: [(row, text) for row, text in each if isinstance(text, str)]
+            for run, each in prompts.items()
+        }
+        tell = warn_of_texts_in_chat if self.encoder.chat else warn_of_ended_turns
+        tell(self.encoder, table, texts)
+
 
 @contextmanager
 def _noted(place: str, faults: list[Fault]) -> Iterator[None]:
@@ -175,14 +188,10 @@ def _where(
 ) -> tuple[str, Read, str] | None:
     """Where the answers stand that something concerns, and the first of them."""
     found = {run: [read for read in kept if concerns(read.answers[run])] for run in _RUNS}
-    named = [
-        table.places(f"{run}_answer", [read.row for read in reads])
-        for run, reads in found.items()
-        if reads
-    ]
+    rows = {f"{run}_answer": [read.row for read in reads] for run, reads in found.items()}
     for run, reads in found.items():
         if reads:
-            return " and ".join(named), reads[0], run
+            return joined_places(table, rows), reads[0], run
     return None
 
 

@@ -109,6 +109,11 @@ def place(kind: str, label: Any, column: str) -> str:
     return f"{kind} {label if isinstance(label, int) else repr(label)}, column {named(column)}"
 
 
+def joined_places(table: Table, rows: Mapping[str, Sequence[Row]]) -> str:
+    """Where the values of several columns stand, each with rows of its own; none is left out."""
+    return " and ".join(table.places(column, each) for column, each in rows.items() if each)
+
+
 def named(name: Any) -> str:
     """A column's name, on one line whatever it holds."""
     text = str(name)
