@@ -349,6 +349,32 @@ def test_ids_of_a_file_in_the_layout_of_eap_ig(tmp_path):
     assert ids(pairs) == ([7], [9])
 
 
+def test_integers_of_a_frame_are_said_to_be_ids():
+    """Of digits in a file, pandas makes integers: 4 would be token 4 and not '4'."""
+    tokenizer = words()
+    columns = "source", "target", "source_answer", "target_answer"
+    rows = [(PROMPTS[0], PROMPTS[1], 7, " Tokyo"), (PROMPTS[2], PROMPTS[3], 8, " Rome")]
+    frame = pd.DataFrame(rows, columns=columns)
+    with pytest.warns(AnswerWarning) as caught:
+        pairs = PromptPairs.from_dataframe(frame, tokenizer)
+    assert ids(pairs)[0] == [7, 8]
+    (warning,) = caught
+    for part in (
+        f"integers were taken as token ids: 7 is the token {tokenizer.decode([7])!r} "
+        "(rows 0 to 1, column source_answer)",
+        "answers='ids'",
+        "dtype=str",
+    ):
+        assert part in str(warning.message)
+    assert warning.filename == __file__
+    # What it advises silences it, and so does a name; a list of one's own was meant.
+    numbers = frame.assign(target_answer=[9, 10])
+    PromptPairs.from_dataframe(numbers, tokenizer, answers="ids")
+    renamed = frame.rename(columns={"source_answer": "correct_idx"})
+    PromptPairs.from_dataframe(renamed, tokenizer, columns={"source_answer": "correct_idx"})
+    PromptPairs.from_texts(*(list(frame[name]) for name in columns), tokenizer)
+
+
 @pytest.mark.parametrize("bad", [True, np.True_, 7.0, float("nan"), None, -1, torch.tensor([7])])
 def test_what_is_no_id(bad):
     columns = PROMPTS[:1], PROMPTS[1:2], [bad], [9]

@@ -1,7 +1,9 @@
 """Prompts that are messages: few-shot, system, prefill, and options of the chat template."""
 
+import json
 import warnings
 
+import pandas as pd
 import pytest
 
 from nnpatch_core import PromptPairs
@@ -249,3 +251,41 @@ def test_the_end_of_an_assistants_turn_opens_none_either():
     with pytest.warns(PromptWarning, match="'<end>' ends a turn and opens none"):
         make(tokenizer, [f"<user>{text}<assistant>It is<end>" for text in ASKED])
     make(tokenizer, [f"<user>{text}<assistant>" for text in ASKED])
+
+
+def test_messages_in_a_table_are_json(tokenizer, tmp_path):
+    prompts = [[user(text)] for text in ASKED]
+    expected = make(tokenizer, prompts)
+    frame = pd.DataFrame(
+        {
+            "source": [json.dumps(prompts[0], indent=1)],
+            "target": [json.dumps(prompts[1])],
+            "source_answer": ["Paris"],
+            "target_answer": ["Tokyo"],
+        }
+    )
+    frame.to_csv(tmp_path / "chats.csv", index=False)
+    for pairs in (
+        PromptPairs.from_dataframe(frame, tokenizer),
+        PromptPairs.from_csv(tmp_path / "chats.csv", tokenizer),
+    ):
+        assert pairs.pairs == expected.pairs
+        assert pairs.source_tokens.equal(expected.source_tokens)
+    with pytest.raises(TokensError, match=r"messages have .* of their own.*row 0, column source"):
+        PromptPairs.from_dataframe(frame, tokenizer, chat=True, system="Be brief.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['[{"a": 1}]', "[{x}] is", '[{"role": 5, "content": ""}]', '{"role": "user"}', "[{" * 9**5],
+)
+def test_what_is_no_json_of_messages_is_a_text(text):
+    tokenizer = tiny_tokenizer([text, *WORDS], chat_template=TEMPLATE)
+    columns = "source", "target", "source_answer", "target_answer"
+    frame = pd.DataFrame([[text, ASKED[0], " Paris", " Tokyo"]], columns=columns)
+    assert PromptPairs.from_dataframe(frame, tokenizer).pairs[0].source == text
+
+
+def test_json_in_a_list_of_ones_own_is_a_text(tokenizer):
+    text = json.dumps([user(ASKED[0])])
+    assert make(tokenizer, [text, ASKED[1]], (" Paris", " Tokyo")).pairs[0].source == text

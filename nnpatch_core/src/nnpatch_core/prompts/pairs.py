@@ -146,7 +146,9 @@ class PromptPairs:
         """Tokenise the rows of a DataFrame.
 
         Args:
-            frame: has the columns `source`, `target`, `source_answer` and `target_answer`.
+            frame: has the columns `source`, `target`, `source_answer` and `target_answer`. A
+                prompt that is JSON of messages, `[{"role": "user", "content": "Hi"}]`, is read as
+                messages.
             tokenizer: a Hugging Face tokenizer.
             columns: other names for them, such as `{"source": "clean"}`.
             options: as for `from_texts`.
@@ -155,6 +157,11 @@ class PromptPairs:
             TokensError: a column is missing or stands twice.
             PatchingError: as for `from_texts`; a faulty row is named by its label in the index and
                 by your name of the column.
+
+        Warns:
+            AnswerWarning: as for `from_texts`; integers in a column that is not called `*_idx`
+                were taken as token ids, without `answers="ids"`.
+            PromptWarning: as for `from_texts`.
         """
         return cls._of(from_frame(frame, columns), tokenizer, **options)
 

@@ -73,7 +73,8 @@ class Reader:
             PatchingError: rows are faulty and not to be left out, or none is left.
 
         Warns:
-            AnswerWarning: answers were joined by a space, or cut to their first token.
+            AnswerWarning: answers were joined by a space, or cut to their first token; integers of
+                a DataFrame were taken as token ids.
             PromptWarning: pairs or the tokenizer's end tokens were left out; texts were rendered
                 by the chat template already, or end a turn and open none.
         """
@@ -98,6 +99,7 @@ class Reader:
             was = "was" if len(faulty) == 1 else "were"
             warn(f"{count} {was} dropped\n{report(faulty)}", PromptWarning)
         self._warn_of_answers(table, kept)
+        self._warn_of_integers(table, kept)
         self._warn_of_ends(kept)
         self._warn_of_turns(table, kept)
         return kept, dropped
@@ -153,6 +155,26 @@ class Reader:
             where, read, run = cut
             first = self.encoder.pieces([read.answers[run].token])[0]
             warn(f"{FIRST}: {first!r} of {read.answers[run].spelled!r} ({where})", AnswerWarning)
+
+    def _warn_of_integers(self, table: Table, kept: Sequence[Read]) -> None:
+        """Say once that a DataFrame's integers are ids: pandas makes them of digits unasked."""
+        texts = [run for run in _RUNS if f"{run}_answer" not in self.ids]
+        found = {
+            f"{run}_answer": [read for read in kept if read.answers[run].spelled is None]
+            for run in texts
+        }
+        first = next(((name, reads[0]) for name, reads in found.items() if reads), None)
+        if table.kind != "row" or first is None:
+            return
+        name, read = first
+        given = getattr(read.pair, name)
+        places = joined_places(table, {name: [r.row for r in each] for name, each in found.items()})
+        warn(
+            f"integers were taken as token ids: {given} is the token "
+            f"{self.encoder.pieces([given])[0]!r} ({places}). answers='ids' says so and silences "
+            "this; pandas.read_csv(path, dtype=str) reads digits as text",
+            AnswerWarning,
+        )
 
     def _warn_of_ends(self, kept: Sequence[Read]) -> None:
         ends = [prompt.end for read in kept for prompt in read.prompts.values() if prompt.end]

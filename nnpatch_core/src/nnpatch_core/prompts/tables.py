@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +48,7 @@ def from_frame(frame: Any, renamed: Mapping[str, str] | None) -> Table:
     names = _names(renamed, list(frame.columns))
     columns = [frame[name].tolist() for name in names]
     rows = zip(frame.index.tolist(), zip(*columns, strict=True), strict=True)
-    return Table("row", names, tuple(Row(label, values) for label, values in rows))
+    return Table("row", names, tuple(Row(label, _read(values)) for label, values in rows))
 
 
 def from_file(path: Any, renamed: Mapping[str, str] | None) -> Table:
@@ -83,7 +85,27 @@ def _row(number: int, cells: list[str], header: list[str], places: list[int]) ->
             fault(header[at], f"is missing: {fields}")
         elif not _is_utf8(value):
             fault(header[at], f"is not UTF-8: {_readable(value)!r}")
-    return Row(number, tuple(values), tuple(faults))
+    return Row(number, _read(values), tuple(faults))
+
+
+def _read(values: Sequence[Any]) -> tuple[Any, ...]:
+    """A row's values, in which JSON of messages is the messages: a cell holds no list."""
+    return (*map(_messages_or_text, values[:2]), *values[2:])
+
+
+def _messages_or_text(value: Any) -> Any:
+    if not isinstance(value, str) or not re.match(r"\s*\[\s*\{", value):
+        return value
+    try:
+        found = json.loads(value)
+    # Deeply nested brackets are no messages either.
+    except (ValueError, RecursionError):
+        return value
+    messages = isinstance(found, list) and all(
+        isinstance(each, dict) and isinstance(each.get("role"), str) and "content" in each
+        for each in found
+    )
+    return found if messages else value
 
 
 def _text(path: Any) -> str:
