@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from nnpatch_core import PromptPairs
-from nnpatch_core.errors import AnswerError, PromptWarning, TokensError
+from nnpatch_core.errors import AnswerError, AnswerWarning, PromptWarning, TokensError
 from nnpatch_core.prompts import COLUMNS
 from nnpatch_core.testing import tiny_tokenizer
 
@@ -80,7 +80,8 @@ def test_a_row_is_named_by_the_line_that_it_begins_in(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize(
-    ("labels", "place"), [(None, "row 1, "), (["a", "b"], "row 'b', "), ([7, 7], "row 7, ")]
+    ("labels", "place"),
+    [(None, "row 1, "), (["a", "b"], "row 'b', "), ([7, 7], "row 7 (position 1), ")],
 )
 def test_rows_of_a_frame_are_named_by_their_label(tokenizer, labels, place):
     frame = pd.DataFrame([ROW, (*ROW[:2], " New York", ROW[3])], columns=COLUMNS, index=labels)
@@ -187,3 +188,117 @@ def test_lists_that_are_none(tokenizer):
 )
 def test_other_lists_than_lists(tokenizer, kind):
     assert len(PromptPairs.from_texts(*map(kind, ROW), tokenizer)) == 1
+
+
+def test_warnings_about_rows_of_one_label_name_their_positions(tokenizer):
+    answers = [" Paris", "Paris", "Paris"]
+    frame = pd.DataFrame(
+        [(*ROW[:2], answer, ROW[3]) for answer in answers], columns=COLUMNS, index=["a"] * 3
+    )
+    tokenizer = tiny_tokenizer([*ROW, "Paris"])
+    with pytest.warns(AnswerWarning, match=r"rows at position 1 to 2, column source_answer"):
+        PromptPairs.from_dataframe(frame, tokenizer)
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+@pytest.mark.parametrize("quote", ["", '"'])
+@pytest.mark.parametrize("told", [False, True])
+def test_another_separator_than_commas_is_named(tokenizer, write, separator, quote, told):
+    rows = [separator.join(f"{quote}{text}{quote}" for text in row) for row in (COLUMNS, ROW)]
+    path = write("\n".join([*([f"sep={separator}"] * told), *rows]))
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
+    assert f"line 1: the fields are separated by {separator!r}: save the file with comma" in found
+    read = pd.read_csv(path, sep=separator, dtype=str, **({"skiprows": 1} if told else {}))
+    assert len(PromptPairs.from_dataframe(read, tokenizer)) == 1
+    skipped = ", skiprows=1" if told else ""
+    assert f"from_dataframe(pandas.read_csv(path, sep={separator!r}{skipped}, dtype=str)" in found
+
+
+def test_a_line_that_names_the_comma_is_no_header(tokenizer, write):
+    found = says(TokensError, PromptPairs.from_csv, write(f"sep=,\n{HEADER}\n{LINE}"), tokenizer)
+    assert "line 1: it is 'sep=,' and no header; take this line out" in found
+
+
+def test_options_that_there_are_not_are_refused_before_the_file_is_read(tokenizer):
+    for options, hint in (
+        ({"delimiter": ";"}, r"pandas.read_csv\(path, delimiter=';', dtype=str\), tokenizer\)"),
+        ({"multitoken": "drop"}, r"did you mean 'multi_token'\?$"),
+        ({"zzz": 1}, "unexpected keyword argument 'zzz'$"),
+    ):
+        with pytest.raises(TypeError, match=hint):
+            PromptPairs.from_csv("missing.csv", tokenizer, **options)
+    with pytest.raises(TypeError, match=r"did you mean 'columns'\?"):
+        PromptPairs.from_dataframe(None, tokenizer, column={})
+
+
+def test_what_is_no_utf_8_has_advice(tokenizer, write):
+    latin = LINE.replace(" Paris", " é").encode("latin-1")
+    path = write(b"\n".join([HEADER.encode(), latin]))
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
+    assert "save the file as UTF-8" in found.splitlines()
+    path = write(HEADER.replace("target", "é").encode("latin-1"))
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns={"target": "é"})
+    assert found.endswith("; it is not UTF-8: save the file as UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "meant"),
+    [
+        ("Source,target,source_answer,target_answer", None, {"source": "Source"}),
+        (HEADER.replace(",", ", "), None, {name: f" {name}" for name in COLUMNS[1:]}),
+        (HEADER.replace("_", " "), None, {name: name.replace("_", " ") for name in COLUMNS[2:]}),
+        (
+            "clean,target,source_answer,target_answers",
+            {"source": "Clean"},
+            {"source": "clean", "target_answer": "target_answers"},
+        ),
+    ],
+)
+def test_a_column_that_is_nearly_there_is_meant(tokenizer, write, header, columns, meant):
+    path = write(f"{header}\n{LINE}")
+    frame = pd.DataFrame([ROW], columns=header.split(","))
+    for make, table in ((PromptPairs.from_csv, path), (PromptPairs.from_dataframe, frame)):
+        found = says(TokensError, make, table, tokenizer, columns=columns)
+        assert found.endswith(f"; did you mean columns={meant!r}?")
+        assert len(make(table, tokenizer, columns=meant)) == 1
+
+
+def test_a_column_that_is_far_from_any_is_not_guessed(tokenizer, write):
+    path = write(f"clean,corrupted,right,wrong\n{LINE}")
+    assert "did you mean" not in says(TokensError, PromptPairs.from_csv, path, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        ({"clean": "source"}, "; it is the wrong way round: columns={'source': 'clean'}"),
+        (
+            {"clean": "source", "target": "x"},
+            "; it is the wrong way round: columns={'source': 'clean', 'target': 'x'}",
+        ),
+        ({"sorce": "target"}, "; did you mean 'source'?"),
+        ({"clean": "x"}, "it may rename source, target, source_answer, target_answer"),
+        ({5: "x", "y": "z"}, "it may rename source, target, source_answer, target_answer"),
+        ({"source": "target"}, "columns= reads source and target from one column, 'target'"),
+    ],
+)
+def test_renamings_that_cannot_be_meant(tokenizer, write, columns, hint):
+    path = write(f"{HEADER}\n{LINE}")
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns=columns)
+    assert found.endswith(hint)
+
+
+def test_arguments_that_changed_places(tokenizer, write):
+    path, frame = write(f"{HEADER}\n{LINE}"), pd.DataFrame([ROW] * 99, columns=COLUMNS)
+    for make, args, expected in (
+        (PromptPairs.from_csv, (tokenizer, path), "from_csv(path, tokenizer) takes the tokenizer"),
+        (PromptPairs.from_dataframe, (tokenizer, frame), "(frame, tokenizer) takes the tokenizer"),
+        (PromptPairs.from_csv, (frame, tokenizer), "from_dataframe takes a DataFrame"),
+        (PromptPairs.from_csv, (tokenizer, tokenizer), "path must be a path, got "),
+        (PromptPairs.from_dataframe, (path, tokenizer), "from_csv reads a file"),
+        (PromptPairs.from_csv, (path, frame), "tokenizer must be a Hugging Face tokenizer"),
+    ):
+        found = says(TokensError, make, *args)
+        assert expected in found
+        assert len(found) < 230
+        assert "\n" not in found

@@ -147,6 +147,11 @@ class Encoder:
         return str(text)
 
 
+def is_tokenizer(given: Any) -> bool:
+    """Whether it can be used as a Hugging Face tokenizer."""
+    return callable(given) and hasattr(given, "decode")
+
+
 def make_encoder(
     tokenizer: Any,
     *,
@@ -167,7 +172,7 @@ def make_encoder(
     Raises:
         TokensError: they do not.
     """
-    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+    if not is_tokenizer(tokenizer):
         raise TokensError(f"tokenizer must be a Hugging Face tokenizer, got {shown(tokenizer)}")
     if system is not None:
         if not chat:

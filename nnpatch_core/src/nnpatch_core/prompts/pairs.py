@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import attrs
@@ -13,7 +15,7 @@ from torch import Tensor
 from nnpatch_core import _html
 from nnpatch_core._arguments import check_flags, shown
 from nnpatch_core.errors import TokensError, UnknownNameError
-from nnpatch_core.prompts.encoding import make_encoder
+from nnpatch_core.prompts.encoding import is_tokenizer, make_encoder
 from nnpatch_core.prompts.reading import Reader, is_messages
 from nnpatch_core.prompts.rows import COLUMNS, Prompt, Table, TextPair, joined_places
 from nnpatch_core.prompts.tables import from_file, from_frame, from_lists
@@ -21,6 +23,8 @@ from nnpatch_core.prompts.tables import from_file, from_frame, from_lists
 MultiToken = Literal["raise", "first", "drop"]
 #: How many pairs a notebook shows.
 _SHOWN = 5
+#: Options of `pandas.read_csv` about how a file is written.
+_OF_PANDAS = ("delimiter", "encoding", "quotechar", "sep", "skiprows")
 _CHOICES = {
     "answers": ("auto", "ids"),
     "multi_token": ("raise", "first", "drop"),
@@ -154,15 +158,17 @@ class PromptPairs:
             options: as for `from_texts`.
 
         Raises:
-            TokensError: a column is missing or stands twice.
-            PatchingError: as for `from_texts`; a faulty row is named by its label in the index and
-                by your name of the column.
+            TokensError: a column is missing or stands twice, or one is read as two.
+            TypeError: an option that there is not.
+            PatchingError: as for `from_texts`; a faulty row is named by its label in the index (and
+                by its position, where labels stand twice) and by your name of the column.
 
         Warns:
             AnswerWarning: as for `from_texts`; integers in a column that is not called `*_idx`
                 were taken as token ids, without `answers="ids"`.
             PromptWarning: as for `from_texts`.
         """
+        _check_call("from_dataframe", "frame", frame, tokenizer, options)
         return cls._of(from_frame(frame, columns), tokenizer, **options)
 
     @classmethod
@@ -177,10 +183,14 @@ class PromptPairs:
         """Tokenise the rows of a CSV file (UTF-8, a header line); see `from_dataframe`.
 
         Raises:
-            TokensError: the file cannot be read as one; a column is missing or stands twice.
+            TokensError: the file cannot be read as one, as where its fields are separated by
+                something else than commas; a column is missing or stands twice, or one is read as
+                two.
+            TypeError: an option that there is not; it is refused before the file is read.
             PatchingError: as for `from_texts`; a faulty row is named by the line that it begins
                 in, of which the header is line 1, and by your name of the column.
         """
+        _check_call("from_csv", "path", path, tokenizer, options)
         return cls._of(from_file(path, columns), tokenizer, **options)
 
     def __len__(self) -> int:
@@ -302,6 +312,31 @@ class PromptPairs:
             ),
             tokenizer=tokenizer,
         )
+
+
+def _check_call(
+    function: str, name: str, given: Any, tokenizer: Any, options: Mapping[str, Any]
+) -> None:
+    """Raise for a table and a tokenizer that changed places, and for unknown options."""
+    if is_tokenizer(given) and not is_tokenizer(tokenizer):
+        raise TokensError(
+            f"{function}({name}, tokenizer) takes the tokenizer second, and got it first"
+        )
+    known = inspect.signature(PromptPairs.from_texts).parameters.values()
+    names = [each.name for each in known if each.kind is each.KEYWORD_ONLY]
+    for option in options:
+        if option in names:
+            continue
+        hint = ""
+        like = get_close_matches(option, [*names, "columns"], n=1)
+        if function == "from_csv" and option in _OF_PANDAS:
+            hint = (
+                "; to read other files than UTF-8 with commas, use PromptPairs.from_dataframe("
+                f"pandas.read_csv(path, {option}={shown(options[option])}, dtype=str), tokenizer)"
+            )
+        elif like:
+            hint = f"; did you mean {like[0]!r}?"
+        raise TypeError(f"{function}() got an unexpected keyword argument {option!r}{hint}")
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:

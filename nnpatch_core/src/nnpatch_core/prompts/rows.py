@@ -62,11 +62,19 @@ class Row:
         label: what the user knows it by: a number, or the label of an index.
         values: what stands in it, in the order of `COLUMNS`.
         faults: what was wrong with it before anybody looked at its values.
+        position: which row it is, from 0, where other rows may have its label too.
     """
 
     label: Any
     values: tuple[Any, ...]
     faults: tuple[Fault, ...] = ()
+    position: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The label in words, and the position where the label alone does not find the row."""
+        label = str(self.label) if isinstance(self.label, int) else repr(self.label)
+        return label if self.position is None else f"{label} (position {self.position})"
 
     @property
     def pair(self) -> TextPair:
@@ -90,23 +98,26 @@ class Table:
 
     def place(self, row: Row, column: str) -> str:
         """Where one value of a row stands."""
-        return place(self.kind, row.label, self.names[COLUMNS.index(column)])
+        return place(self.kind, row.name, self.names[COLUMNS.index(column)])
 
     def places(self, column: str, rows: Iterable[Row]) -> str:
         """Where the values of several rows stand, in one column."""
+        rows = list(rows)
         labels = [row.label for row in rows]
         where = self.kind if len(labels) == 1 else f"{self.kind}s"
+        if rows[0].position is not None:
+            where, labels = f"{where} at position", [row.position for row in rows]
         name = named(self.names[COLUMNS.index(column)])
         if self.kind == "pair":
             return f"{name} of {where} {_labels(labels)}"
         return f"{where} {_labels(labels)}, column {name}"
 
 
-def place(kind: str, label: Any, column: str) -> str:
+def place(kind: str, name: str, column: str) -> str:
     """Where one value stands, such as `line 3, column clean`."""
     if kind == "pair":
-        return f"{named(column)} of pair {label}"
-    return f"{kind} {label if isinstance(label, int) else repr(label)}, column {named(column)}"
+        return f"{named(column)} of pair {name}"
+    return f"{kind} {name}, column {named(column)}"
 
 
 def joined_places(table: Table, rows: Mapping[str, Sequence[Row]]) -> str:

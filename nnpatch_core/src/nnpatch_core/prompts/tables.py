@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from nnpatch_core._arguments import listed, shown
@@ -15,6 +16,9 @@ from nnpatch_core.errors import TokensError
 from nnpatch_core.prompts.rows import COLUMNS, Fault, Row, Table, named, place
 
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
+_AS_UTF8 = "save the file as UTF-8"
+#: What other programs put between fields, where it is no comma.
+_SEPARATORS = (";", "\t", "|")
 
 
 def from_lists(columns: Sequence[Any]) -> Table:
@@ -44,11 +48,21 @@ def from_frame(frame: Any, renamed: Mapping[str, str] | None) -> Table:
         TokensError: it is none, or a column is missing or stands twice.
     """
     if not hasattr(frame, "columns") or not hasattr(frame, "index"):
-        raise TokensError(f"frame must be a pandas DataFrame, got {type(frame).__name__}")
+        hint = "; from_csv reads a file" if isinstance(frame, str | os.PathLike) else ""
+        raise TokensError(f"frame must be a pandas DataFrame, got {type(frame).__name__}{hint}")
     names = _names(renamed, list(frame.columns))
     columns = [frame[name].tolist() for name in names]
     rows = zip(frame.index.tolist(), zip(*columns, strict=True), strict=True)
-    return Table("row", names, tuple(Row(label, _read(values)) for label, values in rows))
+    # A label that stands twice finds no row.
+    unique = getattr(frame.index, "is_unique", True)
+    return Table(
+        "row",
+        names,
+        tuple(
+            Row(label, _read(values), position=None if unique else at)
+            for at, (label, values) in enumerate(rows)
+        ),
+    )
 
 
 def from_file(path: Any, renamed: Mapping[str, str] | None) -> Table:
@@ -57,13 +71,16 @@ def from_file(path: Any, renamed: Mapping[str, str] | None) -> Table:
     Raises:
         TokensError: it cannot be read as one, or a column is missing or stands twice.
     """
-    lines = _lines(_text(path), str(path))
+    text = _text(path)
+    _check_separator(text, str(path))
+    lines = _lines(text, str(path))
     _, header = next(lines, (1, []))
     try:
         names = _names(renamed, header)
     except TokensError as error:
         empty = "" if header else "the file is empty, "
-        raise TokensError(f"{path}, line 1: {empty}{error}") from None
+        coded = "" if all(map(_is_utf8, header)) else f"; it is not UTF-8: {_AS_UTF8}"
+        raise TokensError(f"{path}, line 1: {empty}{error}{coded}") from None
     places = [header.index(name) for name in names]
     return Table(
         "line", names, tuple(_row(number, cells, header, places) for number, cells in lines)
@@ -73,8 +90,8 @@ def from_file(path: Any, renamed: Mapping[str, str] | None) -> Table:
 def _row(number: int, cells: list[str], header: list[str], places: list[int]) -> Row:
     faults = []
 
-    def fault(column: str, message: str) -> None:
-        faults.append(Fault(place("line", number, column), message, TokensError))
+    def fault(column: str, message: str, advice: str = "") -> None:
+        faults.append(Fault(place("line", str(number), column), message, TokensError, advice))
 
     values = [cells[at] if at < len(cells) else None for at in places]
     fields = f"the line has {len(cells)} fields, and the header {len(header)}"
@@ -84,7 +101,7 @@ def _row(number: int, cells: list[str], header: list[str], places: list[int]) ->
         if value is None:
             fault(header[at], f"is missing: {fields}")
         elif not _is_utf8(value):
-            fault(header[at], f"is not UTF-8: {_readable(value)!r}")
+            fault(header[at], f"is not UTF-8: {_readable(value)!r}", _AS_UTF8)
     return Row(number, _read(values), tuple(faults))
 
 
@@ -114,13 +131,34 @@ def _text(path: Any) -> str:
         with open(os.fspath(path), "rb") as file:
             content = file.read()
     except TypeError as error:
-        raise TokensError(f"path must be a path, got {path!r}") from error
+        hint = "; from_dataframe takes a DataFrame" if hasattr(path, "columns") else ""
+        raise TokensError(f"path must be a path, got {type(path).__name__}{hint}") from error
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise TokensError(f"{path} cannot be read: {why}") from error
     if content.startswith(_WIDE):
         raise TokensError(f"{path}, line 1: it is UTF-16; save it as UTF-8")
     return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _check_separator(text: str, path: str) -> None:
+    """Raise `TokensError` for a file whose fields are not separated by commas, or which says so."""
+    first = next((line for line in re.split(r"[\r\n]+", text) if line.strip()), "")
+    # Some programs write such a line for Excel, in front of the header.
+    told = re.fullmatch(r'"?sep=(.)"?[,;\s]*', first)
+    if told and told[1] == ",":
+        raise TokensError(f"{path}, line 1: it is {first!r} and no header; take this line out")
+    found = next((each for each in _SEPARATORS if each in first), None)
+    if told:
+        found = told[1]
+    elif found is None or "," in first:
+        return
+    skipped = ", skiprows=1" if told else ""
+    read = f"pandas.read_csv(path, sep={found!r}{skipped}, dtype=str)"
+    raise TokensError(
+        f"{path}, line 1: the fields are separated by {found!r}: save the file with commas, or use "
+        f"PromptPairs.from_dataframe({read}, tokenizer)"
+    )
 
 
 def _lines(text: str, path: str) -> Iterator[tuple[int, list[str]]]:
@@ -151,16 +189,53 @@ def _names(renamed: Any, present: list[Any]) -> tuple[Any, ...]:
     """What the columns are called in this table."""
     if renamed is not None and not isinstance(renamed, Mapping):
         raise TokensError(f"columns must be a mapping, such as {{'source': 'clean'}}: {renamed!r}")
-    renamed = renamed or {}
+    renamed = dict(renamed or {})
     unknown = sorted(set(renamed) - set(COLUMNS), key=repr)
     if unknown:
-        raise TokensError(f"columns= renames {unknown[0]!r}; it may rename {', '.join(COLUMNS)}")
+        raise TokensError(
+            f"columns= renames {unknown[0]!r}; it may rename {', '.join(COLUMNS)}"
+            f"{_other_way(unknown, renamed)}"
+        )
     names = tuple(renamed.get(name, name) for name in COLUMNS)
     missing = [name for name in names if name not in present]
     if missing:
         there = ", ".join(map(named, present)) or "none"
-        raise TokensError(f"no column {missing[0]!r}; there are {there}")
-    for name in names:
+        raise TokensError(
+            f"no column {missing[0]!r}; there are {there}{_did_you_mean(names, present, renamed)}"
+        )
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            both = f"{COLUMNS[names.index(name)]} and {COLUMNS[at]}"
+            raise TokensError(f"columns= reads {both} from one column, {name!r}")
         if present.count(name) > 1:
             raise TokensError(f"column {name!r} stands {present.count(name)} times in the table")
     return names
+
+
+def _other_way(unknown: Sequence[Any], renamed: Mapping[Any, Any]) -> str:
+    """The advice for a renaming that is misspelled, or the wrong way round."""
+    like = get_close_matches(str(unknown[0]), COLUMNS, n=1)
+    if like:
+        return f"; did you mean {like[0]!r}?"
+    if not all(renamed[name] in COLUMNS for name in unknown):
+        return ""
+    turned = {
+        own if name in unknown else name: name if name in unknown else own
+        for name, own in renamed.items()
+    }
+    return f"; it is the wrong way round: columns={turned!r}"
+
+
+def _did_you_mean(names: Sequence[Any], present: Sequence[Any], renamed: Mapping[str, Any]) -> str:
+    """The renaming that would find the missing columns, where others are called much the same."""
+    free = [own for own in present if isinstance(own, str) and own not in names]
+    meant: dict[str, Any] = {}
+    for column, name in zip(COLUMNS, names, strict=True):
+        if name in present:
+            continue
+        plain = {own.strip().casefold(): own for own in reversed(free)}
+        wanted = str(name).strip().casefold()
+        for like in get_close_matches(wanted, plain, n=1, cutoff=0.8):
+            meant[column] = plain[like]
+            free.remove(plain[like])
+    return f"; did you mean columns={ {**renamed, **meant}!r}?" if meant else ""
