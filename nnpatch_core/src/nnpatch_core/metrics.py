@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from nnpatch_core._arguments import shown
+from nnpatch_core.batch import has_numbers, where_of
 from nnpatch_core.errors import AnswerError, MetricError, PatchingError
 
 
@@ -364,7 +365,15 @@ def _columns_of(name: str, metric: Metric, context: MetricContext) -> Tensor:
             f"{error}"
         ) from error
     vocab = context.target_logits.shape[-1]
-    whole = isinstance(ids, Tensor) and not (ids.is_floating_point() or ids.dtype == torch.bool)
+    if isinstance(ids, Tensor) and not has_numbers(ids):
+        raise MetricError(
+            f"metric {name!r} declares with reads_tokens ids that have no numbers that can be "
+            f"read: they are on {where_of(ids)}; make them of context.source_answer_index, or with "
+            "device='cpu'"
+        )
+    whole = isinstance(ids, Tensor) and not (
+        ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool
+    )
     if not whole or not ids.numel() or ids.min() < 0 or ids.max() >= vocab:
         raise MetricError(
             f"metric {name!r} declares that it reads the tokens {ids!r}: they must be a tensor of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -81,14 +81,16 @@ def _gradients(
 ) -> dict[Location, Tensor]:
     if not wanted:
         return {}
-    gradients: list[Tensor | None] = [None] * len(wanted)
-    if of.requires_grad:
-        found = torch.autograd.grad(
-            of, list(wanted.values()), cotangent, retain_graph=True, allow_unused=True
+    # What a hook has detached has no graph: as if there were no way from the logits to it.
+    asked = [value for value in wanted.values() if value.requires_grad]
+    gradients: Iterator[Tensor | None] = iter([None] * len(asked))
+    if of.requires_grad and asked:
+        gradients = iter(
+            torch.autograd.grad(of, asked, cotangent, retain_graph=True, allow_unused=True)
         )
-        gradients = list(found)
     known = {}
-    for location, gradient in zip(wanted, gradients, strict=True):
+    for location, value in wanted.items():
+        gradient = next(gradients) if value.requires_grad else None
         if gradient is None:
             raise GradientError(
                 f"no gradient comes from the logits to what is at {location[0].rstrip('.')!r} "

@@ -50,7 +50,7 @@ def ablation_patching(
     method: str = "zero",
     reference: Any = None,
     per_position: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
     attention_mask: Tensor | None = None,
     metric: MetricSpec = "logit_difference",
     engine: str = "auto",
@@ -83,7 +83,7 @@ def ablation_patching(
             tokenizer's output. None is `tokens` themselves; `"resample"` then never takes a prompt
             for itself.
         per_position: for `"mean"`: average each position, counted from the end, apart.
-        seed: for `"resample"`: which prompts are drawn.
+        seed: for `"resample"`: which prompts are drawn; None is 0.
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding.
         metric: a metric's name, a callable, or several; `"kl_divergence"` is from the unablated
             run.
@@ -124,6 +124,8 @@ def ablation_patching(
         raise PatchingError("reference= means nothing with method='zero'")
     if method != "mean" and per_position:
         raise PatchingError(f"per_position=True means nothing with method={method!r}")
+    if method != "resample" and seed is not None:
+        raise PatchingError(f"seed={shown(seed)} means nothing with method={method!r}")
     given = run_arguments(
         RunArguments(tokens, answer_index, other_answer_index, attention_mask, tokenizer)
     )
@@ -162,7 +164,7 @@ def ablation_patching(
         checked = (check_padding(sweep, each) for each in read)
         data = list(checked) if isinstance(read, list) else checked
     if method == "resample":
-        donors = draw(batch, data, strict_seed(seed, TokensError))
+        donors = draw(batch, data, strict_seed(0 if seed is None else seed, TokensError))
     warn_of_lengths(sites, donors if method == "resample" else None, batch)
 
     with evaluating(model):

@@ -63,7 +63,7 @@ def activation_patching(
     screen: str | None = None,
     top_k: int | None = None,
     spot_checks: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     progress: bool = True,
     tokenizer: Any = None,
 ) -> Outcome:
@@ -107,7 +107,7 @@ def activation_patching(
         top_k: how many cells a screen lets through.
         spot_checks: how many of the others are measured too, drawn at random, so that
             `out.screening` can bound what was missed; None is as many as `top_k`.
-        seed: of that draw.
+        seed: of that draw; None is 0.
         progress: whether a bar shows the cells done; none does where the environment variable
             `TQDM_DISABLE` is set.
         tokenizer: gives the outcome its token strings; by default the one of a `PromptPairs` or a

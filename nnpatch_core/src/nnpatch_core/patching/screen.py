@@ -48,7 +48,7 @@ def check_screen(by: Any, top_k: Any, spot_checks: Any, seed: Any) -> Screen | N
         PatchingError: a number is missing, malformed, or means nothing.
     """
     if by is None:
-        for name, value in (("top_k", top_k), ("spot_checks", spot_checks)):
+        for name, value in (("top_k", top_k), ("spot_checks", spot_checks), ("seed", seed)):
             if value is not None:
                 raise PatchingError(f"{name}={shown(value)} means nothing without screen=")
         return None
@@ -60,7 +60,7 @@ def check_screen(by: Any, top_k: Any, spot_checks: Any, seed: Any) -> Screen | N
         raise PatchingError(f"top_k must be at least 1, got {top_k}")
     if spot_checks is not None and strict_int(spot_checks, "spot_checks", PatchingError) < 0:
         raise PatchingError(f"spot_checks must not be negative, got {spot_checks}")
-    return Screen(by, top_k, spot_checks, strict_seed(seed, PatchingError))
+    return Screen(by, top_k, spot_checks, strict_seed(0 if seed is None else seed, PatchingError))
 
 
 @attrs.frozen(eq=False)

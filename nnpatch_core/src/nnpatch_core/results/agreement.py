@@ -15,7 +15,7 @@ from nnpatch_core._extras import extra
 from nnpatch_core._html import block, preformatted
 from nnpatch_core._integers import strict_int
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.results.parts import Scale
+from nnpatch_core.results.parts import Cells, Scale
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -281,6 +281,13 @@ def agreement(estimate: Outcome, exact: Outcome, top_k: int) -> Agreement:
             f"the estimate has the sites {list(estimate)} and the exact outcome {list(exact)}: "
             "none is in both"
         )
+    # An estimate knows some zeros exactly, which would be all that is compared.
+    if not estimate.estimated and not any(_measured(exact.cells[name]) for name in names):
+        raise OutcomeError(
+            f"no cell of {names} was both estimated and measured exactly: it is the wrong way "
+            f"round, as {exact.kind!r} is the estimate, and {estimate.kind!r} was measured; call "
+            "estimate.agreement(exact)"
+        )
     sites = {name: _compared(name, estimate, exact) for name in names}
     if not any(len(one.index) + one.left_out for one in sites.values()):
         raise OutcomeError(f"no cell of {names} was both estimated and measured exactly")
@@ -307,6 +314,11 @@ _COLUMNS = (
 )
 #: Axes whose label in a table has another name.
 _LABELS = {"kv_head": "head", "site": "label"}
+
+
+def _measured(cells: Cells) -> bool:
+    """Whether they are not estimates alone, beside what is known to change nothing."""
+    return bool(cells.exact.all()) or bool((cells.exact & ~cells.elided.all(1)).any())
 
 
 def _compared(name: str, estimate: Outcome, exact: Outcome) -> ComparedCells:

@@ -223,8 +223,8 @@ class Outcome(Mapping[str, Tensor]):
             top_k: how many of the strongest cells are to be found.
 
         Raises:
-            OutcomeError: another metric or scale, no site in both, other axes of a site, no cell
-                in both, or a `top_k` that is not positive.
+            OutcomeError: the wrong way round, another metric or scale, no site in both, other axes
+                of a site, no cell in both, or a `top_k` that is not positive.
         """
         return agreement(self, exact, top_k)
 
