@@ -155,6 +155,39 @@ def vocab_size(model: nn.Module) -> int | None:
     return int(count) if isinstance(count, int) else None
 
 
+def most_tokens(model: nn.Module) -> int | None:
+    """How many tokens a prompt may have, where the model has a table of positions; else None.
+
+    That is an embedding of positions beside that of tokens, as GPT-2 and OPT have, or a table of
+    sines that is made once, as GPT-J and CTRL have. Models that compute their positions as they
+    run have no such end.
+    """
+    config: Any = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    named = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions"))
+    limit = next((found for found in named if isinstance(found, int)), None)
+    if limit is None:
+        return None
+    embedding = _embedding(model)
+    for module in model.modules():
+        children = list(module.children())
+        beside = [child for child in children if child is not embedding]
+        # Only there, for what sees pictures has places of its own.
+        sizes = [_rows(child) for child in beside] if len(beside) < len(children) else []
+        # OPT and what is made after it leave the first two rows out.
+        if limit in sizes or limit + 2 in sizes:
+            return limit
+        tables = (getattr(module, name, None) for name in ("embed_positions", "pos_encoding"))
+        if any(isinstance(table, torch.Tensor) and len(table) == limit for table in tables):
+            return limit
+    return None
+
+
+def _rows(module: nn.Module) -> int | None:
+    own = as_it_was(module)
+    return own.num_embeddings if isinstance(own, nn.Embedding) else None
+
+
 def pad_id(nnmodel: Any, model: nn.Module) -> int | None:
     """The padding token of the tokenizer or the config, if there is one."""
     tokenizer = getattr(nnmodel, "tokenizer", None)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from nnpatch_core._arguments import shown
-from nnpatch_core._models import module_of, pad_id, vocab_size
+from nnpatch_core._models import module_of, most_tokens, pad_id, vocab_size
 from nnpatch_core.batch import Batch, make_batch
 from nnpatch_core.errors import MaskError, TokensError
 from nnpatch_core.prompts import PromptPairs
@@ -24,11 +24,19 @@ def read_batch(
     """Tokens and mask of the argument `name`, left-padded; `remedy` is how to give a mask.
 
     Raises:
-        TokensError, MaskError: they are malformed, or not of the model's vocabulary.
+        TokensError, MaskError: they are malformed, not of the model's vocabulary, or longer than
+            its table of positions.
     """
     model = module_of(nnmodel)
     sizes = {"vocab_size": vocab_size(model), "pad_id": pad_id(nnmodel, model)}
-    return make_batch(name, tokens, mask, remedy=remedy, **sizes)
+    batch = make_batch(name, tokens, mask, remedy=remedy, **sizes)
+    most, longest = most_tokens(model), int(batch.mask.sum(1).max())
+    if most is not None and longest > most:
+        raise TokensError(
+            f"{name} has a prompt of {longest} tokens, and {type(model).__name__} has positions "
+            f"for {most}: give shorter prompts"
+        )
+    return batch
 
 
 def read_batches(nnmodel: Any, name: str, batches: Any) -> Iterable[Batch]:
