@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core._arguments import shown
+from nnpatch_core._hints import did_you_mean
 from nnpatch_core._integers import strict_int
 from nnpatch_core.components import COMPONENT_NAMES, Component, canonical_name
 from nnpatch_core.errors import AdapterError, HeadError, LayerError, UnknownNameError
@@ -43,7 +44,8 @@ def find_component(api: ModelAPI, name: str) -> Component:
     has = f"adapter {api.name!r} has {', '.join(component_names(api))}"
     if canonical_name(name) in COMPONENT_NAMES:
         raise UnknownNameError(f"adapter {api.name!r} has no component {name!r}; {has}")
-    raise UnknownNameError(f"unknown component {name!r}; {has}")
+    hint = did_you_mean(name, component_names(api))
+    raise UnknownNameError(f"unknown component {name!r}{hint}; {has}")
 
 
 def n_layers(api: ModelAPI, model: nn.Module) -> int:
@@ -209,6 +211,21 @@ def check_fits(api: ModelAPI, model: nn.Module) -> None:
                     f"{described(model)} has {heads.query} query heads in layer {index}, which "
                     f"{heads.key_value} key/value heads cannot share"
                 )
+
+
+def of_other_type(api: ModelAPI, model: nn.Module) -> str:
+    """That an adapter does not claim the model's type; "" if it does.
+
+    What fits by its names may still live elsewhere, as norms after a block do.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type in api.model_types:
+        return ""
+    types = ", ".join(api.model_types) or "of none"
+    return (
+        f"adapter {api.name!r} is for model_type {types}, but the model's is {model_type!r}: "
+        "make sure that its components live in the same places"
+    )
 
 
 def _check_component(

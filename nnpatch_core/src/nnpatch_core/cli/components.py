@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from nnpatch_core._models import input_device
 from nnpatch_core._ranges import ranges
 from nnpatch_core.cli.models import INSTEAD, MODEL_HELP, find_api, weightless
-from nnpatch_core.cli.output import UsageError, say, say_json, say_table
+from nnpatch_core.cli.output import UsageError, say, say_aside, say_json, say_table
 from nnpatch_core.components import Component
 from nnpatch_core.errors import PatchingError
-from nnpatch_core.layers import check_fits, heads_of, n_layers, table_of
+from nnpatch_core.layers import check_fits, heads_of, n_layers, of_other_type, table_of
 from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins import Registry, load_plugins
 from nnpatch_core.plugins.inferring import (
@@ -54,6 +54,9 @@ def run(arguments: argparse.Namespace) -> bool:
     model = weightless(arguments.model, _instead(arguments, registry))
     api, inferred = _adapter(arguments.adapter, model, registry)
     check_fits(api, model)
+    doubt = of_other_type(api, model)
+    if doubt:
+        say_aside(doubt)
     kinds = _kinds(api, model)
     config: Any = model.config
     if arguments.json:

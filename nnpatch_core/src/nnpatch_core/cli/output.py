@@ -35,6 +35,11 @@ def say(text: str = "") -> None:
     _write(printable(text))
 
 
+def say_aside(text: str) -> None:
+    """A warning in one line on the standard error."""
+    sys.stderr.write(f"nnpatch: warning: {printable(first_line(text))}\n")
+
+
 def say_json(value: Any) -> None:
     """A value as JSON on the standard output."""
     _write(json.dumps(value, indent=2))

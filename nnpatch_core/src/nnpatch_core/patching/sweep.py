@@ -39,7 +39,7 @@ from nnpatch_core.errors import (
     TokensError,
     UnknownNameError,
 )
-from nnpatch_core.layers import check_fits
+from nnpatch_core.layers import check_fits, of_other_type
 from nnpatch_core.metrics import (
     Metric,
     MetricContext,
@@ -270,14 +270,9 @@ def warn_of_parts(sweep: Sweep, batch: int) -> None:
 
 
 def _warn_of_other_type(adapter: ModelAPI, model: Any) -> None:
-    """What fits by its names may still live elsewhere, as norms after a block do."""
-    model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in adapter.model_types:
-        warn(
-            f"adapter {adapter.name!r} is for model_type {', '.join(adapter.model_types)}, but the "
-            f"model's is {model_type!r}: make sure that its components live in the same places",
-            AdapterWarning,
-        )
+    doubt = of_other_type(adapter, model)
+    if doubt:
+        warn(doubt, AdapterWarning)
 
 
 def check_padding(sweep: Sweep, batch: Batch) -> Batch:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from nnpatch_core._arguments import shown
+from nnpatch_core._hints import did_you_mean
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import AdapterError, AdapterWarning, UnknownNameError
 from nnpatch_core.metrics import BUILTIN_METRICS, Metric, with_context
@@ -123,4 +124,7 @@ def _find(kind: str, name: str, builtin: Iterable[str], registered: Iterable[Reg
         rivals = " and ".join(str(found.plugin) for found in matches)
         raise UnknownNameError(f"{kind} {name!r} is registered by {rivals}; pass the object itself")
     known = sorted({*builtin, *(found.name for found in entries)})
-    raise UnknownNameError(f"unknown {kind} {name!r}; there are {', '.join(known) or 'none'}")
+    raise UnknownNameError(
+        f"unknown {kind} {name!r}{did_you_mean(name, known)}; "
+        f"there are {', '.join(known) or 'none'}"
+    )
