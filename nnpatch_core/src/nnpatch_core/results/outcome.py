@@ -187,14 +187,19 @@ class Outcome(Mapping[str, Tensor]):
             values = values.abs()
         return cells.place(torch.where(cells.present, values, float("nan")), float("nan"))
 
-    def strongest(self, k: int = 10) -> list[dict[str, Any]]:
+    def strongest(self, k: int = 10, sites: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The `k` cells of the largest absolute value: site, labels of the axes, value.
 
         Where some values are estimates, `exact` says whether this one is none. A cell whose runs
         gave nan comes first, for something went wrong there.
 
+        Args:
+            k: how many, at most.
+            sites: site names to look at, such as `["q", "o"]` for heads alone; None is all.
+
         Raises:
-            OutcomeError: a `k` that is no number of cells.
+            OutcomeError: a `k` that is no number of cells, or a site name that was not swept (a
+                `KeyError` too).
         """
         k = strict_int(k, "k", OutcomeError)
         if k < 0:
@@ -205,7 +210,7 @@ class Outcome(Mapping[str, Tensor]):
 
         # Of each site no more than can be among them, for a row costs more than a number.
         places = {}
-        for name in self:
+        for name in dict.fromkeys(map(self._key, self._named(sites))):
             sizes = self._values(name).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
             first = sizes.sort(descending=True, stable=True).indices[:k].sort().values
             places[name] = self._cells(name).index[first].tolist()
@@ -323,9 +328,7 @@ class Outcome(Mapping[str, Tensor]):
             raise OutcomeError(f"title must be a text, got {shown(title)}")
         if isinstance(limit, bool) or not isinstance(limit, int | float | str | None):
             raise OutcomeError(f"limit must be a positive number, got {shown(limit)}")
-        names = listed((sites,) if isinstance(sites, str) else self if sites is None else sites)
-        if names is None:
-            raise OutcomeError(f"sites must be a list of site names, got {shown(sites)}")
+        names = self._named(sites)
         positions = range(self.prompts.target_tokens.shape[1])
         tokens = [self.prompts.label(position, strip=True) for position in positions]
         panels = [
@@ -413,6 +416,13 @@ class Outcome(Mapping[str, Tensor]):
                 words.append("nothing changes there")
         return tuple(words)
 
+    def _named(self, sites: Any) -> tuple[str, ...]:
+        """The site names of an argument; None is all."""
+        names = listed((sites,) if isinstance(sites, str) else self if sites is None else sites)
+        if names is None:
+            raise OutcomeError(f"sites must be a list of site names, got {shown(sites)}")
+        return names
+
     def _cells(self, name: str) -> Cells:
         return self.cells[self._key(name)]
 
@@ -447,10 +457,10 @@ class Outcome(Mapping[str, Tensor]):
     ) -> Iterator[dict[str, Any]]:
         """The cells of every grid, or those with each prompt, as labels and numbers.
 
-        `places` are some cells of each site name.
+        `places` are some cells of some site names.
         """
         tokens, estimated = self.tokens, self.estimated
-        for name in self:
+        for name in self if places is None else places:
             axes = self.axes(name)
             exact = self.exact(name)
             chosen: Iterable[Sequence[int]] = product(*(range(len(axis.labels)) for axis in axes))
