@@ -225,7 +225,9 @@ def test_register_seq_pos(install):
 
 def test_seq_pos_of_a_plugin_is_among_the_known_names(install):
     install("windows", WINDOW)
-    with pytest.raises(UnknownNameError, match=r"'windows'; there are .*lastk, window"):
+    with pytest.raises(
+        UnknownNameError, match=r"'windows' .*window\?\); there are .*lastk, window"
+    ):
         Sites("resid", seq_pos_type="windows")
 
 

@@ -368,8 +368,8 @@ def _columns_of(name: str, metric: Metric, context: MetricContext) -> Tensor:
     if isinstance(ids, Tensor) and not has_numbers(ids):
         raise MetricError(
             f"metric {name!r} declares with reads_tokens ids that have no numbers that can be "
-            f"read: they are on {where_of(ids)}; make them of context.source_answer_index, or with "
-            "device='cpu'"
+            f"read: they are on {where_of(ids)}; make them on the CPU, as the answers of the "
+            "context are"
         )
     whole = isinstance(ids, Tensor) and not (
         ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool
