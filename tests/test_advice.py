@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pandas
 import pytest
 import torch
 from nnsight import TransformersModel
+from transformers import PreTrainedTokenizerBase
 
 import nnpatch_core
 from nnpatch_core import Site, Sites, infer, plugins, results, testing
@@ -48,7 +50,13 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: What may follow `nnpatch ` besides a command: the words of file formats and of prose.
 PROSE = {"checkpoint", "outcome", "plugin", "finds", "was", "and"}
 #: Of others, whom a message names: each argument, and whose it is.
-OTHERS: dict[str, Any] = {"dispatch": TransformersModel.__mro__}
+OTHERS: dict[str, Any] = {
+    "dispatch": TransformersModel.__mro__,
+    "dtype": pandas.read_csv,
+    "skiprows": pandas.read_csv,
+    "add_generation_prompt": PreTrainedTokenizerBase.apply_chat_template,
+    "continue_final_message": PreTrainedTokenizerBase.apply_chat_template,
+}
 
 
 # What is named is there ---------------------------------------------------------------------------

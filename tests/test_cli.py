@@ -877,12 +877,12 @@ def test_table_that_is_made_anew_each_time(module, nnpatch):
 
 @pytest.mark.parametrize(
     ("layers", "told"),
-    [([0], "layer 0"), ([0, 1], "layers 0-1"), ([0, 2], "layers 0, 2"), ([4], "layer 4")],
+    [([0], "0"), ([0, 1], "0-1"), ([0, 2], "0, 2"), ([4], "4"), ([0, 1, 2, 5], "0-2, 5")],
 )
 def test_how_layers_are_named(layers, told):
-    from nnpatch_core.cli.components import _ranges
+    from nnpatch_core._ranges import ranges
 
-    assert _ranges(layers) == told
+    assert ranges(layers) == told
 
 
 #: Families whose config, without weights, is to show what a real run shows.

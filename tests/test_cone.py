@@ -642,8 +642,9 @@ def test_what_is_elided_costs_nothing(
     # The first layer of each cell's rows: `resid` enters after its own.
     entries = [layer + (name == "resid") for name in out for layer in layers]
     # The source run and the target run, and of each number of tokens an unpatched row; of the
-    # longest and of single tokens three, and one that enters with the last.
-    watched = sum(range(2, WIDTH)) + 3 * (WIDTH + 1)
+    # longest and of single tokens one of each of the four prompts, and one that enters with the
+    # last.
+    watched = sum(range(2, WIDTH)) + 4 * (WIDTH + 1)
     expected = [
         2 * 4 * WIDTH + watched * (layer >= min(entries)) + (WIDTH + 1) * (layer >= max(entries))
         for layer in range(LAYERS)

@@ -438,9 +438,10 @@ def test_plan_is_what_the_sweep_does(rows):
     plan = plan_sweep(tiny_model("llama"), Llama3, LATER, SOURCE, TARGET)
     out = sweep(sites=LATER)
     assert plan.elided == sum(int(out.cells[name].elided.sum()) for name in out)
-    # Three unpatched rows with the longest, three with single tokens, one with any others.
+    # Unpatched rows: of each prompt and one more with the longest and with single tokens, and one
+    # with any others.
     starts = [bucket.start for bucket in plan.buckets]
-    alone = [3 if start in (starts[0], 5) else 1 for start in sorted(set(starts))]
+    alone = [len(SOURCE) + 1 if start in (starts[0], 5) else 1 for start in sorted(set(starts))]
     assert sum(rows) == plan.runs + sum(alone)
     assert len(rows) == len(plan.buckets)
     # Of the first layer a sweep finds more than a plan, which knows tokens only.
