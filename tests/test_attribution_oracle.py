@@ -67,6 +67,8 @@ def check(found: list[float], expected: list[float], some: float = 0.5) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_copy_is_the_model_in_float64(family: str) -> None:
     model = tiny_model(family)
+    # In older releases of transformers the other kernel leaves out the cap on Gemma 2's scores.
+    model.set_attn_implementation("eager")
     oracle, plain = AttributionOracle(model, family), Oracle(model, family)
     assert {each.dtype for each in model.parameters()} == {torch.float32}
     assert oracle.model.config._attn_implementation == "eager"
