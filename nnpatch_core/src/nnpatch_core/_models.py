@@ -80,9 +80,11 @@ def envoy_at(nnmodel: Any, path: str) -> Any:
 
 
 def _path_inside(module: nn.Module) -> str:
-    for wrapper in looked_through(module):
+    """`path_inside`, of wrappers that nobody has put anything on."""
+    wrappers = looked_through(module)
+    for wrapper, _ in wrappers:
         _check_bare(wrapper)
-    return path_inside(module)
+    return ".".join(step for _, step in wrappers)
 
 
 def _check_bare(wrapper: nn.Module) -> None:

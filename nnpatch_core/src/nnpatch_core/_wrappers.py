@@ -24,18 +24,18 @@ def path_inside(model: nn.Module) -> str:
     Raises:
         AdapterError: it does more than to call the model that it wraps.
     """
-    path = ""
-    while step := _step(model):
-        path = f"{path}.{step}" if path else step
-        model = model.get_submodule(step)
-    return path
+    return ".".join(step for _, step in looked_through(model))
 
 
-def looked_through(model: nn.Module) -> list[nn.Module]:
-    """The wrappers from `model` inwards, without the model that they wrap."""
+def looked_through(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """The wrappers from `model` inwards, each with the path from it to what it wraps.
+
+    Raises:
+        AdapterError: one does more than to call what it wraps.
+    """
     found = []
     while step := _step(model):
-        found.append(model)
+        found.append((model, step))
         model = model.get_submodule(step)
     return found
 
