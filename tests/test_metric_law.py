@@ -407,7 +407,9 @@ def test_cells_in_groups(
     if engine == "cone" and batch_size == 1:
         assert max(found) <= 3
         # What is known without a run, a screen leaves out.
-        assert len(found) == 4 * (6 if entry == "screened" else 8)
+        groups = 6 if entry == "screened" else 8
+        assert len(found) == 4 * groups
+        assert out.info["groups"].startswith(f"{groups} groups of cells, each with unpatched runs")
 
 
 def test_metrics_that_are_declared_need_no_groups(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,8 +423,9 @@ def test_where_no_cell_is_left_open_there_is_one_group(monkeypatch: pytest.Monke
     """All rows of a cell come in one trace: none waits."""
     few_at_once(monkeypatch, 1)
     found = opened(monkeypatch)
-    run("activation", metric=below_mean, sites=FEW)
+    out = run("activation", metric=below_mean, sites=FEW)
     assert found == [1]
+    assert "groups" not in out.info
 
 
 def test_the_bar_counts_groups(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:

@@ -51,6 +51,7 @@ def outcome(
     adapters = sorted({site.api.name for site in sweep.sites})
     fallback = {"fallback": "; ".join(tally.fallbacks)} if tally.fallbacks else {}
     hooks = forward_hooks(model)
+    parted = f"{len(tally.groups)} groups of cells, each with unpatched runs of its own"
     elided = sweep.by_name(tally.elided)
     measured = sweep.by_name(
         torch.ones(len(tally.elided), dtype=torch.bool, device="cpu") if exact is None else exact
@@ -71,6 +72,7 @@ def outcome(
             "adapter": ", ".join(adapters),
             "engine": ", ".join(tally.engines),
             **fallback,
+            **({"groups": parted} if tally.groups else {}),
             **({"hooks": "; ".join(hooks)} if hooks else {}),
             "model": getattr(config, "_name_or_path", "") or type(model).__name__,
             "model_type": str(getattr(config, "model_type", None)),

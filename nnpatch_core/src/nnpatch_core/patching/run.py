@@ -116,6 +116,8 @@ def run_cells(
             else:
                 groups = sweep.groups(waiting.width, batch)
             del whole
+        if len(groups) > 1:
+            tally.groups.extend(groups)
         for cells in groups:
             some = sweep if len(groups) == 1 else sweep.part(cells)
             for rows in chunks:

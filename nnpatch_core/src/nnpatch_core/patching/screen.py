@@ -106,7 +106,7 @@ class Screened:
         done = torch.zeros(len(whole.cells), measured.done.shape[1], dtype=torch.bool, device="cpu")
         elided = torch.cat([cells.elided for cells in self.estimate.cells.values()])
         done[self.chosen], elided[self.chosen] = measured.done, measured.elided
-        return Tally(values, done, elided, measured.engines, measured.fallbacks)
+        return attrs.evolve(measured, values=values, done=done, elided=elided)
 
     def exact(self, elided: Tensor) -> Tensor:
         """`[cells]`, bool: what was measured, or is known without."""

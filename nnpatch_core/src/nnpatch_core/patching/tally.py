@@ -21,6 +21,7 @@ class Tally:
         elided: `[cells, batch]`, bool: what is the unpatched run itself, and need not be run.
         engines: the engines that ran, in order.
         fallbacks: why others than the one that was wanted.
+        groups: which cells ran one after the other, if not all together.
     """
 
     values: Mapping[str, Tensor]
@@ -28,6 +29,7 @@ class Tally:
     elided: Tensor
     engines: list[str] = attrs.field(factory=list)
     fallbacks: list[str] = attrs.field(factory=list)
+    groups: list[slice] = attrs.field(factory=list)
 
     @classmethod
     def empty(cls, cells: int, baseline: Mapping[str, Baseline]) -> Tally:
