@@ -21,8 +21,8 @@ from nnpatch_core import (
     attribution_patching,
     decoder_components,
 )
+from nnpatch_core.adapters import fused_projections
 from nnpatch_core.errors import GradientError, MetricError, PositionError
-from nnpatch_core.model_api import fused_projections
 from nnpatch_core.testing import tiny_model
 
 from .attribution_oracle import AttributionOracle

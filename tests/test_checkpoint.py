@@ -14,7 +14,7 @@ from safetensors import safe_open
 from nnpatch_core import Sites, ablation_patching, activation_patching, reads_tokens
 from nnpatch_core.engine import cone
 from nnpatch_core.errors import CheckpointError
-from nnpatch_core.patching import checkpoint as checkpoint_module
+from nnpatch_core.sweep import checkpoint as checkpoint_module
 from nnpatch_core.testing import tiny_api, tiny_model
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 4], [5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
@@ -178,7 +178,7 @@ def test_ablation_resumes(tmp_path, killed_after, method):
 
 
 def test_default_budget_is_that_of_the_first_call(tmp_path, monkeypatch):
-    from nnpatch_core.engine import limits
+    from nnpatch_core.memory import limits
 
     first = sweep(tmp_path / "c", memory_budget=None)
     monkeypatch.setattr(limits, "memory_budget", lambda given, model: given or BUDGET)

@@ -21,10 +21,10 @@ import psutil
 import pytest
 import torch
 
+from nnpatch_core.adapters import heads_of, table_of
 from nnpatch_core.cli import main
 from nnpatch_core.cli.models import weightless
 from nnpatch_core.infer import read_model
-from nnpatch_core.layers import heads_of, table_of
 from nnpatch_core.scaffold import adapter_source
 from nnpatch_core.testing import CHECKS, causal_model_types, tiny_model
 

@@ -26,7 +26,7 @@ from nnpatch_core import (
     decoder_components,
     reads_tokens,
 )
-from nnpatch_core.engine import ConeRun, FullRun, cone, head, memory, target, trace
+from nnpatch_core.engine import ConeRun, FullRun, cone, head, target
 from nnpatch_core.errors import (
     EngineError,
     EngineWarning,
@@ -34,7 +34,9 @@ from nnpatch_core.errors import (
     MetricError,
     PositionError,
 )
+from nnpatch_core.memory import needs as memory
 from nnpatch_core.testing import tiny_model
+from nnpatch_core.tracing import trace
 from nnpatch_gemma import Gemma, Gemma2, Gemma3
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral

@@ -25,8 +25,8 @@ from nnpatch_core import (
     fused_projections,
     separate_projections,
 )
+from nnpatch_core.adapters import PartOfHead, consecutive
 from nnpatch_core.errors import AdapterError, LayerError, PatchingError, UnknownNameError
-from nnpatch_core.heads import PartOfHead, consecutive
 from nnpatch_core.testing import CHECKS, CheckError, parametrize_with_checks, run_checks, tiny_model
 from nnpatch_core.testing.conformance import make_subject, why_skipped
 from nnpatch_gemma import Gemma2

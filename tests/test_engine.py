@@ -22,7 +22,7 @@ from nnpatch_core import (
     plan_sweep,
     reads_tokens,
 )
-from nnpatch_core.engine import cone, limits, memory, target
+from nnpatch_core.engine import cone, target
 from nnpatch_core.errors import (
     EngineError,
     EngineWarning,
@@ -31,8 +31,10 @@ from nnpatch_core.errors import (
     MetricError,
     UnknownNameError,
 )
-from nnpatch_core.patching import progress
-from nnpatch_core.patching.progress import Progress
+from nnpatch_core.memory import limits
+from nnpatch_core.memory import needs as memory
+from nnpatch_core.sweep import progress
+from nnpatch_core.sweep.progress import Progress
 from nnpatch_core.testing import tiny_api, tiny_model
 from nnpatch_llama import Llama3
 
@@ -362,7 +364,7 @@ def test_recorded_runs_may_lie_elsewhere(full, monkeypatch):
         stored.append(store)
         return value.to(store, copy=True)
 
-    monkeypatch.setattr("nnpatch_core.patching.sweep.limits_of", on_host)
+    monkeypatch.setattr("nnpatch_core.sweep.sweep.limits_of", on_host)
     monkeypatch.setattr(target, "_stored", spied)
     assert gap(sweep(engine="cone"), full) < 1e-5
     assert set(stored) == {torch.device("cpu")}

@@ -30,8 +30,8 @@ from nnpatch_core import (
     fused_projections,
     separate_projections,
 )
+from nnpatch_core.adapters import PartOfHead
 from nnpatch_core.errors import AdapterError, HeadError, LayerError
-from nnpatch_core.heads import PartOfHead
 from nnpatch_core.testing import parametrize_with_checks, tiny_model
 
 from .family_oracle import LAYOUTS, FamilyOracle, Spot

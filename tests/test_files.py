@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 import nnpatch_core
 from nnpatch_core import Outcome, Sites, _safetensors, activation_patching
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, OutcomeError
-from nnpatch_core.patching import checkpoint as checkpoint_module
+from nnpatch_core.sweep import checkpoint as checkpoint_module
 from nnpatch_core.testing import tiny_api, tiny_model
 
 SOURCE, TARGET = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 8]])

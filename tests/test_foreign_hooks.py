@@ -23,9 +23,10 @@ from nnpatch_core import (
     attribution_patching,
     plan_sweep,
 )
-from nnpatch_core.engine import backward_hooks, forward_hooks, memory
 from nnpatch_core.errors import EngineError, EngineWarning, GradientError
+from nnpatch_core.memory import needs as memory
 from nnpatch_core.testing import tiny_model, tiny_tokenizer
+from nnpatch_core.tracing import backward_hooks, forward_hooks
 from nnpatch_llama import Llama3
 
 #: That it is said is a test of its own.

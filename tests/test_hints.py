@@ -11,10 +11,10 @@ import torch
 
 from nnpatch_core import Sites, activation_patching
 from nnpatch_core._hints import did_you_mean
+from nnpatch_core.adapters import find_component
 from nnpatch_core.cli import main
 from nnpatch_core.errors import UnknownNameError
-from nnpatch_core.layers import find_component
-from nnpatch_core.plugins.lookup import find_adapter, find_metric, find_seq_pos
+from nnpatch_core.plugins import find_adapter, find_metric, find_seq_pos
 from nnpatch_core.testing import tiny_api, tiny_model
 
 

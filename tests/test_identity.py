@@ -25,7 +25,7 @@ from nnpatch_core import (
     reads_tokens,
 )
 from nnpatch_core.errors import CheckpointError, CheckpointWarning
-from nnpatch_core.patching.fingerprint import fingerprint
+from nnpatch_core.sweep.fingerprint import fingerprint
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
@@ -522,7 +522,7 @@ EARLIER = torch.tensor([[9, 6, 7, 8], [5, 6, 7, 8]])
 
 
 def test_each_position_of_a_mean_counts(tmp_path, monkeypatch):
-    from nnpatch_core.patching import values
+    from nnpatch_core.interventions import values
 
     real = values.mean_activations
 

@@ -33,10 +33,11 @@ from nnpatch_core import (
     activation_patching,
 )
 from nnpatch_core.batch import Batch, pack_left
-from nnpatch_core.engine import Recorded, forward, open_full, record
+from nnpatch_core.engine import open_full
 from nnpatch_core.errors import PositionError
-from nnpatch_core.patching import run
+from nnpatch_core.sweep import run
 from nnpatch_core.testing import tiny_model
+from nnpatch_core.tracing import Recorded, forward, record
 from nnpatch_gemma import Gemma2
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral

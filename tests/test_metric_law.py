@@ -27,7 +27,7 @@ from nnpatch_core import (
 from nnpatch_core.engine import cone, full
 from nnpatch_core.errors import EngineWarning, MemoryBudgetError
 from nnpatch_core.metrics import BUILTIN_METRICS, with_context
-from nnpatch_core.patching import checkpoint as checkpoint_module
+from nnpatch_core.sweep import checkpoint as checkpoint_module
 from nnpatch_core.testing import tiny_api, tiny_model
 
 from .oracle import Donor, Oracle, Place, Prompt
@@ -380,7 +380,7 @@ def few_at_once(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many cells each target run was recorded for."""
-    from nnpatch_core.patching import run as module
+    from nnpatch_core.sweep import run as module
 
     found: list[int] = []
     real = module.open_cone
@@ -475,7 +475,7 @@ def test_a_broken_sweep_resumes_bitwise(
     each = Sites(["mlp", "resid"], layers=[0, 1], seq_pos_type="each")
     options = {"engine": engine, "metric": ASKED[asked], "sites": each, **CHUNKINGS[chunking]}
     # Small buckets, so that there are many.
-    monkeypatch.setattr("nnpatch_core.engine.memory._TOKENS_AT_ONCE", {"cpu": 12})
+    monkeypatch.setattr("nnpatch_core.memory.needs._TOKENS_AT_ONCE", {"cpu": 12})
     unbroken = run("activation", **options)
     path = tmp_path / "sweep"
     for stop in (2, 5):
@@ -537,7 +537,7 @@ def test_an_engine_that_fails_midway(
     monkeypatch.setattr(cone._Ascent, "run", failing)
     each = Sites(["mlp", "resid"], layers=[0, 1], seq_pos_type="each")
     # Small buckets, so that some come before the fault.
-    monkeypatch.setattr("nnpatch_core.engine.memory._TOKENS_AT_ONCE", {"cpu": 12})
+    monkeypatch.setattr("nnpatch_core.memory.needs._TOKENS_AT_ONCE", {"cpu": 12})
     with pytest.warns(EngineWarning, match="no such shape"):
         out = run("activation", sites=each, **options)
     assert len(calls) >= call
@@ -566,7 +566,7 @@ def test_what_ran_together_runs_together_again(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, broken_after: Any, chunking: str
 ) -> None:
     """What is in a trace decides on last digits, which a small model may not show."""
-    monkeypatch.setattr("nnpatch_core.engine.memory._TOKENS_AT_ONCE", {"cpu": 12})
+    monkeypatch.setattr("nnpatch_core.memory.needs._TOKENS_AT_ONCE", {"cpu": 12})
     each = Sites(["mlp", "resid"], layers=[0, 1], seq_pos_type="each")
     options = {"metric": below_mean, "sites": each, **CHUNKINGS[chunking]}
     real, seen = cone._Ascent.run, []

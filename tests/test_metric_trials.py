@@ -24,8 +24,9 @@ from nnpatch_core import (
     per_prompt,
     reads_tokens,
 )
-from nnpatch_core.engine import Part, memory
+from nnpatch_core.engine import Part
 from nnpatch_core.errors import AnswerError, MemoryBudgetError, MetricError, PatchingError
+from nnpatch_core.memory import needs as memory
 from nnpatch_core.metrics import (
     BUILTIN_METRICS,
     is_per_prompt,
@@ -33,10 +34,10 @@ from nnpatch_core.metrics import (
     reads_some,
     with_context,
 )
-from nnpatch_core.patching.run import _whole
-from nnpatch_core.patching.trials import try_out
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.results import Baseline
+from nnpatch_core.sweep.run import _whole
+from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.testing import tiny_api, tiny_model
 
 from .counted import calling
@@ -580,7 +581,7 @@ def test_the_default_budget_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_beside_a_device_of_its_own_memory_the_hosts_counts(
     monkeypatch: pytest.MonkeyPatch, budget: str | None
 ) -> None:
-    from nnpatch_core.engine import Gathered, limits
+    from nnpatch_core.memory import Gathered, limits
 
     class OnDevice:
         type = "cuda"

@@ -26,8 +26,8 @@ from nnpatch_core import (
     attribution_patching,
     decoder_components,
 )
+from nnpatch_core.adapters import Heads
 from nnpatch_core.errors import EngineError, MetricError
-from nnpatch_core.heads import Heads
 from nnpatch_core.testing import tiny_model, tiny_tokenizer
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral

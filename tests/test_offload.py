@@ -25,10 +25,10 @@ from nnpatch_core import (
     plan_sweep,
 )
 from nnpatch_core._models import input_device
-from nnpatch_core.engine.memory import needs_of
 from nnpatch_core.errors import AdapterError, CheckpointError
-from nnpatch_core.patching.identity import checksum
+from nnpatch_core.memory import needs_of
 from nnpatch_core.plugins import find_adapter
+from nnpatch_core.sweep.identity import checksum
 from nnpatch_core.testing import run_checks, tiny_model
 
 from .oracle import Oracle, Place

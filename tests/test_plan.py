@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from nnpatch_core import Component, Site, decoder_components
 from nnpatch_core.components import COMPONENT_NAMES
 from nnpatch_core.engine.controls import controls
-from nnpatch_core.engine.plan import Bucket, Costs, Plan, in_units, joined, make_plan
+from nnpatch_core.engine.plan import Bucket, Plan, joined, make_plan
 from nnpatch_core.engine.rows import (
     INPUT,
     INSIDE,
@@ -29,6 +29,7 @@ from nnpatch_core.engine.rows import (
     stage_of,
 )
 from nnpatch_core.errors import MemoryBudgetError
+from nnpatch_core.memory import Costs, in_units
 from nnpatch_core.testing import tiny_api
 
 Row = tuple[int, int, int, int]

@@ -12,8 +12,8 @@ import torch
 import tqdm.auto
 
 from nnpatch_core import Sites, ablation_patching, activation_patching, attribution_patching
-from nnpatch_core.patching import progress
-from nnpatch_core.patching.progress import Progress
+from nnpatch_core.sweep import progress
+from nnpatch_core.sweep.progress import Progress
 from nnpatch_core.testing import tiny_api, tiny_model
 
 SOURCE, TARGET = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 9, 7]])

@@ -19,7 +19,7 @@ from nnpatch_core import (
 )
 from nnpatch_core.engine.head import find_head
 from nnpatch_core.errors import CheckpointError, GradientError
-from nnpatch_core.patching.identity import checksum
+from nnpatch_core.sweep.identity import checksum
 from nnpatch_core.testing import tiny_model
 
 from .oracle import Oracle, Place

@@ -323,7 +323,7 @@ def test_where_all_is_known_nothing_is_left(by, engine):
 
 def test_a_checkpoint_is_gone_on_with(tmp_path, monkeypatch):
     """A screened sweep that broke off measures what was left; one of other cells is refused."""
-    from nnpatch_core.patching import checkpoint as module
+    from nnpatch_core.sweep import checkpoint as module
 
     path = tmp_path / "sweep.safetensors"
     options = {"screen": "attribution", "top_k": TOP, "spot_checks": 5}

@@ -2,18 +2,21 @@
 
 from nnpatch_core import _versions  # noqa: F401 - first: refuses unsupported nnsight, transformers
 from nnpatch_core._selfcheck import check_release
-from nnpatch_core.components import Component
-from nnpatch_core.errors import PatchingError
-from nnpatch_core.heads import Fused, Heads, Interleaved, PartOfHead
-from nnpatch_core.infer import infer_adapter
-from nnpatch_core.metrics import MetricContext, per_prompt, reads_tokens
-from nnpatch_core.model_api import (
+from nnpatch_core.adapters import (
+    Component,
     DecoderAPI,
+    Fused,
+    Heads,
+    Interleaved,
     ModelAPI,
+    PartOfHead,
     decoder_components,
     fused_projections,
     separate_projections,
 )
+from nnpatch_core.errors import PatchingError
+from nnpatch_core.infer import infer_adapter
+from nnpatch_core.metrics import MetricContext, per_prompt, reads_tokens
 from nnpatch_core.patching import (
     ablation_patching,
     activation_patching,

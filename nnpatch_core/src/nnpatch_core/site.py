@@ -9,24 +9,25 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core import components
 from nnpatch_core._arguments import listed, shown
 from nnpatch_core._integers import strict_int
 from nnpatch_core._models import envoy_at, module_of
-from nnpatch_core.components import Component, canonical_name
-from nnpatch_core.errors import AdapterError, LayerError, PatchingError, PositionError
-from nnpatch_core.layers import (
+from nnpatch_core.adapters import (
+    Component,
+    ModelAPI,
     check_head,
     check_layer,
     component_names,
+    components,
     find_component,
     head_columns,
     n_layers,
     row_of,
     table_of,
 )
-from nnpatch_core.model_api import ModelAPI
-from nnpatch_core.plugins.lookup import find_adapter
+from nnpatch_core.components import canonical_name
+from nnpatch_core.errors import AdapterError, LayerError, PatchingError, PositionError
+from nnpatch_core.plugins import find_adapter
 from nnpatch_core.seq_pos import Group, normalise, read_positions
 
 #: Path of a module, side and item: where a whole activation is.

@@ -12,6 +12,16 @@ from torch import Tensor, nn
 from nnpatch_core._arguments import listed, shown
 from nnpatch_core._integers import strict_ints
 from nnpatch_core._models import module_of
+from nnpatch_core.adapters import (
+    ModelAPI,
+    check_head,
+    check_layer,
+    find_component,
+    layers_with,
+    n_heads,
+    n_layers,
+    row_of,
+)
 from nnpatch_core.batch import check_tokens
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import (
@@ -21,17 +31,7 @@ from nnpatch_core.errors import (
     PositionError,
     UnknownNameError,
 )
-from nnpatch_core.layers import (
-    check_head,
-    check_layer,
-    find_component,
-    layers_with,
-    n_heads,
-    n_layers,
-    row_of,
-)
-from nnpatch_core.model_api import ModelAPI
-from nnpatch_core.plugins.lookup import find_adapter, find_seq_pos
+from nnpatch_core.plugins import find_adapter, find_seq_pos
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import Group, SeqPos, groups_of
 from nnpatch_core.site import AnySite, MultiSite, Site, check_site

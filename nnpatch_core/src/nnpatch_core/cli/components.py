@@ -11,12 +11,18 @@ from torch import Tensor, nn
 
 from nnpatch_core._models import input_device
 from nnpatch_core._ranges import ranges
+from nnpatch_core.adapters import (
+    Component,
+    ModelAPI,
+    check_fits,
+    heads_of,
+    n_layers,
+    of_other_type,
+    table_of,
+)
 from nnpatch_core.cli.models import INSTEAD, MODEL_HELP, find_api, weightless
 from nnpatch_core.cli.output import UsageError, say, say_aside, say_json, say_table
-from nnpatch_core.components import Component
 from nnpatch_core.errors import PatchingError
-from nnpatch_core.layers import check_fits, heads_of, n_layers, of_other_type, table_of
-from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins import Registry, load_plugins
 from nnpatch_core.plugins.inferring import (
     Inferred,

@@ -13,10 +13,10 @@ from torch import nn
 
 from nnpatch_core._sizes import bounded, check_config
 from nnpatch_core._upstream import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.cli.output import UsageError, first_line
 from nnpatch_core.errors import AdapterError
-from nnpatch_core.model_api import ModelAPI
-from nnpatch_core.plugins.lookup import find_adapter
+from nnpatch_core.plugins import find_adapter
 from nnpatch_core.testing.models import causal_model_types, tiny_model
 
 MODEL_HELP = (

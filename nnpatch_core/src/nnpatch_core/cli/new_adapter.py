@@ -9,10 +9,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from nnpatch_core.adapters import component_names
 from nnpatch_core.cli.models import tiny
 from nnpatch_core.cli.output import UsageError, say, say_json
 from nnpatch_core.infer import put_to_test, read_model
-from nnpatch_core.layers import component_names
 from nnpatch_core.scaffold import package_names, write_package
 
 

@@ -15,22 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import rounding
 from nnpatch_core._warnings import warn
-from nnpatch_core.engine.arguments import of_rows
+from nnpatch_core.adapters import components
 from nnpatch_core.engine.controls import Controls, controls
 from nnpatch_core.engine.edits import Edit, Edits, edits_of
 from nnpatch_core.engine.head import Head
 from nnpatch_core.engine.parts import Part
 from nnpatch_core.engine.plan import Bucket, Plan
 from nnpatch_core.engine.prefix import prefix
-from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.rows import INPUT, INSIDE, OUTPUT, STAGES, Booleans, Integers, Rows, Stop
 from nnpatch_core.engine.target import TargetRun
-from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import EngineError, MemoryWarning
+from nnpatch_core.tracing import Replacement, forward, of_rows
 
 
 @attrs.frozen(eq=False)

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._models import module_of
-from nnpatch_core.components import Component
+from nnpatch_core.adapters import Component, head_columns
 from nnpatch_core.engine.plan import Bucket
-from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.rows import Booleans, Stop
-from nnpatch_core.layers import head_columns
 from nnpatch_core.site import Location, Site
+from nnpatch_core.tracing import Replacement
 
 
 @attrs.frozen(eq=False)

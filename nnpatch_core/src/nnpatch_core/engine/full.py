@@ -11,10 +11,9 @@ from torch import Tensor
 
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.parts import Part
-from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.rows import Booleans
-from nnpatch_core.engine.trace import forward
 from nnpatch_core.site import AnySite, execution_order
+from nnpatch_core.tracing import Replacement, forward
 
 
 @attrs.frozen(eq=False)

@@ -6,18 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnpatch_core._models import module_of
+from nnpatch_core.adapters import n_layers
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone import ConeRun
 from nnpatch_core.engine.full import FullRun
 from nnpatch_core.engine.head import find_head
-from nnpatch_core.engine.limits import Limits
 from nnpatch_core.engine.plan import Plan, make_plan
-from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.rows import Booleans, Place, Stop, rows_of, stops_of
 from nnpatch_core.engine.target import record_target
-from nnpatch_core.engine.trace import forward
-from nnpatch_core.layers import n_layers
+from nnpatch_core.memory import Limits
 from nnpatch_core.site import AnySite
+from nnpatch_core.tracing import Replacement, forward
 
 
 def open_full(

@@ -9,8 +9,7 @@ import attrs
 import numpy as np
 
 from nnpatch_core._models import module_of
-from nnpatch_core.components import Component
-from nnpatch_core.layers import row_of, table_of
+from nnpatch_core.adapters import Component, row_of, table_of
 from nnpatch_core.seq_pos import Group
 from nnpatch_core.site import AnySite, Location, Site, execution_order
 

@@ -7,10 +7,9 @@ from collections.abc import Iterable
 from torch import nn
 
 from nnpatch_core._upstream import cache_keywords
-from nnpatch_core.engine.foreign import forward_hooks, in_words
-from nnpatch_core.layers import row_of, tables
-from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.adapters import ModelAPI, row_of, tables
 from nnpatch_core.site import Site
+from nnpatch_core.tracing import forward_hooks, in_words
 
 
 def why_not_cone(sites: Iterable[Site], model: nn.Module) -> str | None:

@@ -9,17 +9,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._upstream import KeysValues, cache_keywords, recorded, recording
+from nnpatch_core.adapters import Component, components, head_columns, row_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.components import Component
-from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.rows import OUTPUT, STAGES, Booleans, Place, place_of, stage_of
-from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import EngineError, PatchingError
-from nnpatch_core.layers import head_columns, row_of
 from nnpatch_core.site import Site, execution_order
+from nnpatch_core.tracing import Replacement, forward
 
 LAYER_INPUT = Component("", "input")
 LAYER_OUTPUT = Component("", "output")

@@ -14,20 +14,15 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import as_typed, rounding
-from nnpatch_core.engine.arguments import of_rows
-from nnpatch_core.engine.foreign import forward_hooks, in_words
-from nnpatch_core.engine.replacements import Replacement
-from nnpatch_core.engine.trace import call
+from nnpatch_core.adapters import ModelAPI, components, heads_of, table_of
 from nnpatch_core.errors import GradientError
 from nnpatch_core.gradients.graph import Graph
 from nnpatch_core.gradients.terms import columns_of, own_columns, row_at
-from nnpatch_core.layers import heads_of, table_of
-from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.seq_pos import Group
 from nnpatch_core.site import Site
+from nnpatch_core.tracing import Replacement, call, forward_hooks, in_words, of_rows
 
 _PROJECTIONS = ("q", "k", "v")
 #: Numbers a row: unpatched; all queries of a prompt; or the keys at one group of positions.

@@ -9,11 +9,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
+from nnpatch_core.adapters import components
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine.replacements import Replacement
-from nnpatch_core.engine.trace import forward
 from nnpatch_core.gradients.graph import Graph
 from nnpatch_core.gradients.terms import (
     Terms,
@@ -25,6 +23,7 @@ from nnpatch_core.gradients.terms import (
     row_at,
 )
 from nnpatch_core.site import AnySite, Location, Site, execution_order
+from nnpatch_core.tracing import Replacement, forward
 
 
 @attrs.frozen(eq=False)

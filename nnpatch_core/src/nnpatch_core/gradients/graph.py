@@ -9,17 +9,15 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._upstream import Cache
+from nnpatch_core.adapters import Component, components, n_layers
 from nnpatch_core.batch import Batch
-from nnpatch_core.components import Component
 from nnpatch_core.engine.target import LAYER_INPUT, LAYER_OUTPUT
-from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import GradientError
 from nnpatch_core.gradients.terms import row_at
-from nnpatch_core.layers import n_layers
 from nnpatch_core.site import Location, Site, execution_order
+from nnpatch_core.tracing import forward
 
 #: What a module was called with: its arguments and its keywords.
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]

@@ -10,20 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnpatch_core import components
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import as_typed, rounding
+from nnpatch_core.adapters import components
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine.foreign import forward_hooks, in_words
-from nnpatch_core.engine.replacements import Replacement
 from nnpatch_core.engine.target import LAYER_INPUT
-from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import GradientError
 from nnpatch_core.gradients.cotangents import cotangents
 from nnpatch_core.gradients.graph import Graph
 from nnpatch_core.gradients.terms import Terms, change, columns_of, effect, own_columns, row_at
 from nnpatch_core.metrics import Metric, MetricContext
 from nnpatch_core.site import Location, Site, execution_order
+from nnpatch_core.tracing import Replacement, forward, forward_hooks, in_words
 
 
 @attrs.frozen(eq=False)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import attrs
 
-from nnpatch_core.engine import Limits
-from nnpatch_core.engine.plan import in_units
 from nnpatch_core.errors import MemoryBudgetError
+from nnpatch_core.memory import Limits, in_units
 
 #: Beside the graph there are a prompt's source, target and gradients.
 _COPIES = 3

@@ -14,13 +14,11 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._models import module_of
-from nnpatch_core.components import Component
+from nnpatch_core.adapters import Component, ModelAPI, table_of
 from nnpatch_core.errors import GradientError
 from nnpatch_core.gradients.attention import Attention, attention_sites
 from nnpatch_core.gradients.first_order import Estimator
 from nnpatch_core.gradients.terms import Terms, Where, row_at
-from nnpatch_core.layers import table_of
-from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.site import Location, Site
 
 #: What the QK fix is for.

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._models import module_of
-from nnpatch_core.components import Component
-from nnpatch_core.engine.replacements import Replacement
+from nnpatch_core.adapters import Component, head_columns, n_layers, row_of
 from nnpatch_core.engine.target import differs
-from nnpatch_core.layers import head_columns, n_layers, row_of
 from nnpatch_core.seq_pos import Group
 from nnpatch_core.site import AnySite, Location, Site
+from nnpatch_core.tracing import Replacement
 
 #: An adapter (two may share a name), a component and a layer.
 Where: TypeAlias = tuple[int, str, int]

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._rounding import as_typed
-from nnpatch_core.components import Component
+from nnpatch_core.adapters import Component, Residual
 from nnpatch_core.infer.probe import Calls, LayerProbe, same
-from nnpatch_core.model_api import Residual
 
 #: Paths of two modules, the one that ends first before the other.
 Pair: TypeAlias = tuple[str, str]

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core._wrappers import as_it_was
-from nnpatch_core.components import Component
-from nnpatch_core.heads import Fused, HeadColumns, Heads, Interleaved, PartOfHead, consecutive
+from nnpatch_core.adapters import (
+    Component,
+    Fused,
+    HeadColumns,
+    Heads,
+    Interleaved,
+    PartOfHead,
+    consecutive,
+)
 from nnpatch_core.infer.probe import Calls, LayerProbe, same
 
 _POSITION = 2

@@ -7,10 +7,9 @@ from collections.abc import Callable
 from torch import nn
 
 from nnpatch_core._wrappers import missing_weight
+from nnpatch_core.adapters import ModelAPI, described
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.infer.adapter import checked, read_model
-from nnpatch_core.layers import described
-from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.hookspecs import hookimpl
 
 

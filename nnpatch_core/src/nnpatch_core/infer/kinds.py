@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from nnpatch_core.components import Component
+from nnpatch_core.adapters import Component
 
 Rows = Mapping[str, Component]
 

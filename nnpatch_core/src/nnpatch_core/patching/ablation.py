@@ -12,15 +12,19 @@ from nnpatch_core._integers import strict_seed
 from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of, vocab_size
 from nnpatch_core.batch import check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
+from nnpatch_core.interventions.inputs import read_batch, read_batches
+from nnpatch_core.interventions.pairs import RunArguments, run_arguments
+from nnpatch_core.interventions.values import draw, means, resampled, zeros
 from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
-from nnpatch_core.patching.checkpoint import Checkpoint
-from nnpatch_core.patching.identity import identity
-from nnpatch_core.patching.inputs import read_batch, read_batches
-from nnpatch_core.patching.labels import label_prompts, outcome
-from nnpatch_core.patching.lengths import warn_of_lengths
-from nnpatch_core.patching.pairs import RunArguments, run_arguments
-from nnpatch_core.patching.run import Chunk, open_chunk, run_cells
-from nnpatch_core.patching.sweep import (
+from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.results import Outcome
+from nnpatch_core.sites import SweepSites
+from nnpatch_core.sweep.checkpoint import Checkpoint
+from nnpatch_core.sweep.identity import identity
+from nnpatch_core.sweep.labels import label_prompts, outcome
+from nnpatch_core.sweep.lengths import warn_of_lengths
+from nnpatch_core.sweep.run import Chunk, open_chunk, run_cells
+from nnpatch_core.sweep.sweep import (
     Sweep,
     baselines,
     check_finite,
@@ -29,11 +33,7 @@ from nnpatch_core.patching.sweep import (
     run_baseline,
     warn_of_parts,
 )
-from nnpatch_core.patching.trials import try_out
-from nnpatch_core.patching.values import draw, means, resampled, zeros
-from nnpatch_core.prompts import PromptPairs
-from nnpatch_core.results import Outcome
-from nnpatch_core.sites import SweepSites
+from nnpatch_core.sweep.trials import try_out
 
 METHODS = ("zero", "mean", "resample")
 

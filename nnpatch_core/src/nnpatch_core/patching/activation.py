@@ -10,24 +10,26 @@ from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
-from nnpatch_core.engine import Recorded, record
-from nnpatch_core.metrics import MetricSpec
-from nnpatch_core.patching.attribution import attribution_patching
-from nnpatch_core.patching.checkpoint import Checkpoint
-from nnpatch_core.patching.identity import identity
-from nnpatch_core.patching.labels import label_prompts, outcome
-from nnpatch_core.patching.lengths import Spoken, warn_of_lengths
-from nnpatch_core.patching.pairs import (
+from nnpatch_core.interventions.pairs import (
     PairArguments,
     check_confidence,
     check_denominators,
     pair_arguments,
     read_pairs,
 )
+from nnpatch_core.metrics import MetricSpec
+from nnpatch_core.patching.attribution import attribution_patching
 from nnpatch_core.patching.planned import differs_of
-from nnpatch_core.patching.run import Chunk, open_chunk, run_cells
 from nnpatch_core.patching.screen import Screened, check_screen, screen_by
-from nnpatch_core.patching.sweep import (
+from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.results import Outcome
+from nnpatch_core.sites import SweepSites
+from nnpatch_core.sweep.checkpoint import Checkpoint
+from nnpatch_core.sweep.identity import identity
+from nnpatch_core.sweep.labels import label_prompts, outcome
+from nnpatch_core.sweep.lengths import Spoken, warn_of_lengths
+from nnpatch_core.sweep.run import Chunk, open_chunk, run_cells
+from nnpatch_core.sweep.sweep import (
     Sweep,
     baselines,
     check_padding,
@@ -35,10 +37,8 @@ from nnpatch_core.patching.sweep import (
     run_baseline,
     warn_of_parts,
 )
-from nnpatch_core.patching.trials import try_out
-from nnpatch_core.prompts import PromptPairs
-from nnpatch_core.results import Outcome
-from nnpatch_core.sites import SweepSites
+from nnpatch_core.sweep.trials import try_out
+from nnpatch_core.tracing import Recorded, record
 
 
 @in_one_thread

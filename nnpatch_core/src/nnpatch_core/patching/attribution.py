@@ -12,28 +12,28 @@ from torch import Tensor
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._models import as_nnsight, evaluating, frozen, in_one_thread, module_of
 from nnpatch_core._warnings import warn
-from nnpatch_core.engine import backward_hooks, in_words
 from nnpatch_core.errors import EngineWarning, PatchingError
 from nnpatch_core.gradients import Terms, Where, check_gradients
-from nnpatch_core.metrics import MetricContext, MetricSpec
-from nnpatch_core.patching.estimates import Chunk, Estimation, check_method
-from nnpatch_core.patching.labels import label_prompts, outcome
-from nnpatch_core.patching.lengths import warn_of_lengths
-from nnpatch_core.patching.pairs import (
+from nnpatch_core.interventions.pairs import (
     PairArguments,
     ablated_arguments,
     check_confidence,
     pair_arguments,
     read_pairs,
 )
-from nnpatch_core.patching.progress import make_bar
-from nnpatch_core.patching.runs import PairRuns, Runs, read_ablation
-from nnpatch_core.patching.sweep import baselines, prepare, warn_of_parts
-from nnpatch_core.patching.tally import Tally
-from nnpatch_core.patching.trials import try_out
+from nnpatch_core.interventions.runs import PairRuns, Runs, read_ablation
+from nnpatch_core.metrics import MetricContext, MetricSpec
+from nnpatch_core.patching.estimates import Chunk, Estimation, check_method
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
+from nnpatch_core.sweep.labels import label_prompts, outcome
+from nnpatch_core.sweep.lengths import warn_of_lengths
+from nnpatch_core.sweep.progress import make_bar
+from nnpatch_core.sweep.sweep import baselines, prepare, warn_of_parts
+from nnpatch_core.sweep.tally import Tally
+from nnpatch_core.sweep.trials import try_out
+from nnpatch_core.tracing import backward_hooks, in_words
 
 
 @in_one_thread

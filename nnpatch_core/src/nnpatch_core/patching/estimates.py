@@ -12,8 +12,8 @@ from torch import Tensor
 from nnpatch_core._arguments import shown
 from nnpatch_core._integers import strict_int
 from nnpatch_core._models import module_of
+from nnpatch_core.adapters import n_layers
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine import Limits, Replacement
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.gradients import (
     Entries,
@@ -37,9 +37,10 @@ from nnpatch_core.gradients import (
     waiting_paths,
 )
 from nnpatch_core.gradients.attention import attention_module
-from nnpatch_core.layers import n_layers
+from nnpatch_core.memory import Limits
 from nnpatch_core.metrics import MetricContext
-from nnpatch_core.patching.sweep import Sweep
+from nnpatch_core.sweep.sweep import Sweep
+from nnpatch_core.tracing import Replacement
 
 
 @attrs.frozen

@@ -9,17 +9,17 @@ from torch import Tensor
 
 from nnpatch_core._models import as_nnsight, module_of
 from nnpatch_core._warnings import warn
+from nnpatch_core.adapters import n_layers
 from nnpatch_core.batch import Batch, check_paired
 from nnpatch_core.engine import Plan, joined, plan_cells, why_rather_full
 from nnpatch_core.engine.rows import Booleans, place_of, stops_of
 from nnpatch_core.errors import EngineWarning
-from nnpatch_core.layers import n_layers
-from nnpatch_core.patching.inputs import one_mask, read_batch
-from nnpatch_core.patching.lengths import warn_of_lengths
-from nnpatch_core.patching.pairs import PairArguments, ablated_arguments, pair_arguments
-from nnpatch_core.patching.sweep import Sweep, prepare
+from nnpatch_core.interventions.inputs import one_mask, read_batch
+from nnpatch_core.interventions.pairs import PairArguments, ablated_arguments, pair_arguments
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.sites import SweepSites
+from nnpatch_core.sweep.lengths import warn_of_lengths
+from nnpatch_core.sweep.sweep import Sweep, prepare
 
 
 def plan_sweep(

@@ -16,9 +16,9 @@ from torch import Tensor
 from nnpatch_core._arguments import shown
 from nnpatch_core._integers import strict_int, strict_seed
 from nnpatch_core.errors import PatchingError, UnknownNameError
-from nnpatch_core.patching.sweep import Sweep
-from nnpatch_core.patching.tally import Tally
 from nnpatch_core.results import Baseline, Outcome, Screening
+from nnpatch_core.sweep.sweep import Sweep
+from nnpatch_core.sweep.tally import Tally
 
 SCREENS = ("attribution", "atp*")
 

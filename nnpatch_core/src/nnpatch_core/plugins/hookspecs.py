@@ -8,8 +8,8 @@ from typing import Any
 import pluggy
 from torch import nn
 
+from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.metrics import Metric
-from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.seq_pos import SeqPos
 
 PROJECT = "nnpatch"

@@ -10,10 +10,9 @@ import attrs
 from torch import nn
 
 from nnpatch_core._warnings import warn
+from nnpatch_core.adapters import ModelAPI, component_names, heads_of, n_layers, table_of
 from nnpatch_core.components import COMPONENT_NAMES
 from nnpatch_core.errors import AdapterError, PatchingError, PluginWarning
-from nnpatch_core.layers import component_names, heads_of, n_layers, table_of
-from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.known import how_to_get
 from nnpatch_core.plugins.manager import Failure, Plugin, Registry
 

@@ -10,9 +10,9 @@ from torch import nn
 from nnpatch_core._arguments import shown
 from nnpatch_core._hints import did_you_mean
 from nnpatch_core._warnings import warn
+from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.errors import AdapterError, AdapterWarning, UnknownNameError
 from nnpatch_core.metrics import BUILTIN_METRICS, Metric, with_context
-from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins.inferring import infer, told
 from nnpatch_core.plugins.manager import Registered, Registry, load_plugins
 from nnpatch_core.seq_pos import BUILTIN_SEQ_POS, SeqPos

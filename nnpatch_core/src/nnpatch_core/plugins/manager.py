@@ -13,9 +13,9 @@ import attrs
 import pluggy
 
 from nnpatch_core._warnings import warn
+from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.errors import PluginWarning
 from nnpatch_core.metrics import BUILTIN_METRICS
-from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.plugins import hookspecs
 from nnpatch_core.seq_pos import BUILTIN_SEQ_POS
 

@@ -7,16 +7,18 @@ from typing import Any
 
 import attrs
 
-from nnpatch_core.components import Component
-from nnpatch_core.errors import AdapterError
-from nnpatch_core.heads import Fused, Interleaved, PartOfHead
-from nnpatch_core.model_api import (
+from nnpatch_core.adapters import (
+    Component,
     DecoderAPI,
+    Fused,
+    Interleaved,
+    PartOfHead,
     Table,
     decoder_components,
     fused_projections,
     separate_projections,
 )
+from nnpatch_core.errors import AdapterError
 
 _HEADS = ("q", "k", "v", "o")
 _INDENT = " " * 4

@@ -21,8 +21,8 @@ from nnpatch_core._upstream import (
     PreTrainedTokenizerFast,
     transformers,
 )
+from nnpatch_core.adapters import DecoderAPI, decoder_components
 from nnpatch_core.errors import AdapterError, UnknownNameError
-from nnpatch_core.model_api import DecoderAPI, decoder_components
 
 _WIDTH, _LAYERS, _HEADS, _DIM, _FEED_FORWARD, _LENGTH = 32, 3, 4, 8, 48, 128
 #: What a config is offered, under each name that some family has for it; it takes what it knows.

@@ -9,9 +9,9 @@ from typing import Any
 import attrs
 import pytest
 
+from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.errors import PatchingError
-from nnpatch_core.model_api import ModelAPI
-from nnpatch_core.plugins.lookup import find_adapter
+from nnpatch_core.plugins import find_adapter
 from nnpatch_core.testing.conformance.kit import (
     CHECKS,
     check_known_failures,

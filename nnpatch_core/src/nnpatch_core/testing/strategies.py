@@ -6,8 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnpatch_core.layers import check_layer, component_names, find_component
-from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.adapters import ModelAPI, check_layer, component_names, find_component
 from nnpatch_core.seq_pos import AllPositions, Custom, CustomConstant, Each, Last, LastK, SeqPos
 from nnpatch_core.site import Site
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nnpatch_core._rounding import as_typed
+from nnpatch_core.adapters import table_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.layers import table_of
 from nnpatch_core.site import Site
 from nnpatch_core.testing.conformance.subject import (
     CheckError,

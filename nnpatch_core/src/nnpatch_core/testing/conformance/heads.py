@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnpatch_core.layers import head_columns
+from nnpatch_core.adapters import head_columns
 from nnpatch_core.testing.conformance.subject import (
     CheckError,
     Edit,

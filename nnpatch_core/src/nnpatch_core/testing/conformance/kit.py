@@ -9,9 +9,8 @@ from typing import Any, Literal, TypeAlias
 import attrs
 
 from nnpatch_core._models import in_one_thread
+from nnpatch_core.adapters import ModelAPI, check_fits, component_names, find_component
 from nnpatch_core.errors import UnknownNameError
-from nnpatch_core.layers import check_fits, component_names, find_component
-from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.testing.conformance import flow, heads, patches, structure
 from nnpatch_core.testing.conformance.subject import CheckError, Subject, make_subject
 

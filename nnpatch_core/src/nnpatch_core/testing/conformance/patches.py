@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._models import vocab_size
+from nnpatch_core.adapters import head_columns
 from nnpatch_core.errors import EngineError
-from nnpatch_core.layers import head_columns
 from nnpatch_core.patching import activation_patching
-from nnpatch_core.patching.lengths import Spoken
 from nnpatch_core.site import Site
 from nnpatch_core.sites import SiteList, Sites
+from nnpatch_core.sweep.lengths import Spoken
 from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject
 
 #: How many tokens of the last prompt are padding, where there may be some.

@@ -19,14 +19,21 @@ from nnpatch_core._models import (
     vocab_size,
 )
 from nnpatch_core._rounding import rounding
+from nnpatch_core.adapters import (
+    Component,
+    Heads,
+    ModelAPI,
+    check_layer,
+    described,
+    heads_of,
+    n_layers,
+    row_of,
+    table_of,
+)
 from nnpatch_core.batch import Batch, pack_left
-from nnpatch_core.components import Component
-from nnpatch_core.engine import forward
 from nnpatch_core.errors import AdapterError
-from nnpatch_core.heads import Heads
-from nnpatch_core.layers import check_layer, described, heads_of, n_layers, row_of, table_of
-from nnpatch_core.model_api import ModelAPI
 from nnpatch_core.site import Site, execution_order
+from nnpatch_core.tracing import forward
 
 #: Given a site's part of the activation of this run, what to put there.
 Edit: TypeAlias = Callable[[Tensor], Tensor]

@@ -11,12 +11,11 @@ from torch.nn.functional import pad
 
 from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine import record
-from nnpatch_core.engine.trace import forward
 from nnpatch_core.errors import TokensError
-from nnpatch_core.patching.inputs import read_batches
+from nnpatch_core.interventions.inputs import read_batches
 from nnpatch_core.site import Location, Site, check_site, execution_order
 from nnpatch_core.sites import Sites
+from nnpatch_core.tracing import forward, record
 
 
 @in_one_thread

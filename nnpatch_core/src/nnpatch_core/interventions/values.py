@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine import Recorded, Replacement, Zeros, record
 from nnpatch_core.errors import TokensError
-from nnpatch_core.patching.averages import aligned, mean_activations
-from nnpatch_core.patching.sweep import Sweep
+from nnpatch_core.interventions.averages import aligned, mean_activations
+from nnpatch_core.sweep.sweep import Sweep
+from nnpatch_core.tracing import Recorded, Replacement, Zeros, record
 
 
 @attrs.frozen(eq=False)

@@ -13,11 +13,11 @@ from nnpatch_core._arguments import shown
 from nnpatch_core._models import module_of
 from nnpatch_core._upstream import nnsight, transformers
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine import forward_hooks
 from nnpatch_core.errors import TokensError
-from nnpatch_core.patching.sweep import Sweep
-from nnpatch_core.patching.tally import Tally
 from nnpatch_core.results import Baseline, Cells, Outcome, Prompts, Scale
+from nnpatch_core.sweep.sweep import Sweep
+from nnpatch_core.sweep.tally import Tally
+from nnpatch_core.tracing import forward_hooks
 
 
 def outcome(

@@ -11,11 +11,11 @@ from torch import Tensor
 from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core.batch import Batch, check_answers, check_paired
 from nnpatch_core.errors import AnswerError, ConfidenceError, MetricError, TokensError
+from nnpatch_core.interventions.inputs import one_mask, read_batch
 from nnpatch_core.metrics import MetricContext, logit_difference
-from nnpatch_core.patching.inputs import one_mask, read_batch
-from nnpatch_core.patching.sweep import check_finite
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Baseline, Prompts
+from nnpatch_core.sweep.sweep import check_finite
 
 
 @attrs.frozen(eq=False)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from nnpatch_core._models import input_device
-from nnpatch_core.engine.memory import Needs, host_memory, memory_budget, needs_of
-from nnpatch_core.engine.plan import in_units
 from nnpatch_core.errors import MemoryBudgetError
+from nnpatch_core.memory.costs import in_units
+from nnpatch_core.memory.needs import Needs, host_memory, memory_budget, needs_of
 from nnpatch_core.site import Site
 
 _HOST = torch.device("cpu")

@@ -14,8 +14,8 @@ from nnpatch_core._parts import check_folder, clean_up
 from nnpatch_core._safetensors import check_file, read_file, write_file
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning
-from nnpatch_core.patching.identity import UNTOLD, Identity
-from nnpatch_core.patching.tally import Tally
+from nnpatch_core.sweep.identity import UNTOLD, Identity
+from nnpatch_core.sweep.tally import Tally
 
 _FORMAT = "nnpatch checkpoint 2"
 #: At most this share of the time goes into writing.

@@ -11,14 +11,14 @@ from torch import Tensor
 from nnpatch_core._arguments import shown
 from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core.batch import Batch, check_answers
-from nnpatch_core.engine import Recorded, Replacement, record
 from nnpatch_core.errors import AnswerError, MetricError, PatchingError, UnknownNameError
+from nnpatch_core.interventions.inputs import one_mask, read_batch, read_batches
+from nnpatch_core.interventions.pairs import PairArguments, Pairs, check_denominators
+from nnpatch_core.interventions.values import means, zeros
 from nnpatch_core.metrics import MetricContext, kl_divergence, logit_difference
-from nnpatch_core.patching.inputs import one_mask, read_batch, read_batches
-from nnpatch_core.patching.pairs import PairArguments, Pairs, check_denominators
-from nnpatch_core.patching.sweep import Sweep, check_finite, check_padding, run_baseline
-from nnpatch_core.patching.values import means, zeros
 from nnpatch_core.results import Baseline, Scale
+from nnpatch_core.sweep.sweep import Sweep, check_finite, check_padding, run_baseline
+from nnpatch_core.tracing import Recorded, Replacement, record
 
 ABLATIONS = ("zero", "mean")
 

@@ -8,9 +8,10 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
-from nnpatch_core.components import Component, canonical_name
+from nnpatch_core.adapters.components import Component
+from nnpatch_core.adapters.heads import HeadColumns, HeadKind, Projection
+from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import AdapterError
-from nnpatch_core.heads import HeadColumns, HeadKind, Projection
 
 #: Component name to where it lives in a layer, in execution order.
 Table: TypeAlias = Mapping[str, Component]

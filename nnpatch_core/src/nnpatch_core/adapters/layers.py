@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from nnpatch_core._arguments import shown
 from nnpatch_core._hints import did_you_mean
 from nnpatch_core._integers import strict_int
-from nnpatch_core.components import COMPONENT_NAMES, Component, canonical_name
+from nnpatch_core.adapters.components import Component
+from nnpatch_core.adapters.heads import Heads, consecutive
+from nnpatch_core.adapters.model_api import ModelAPI, Table
+from nnpatch_core.components import COMPONENT_NAMES, canonical_name
 from nnpatch_core.errors import AdapterError, HeadError, LayerError, UnknownNameError
-from nnpatch_core.heads import Heads, consecutive
-from nnpatch_core.model_api import ModelAPI, Table
 
 #: Columns that an error shows.
 _SHOWN = 64

@@ -15,18 +15,9 @@ from nnpatch_core._arguments import check_flags, shown
 from nnpatch_core._integers import strict_int
 from nnpatch_core._models import module_of
 from nnpatch_core._warnings import warn
+from nnpatch_core.adapters import ModelAPI, check_fits, of_other_type
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine import (
-    Gathered,
-    Limits,
-    check_forwards,
-    forward,
-    forward_hooks,
-    in_words,
-    limits_of,
-    why_not_cone,
-    why_rather_full,
-)
+from nnpatch_core.engine import why_not_cone, why_rather_full
 from nnpatch_core.engine.rows import one_each_place
 from nnpatch_core.errors import (
     AdapterWarning,
@@ -39,7 +30,7 @@ from nnpatch_core.errors import (
     TokensError,
     UnknownNameError,
 )
-from nnpatch_core.layers import check_fits, of_other_type
+from nnpatch_core.memory import Gathered, Limits, limits_of
 from nnpatch_core.metrics import (
     Metric,
     MetricContext,
@@ -49,12 +40,12 @@ from nnpatch_core.metrics import (
     name_metrics,
     reads_some,
 )
-from nnpatch_core.model_api import ModelAPI
-from nnpatch_core.patching.lengths import Spoken
-from nnpatch_core.plugins.lookup import find_metric
+from nnpatch_core.plugins import find_metric
 from nnpatch_core.results import Baseline
 from nnpatch_core.site import AnySite, Site
 from nnpatch_core.sites import Grid, SweepSites
+from nnpatch_core.sweep.lengths import Spoken
+from nnpatch_core.tracing import check_forwards, forward, forward_hooks, in_words
 
 #: `auto` is the cone engine where adapter and model allow it.
 ENGINES = ("auto", "cone", "full")

@@ -13,11 +13,10 @@ from torch import nn
 
 from nnpatch_core._arguments import shown
 from nnpatch_core._models import input_device, vocab_size
-from nnpatch_core.engine.plan import Costs
+from nnpatch_core.adapters import ModelAPI, n_layers, row_of
 from nnpatch_core.engine.rows import OUTPUT, STAGES, stage_of
 from nnpatch_core.errors import AdapterError, MemoryBudgetError
-from nnpatch_core.layers import n_layers, row_of
-from nnpatch_core.model_api import ModelAPI
+from nnpatch_core.memory.costs import Costs
 from nnpatch_core.site import Site
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

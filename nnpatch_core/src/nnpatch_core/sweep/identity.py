@@ -10,18 +10,16 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from nnpatch_core._models import input_device, module_of
+from nnpatch_core.adapters import Component, ModelAPI, head_columns, n_layers, table_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.components import Component
-from nnpatch_core.engine import forward_functions
 from nnpatch_core.errors import AdapterError
-from nnpatch_core.layers import head_columns, n_layers, table_of
 from nnpatch_core.metrics import MetricContext, columns_read
-from nnpatch_core.model_api import ModelAPI
-from nnpatch_core.patching.checksum import checksum, digest, word
-from nnpatch_core.patching.fingerprint import fingerprint, settings
-from nnpatch_core.patching.labels import versions
-from nnpatch_core.patching.sweep import Sweep
 from nnpatch_core.results import Baseline
+from nnpatch_core.sweep.checksum import checksum, digest, word
+from nnpatch_core.sweep.fingerprint import fingerprint, settings
+from nnpatch_core.sweep.labels import versions
+from nnpatch_core.sweep.sweep import Sweep
+from nnpatch_core.tracing import forward_functions
 
 #: Part of a sweep to words for it; equal words are equal sweeps.
 Identity: TypeAlias = dict[str, str]

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine import EngineRun, FullRun, Part, Replacement, open_cone, open_full
+from nnpatch_core.engine import EngineRun, FullRun, Part, open_cone, open_full
 from nnpatch_core.engine.rows import Booleans, Integers
 from nnpatch_core.errors import EngineError
 from nnpatch_core.metrics import MetricContext, columns_read, measure
-from nnpatch_core.patching.checkpoint import Checkpoint
-from nnpatch_core.patching.fallback import warn_of_fallback
-from nnpatch_core.patching.gather import Measured, Waiting
-from nnpatch_core.patching.progress import Progress
-from nnpatch_core.patching.sweep import Sweep
-from nnpatch_core.patching.tally import Tally
 from nnpatch_core.results import Baseline
+from nnpatch_core.sweep.checkpoint import Checkpoint
+from nnpatch_core.sweep.fallback import warn_of_fallback
+from nnpatch_core.sweep.gather import Measured, Waiting
+from nnpatch_core.sweep.progress import Progress
+from nnpatch_core.sweep.sweep import Sweep
+from nnpatch_core.sweep.tally import Tally
+from nnpatch_core.tracing import Replacement
 
 #: How many logits are looked at together, as each row takes a whole vocabulary.
 _LOGITS = 2**19

@@ -6,7 +6,7 @@ from nnpatch_core._warnings import warn
 from nnpatch_core.engine.rows import Booleans
 from nnpatch_core.errors import EngineWarning, MemoryBudgetError
 from nnpatch_core.patching.planned import plan_of
-from nnpatch_core.patching.sweep import Sweep
+from nnpatch_core.sweep.sweep import Sweep
 
 
 def warn_of_fallback(sweep: Sweep, reason: str, changed: Booleans) -> None:

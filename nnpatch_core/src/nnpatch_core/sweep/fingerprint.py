@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from nnpatch_core._bytes import bytes_of
 from nnpatch_core._models import module_of
 from nnpatch_core._upstream import Envoy, nnsight
-from nnpatch_core.patching.checksum import checksum
+from nnpatch_core.sweep.checksum import checksum
 
 #: Values that their text tells: for it 0.0 and -0.0 differ, and nan is nan.
 _ATOMS = (

@@ -1,0 +1,3 @@
+"""Where values come from."""
+
+__all__ = []

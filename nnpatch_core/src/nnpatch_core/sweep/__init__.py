@@ -1,0 +1,3 @@
+"""A sweep as it runs."""
+
+__all__ = []
