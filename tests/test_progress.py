@@ -107,7 +107,7 @@ def test_a_notebook_without_widgets_breaks_nothing():
         "sys.modules['IPython'] = shell\n"
         "sys.modules['ipykernel.zmqshell'] = types.ModuleType('zmqshell')\n"
         "sys.modules['ipywidgets'] = None\n"
-        "from nnpatch_core.patching.progress import make_bar\n"
+        "from nnpatch_core.sweep.progress import make_bar\n"
         "with make_bar(3, True) as bar: bar.update(3)\n"
     )
     done = subprocess.run(
