@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from nnpatch_core.sweep.run import _whole
 from torch import Tensor, nn
 
 from nnpatch_core import (
@@ -36,7 +37,6 @@ from nnpatch_core.metrics import (
 )
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.results import Baseline
-from nnpatch_core.sweep.run import _whole
 from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.testing import tiny_api, tiny_model
 

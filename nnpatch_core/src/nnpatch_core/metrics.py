@@ -119,6 +119,38 @@ def per_prompt(metric: _Function) -> _Function:
     return _declare(metric, "per_prompt", True)
 
 
+def compares_answers(metric: _Function) -> _Function:
+    """Declare that a metric compares two answers, so that a call that has but one is refused.
+
+    An ablation may leave the second answer out. A metric that is declared is then refused before
+    the model runs; another one when it asks for `context.other_answer`. It goes together with
+    `per_prompt` and `reads_tokens`, in any order.
+
+    Args:
+        metric: a function, or any other callable.
+
+    Raises:
+        MetricError: it is put on something that cannot be called.
+
+    Examples:
+        >>> @compares_answers
+        ... def probability_difference(logits, context):
+        ...     p, rows = logits.softmax(-1), range(len(logits))
+        ...     other = context.other_answer("probability_difference")
+        ...     return p[rows, context.source_answer_index] - p[rows, other]
+    """
+    return _declare(metric, "compares_answers", True)
+
+
+def _lowest_at_source(metric: _Function) -> _Function:
+    """Declare that a metric is least, with the gradient 0, where a run equals the source run."""
+    return _declare(metric, "lowest_at_source", True)
+
+
+#: What can be declared of a metric.
+_WORDS = ("columns", "compares_answers", "lowest_at_source", "per_prompt")
+
+
 def _declare(metric: _Function, word: str, value: Any) -> _Function:
     if not callable(metric):
         raise MetricError(f"what is declared must be a metric that can be called, got {metric!r}")
@@ -148,6 +180,16 @@ def is_per_prompt(metric: Any) -> bool:
     return _declared(metric, "per_prompt") is True
 
 
+def is_comparing(metric: Any) -> bool:
+    """Whether a metric declares that it compares two answers; see `compares_answers`."""
+    return _declared(metric, "compares_answers") is True
+
+
+def is_lowest_at_source(metric: Any) -> bool:
+    """Whether a metric's gradient is 0 where a run equals the source run, as a distance's is."""
+    return _declared(metric, "lowest_at_source") is True
+
+
 def reads_some(metric: Any) -> bool:
     """Whether a metric declares which tokens' logits it reads; see `reads_tokens`."""
     return _declared(metric, "columns") is not None
@@ -162,6 +204,7 @@ def _at(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(-1, index.to(values.device).unsqueeze(-1)).squeeze(-1)
 
 
+@compares_answers
 @per_prompt
 @reads_tokens(_two_answers)
 def logit_difference(logits: Tensor, context: MetricContext) -> Tensor:
@@ -185,6 +228,7 @@ def answer_log_probability(logits: Tensor, context: MetricContext) -> Tensor:
     return _at(logits.log_softmax(-1), context.source_answer_index)
 
 
+@_lowest_at_source
 @per_prompt
 def kl_divergence(logits: Tensor, context: MetricContext) -> Tensor:
     """KL divergence from the source run, `KL(source || this run)`, `[batch]`, in nats."""
@@ -228,7 +272,7 @@ def with_context(metric: Callable[..., Tensor]) -> Metric:
 
 def _declared_as(metric: Any, wrapper: _Function) -> _Function:
     """`wrapper`, with what is declared of `metric` and not of itself."""
-    for word in ("columns", "per_prompt"):
+    for word in _WORDS:
         value = _declared(metric, word)
         if value is not None and _declared(wrapper, word) is None:
             setattr(wrapper, word, value)

@@ -11,27 +11,24 @@ from torch import Tensor
 
 from nnpatch_core._arguments import listed, shown
 from nnpatch_core._integers import strict_int
-from nnpatch_core._models import envoy_at, module_of
+from nnpatch_core._models import module_of
 from nnpatch_core.adapters import (
-    Component,
     ModelAPI,
+    Place,
     check_head,
     check_layer,
     component_names,
-    components,
+    component_of,
     find_component,
-    head_columns,
     n_layers,
-    row_of,
+    place_of,
     table_of,
 )
 from nnpatch_core.components import canonical_name
-from nnpatch_core.errors import AdapterError, LayerError, PatchingError, PositionError
+from nnpatch_core.errors import LayerError, PatchingError, PositionError
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.seq_pos import Group, normalise, read_positions
-
-#: Path of a module, side and item: where a whole activation is.
-Location: TypeAlias = tuple[str, str, int]
+from nnpatch_core.tracing import BoundSite, Cell, PatchedTokens, Patches, put_site, read, write
 
 
 @attrs.define
@@ -123,11 +120,6 @@ class Site:
         seq_pos = "" if self.seq_pos is None else f" {list(self.seq_pos)}"
         return f"{self.component} L{self.layer}{head}{seq_pos}"
 
-    def location(self, nnmodel: Any) -> Location:
-        """Where the whole activation is that the site is a part of; sites may share it."""
-        row = self._row(nnmodel)
-        return (f"{self.api.layers}.{self.layer}.{row.module}", row.side, row.item)
-
     @property
     def value(self) -> Tensor:
         """What `cache` has kept: `[batch, positions, width]`, or `[1, ...]` for an average.
@@ -199,27 +191,29 @@ class Site:
         """The site's positions in a run of `seq_len` tokens, ascending from 0."""
         return tuple(range(seq_len)) if self.seq_pos is None else normalise(self.seq_pos, seq_len)
 
+    def bind(self, nnmodel: Any, seq_len: int) -> BoundSite:
+        """The site found in a model, for prompts of `seq_len` tokens.
+
+        Raises:
+            PatchingError: one of its kinds, if the model or the prompts lack it.
+        """
+        return BoundSite(self._place(nnmodel), self.head, self.group(seq_len))
+
     def read(self, nnmodel: Any, run: Sequence[int] | None = None) -> Tensor:
         """The whole activation `[batch, seq, width]` at the site's component, inside a trace.
 
         Raises:
             AdapterError: it is not of that shape, where `run` is `(batch, seq)`.
         """
-        shape = None if run is None else (run[0], run[1])
-        activation = components.read(self._envoy(nnmodel), self._row(nnmodel), shape)
-        if run is not None and activation.shape[:2] != tuple(run):
-            raise AdapterError(
-                f"component {self.component!r} of adapter {self.api.name!r} must be "
-                f"[batch, seq, width], and is {list(activation.shape)} in a run of "
-                f"{list(run)} tokens"
-            )
-        return activation
+        return read(nnmodel, self._place(nnmodel), None if run is None else (run[0], run[1]))
 
     def select(self, activation: Tensor, nnmodel: Any) -> Tensor:
         """The site's part of the component's whole activation, a copy."""
-        found = activation[:, list(self.group(activation.shape[1]))]
-        columns = self._columns(activation, nnmodel)
-        return found if columns is None else found[..., columns]
+        part = activation[:, list(self.group(activation.shape[1]))]
+        columns = self._place(nnmodel).columns(activation.shape[-1])
+        if columns is None:
+            return part
+        return part[..., (columns if self.head is None else columns[self.head]).to(part.device)]
 
     def write(self, nnmodel: Any, value: Tensor | None, mask: Tensor | None = None) -> None:
         """Put `value` at the site, inside a trace.
@@ -233,46 +227,45 @@ class Site:
             PatchingError: the value is of another shape than the site.
         """
         activation = self.read(nnmodel, None if mask is None else mask.shape).clone()
-        columns = self._columns(activation, nnmodel)
-        positions = list(self.group(activation.shape[1]))
-        found = activation[:, positions]
-        old = found if columns is None else found[..., columns]
+        old = self.select(activation, nnmodel)
         if value is None:
-            new = torch.zeros_like(old)
-        else:
-            if value.shape not in (old.shape, (1, *old.shape[1:])):
-                raise PatchingError(
-                    f"site {self.label} has the shape {list(old.shape)} in this run, and the value "
-                    f"to put there {list(value.shape)}"
-                )
-            new = value.to(device=old.device, dtype=old.dtype).expand_as(old)
-        if mask is not None:
-            patched = mask[:, positions].bool().to(old.device)
-            new = torch.where(patched.reshape(*patched.shape, *[1] * (old.ndim - 2)), new, old)
-        if columns is None:
-            found = new
-        else:
-            found[..., columns] = new
-        activation[:, positions] = found
+            value = torch.zeros_like(old)
+        if value.shape not in (old.shape, (1, *old.shape[1:])):
+            raise PatchingError(
+                f"site {self.label} has the shape {list(old.shape)} in this run, and the value "
+                f"to put there {list(value.shape)}"
+            )
+        if mask is None:
+            mask = torch.ones(activation.shape[:2], dtype=torch.int64, device="cpu")
+        site = self.bind(nnmodel, activation.shape[1])
+        put_site(activation, site, 0, _Own(site, value.to(old).expand_as(old).flatten(2), mask))
         self.replace(nnmodel, activation)
 
     def replace(self, nnmodel: Any, activation: Tensor) -> None:
         """Put a whole activation `[batch, seq, width]` at the site's component, inside a trace."""
-        components.write(self._envoy(nnmodel), self._row(nnmodel), activation)
+        write(nnmodel, self._place(nnmodel), activation)
 
-    def _row(self, nnmodel: Any) -> Component:
-        return row_of(self.api, module_of(nnmodel), self.layer, self.component)
+    def _place(self, nnmodel: Any) -> Place:
+        return place_of(self.api, module_of(nnmodel), self.layer, self.component)
 
-    def _envoy(self, nnmodel: Any) -> Any:
-        return envoy_at(nnmodel, f"{self.api.layers}.{self.layer}.{self._row(nnmodel).module}")
 
-    def _columns(self, activation: Tensor, nnmodel: Any) -> Tensor | None:
-        """The site's columns: `[dim]` of its head, `[heads, dim]` of every head, or None."""
-        model, width = module_of(nnmodel), activation.shape[-1]
-        columns = head_columns(self.api, model, self.layer, self.component, width)
+@attrs.frozen(eq=False)
+class _Own:
+    """A site's own value as an intervention: `[batch, positions, columns]` of that site alone."""
+
+    site: BoundSite
+    value: Tensor
+    mask: Tensor
+    by_cell: bool = False
+
+    def patched(self, place: Place, there: Tensor, tokens: PatchedTokens) -> Tensor:
+        """See `Intervention.patched`."""
+        at = torch.tensor(self.site.positions, device="cpu")
+        value = self.value[tokens.prompts, torch.searchsorted(at, tokens.positions)]
+        columns = self.site.columns(there.shape[-1])
         if columns is None:
-            return None
-        return (columns if self.head is None else columns[self.head]).to(activation.device)
+            return value
+        return there.index_copy(1, columns.to(there.device), value)
 
 
 def _in_order(sites: Any) -> tuple[Site, ...]:
@@ -364,13 +357,43 @@ def execution_order(sites: Iterable[Site], nnmodel: Any = None) -> tuple[Site, .
     return tuple(sorted(given, key=key)) if len(given) > 1 else given
 
 
+def bind_cells(cells: Iterable[AnySite], nnmodel: Any, seq_len: int) -> Patches:
+    """Sites found in a model, for prompts of `seq_len` tokens: each place is looked up once.
+
+    Args:
+        cells: what is patched, each alone.
+        nnmodel: the model, wrapped by nnsight.
+        seq_len: tokens per prompt.
+
+    Raises:
+        PatchingError: one of its kinds, if the model or the prompts lack a site.
+    """
+    model = module_of(nnmodel)
+    places: dict[tuple[int, int, str], Place] = {}
+    groups: dict[tuple[int, ...] | None, Group] = {}
+    bound = []
+    for cell in cells:
+        sites = []
+        for site in cell.sites:
+            at = (id(site.api), site.layer, site.component)
+            if at not in places:
+                places[at] = place_of(site.api, model, site.layer, site.component)
+            if site.seq_pos not in groups:
+                groups[site.seq_pos] = site.group(seq_len)
+            sites.append(BoundSite(places[at], site.head, groups[site.seq_pos]))
+        sites.sort(key=lambda site: (site.place.layer, site.place.order))
+        bound.append(Cell(tuple(sites), cell.label))
+    return Patches(nnmodel, tuple(bound))
+
+
 def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:
     """Raise the fitting error if `model`, or a prompt of `seq_len` tokens, lacks the site."""
     find_component(site.api, site.component)
     check_layer(site.layer, n_layers(site.api, model))
-    row = row_of(site.api, model, site.layer, site.component)
+    component = component_of(site.api, model, site.layer, site.component)
     if site.head is not None:
-        count = site.api.n_heads(model.config, row.heads, site.layer) if row.heads else None
-        check_head(site.head, site.component, row, count)
+        heads = component.heads
+        count = site.api.n_heads(model.config, heads, site.layer) if heads else None
+        check_head(site.head, site.component, component, count)
     if seq_len is not None:
         site.group(seq_len)

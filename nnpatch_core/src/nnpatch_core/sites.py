@@ -16,11 +16,11 @@ from nnpatch_core.adapters import (
     ModelAPI,
     check_head,
     check_layer,
+    component_of,
     find_component,
     layers_with,
     n_heads,
     n_layers,
-    row_of,
 )
 from nnpatch_core.batch import check_tokens
 from nnpatch_core.components import canonical_name
@@ -152,14 +152,15 @@ class Sites:
         adapter = find_adapter(api, model)
         for layer in self.layers or ():
             check_layer(layer, n_layers(adapter, model))
-        rows = {name: find_component(adapter, name) for name in self.site_names}
-        if self.heads is not None and not any(row.heads for row in rows.values()):
+        components = {name: find_component(adapter, name) for name in self.site_names}
+        if self.heads is not None and not any(each.heads for each in components.values()):
             raise HeadError(
                 f"heads={list(self.heads)} was given, but "
-                f"{', '.join(map(repr, rows))} {'have' if len(rows) > 1 else 'has'} no heads"
+                f"{', '.join(map(repr, components))} "
+                f"{'have' if len(components) > 1 else 'has'} no heads"
             )
         groups = groups_of(self.strategy, seq_len)
-        return {name: self._grid(adapter, name, groups, seq_len, model) for name in rows}
+        return {name: self._grid(adapter, name, groups, seq_len, model) for name in components}
 
     def _grid(
         self, api: ModelAPI, name: str, groups: Sequence[Group], seq_len: int, model: nn.Module
@@ -187,12 +188,12 @@ class Sites:
         self, api: ModelAPI, model: nn.Module, layer: int, name: str
     ) -> Sequence[int | None]:
         """The heads to patch in a layer; one None for a component without heads."""
-        row = row_of(api, model, layer, name)
-        if row.heads is None:
+        component = component_of(api, model, layer, name)
+        if component.heads is None:
             return [None]
-        count = api.n_heads(model.config, row.heads, layer)
+        count = api.n_heads(model.config, component.heads, layer)
         wanted = range(count) if self.heads is None else self.heads
-        return [check_head(head, name, row, count) for head in wanted]
+        return [check_head(head, name, component, count) for head in wanted]
 
 
 def _seq_len(tokens: Tensor | PromptPairs) -> int:

@@ -1,6 +1,6 @@
 """A model family as a table, and the table laid on a model."""
 
-from nnpatch_core.adapters.components import Component, Side, read, write
+from nnpatch_core.adapters.components import Component, Side
 from nnpatch_core.adapters.heads import (
     Fused,
     HeadColumns,
@@ -16,6 +16,7 @@ from nnpatch_core.adapters.layers import (
     check_head,
     check_layer,
     component_names,
+    component_of,
     described,
     find_component,
     head_columns,
@@ -24,7 +25,6 @@ from nnpatch_core.adapters.layers import (
     n_heads,
     n_layers,
     of_other_type,
-    row_of,
     table_of,
     tables,
 )
@@ -38,8 +38,22 @@ from nnpatch_core.adapters.model_api import (
     fused_projections,
     separate_projections,
 )
+from nnpatch_core.adapters.places import (
+    INPUT,
+    INSIDE,
+    OUTPUT,
+    STAGES,
+    Location,
+    Place,
+    in_order,
+    place_of,
+)
 
 __all__ = [
+    "INPUT",
+    "INSIDE",
+    "OUTPUT",
+    "STAGES",
     "Component",
     "DecoderAPI",
     "Fused",
@@ -48,8 +62,10 @@ __all__ = [
     "HeadKind",
     "Heads",
     "Interleaved",
+    "Location",
     "ModelAPI",
     "PartOfHead",
+    "Place",
     "Projection",
     "Residual",
     "Side",
@@ -58,6 +74,7 @@ __all__ = [
     "check_head",
     "check_layer",
     "component_names",
+    "component_of",
     "consecutive",
     "decoder_components",
     "described",
@@ -65,14 +82,13 @@ __all__ = [
     "fused_projections",
     "head_columns",
     "heads_of",
+    "in_order",
     "layers_with",
     "n_heads",
     "n_layers",
     "of_other_type",
-    "read",
-    "row_of",
+    "place_of",
     "separate_projections",
     "table_of",
     "tables",
-    "write",
 ]

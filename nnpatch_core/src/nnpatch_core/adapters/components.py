@@ -1,14 +1,12 @@
-"""Where an activation lives inside a layer, and how it is read and written in a trace."""
+"""Where an activation lives inside a layer: one row of an adapter's table."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias
 
 import attrs
-from torch import Tensor
 
 from nnpatch_core.adapters.heads import HeadColumns, HeadKind
-from nnpatch_core.errors import AdapterError
 
 Side: TypeAlias = Literal["input", "output"]
 
@@ -50,44 +48,3 @@ class Component:
     def _of_output(self, _: Any, item: int) -> None:
         if item and self.side == "input":
             raise ValueError("item= is for outputs: the input is a module's first argument")
-
-
-def read(module: Any, component: Component, run: tuple[int, int] | None = None) -> Tensor:
-    """The activation `[batch, seq, width]` at `component` of an envoy, inside a trace.
-
-    Some modules see all tokens in a row, `[batch * seq, width]`; `run`, the batch's shape, tells
-    how they are to be parted.
-
-    Raises:
-        AdapterError: it has another shape.
-    """
-    value = module.input if component.side == "input" else module.output
-    if isinstance(value, tuple | list) and component.item >= len(value):
-        raise AdapterError(
-            f"{component.module or 'the layer'!r} gives {len(value)} items, and item "
-            f"{component.item} is not among them"
-        )
-    found = value[component.item] if isinstance(value, tuple | list) else value
-    if isinstance(found, Tensor) and found.ndim == 2 and run and len(found) == run[0] * run[1]:
-        return found.view(*run, -1)
-    if not isinstance(found, Tensor) or found.ndim != 3:
-        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise AdapterError(
-            f"an activation must be a tensor [batch, seq, width], but the {component.side} of "
-            f"{component.module or 'the layer'!r} is {shape}"
-        )
-    return found
-
-
-def write(module: Any, component: Component, activation: Tensor) -> None:
-    """Put `activation` `[batch, seq, width]` at `component` of an envoy, inside a trace."""
-    if component.side == "input":
-        module.input = activation.reshape(module.input.shape)
-        return
-    value = module.output
-    if isinstance(value, tuple | list):
-        items = list(value)
-        items[component.item] = activation.reshape(items[component.item].shape)
-        module.output = type(value)(items)
-    else:
-        module.output = activation.reshape(value.shape)

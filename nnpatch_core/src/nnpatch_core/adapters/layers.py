@@ -1,4 +1,4 @@
-"""An adapter's table laid on a model: its layers, which row holds in each, heads and columns."""
+"""An adapter's table laid on a model: its layers, and their components, heads and columns."""
 
 from __future__ import annotations
 
@@ -72,20 +72,20 @@ def table_of(api: ModelAPI, model: nn.Module, layer: int) -> Table:
     return api.components
 
 
-def row_of(api: ModelAPI, model: nn.Module, layer: int, name: str) -> Component:
+def component_of(api: ModelAPI, model: nn.Module, layer: int, name: str) -> Component:
     """Where a component is in a layer.
 
     Raises:
         UnknownNameError: the adapter has no such component.
         LayerError: this layer has not, though others have.
     """
-    row = table_of(api, model, layer).get(canonical_name(name))
-    if row is None:
+    component = table_of(api, model, layer).get(canonical_name(name))
+    if component is None:
         find_component(api, name)
         layers = layers_with(api, model, name)
         having = f"the layers {list(layers)} have one" if layers else "no layer of this model has"
         raise LayerError(f"layer {layer} has no {name!r}; {having}")
-    return row
+    return component
 
 
 def layers_with(api: ModelAPI, model: nn.Module, name: str) -> tuple[int, ...]:
@@ -127,16 +127,16 @@ def head_columns(
     Raises:
         AdapterError: the width does not split into the heads, or the adapter's columns are none.
     """
-    row = row_of(api, model, layer, name)
-    if row.heads is None:
+    component = component_of(api, model, layer, name)
+    if component.heads is None:
         return None
     misfit = _misfit(api, model, name)
-    if row.columns is None:
-        return consecutive(width, _split(api, model, layer, row, width, misfit))
+    if component.columns is None:
+        return consecutive(width, _split(api, model, layer, component, width, misfit))
     heads = heads_of(api, model, layer)
-    count = heads.count(row.heads)
+    count = heads.count(component.heads)
     try:
-        columns = torch.as_tensor(row.columns(width, heads), device="cpu")
+        columns = torch.as_tensor(component.columns(width, heads), device="cpu")
     except (RuntimeError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
         raise AdapterError(
             f"{misfit} is {width} wide, which does not split into {count} heads: {error}"
@@ -164,11 +164,11 @@ def _shown(columns: Tensor) -> str:
 
 
 def _split(
-    api: ModelAPI, model: nn.Module, layer: int, row: Component, width: int, misfit: str
+    api: ModelAPI, model: nn.Module, layer: int, component: Component, width: int, misfit: str
 ) -> int:
     """The number of heads, if a width splits into them, one after the other."""
-    assert row.heads is not None
-    count = api.n_heads(model.config, row.heads, layer)
+    assert component.heads is not None
+    count = api.n_heads(model.config, component.heads, layer)
     if count == 0 or width % count:
         raise AdapterError(f"{misfit} is {width} wide, which does not split into {count} heads")
     return count
@@ -205,7 +205,7 @@ def check_fits(api: ModelAPI, model: nn.Module) -> None:
         table = table_of(api, model, index)
         for name, component in table.items():
             _check_component(api, model, index, layer, name, component)
-        if {"query", "key_value"} <= {row.heads for row in table.values()}:
+        if {"query", "key_value"} <= {component.heads for component in table.values()}:
             heads = heads_of(api, model, index)
             if heads.query % heads.key_value:
                 raise AdapterError(

@@ -1,48 +1,21 @@
-"""How a sweep is executed: cells and their replacements go in, patched runs' logits come out."""
+"""Patched runs, exactly: cells and interventions go in, patched runs' logits come out."""
 
-from nnpatch_core.engine.cone import ConeRun
-from nnpatch_core.engine.full import FullRun
-from nnpatch_core.engine.opened import open_cone, open_full, plan_cells
-from nnpatch_core.engine.parts import EngineRun, Part
+from nnpatch_core.engine.execution import Execution, Part
+from nnpatch_core.engine.patched_runs import Changed
 from nnpatch_core.engine.plan import Plan, joined
-from nnpatch_core.engine.support import why_not_cone, why_rather_full
-from nnpatch_core.memory import Gathered, Limits, limits_of
-from nnpatch_core.tracing import (
-    Recorded,
-    Replacement,
-    Zeros,
-    backward_hooks,
-    check_forwards,
-    forward,
-    forward_functions,
-    forward_hooks,
-    in_words,
-    record,
-)
+from nnpatch_core.engine.planning import plan_patches
+from nnpatch_core.engine.table import ENGINES, Choice, Engine, check_engine, choose_engines
 
 __all__ = [
-    "ConeRun",
-    "EngineRun",
-    "FullRun",
-    "Gathered",
-    "Limits",
+    "ENGINES",
+    "Changed",
+    "Choice",
+    "Engine",
+    "Execution",
     "Part",
     "Plan",
-    "Recorded",
-    "Replacement",
-    "Zeros",
-    "backward_hooks",
-    "check_forwards",
-    "forward",
-    "forward_functions",
-    "forward_hooks",
-    "in_words",
+    "check_engine",
+    "choose_engines",
     "joined",
-    "limits_of",
-    "open_cone",
-    "open_full",
-    "plan_cells",
-    "record",
-    "why_not_cone",
-    "why_rather_full",
+    "plan_patches",
 ]

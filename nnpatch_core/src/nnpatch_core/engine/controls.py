@@ -10,8 +10,9 @@ from __future__ import annotations
 import attrs
 import numpy as np
 
+from nnpatch_core._arrays import Booleans, Integers
+from nnpatch_core.engine.patched_runs import PatchedRuns
 from nnpatch_core.engine.plan import Bucket, Plan
-from nnpatch_core.engine.rows import Booleans, Integers, Rows
 
 
 @attrs.frozen(eq=False)
@@ -19,22 +20,22 @@ class Controls:
     """The control rows of a bucket.
 
     Args:
-        rows: what they are, by the stage at which they enter; their cell is -1.
+        runs: the rows, by the stage at which they enter; their cell is -1.
         before: `[controls]`, which of the bucket's rows each stands before.
     """
 
-    rows: Rows
+    runs: PatchedRuns
     before: Integers
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.runs)
 
-    def within(self, rows: Rows) -> tuple[Rows, Booleans]:
+    def within(self, runs: PatchedRuns) -> tuple[PatchedRuns, Booleans]:
         """The bucket's rows with these among them, and `[rows]`, bool: which are these."""
-        both = rows.then(self.rows)
-        places = np.concatenate([np.arange(len(rows)), self.before - 0.5])
+        both = runs.then(self.runs)
+        places = np.concatenate([np.arange(len(runs)), self.before - 0.5])
         order = np.argsort(places, kind="stable")
-        return both.take(order), order >= len(rows)
+        return both.take(order), order >= len(runs)
 
 
 def controls(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> Controls | None:
@@ -54,7 +55,7 @@ def controls(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> Cont
     """
     if number not in plan.watched:
         return None
-    stage, cell = bucket.rows.stage, bucket.rows.cell
+    stage, cell = bucket.runs.stage, bucket.runs.cell
     lowest = int(np.searchsorted(stage, stage[0], side="right"))
     shortest, last = int(lengths.argmin()), len(lengths) - 1
     amid = (lowest + 1) // 2
@@ -69,4 +70,4 @@ def controls(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> Cont
     # Amid the lowest stage there may be no row after it.
     entering = np.where(before <= lowest, stage[0], entering)
     none, numbers = np.full(len(before), -1), np.array(prompts)
-    return Controls(Rows(none, numbers, np.full_like(none, bucket.start), entering), before)
+    return Controls(PatchedRuns(none, numbers, np.full_like(none, bucket.start), entering), before)

@@ -2,42 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
 import numpy as np
 from torch import Tensor
 
+from nnpatch_core._arrays import Booleans
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine.parts import Part
-from nnpatch_core.engine.rows import Booleans
-from nnpatch_core.site import AnySite, execution_order
-from nnpatch_core.tracing import Replacement, forward
+from nnpatch_core.engine.execution import Part
+from nnpatch_core.memory import Limits
+from nnpatch_core.tracing import Intervention, Patches, forward, put_site, read, write
 
 
 @attrs.frozen(eq=False)
-class FullRun:
+class FullExecution:
     """Each cell patched into a whole forward of all prompts.
 
     Args:
-        nnmodel: the model, wrapped by nnsight.
+        patches: the cells, each patched alone.
         target: the prompts that are patched.
-        cells: what is patched, each alone.
-        replacement: what is put there.
+        intervention: what is put there.
         logits: `[batch, vocab]`, of the unpatched run.
     """
 
-    nnmodel: Any
+    patches: Patches
     target: Batch
-    cells: Sequence[AnySite]
-    replacement: Replacement
+    intervention: Intervention
     logits: Tensor
 
     @property
     def elided(self) -> Booleans:
         """Nothing is known without a run."""
-        return np.zeros((len(self.cells), len(self.target)), dtype=np.bool_)
+        return np.zeros((len(self.patches.cells), len(self.target)), dtype=np.bool_)
 
     @property
     def begun(self) -> int:
@@ -51,20 +49,43 @@ class FullRun:
     def parts(self, done: Booleans, columns: Tensor | None) -> Iterator[Part]:
         """One part for each cell, of all prompts in their order, whatever the columns."""
         prompts = np.arange(len(self.target))
-        for number, cell in enumerate(self.cells):
+        for number in range(len(self.patches.cells)):
             if not done[number].all():
-                logits = forward(self.nnmodel, self.target, self._patch(cell))
+                logits = forward(self.patches.nnmodel, self.target, self._patching(number))
                 yield Part(np.full_like(prompts, number), prompts, logits, None, 1.0)
 
-    def _patch(self, cell: AnySite) -> Any:
-        values = []
-        for site in execution_order(cell.sites, self.nnmodel):
-            whole = self.replacement.at(site.location(self.nnmodel))
-            value = None if whole is None else site.select(whole, self.nnmodel)
-            values.append((site, value))
+    def _patching(self, number: int) -> Any:
+        """Patches one cell, inside a trace."""
+        shape = (len(self.target), self.target.seq_len)
 
         def visit(traced: Any) -> None:
-            for site, value in values:
-                site.write(traced, value, self.replacement.mask)
+            for site in self.patches.cells[number].sites:
+                activation = read(traced, site.place, shape).clone()
+                put_site(activation, site, number, self.intervention)
+                write(traced, site.place, activation)
 
         return visit
+
+
+def no_reason(_: Patches) -> None:
+    """There is none: this engine runs every sweep."""
+
+
+def open_full(
+    patches: Patches,
+    target: Batch,
+    intervention: Intervention,
+    limits: Limits,
+    logits: Tensor | None = None,
+) -> FullExecution:
+    """Run `target` unpatched, so that cells can be patched into it one by one.
+
+    Args:
+        patches: the cells.
+        target: the prompts.
+        intervention: what is put there.
+        limits: the memory that the sweep may use, which is enough for one forward.
+        logits: those of the unpatched run, where it was run before.
+    """
+    unpatched = forward(patches.nnmodel, target) if logits is None else logits
+    return FullExecution(patches, target, intervention, unpatched)

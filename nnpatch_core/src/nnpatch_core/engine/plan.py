@@ -1,4 +1,4 @@
-"""The planner: which rows run together, so that all is computed once and fits in memory.
+"""The planner: which patched runs share a trace, so that all is computed once and fits in memory.
 
 It is pure: it knows numbers of layers, tokens and bytes, and no model.
 """
@@ -13,35 +13,35 @@ import attrs
 import numpy as np
 
 from nnpatch_core._html import block, preformatted
-from nnpatch_core.engine.rows import Rows, first_layer
+from nnpatch_core.engine.patched_runs import PatchedRuns, first_layer
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory import Costs, in_units
 
 
 @attrs.frozen(eq=False, repr=False)
 class Bucket:
-    """Rows that run in one trace, from one token on.
+    """Patched runs that share a trace, from one token on.
 
     Args:
         start: the first position that is run.
-        rows: the rows, in the order in which they enter.
+        runs: the patched runs, in the order in which they enter: each is a row of the trace.
         peak: bytes in use while it runs, those of the recorded runs among them.
-        fitting: how many such rows memory has room for at once.
+        fitting: how many such runs memory has room for at once.
     """
 
     start: int
-    rows: Rows
+    runs: PatchedRuns
     peak: int
     fitting: int
 
     def __repr__(self) -> str:
-        rows = _counted(len(self.rows), "row")
+        rows = _counted(len(self.runs), "row")
         return f"Bucket({rows} from token {self.start} on, peak {in_units(self.peak)})"
 
     def halves(self) -> tuple[Bucket, Bucket]:
-        """Two buckets of half the rows."""
-        middle = len(self.rows) // 2
-        first, second = self.rows.take(slice(middle)), self.rows.take(slice(middle, None))
+        """Two buckets of half the runs."""
+        middle = len(self.runs) // 2
+        first, second = self.runs.take(slice(middle)), self.runs.take(slice(middle, None))
         most = len(second)
         return (
             Bucket(self.start, first, self.peak, most),
@@ -86,7 +86,7 @@ class Plan:
     @property
     def runs(self) -> int:
         """How many times a cell is run in a prompt."""
-        return sum(len(bucket.rows) for bucket in self.buckets)
+        return sum(len(bucket.runs) for bucket in self.buckets)
 
     @property
     def elided(self) -> int:
@@ -110,11 +110,11 @@ class Plan:
 
     @property
     def begun(self) -> int:
-        """Of how many cells at most some rows but not all have run, as the buckets go.
+        """Of how many cells at most some runs but not all have run, as the buckets go.
 
         The cells of one bucket alone are taken to be looked at in turn.
         """
-        cells = [np.unique(bucket.rows.cell) for bucket in self.buckets]
+        cells = [np.unique(bucket.runs.cell) for bucket in self.buckets]
         first = np.full(self.cells, len(cells))
         last = np.full(self.cells, -1)
         for number, here in enumerate(cells):
@@ -128,7 +128,7 @@ class Plan:
 
     @property
     def watched(self) -> frozenset[int]:
-        """The numbers of the buckets in which unpatched rows go along, to be compared.
+        """The numbers of the buckets in which unpatched runs go along, to be compared.
 
         Of each number of tokens that is run, the first: that with the lowest layer.
         """
@@ -139,13 +139,13 @@ class Plan:
 
     def token_layers_of(self, bucket: Bucket) -> int:
         """Tokens that pass a layer in one bucket, over all layers."""
-        layers = self.n_layers - first_layer(bucket.rows.stage)
+        layers = self.n_layers - first_layer(bucket.runs.stage)
         return int(layers.sum()) * (self.seq_len - bucket.start)
 
     def describe(self) -> str:
         """The plan in words, one line for each number."""
         pairs = self.cells * self.batch
-        sizes = {len(bucket.rows) for bucket in self.buckets}
+        sizes = {len(bucket.runs) for bucket in self.buckets}
         ends = dict.fromkeys((min(sizes, default=0), max(sizes, default=0)))
         rows = f", of {' to '.join(map(str, ends))} rows" if sizes else ""
         return "\n".join(
@@ -168,7 +168,7 @@ class Plan:
 
 
 def make_plan(
-    rows: Rows,
+    runs: PatchedRuns,
     *,
     cells: int,
     batch: int,
@@ -178,13 +178,13 @@ def make_plan(
     budget: int,
     recorded: int = 0,
 ) -> Plan:
-    """Put rows together that begin at neighbouring tokens, as far as that costs less.
+    """Put patched runs together that begin at neighbouring tokens, as far as that costs less.
 
-    A bucket reads each weight once for all of its rows, but runs each of them from its leftmost
+    A bucket reads each weight once for all of its runs, but each of them begins at its leftmost
     token on. The cut with the lowest sum is found by dynamic programming over the tokens.
 
     Args:
-        rows: what has to run.
+        runs: the patched runs.
         cells: the number of cells.
         batch: the number of prompts.
         n_layers: the model's layers.
@@ -197,8 +197,8 @@ def make_plan(
         MemoryBudgetError: a single row does not fit.
     """
     buckets: list[Bucket] = []
-    for starts in _cuts(rows, n_layers, seq_len, costs.overhead):
-        chosen = rows.take(np.isin(rows.start, starts))
+    for starts in _cuts(runs, n_layers, seq_len, costs.overhead):
+        chosen = runs.take(np.isin(runs.start, starts))
         order = np.lexsort((chosen.prompt, chosen.cell, chosen.stage))
         buckets += _fitting(chosen.take(order), int(starts[0]), seq_len, costs, (budget, recorded))
     return Plan(tuple(buckets), cells, batch, n_layers, seq_len, recorded)
@@ -210,8 +210,8 @@ def joined(plans: Sequence[Plan]) -> Plan:
     batch = 0
     for plan in plans:
         for bucket in plan.buckets:
-            rows = attrs.evolve(bucket.rows, prompt=bucket.rows.prompt + batch)
-            buckets.append(attrs.evolve(bucket, rows=rows))
+            runs = attrs.evolve(bucket.runs, prompt=bucket.runs.prompt + batch)
+            buckets.append(attrs.evolve(bucket, runs=runs))
         batch += plan.batch
     largest = max(plan.recorded for plan in plans)
     return attrs.evolve(plans[0], buckets=tuple(buckets), batch=batch, recorded=largest)
@@ -221,12 +221,12 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" + "s" * (count != 1)
 
 
-def _cuts(rows: Rows, n_layers: int, seq_len: int, overhead: float) -> list[np.ndarray]:
+def _cuts(runs: PatchedRuns, n_layers: int, seq_len: int, overhead: float) -> list[np.ndarray]:
     """The starting positions, cut into those that run together."""
-    starts, which = np.unique(rows.start, return_inverse=True)
+    starts, which = np.unique(runs.start, return_inverse=True)
     count = len(starts)
-    layers = n_layers - first_layer(rows.stage)
-    # For each starting position the layers of all its rows, and the longest way up.
+    layers = n_layers - first_layer(runs.stage)
+    # For each starting position the layers of all its runs, and the longest way up.
     work = np.bincount(which, weights=layers, minlength=count)
     depth = np.zeros(count)
     np.maximum.at(depth, which, layers)
@@ -251,9 +251,9 @@ def _cuts(rows: Rows, n_layers: int, seq_len: int, overhead: float) -> list[np.n
 
 
 def _fitting(
-    rows: Rows, start: int, seq_len: int, costs: Costs, memory: tuple[int, int]
+    runs: PatchedRuns, start: int, seq_len: int, costs: Costs, memory: tuple[int, int]
 ) -> list[Bucket]:
-    """Rows that begin together, in as many buckets as memory asks for."""
+    """Runs that begin together, in as many buckets as memory asks for."""
     budget, recorded = memory
     tokens, left = seq_len - start, budget - recorded
     each = costs.bytes_of(tokens, seq_len)
@@ -265,9 +265,9 @@ def _fitting(
         )
     fitting = left // each
     most = min(fitting, max(costs.tokens_at_once // tokens, 1))
-    parts = math.ceil(len(rows) / most)
-    edges = np.linspace(0, len(rows), parts + 1).round().astype(np.int64)
+    parts = math.ceil(len(runs) / most)
+    edges = np.linspace(0, len(runs), parts + 1).round().astype(np.int64)
     return [
-        Bucket(start, rows.take(slice(low, high)), recorded + int(high - low) * each, fitting)
+        Bucket(start, runs.take(slice(low, high)), recorded + int(high - low) * each, fitting)
         for low, high in pairwise(edges)
     ]

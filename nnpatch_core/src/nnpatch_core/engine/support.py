@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from torch import nn
-
 from nnpatch_core._upstream import cache_keywords
-from nnpatch_core.adapters import ModelAPI, row_of, tables
-from nnpatch_core.site import Site
-from nnpatch_core.tracing import forward_hooks, in_words
+from nnpatch_core.adapters import ModelAPI, tables
+from nnpatch_core.tracing import Patches, forward_hooks, in_words
 
 
-def why_not_cone(sites: Iterable[Site], model: nn.Module) -> str | None:
-    """Why a sweep of `sites` cannot run in the cone engine; None if it may."""
-    sites = list(sites)
-    adapters = list({id(site.api): site.api for site in sites}.values())
+def why_not_cone(patches: Patches) -> str | None:
+    """Why a sweep cannot run in the cone engine; None if it may."""
+    adapters, model = patches.adapters, patches.model
     for api in adapters:
         if not getattr(api, "cone", True):
             return f"adapter {api.name!r} says that its models cannot run from the middle"
     if not all(_alike(api, adapters[0]) for api in adapters):
         names = ", ".join(sorted(api.name for api in adapters))
         return f"the sites are of several adapters: {names}"
-    for site in sites:
-        row = row_of(site.api, model, site.layer, site.component)
-        if not row.module and row.item:
-            return f"{site.component} is item {row.item} of what a layer gives, not the first"
+    for place in patches.places:
+        if not place.component.module and place.component.item:
+            item = place.component.item
+            return f"{place.name} is item {item} of what a layer gives, not the first"
     if not cache_keywords(model):
         return f"{type(model).__name__} does not take keys and values of tokens that have been run"
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -33,9 +27,9 @@ def why_not_cone(sites: Iterable[Site], model: nn.Module) -> str | None:
     return None
 
 
-def why_rather_full(model: nn.Module) -> str | None:
+def why_rather_not_cone(patches: Patches) -> str | None:
     """Why a sweep had better run whole forwards, though the cone engine may be tried; or None."""
-    hooks = forward_hooks(model)
+    hooks = forward_hooks(patches.model)
     if not hooks:
         return None
     return (

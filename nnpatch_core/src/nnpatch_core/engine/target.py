@@ -6,25 +6,33 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
+from nnpatch_core._arrays import Booleans
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._upstream import KeysValues, cache_keywords, recorded, recording
-from nnpatch_core.adapters import Component, components, head_columns, row_of
+from nnpatch_core.adapters import OUTPUT, STAGES, Place
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine.rows import OUTPUT, STAGES, Booleans, Place, place_of, stage_of
+from nnpatch_core.engine.patched_runs import Changed
 from nnpatch_core.errors import EngineError, PatchingError
-from nnpatch_core.site import Site, execution_order
-from nnpatch_core.tracing import Replacement, forward
-
-LAYER_INPUT = Component("", "input")
-LAYER_OUTPUT = Component("", "output")
+from nnpatch_core.tracing import (
+    LAYER_INPUT,
+    LAYER_OUTPUT,
+    BoundSite,
+    Intervention,
+    Patches,
+    differs,
+    forward,
+    read,
+    read_component,
+)
 
 
 @attrs.frozen(eq=False)
 class TargetRun:
-    """What was kept of the target run.
+    """The target run, as far as patched runs need it.
 
     Args:
         batch: its prompts.
@@ -34,7 +42,7 @@ class TargetRun:
         rests: for each layer what it gives besides the residual stream; None if it gives no tuple.
         kept: the keys and values of each layer.
         keyword: under which the model's forward takes them.
-        changed: for each place `[batch, seq, heads or 1]`: whether what is put there differs.
+        changed: where patching changes anything.
     """
 
     batch: Batch
@@ -44,63 +52,81 @@ class TargetRun:
     rests: Mapping[int, tuple[Any, ...] | None]
     kept: Sequence[KeysValues]
     keyword: str
-    changed: Mapping[Place, Booleans]
+    changed: Changed
 
 
 def record_target(
-    nnmodel: Any,
+    patches: Patches,
     batch: Batch,
-    sites: Sequence[Site],
-    replacement: Replacement,
-    n_layers: int,
+    intervention: Intervention,
     store: torch.device | None = None,
 ) -> TargetRun:
-    """Run `batch`, and keep what rows that enter above, or to the right, will need.
+    """Run `batch`, and keep what runs that enter above, or to the right, will need.
 
     Args:
-        nnmodel: the model, wrapped by nnsight.
+        patches: what a sweep patches, all of one list of layers.
         batch: the target prompts.
-        sites: what a sweep patches, all of one list of layers.
-        replacement: what it puts there.
-        n_layers: the model's layers.
+        intervention: what is put there.
         store: where what is kept lies; None is where it was computed.
 
     Raises:
         EngineError: the model does not hand out its keys and values.
     """
-    model = module_of(nnmodel)
-    places = {place_of(site): site for site in sites}
-    layers: dict[int, list[Site]] = {layer: [] for layer in range(n_layers)}
-    for site in execution_order(places.values(), nnmodel):
-        layers[site.layer].append(site)
-    path = sites[0].api.layers
-    ends = {
-        stage_of(site.layer, row_of(site.api, model, site.layer, site.component))
-        for site in places.values()
-    }
+    shape, stages = (len(batch), batch.seq_len), {place.stage for place in patches.places}
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     rests: dict[int, tuple[Any, ...] | None] = {}
-    changed: dict[Place, Booleans] = {}
+    changes = _Changes(patches, intervention)
 
     def visit(traced: Any) -> None:
-        for layer, here in layers.items():
-            envoy = follow(traced, f"{path}.{layer}")
-            # Rows of an output enter after the layer, all others before it.
-            if ends & set(range(layer * STAGES, layer * STAGES + OUTPUT)):
-                inputs[layer] = _stored(components.read(envoy, LAYER_INPUT), store)
-            for site in here:
-                found = site.read(traced, batch.tokens.shape)
-                changed[place_of(site)] = differs(model, site, found, replacement, nnmodel)
+        for layer in range(patches.n_layers):
+            envoy = follow(traced, f"{patches.layers}.{layer}")
+            # Runs that begin at an output enter after the layer, all others before it.
+            if stages & set(range(layer * STAGES, layer * STAGES + OUTPUT)):
+                inputs[layer] = _stored(read_component(envoy, LAYER_INPUT), store)
+            for place in patches.places:
+                if place.layer == layer:
+                    changes.note(place, read(traced, place, shape))
             output = envoy.output
             rests[layer] = tuple(output[1:]) if isinstance(output, tuple | list) else None
-            if layer * STAGES + OUTPUT in ends:
-                outputs[layer] = _stored(components.read(envoy, LAYER_OUTPUT), store)
+            if layer * STAGES + OUTPUT in stages:
+                outputs[layer] = _stored(read_component(envoy, LAYER_OUTPUT), store)
 
-    keyword, logits, kept = _with_cache(nnmodel, batch, visit, n_layers)
+    keyword, logits, kept = _with_cache(patches.nnmodel, batch, visit, patches.n_layers)
     if store is not None:
         kept = [None if pair is None else (pair[0].to(store), pair[1].to(store)) for pair in kept]
-    return TargetRun(batch, logits, inputs, outputs, rests, kept, keyword, changed)
+    return TargetRun(batch, logits, inputs, outputs, rests, kept, keyword, changes.at)
+
+
+@attrs.frozen(eq=False)
+class _Changes:
+    """Where patching changes anything, `[batch, seq, heads or 1]` for each place.
+
+    Where the intervention looks at the cell, for each cell and site.
+    """
+
+    patches: Patches
+    intervention: Intervention
+    _known: dict[Place | tuple[int, BoundSite], Booleans] = attrs.field(factory=dict, init=False)
+
+    def note(self, place: Place, activation: Tensor) -> None:
+        """Compare what stands at a place with what is put there."""
+        if not self.intervention.by_cell:
+            self._known[place] = differs(activation, place, self.intervention).cpu().numpy()
+            return
+        for number, cell in enumerate(self.patches.cells):
+            for site in cell.sites:
+                if site.place is place:
+                    changed = differs(activation, place, self.intervention, site.positions, number)
+                    self._known[number, site] = changed.cpu().numpy()
+
+    def at(self, cell: int, site: BoundSite) -> Booleans:
+        """`[batch, positions]` at one site of a cell."""
+        known = self._known[(cell, site) if self.intervention.by_cell else site.place]
+        by_head = known[:, list(site.positions)]
+        heads = slice(None) if site.head is None else slice(site.head, site.head + 1)
+        changed: Booleans = np.any(by_head[..., heads], axis=-1)
+        return changed
 
 
 def _with_cache(
@@ -131,31 +157,3 @@ def _with_cache(
 def _stored(value: Tensor, store: torch.device | None) -> Tensor:
     # A copy: later layers may work in place.
     return value.clone() if store is None else value.to(store, copy=True)
-
-
-def differs(
-    model: Any, site: Site, found: Tensor, replacement: Replacement, nnmodel: Any
-) -> Booleans:
-    """`[batch, seq, heads or 1]`: where what is put differs bitwise from what was there.
-
-    Args:
-        model: the model.
-        site: a site at the activation.
-        found: `[batch, seq, width]`, what was there.
-        replacement: what is put there.
-        nnmodel: the model, wrapped by nnsight.
-    """
-    given = replacement.at(site.location(nnmodel))
-    if given is None:
-        given = torch.zeros_like(found[:1])
-    other = _bits(found) != _bits(given.to(device=found.device, dtype=found.dtype))
-    columns = head_columns(site.api, model, site.layer, site.component, found.shape[-1])
-    by_head = other[..., None, :] if columns is None else other[..., columns.to(other.device)]
-    real = replacement.mask.bool().to(other.device)
-    unequal: Booleans = (by_head.any(-1) & real[..., None]).cpu().numpy()
-    return unequal
-
-
-def _bits(value: Tensor) -> Tensor:
-    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return value.contiguous().view(kinds[value.element_size()])

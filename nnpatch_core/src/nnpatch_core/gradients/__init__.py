@@ -1,33 +1,34 @@
-"""Estimates from gradients: what a patch would do, to first order, for all cells at once."""
+"""Patched runs, estimated: what a patch would do to first order, for all cells at once."""
 
+from nnpatch_core.gradients.atp_star import AtPStar, adding_places, fixed_attentions
+from nnpatch_core.gradients.attention import AttentionPlaces
 from nnpatch_core.gradients.cotangents import cotangents
 from nnpatch_core.gradients.first_order import Estimator, joint
 from nnpatch_core.gradients.graph import Graph, open_graph
 from nnpatch_core.gradients.integrated import Entries, Paths, record_entries
 from nnpatch_core.gradients.limits import GraphLimits, graph_limits, waiting_paths
-from nnpatch_core.gradients.star import Star, adding_sites, needed_sites
 from nnpatch_core.gradients.support import check_gradients
-from nnpatch_core.gradients.terms import Terms, Where, are_apart, known, terms_of
+from nnpatch_core.gradients.terms import Terms, are_apart, still, terms_of
 
 __all__ = [
+    "AtPStar",
+    "AttentionPlaces",
     "Entries",
     "Estimator",
     "Graph",
     "GraphLimits",
     "Paths",
-    "Star",
     "Terms",
-    "Where",
-    "adding_sites",
+    "adding_places",
     "are_apart",
     "check_gradients",
     "cotangents",
+    "fixed_attentions",
     "graph_limits",
     "joint",
-    "known",
-    "needed_sites",
     "open_graph",
     "record_entries",
+    "still",
     "terms_of",
     "waiting_paths",
 ]

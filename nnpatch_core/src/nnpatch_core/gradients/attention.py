@@ -14,26 +14,55 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._models import follow, module_of
+from nnpatch_core._models import envoy_at, module_of
 from nnpatch_core._rounding import as_typed, rounding
-from nnpatch_core.adapters import ModelAPI, components, heads_of, table_of
+from nnpatch_core.adapters import Location, ModelAPI, Place, heads_of, place_of, table_of
 from nnpatch_core.errors import GradientError
 from nnpatch_core.gradients.graph import Graph
-from nnpatch_core.gradients.terms import columns_of, own_columns, row_at
+from nnpatch_core.gradients.terms import own_columns
 from nnpatch_core.seq_pos import Group
-from nnpatch_core.site import Site
-from nnpatch_core.tracing import Replacement, call, forward_hooks, in_words, of_rows
+from nnpatch_core.tracing import (
+    Intervention,
+    PatchedTokens,
+    call,
+    forward_hooks,
+    in_words,
+    of_rows,
+    put,
+    read,
+    write,
+)
 
 _PROJECTIONS = ("q", "k", "v")
 #: Numbers a row: unpatched; all queries of a prompt; or the keys at one group of positions.
 _UNPATCHED, _QUERIES, _KEYS = -2, -1, 0
 
 
-def attention_sites(api: ModelAPI, model: Any, layer: int) -> list[Site]:
-    """The sites of a layer's attention that the QK fix looks at.
+@attrs.frozen(eq=False)
+class AttentionPlaces:
+    """The places of a layer's attention that the QK fix looks at.
+
+    Args:
+        projections: those of queries, keys and values.
+        o: what the heads hand on.
+        module: path, inside the layer, of the module that the projections are in.
+    """
+
+    projections: tuple[Place, ...]
+    o: Place
+    module: str
+
+    @property
+    def all(self) -> tuple[Place, ...]:
+        """Each of them."""
+        return (*self.projections, self.o)
+
+
+def attention_places(api: ModelAPI, model: Any, layer: int) -> AttentionPlaces:
+    """The places of a layer's attention.
 
     Raises:
-        GradientError: the adapter does not have all of them.
+        GradientError: the adapter does not have all of them, or they are in no one module.
     """
     table = table_of(api, model, layer)
     missing = [name for name in (*_PROJECTIONS, "o") if name not in table]
@@ -42,26 +71,18 @@ def attention_sites(api: ModelAPI, model: Any, layer: int) -> list[Site]:
             f"the QK fix needs q, k, v and o of a layer, and adapter {api.name!r} has no "
             f"{', '.join(missing)} in layer {layer}"
         )
-    return [Site(api, name, layer) for name in (*_PROJECTIONS, "o")]
-
-
-def attention_module(api: ModelAPI, model: Any, layer: int) -> str:
-    """Path, inside a layer, of the module that its projections of queries, keys and values are in.
-
-    Raises:
-        GradientError: they are in no one module.
-    """
-    paths = [row_at(site, model).module for site in attention_sites(api, model, layer)]
-    parts = [path.split(".")[:-1] for path in paths]
+    *projections, o = (place_of(api, model, layer, name) for name in (*_PROJECTIONS, "o"))
+    paths = [place.component.module for place in (*projections, o)]
+    steps = [path.split(".")[:-1] for path in paths]
     common = 0
-    while all(len(part) > common for part in parts) and len({part[common] for part in parts}) == 1:
+    while all(len(step) > common for step in steps) and len({step[common] for step in steps}) == 1:
         common += 1
     if not common:
         raise GradientError(
             f"the QK fix runs a layer's attention by itself, and with adapter {api.name!r} its "
             f"projections are in no one module: {', '.join(paths)}"
         )
-    return ".".join(parts[0][:common])
+    return AttentionPlaces(tuple(projections), o, ".".join(steps[0][:common]))
 
 
 @attrs.frozen(eq=False)
@@ -70,18 +91,16 @@ class Attention:
 
     Args:
         nnmodel: the model, wrapped by nnsight.
-        graph: the forward that it was run in, which has its sites.
-        api: the adapter.
-        layer: the layer.
-        replacement: what is put at its queries and keys.
+        graph: the forward that it was run in, which has its places.
+        places: its places.
+        intervention: what is put at its queries and keys.
         rows: how many rows may run together.
     """
 
     nnmodel: Any
     graph: Graph
-    api: ModelAPI
-    layer: int
-    replacement: Replacement
+    places: AttentionPlaces
+    intervention: Intervention
     rows: int
 
     def effects(
@@ -99,10 +118,10 @@ class Attention:
             the keys; None for what is not wanted.
         """
         model = module_of(self.nnmodel)
-        batch, seq_len = self.replacement.mask.shape
-        o = Site(self.api, "o", self.layer)
-        columns = columns_of(o, model, cotangents.shape[-1])
-        counts = heads_of(self.api, model, self.layer)
+        batch, seq_len = self.intervention.mask.shape
+        o = self.places.o
+        columns = o.columns(cotangents.shape[-1])
+        counts = heads_of(o.api, model, o.layer)
         by_heads = cotangents[..., columns]
         device, many = cotangents.device, len(cotangents)
         of_queries = cotangents.new_zeros(many, batch, seq_len, counts.query)
@@ -110,7 +129,7 @@ class Attention:
         # Backwards, so that what has a row for each token is not taken for what has one a prompt.
         backwards = [(prompt, _UNPATCHED) for prompt in reversed(range(batch))]
         before = self._run(backwards, groups).flip(0)
-        expected = self.graph.activations[o.location(self.nnmodel)]
+        expected = self.graph.activations[o.location]
         hooks = forward_hooks(model)
         told = f", with {in_words(hooks)}," if hooks else ""
         self._check(before, expected, told)
@@ -121,7 +140,7 @@ class Attention:
             others = [(number + 1) % batch for number in range(min(self.rows, len(jobs)))]
             unpatched = self._run([(prompt, _UNPATCHED) for prompt in others], groups)
             self._check(unpatched, expected[others], told)
-        real = self.replacement.mask.bool().to(device)
+        real = self.intervention.mask.bool().to(device)
         for first in range(0, len(jobs), self.rows):
             some = jobs[first : first + self.rows]
             which = torch.tensor([prompt for prompt, _ in some], device=device)
@@ -136,8 +155,8 @@ class Attention:
                 if at_queries.any():
                     of_queries[:, prompt] = (of_prompt * moved[at_queries]).sum(-1)
                 with as_typed(moved):
-                    found = torch.einsum("mshd,rshd->mrh", of_prompt, moved[at_keys])
-                of_keys[:, prompt, numbers[at_keys]] = found
+                    of_prompt_keys = torch.einsum("mshd,rshd->mrh", of_prompt, moved[at_keys])
+                of_keys[:, prompt, numbers[at_keys]] = of_prompt_keys
         # A key is shared by the query heads of its group.
         group = counts.query // counts.key_value
         shared = of_keys.view(*of_keys.shape[:-1], counts.key_value, group).sum(-1)
@@ -146,36 +165,30 @@ class Attention:
             _with_all(shared) if groups else None,
         )
 
-    def _check(self, found: Tensor, expected: Tensor, hooked: str) -> None:
-        allowed = rounding(found.dtype) * float(expected.detach().abs().max())
-        gap = float((found - expected.detach()).abs().max())
+    def _check(self, handed: Tensor, expected: Tensor, hooked: str) -> None:
+        allowed = rounding(handed.dtype) * float(expected.detach().abs().max())
+        gap = float((handed - expected.detach()).abs().max())
         if not gap <= allowed:
             raise GradientError(
-                f"the QK fix cannot be applied: the attention of layer {self.layer}, run by "
-                f"itself{hooked} gives other values than in the model, off by {gap:.3g} where "
-                f"rounding explains {allowed:.3g}"
+                "the QK fix cannot be applied: the attention of layer "
+                f"{self.places.o.layer}, run by itself{hooked} gives other values than in the "
+                f"model, off by {gap:.3g} where rounding explains {allowed:.3g}"
             )
 
     def _run(self, jobs: Sequence[tuple[int, int]], groups: Sequence[Group]) -> Tensor:
         """What the heads hand on, `[jobs, seq, width]`."""
-        model = module_of(self.nnmodel)
-        path = f"{self.api.layers}.{self.layer}.{attention_module(self.api, model, self.layer)}"
-        batch = len(self.replacement.mask)
+        o = self.places.o
+        path = f"{o.api.layers}.{o.layer}.{self.places.module}"
         which = torch.tensor([prompt for prompt, _ in jobs], device="cpu")
-        args, kwargs = (of_rows(given, which, batch) for given in self.graph.calls[path])
-        given = self._projections(jobs, groups)
-        *sites, o = attention_sites(self.api, model, self.layer)
-        out: list[Tensor] = []
+        batch = len(self.intervention.mask)
+        args, kwargs = (of_rows(each, which, batch) for each in self.graph.calls[path])
+        values = self._projections(jobs, groups)
+        handed: list[Tensor] = []
 
         def visit(traced: Any) -> None:
-            done = set()
-            for site in sites:
-                location = site.location(traced)
-                if location not in done:
-                    done.add(location)
-                    _put(follow(traced, location[0]), row_at(site, model), given[location])
-            envoy = follow(traced, o.location(traced)[0])
-            out.append(components.read(envoy, row_at(o, model)).clone())
+            for place in {place.location: place for place in self.places.projections}.values():
+                _put(traced, place, values[place.location])
+            handed.append(read(traced, o).clone())
 
         try:
             call(self.nnmodel, path, args, kwargs, visit)
@@ -183,38 +196,35 @@ class Attention:
             raise
         except Exception as error:
             raise GradientError(
-                f"the QK fix cannot be applied: the attention of layer {self.layer} does not run "
+                f"the QK fix cannot be applied: the attention of layer {o.layer} does not run "
                 f"by itself: {type(error).__name__}: {error}"
             ) from error
-        return out[0]
+        return handed[0]
 
     def _projections(
         self, jobs: Sequence[tuple[int, int]], groups: Sequence[Group]
-    ) -> dict[Any, Tensor]:
+    ) -> dict[Location, Tensor]:
         """What the projections give in each row, `[jobs, seq, width]` for each location."""
-        model = module_of(self.nnmodel)
-        device = next(iter(self.graph.activations.values())).device
-        which = torch.tensor([prompt for prompt, _ in jobs], device=device)
-        kinds = torch.tensor([kind for _, kind in jobs], device=device)
-        real = self.replacement.mask.bool().to(device)[which]
-        where_keys = torch.zeros_like(real)
+        which = torch.tensor([prompt for prompt, _ in jobs], device="cpu")
+        kinds = torch.tensor([kind for _, kind in jobs], device="cpu")
+        real = self.intervention.mask.bool().cpu()[which]
+        at_keys = torch.zeros_like(real)
         for number, group in enumerate(groups):
             rows = (kinds == number).nonzero().flatten()
-            where_keys[rows[:, None], torch.tensor(group, device=device)] = True
-        where = {"q": (kinds == _QUERIES)[:, None] & real, "k": where_keys & real}
-        found: dict[Any, Tensor] = {}
-        for site in attention_sites(self.api, model, self.layer)[:-1]:
-            location = site.location(self.nnmodel)
-            if location not in found:
-                found[location] = self.graph.activations[location].detach()[which]
-            if site.component in where and bool(where[site.component].any()):
-                value = found[location]
-                there = where[site.component][..., None] & own_columns(site, model, value)
-                put = self.replacement.at(location)
-                other = torch.zeros_like(value[:1]) if put is None else put.to(device, value.dtype)
-                rows_of = which if len(other) > 1 else torch.zeros_like(which)
-                found[location] = torch.where(there, other[rows_of], value)
-        return found
+            at_keys[rows[:, None], torch.tensor(group, device="cpu")] = True
+        patched = {"q": (kinds == _QUERIES)[:, None] & real, "k": at_keys & real}
+        values: dict[Location, Tensor] = {}
+        for place in self.places.projections:
+            if place.location not in values:
+                activation = self.graph.activations[place.location].detach()
+                values[place.location] = activation[which.to(activation.device)]
+            if place.name in patched:
+                value = values[place.location]
+                rows, positions = patched[place.name].nonzero().T
+                tokens = PatchedTokens(rows, torch.zeros_like(rows), which[rows], positions)
+                own = own_columns(place, None, value).nonzero().flatten()
+                put(value, place, tokens, self.intervention, columns=own[None].cpu())
+        return values
 
 
 def _with_all(effects: Tensor) -> Tensor:
@@ -222,9 +232,9 @@ def _with_all(effects: Tensor) -> Tensor:
     return torch.cat([effects, effects.sum(-1, keepdim=True)], dim=-1)
 
 
-def _put(envoy: Any, row: components.Component, value: Tensor) -> None:
+def _put(traced: Any, place: Place, value: Tensor) -> None:
     # Skipped rather than overwritten: what it would compute is not needed.
-    if row.side == "output" and row.item == 0:
-        envoy.skip(value)
+    if place.component.side == "output" and place.component.item == 0:
+        envoy_at(traced, place.path).skip(value)
     else:
-        components.write(envoy, row, value)
+        write(traced, place, value)

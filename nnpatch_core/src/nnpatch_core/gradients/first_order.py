@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._models import follow, module_of
-from nnpatch_core.adapters import components
+from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.gradients.graph import Graph
-from nnpatch_core.gradients.terms import (
-    Terms,
-    Where,
-    change,
-    columns_of,
-    effect,
-    own_columns,
-    row_at,
-)
-from nnpatch_core.site import AnySite, Location, Site, execution_order
-from nnpatch_core.tracing import Replacement, forward
+from nnpatch_core.gradients.terms import Terms, add_effects, change, effect, own_columns
+from nnpatch_core.tracing import BoundSite, Intervention, Patches, forward, read, write
 
 
 @attrs.frozen(eq=False)
@@ -31,44 +21,40 @@ class Estimator:
     """Some prompts, their target run, and the cells to be estimated.
 
     Args:
-        nnmodel: the model, wrapped by nnsight.
+        patches: what is patched.
         batch: the target prompts.
-        cells: what is patched, each alone.
-        replacement: what is put there.
+        intervention: what is put there.
         graph: the target run.
-        terms: what the cells of one place are made of.
+        terms: the terms of each place.
     """
 
-    nnmodel: Any
+    patches: Patches
     batch: Batch
-    cells: Sequence[AnySite]
-    replacement: Replacement
+    intervention: Intervention
     graph: Graph
-    terms: Mapping[Where, Terms]
+    terms: Mapping[Place, Terms]
 
     def empty(self) -> Tensor:
         """Zeros, `[cells, batch]`, in float64."""
-        return torch.zeros(len(self.cells), len(self.batch), dtype=torch.float64, device="cpu")
+        shape = len(self.patches.cells), len(self.batch)
+        return torch.zeros(shape, dtype=torch.float64, device="cpu")
 
-    def activations(self, places: Mapping[Where, Terms] | None = None) -> dict[Location, Tensor]:
-        """What was at the places' locations, in the graph."""
-        chosen = self.terms if places is None else places
-        where = [each.site.location(self.nnmodel) for each in chosen.values()]
-        return {location: self.graph.activations[location] for location in where}
+    def activations(self, places: Iterable[Place]) -> dict[Location, Tensor]:
+        """What was at some places, in the graph."""
+        return {place.location: self.graph.activations[place.location] for place in places}
 
-    def effects(self, terms: Terms, gradients: Mapping[Location, Tensor]) -> Tensor:
-        """The effects `[batch, seq, heads + 1]` at a place, given the gradients."""
-        location = terms.site.location(self.nnmodel)
-        difference = change(self.replacement, location, self.graph.activations[location])
-        columns = columns_of(terms.site, module_of(self.nnmodel), difference.shape[-1])
-        return effect(gradients[location], difference, columns)
+    def add(self, total: Tensor, terms: Terms, gradients: Mapping[Location, Tensor]) -> None:
+        """Add the effects at a place to `total` `[cells, batch]`, given the gradients."""
+        location = terms.place.location
+        activation = self.graph.activations[location]
+        add_effects(total, terms, gradients[location], activation, self.intervention)
 
 
 def joint(
-    nnmodel: Any,
+    patches: Patches,
     batch: Batch,
-    sites: Sequence[Site],
-    replacement: Replacement,
+    cell: int,
+    intervention: Intervention,
     weights: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
     """The first-order estimate of sites that are patched together, `[batch]` for each metric.
@@ -77,46 +63,46 @@ def joint(
     constant in the forward that is differentiated.
 
     Args:
-        nnmodel: the model, wrapped by nnsight.
+        patches: what is patched.
         batch: the target prompts.
-        sites: what is patched together.
-        replacement: what is put there.
+        cell: the number of the cell.
+        intervention: what is put there.
         weights: for each metric its gradient with respect to the logits, `[batch, vocab]`.
     """
-    model = module_of(nnmodel)
     leaves: dict[Location, Tensor] = {}
     patched: dict[Location, Tensor] = {}
-    shape = (batch.tokens.shape[0], batch.tokens.shape[1])
+    differences: dict[Location, Tensor] = {}
+    shape = len(batch), batch.seq_len
 
     def visit(traced: Any) -> None:
-        for site in execution_order(sites, nnmodel):
-            location, row = site.location(nnmodel), row_at(site, model)
-            envoy = follow(traced, location[0])
-            found = components.read(envoy, row, shape)
-            there = _patched(site, found, model)
-            if location in leaves:
-                there = there | patched[location]
-            else:
-                leaves[location] = found.detach().clone().requires_grad_()
-            patched[location] = there
-            components.write(envoy, row, torch.where(there, leaves[location], found))
+        for site in patches.cells[cell].sites:
+            place, location = site.place, site.place.location
+            activation = read(traced, place, shape)
+            own = _own(site, activation)
+            if location not in leaves:
+                leaves[location] = activation.detach().clone().requires_grad_()
+                patched[location] = torch.zeros_like(own)
+                differences[location] = change(intervention, place, activation, cell)
+            moved = change(intervention, place, leaves[location], cell)
+            differences[location] = torch.where(own, moved, differences[location])
+            patched[location] = patched[location] | own
+            write(traced, place, torch.where(patched[location], leaves[location], activation))
 
-    logits = forward(nnmodel, batch, visit, gradients=True)
+    logits = forward(patches.nnmodel, batch, visit, gradients=True)
     graph = Graph(logits, leaves, {}, {})
-    found = {}
+    estimates = {}
     for name, cotangent in weights.items():
         gradients = graph.gradients(cotangent, leaves)
         total = torch.zeros(len(batch), dtype=torch.float64, device="cpu")
         for location, gradient in gradients.items():
-            difference = change(replacement, location, leaves[location])
-            difference = torch.where(patched[location], difference, 0.0)
+            difference = torch.where(patched[location], differences[location], 0.0)
             total += effect(gradient, difference, None).sum((1, 2)).to(total)
-        found[name] = total
-    return found
+        estimates[name] = total
+    return estimates
 
 
-def _patched(site: Site, found: Tensor, model: Any) -> Tensor:
-    """`[1, seq, width]`, bool: what a site is of an activation."""
-    there = torch.zeros(found.shape[1], dtype=torch.bool, device=found.device)
-    there[list(site.group(found.shape[1]))] = True
-    return there[None, :, None] & own_columns(site, model, found)
+def _own(site: BoundSite, activation: Tensor) -> Tensor:
+    """`[1, seq, width]`, bool: the part of an activation that a site is."""
+    positions = torch.zeros(activation.shape[1], dtype=torch.bool, device=activation.device)
+    positions[list(site.positions)] = True
+    return positions[None, :, None] & own_columns(site.place, site.head, activation)

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._upstream import Cache
-from nnpatch_core.adapters import Component, components, n_layers
+from nnpatch_core.adapters import Component, Location, Place, in_order
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine.target import LAYER_INPUT, LAYER_OUTPUT
 from nnpatch_core.errors import GradientError
-from nnpatch_core.gradients.terms import row_at
-from nnpatch_core.site import Location, Site, execution_order
-from nnpatch_core.tracing import forward
+from nnpatch_core.tracing import (
+    LAYER_INPUT,
+    LAYER_OUTPUT,
+    forward,
+    read_component,
+    write_component,
+)
 
 #: What a module was called with: its arguments and its keywords.
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -102,49 +105,48 @@ def _gradients(
 def open_graph(
     nnmodel: Any,
     batch: Batch,
-    sites: Iterable[Site],
+    places: Iterable[Place],
     *,
-    held: Sequence[Site] = (),
+    held: Sequence[Place] = (),
     called: Mapping[int, str] | None = None,
 ) -> Graph:
-    """Run `batch` and keep the graph from the first layer with a site on.
+    """Run `batch` and keep the graph from the first layer with a place on.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
         batch: the prompts.
-        sites: where activations and gradients are wanted, all of one list of layers.
-        held: the sites at which the layers add to the residual stream, if layers are to be held.
+        places: where activations and gradients are wanted, all of one list of layers.
+        held: where the layers add to the residual stream, if layers are to be held.
         called: by layer the path of a module whose call is to be kept.
 
     Raises:
         GradientError: the model's logits have no gradient.
     """
-    wanted = {site.location(nnmodel): site for site in (*sites, *held)}
-    in_order = execution_order(wanted.values(), nnmodel)
-    model, path = module_of(nnmodel), in_order[0].api.layers
-    first, layers = in_order[0].layer, n_layers(in_order[0].api, model)
-    adding = {site.location(nnmodel) for site in held}
-    shape = (batch.tokens.shape[0], batch.tokens.shape[1])
-    found: dict[Location, Tensor] = {}
+    ordered = in_order({place.location: place for place in (*places, *held)}.values())
+    model, path = module_of(nnmodel), ordered[0].api.layers
+    first, layers = ordered[0].layer, ordered[0].n_layers
+    adding = {place.location for place in held}
+    shape = (len(batch), batch.seq_len)
+    activations: dict[Location, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     calls: dict[str, Call] = {}
     state = _Held()
 
-    def take(envoy: Any, row: Component, location: Location, layer: int) -> None:
+    def take(envoy: Any, component: Component, location: Location, layer: int) -> None:
         # A copy, so that only what goes on from here counts, and one more for the model, so that
         # what it does in place does not change the first.
-        value = components.read(envoy, row, shape).clone()
-        found[location] = value
+        value = read_component(envoy, component, shape).clone()
+        activations[location] = value
         if location in adding and value.requires_grad:
             value.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: torch.zeros_like(gradient) if state.layer == layer else None
             )
-        components.write(envoy, row, value.clone())
+        write_component(envoy, component, value.clone())
 
-    def note(traced: Any, layer: int, row: Component) -> None:
-        module = (called or {}).get(layer)
-        if module is not None and row.module.startswith(f"{module}."):
-            at = f"{path}.{layer}.{module}"
+    def note(traced: Any, place: Place) -> None:
+        module = (called or {}).get(place.layer)
+        if module is not None and place.component.module.startswith(f"{module}."):
+            at = f"{path}.{place.layer}.{module}"
             if at not in calls:
                 args, kwargs = follow(traced, at).inputs
                 calls[at] = (_kept(args), _kept(kwargs))
@@ -153,18 +155,16 @@ def open_graph(
         for layer in range(first, layers):
             envoy, end = follow(traced, f"{path}.{layer}"), (f"{path}.{layer}.", "output", 0)
             if layer == first:
-                start = components.read(envoy, LAYER_INPUT)
-                components.write(envoy, LAYER_INPUT, start.detach().requires_grad_())
-            for site in in_order:
-                if site.layer == layer:
-                    row = row_at(site, model)
-                    note(traced, layer, row)
-                    location = site.location(nnmodel)
-                    take(follow(traced, location[0]), row, location, layer)
+                start = read_component(envoy, LAYER_INPUT)
+                write_component(envoy, LAYER_INPUT, start.detach().requires_grad_())
+            for place in ordered:
+                if place.layer == layer:
+                    note(traced, place)
+                    take(follow(traced, place.path), place.component, place.location, layer)
             if held:
-                if end not in found:
+                if end not in activations:
                     take(envoy, LAYER_OUTPUT, end, layer)
-                outputs[layer] = found[end]
+                outputs[layer] = activations[end]
 
     try:
         logits = forward(nnmodel, batch, visit, gradients=True)
@@ -177,7 +177,7 @@ def open_graph(
             f"the logits of {type(model).__name__} have no gradient: something in its forward "
             "leaves the graph, as detach() and no_grad() do"
         )
-    return Graph(logits, found, outputs, calls, state)
+    return Graph(logits, activations, outputs, calls, state)
 
 
 def _kept(value: Any) -> Any:

@@ -12,16 +12,24 @@ from torch import Tensor
 
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import as_typed, rounding
-from nnpatch_core.adapters import components
+from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine.target import LAYER_INPUT
 from nnpatch_core.errors import GradientError
 from nnpatch_core.gradients.cotangents import cotangents
 from nnpatch_core.gradients.graph import Graph
-from nnpatch_core.gradients.terms import Terms, change, columns_of, effect, own_columns, row_at
+from nnpatch_core.gradients.terms import Terms, change, effect, own_columns
 from nnpatch_core.metrics import Metric, MetricContext
-from nnpatch_core.site import Location, Site, execution_order
-from nnpatch_core.tracing import Replacement, forward, forward_hooks, in_words
+from nnpatch_core.tracing import (
+    LAYER_INPUT,
+    Intervention,
+    forward,
+    forward_hooks,
+    in_words,
+    read,
+    read_component,
+    write,
+    write_component,
+)
 
 
 @attrs.frozen(eq=False)
@@ -41,27 +49,33 @@ class Entries:
     rests: Mapping[int, tuple[Any, ...] | None]
 
 
-def record_entries(nnmodel: Any, batch: Batch, sites: Sequence[Site]) -> Entries:
-    """Run `batch`, and keep what came into the layers that have sites, and what is at these."""
-    wanted = {site.location(nnmodel): site for site in sites}
-    in_order = execution_order(wanted.values(), nnmodel)
-    found: dict[Location, Tensor] = {}
+def record_entries(nnmodel: Any, batch: Batch, places: Sequence[Place]) -> Entries:
+    """Run `batch`, and keep what came into the layers that have places, and what is at these.
+
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        batch: the prompts.
+        places: where, in the order in which a forward reaches them.
+    """
+    activations: dict[Location, Tensor] = {}
     inputs: dict[int, Tensor] = {}
     rests: dict[int, tuple[Any, ...] | None] = {}
+    shape = len(batch), batch.seq_len
 
     def visit(traced: Any) -> None:
-        for layer in range(in_order[-1].layer + 1):
-            envoy = follow(traced, f"{in_order[0].api.layers}.{layer}")
-            here = [site for site in in_order if site.layer == layer]
+        for layer in range(places[-1].layer + 1):
+            envoy = follow(traced, f"{places[0].api.layers}.{layer}")
+            here = [place for place in places if place.layer == layer]
             if here:
-                inputs[layer] = components.read(envoy, LAYER_INPUT).clone()
-            for site in here:
-                found[site.location(nnmodel)] = site.read(traced, batch.tokens.shape).clone()
+                inputs[layer] = read_component(envoy, LAYER_INPUT).clone()
+            for place in here:
+                if place.location not in activations:
+                    activations[place.location] = read(traced, place, shape).clone()
             output = envoy.output
             rests[layer] = tuple(output[1:]) if isinstance(output, tuple | list) else None
 
     logits = forward(nnmodel, batch, visit)
-    return Entries(logits, found, inputs, rests)
+    return Entries(logits, activations, inputs, rests)
 
 
 @attrs.frozen(eq=False)
@@ -71,7 +85,7 @@ class Paths:
     Args:
         nnmodel: the model, wrapped by nnsight.
         batch: the target prompts.
-        replacement: what is put at the end of each path.
+        intervention: what is put at the end of each path.
         entries: what the target run had before each layer.
         metrics: what is differentiated on these prompts alone.
         context: what the metrics compare with.
@@ -81,7 +95,7 @@ class Paths:
 
     nnmodel: Any
     batch: Batch
-    replacement: Replacement
+    intervention: Intervention
     entries: Entries
     metrics: Mapping[str, Metric]
     context: MetricContext
@@ -113,8 +127,8 @@ class Paths:
                 with as_typed(each):
                     mean = torch.einsum("s,sbpw->bpw", weight.to(each), each)
                 means[name] = means[name] + mean if name in means else mean
-        difference = change(self.replacement, terms.site.location(self.nnmodel), there)
-        columns = columns_of(terms.site, module_of(self.nnmodel), difference.shape[-1])
+        difference = change(self.intervention, terms.place, there)
+        columns = terms.place.columns(difference.shape[-1])
         return {name: effect(mean, difference, columns) for name, mean in means.items()}
 
     def _check(self, terms: Terms, hooks: list[str]) -> None:
@@ -123,23 +137,22 @@ class Paths:
         unmoved = torch.zeros(steps, dtype=torch.float64, device="cpu")
         logits = self._run(terms, unmoved, gradients=False)[2]
         expected = self.entries.logits.repeat(steps, 1)
-        allowed = rounding(self.entries.inputs[terms.site.layer].dtype) * float(
+        allowed = rounding(self.entries.inputs[terms.place.layer].dtype) * float(
             expected.abs().max()
         )
         gap = float((logits - expected).abs().max())
         if not gap <= allowed:
             raise GradientError(
                 f"integrated gradients run {steps} points of each prompt together, from layer "
-                f"{terms.site.layer} on, and the model has {in_words(hooks)}, with which such rows "
-                f"give other logits than the prompts alone: off by {gap:.3g}, where rounding "
+                f"{terms.place.layer} on, and the model has {in_words(hooks)}, with which such "
+                f"rows give other logits than the prompts alone: off by {gap:.3g}, where rounding "
                 f"explains {allowed:.3g}; remove it, or leave out steps="
             )
 
     def logits(self, terms: Terms) -> Tensor:
         """The logits at each point of a place's path, `[steps, batch, vocab]`, without a graph."""
         parts = [self._run(terms, share, gradients=False)[2] for _, share in self._shares()]
-        found = torch.cat(parts)
-        return found.view(self.steps, len(self.batch), -1)
+        return torch.cat(parts).view(self.steps, len(self.batch), -1)
 
     def _shares(self) -> Iterator[tuple[slice, Tensor]]:
         """Points that run together, by number, and how far along the path they are."""
@@ -161,7 +174,7 @@ class Paths:
 
         These are `[steps, batch, seq, width]` for each metric, in float32 at least.
         """
-        count, location = len(self.batch), terms.site.location(self.nnmodel)
+        count, location = len(self.batch), terms.place.location
         there, leaf, logits = self._run(terms, share, gradients=True)
         graph = Graph(logits, {location: leaf}, {}, {})
         weighted: dict[str, list[Tensor]] = {name: [*each] for name, each in given.items()}
@@ -183,34 +196,31 @@ class Paths:
         What was at the place, `[batch, seq, width]`; what it is at each point, and the logits
         there, `[points * batch, ...]`.
         """
-        site, model = terms.site, module_of(self.nnmodel)
-        whole = attrs.evolve(site, head=None)
-        location, row = site.location(self.nnmodel), row_at(site, model)
-        count, seq_len = len(self.batch), self.batch.seq_len
+        place, count = terms.place, len(self.batch)
         which = torch.arange(count, device="cpu").repeat(len(share))
+        shape = len(which), self.batch.seq_len
         leaves: list[Tensor] = []
-        found: list[Tensor] = []
+        before: list[Tensor] = []
 
         def visit(traced: Any) -> None:
-            for layer in range(site.layer):
-                envoy = follow(traced, f"{site.api.layers}.{layer}")
+            for layer in range(place.layer):
+                envoy = follow(traced, f"{place.api.layers}.{layer}")
                 rest = self.entries.rests[layer]
                 envoy.skip(envoy.input if rest is None else (envoy.input, *rest))
-            envoy = follow(traced, f"{site.api.layers}.{site.layer}")
-            start = self.entries.inputs[site.layer]
-            components.write(envoy, LAYER_INPUT, start[which.to(start.device)])
-            envoy = follow(traced, location[0])
-            there = components.read(envoy, row, (len(which), seq_len))
+            envoy = follow(traced, f"{place.api.layers}.{place.layer}")
+            start = self.entries.inputs[place.layer]
+            write_component(envoy, LAYER_INPUT, start[which.to(start.device)])
+            there = read(traced, place, shape)
             kind = torch.promote_types(there.dtype, torch.float32)
-            moved = change(self.replacement, location, there[:count])
+            moved = change(self.intervention, place, there[:count])
             # All heads of the component, and of no other that shares its activation.
-            moved = torch.where(own_columns(whole, model, there), moved, 0.0)
+            moved = torch.where(own_columns(place, None, there), moved, 0.0)
             along = share.to(there.device, kind)[:, None, None, None] * moved
             leaf = (there.detach().to(kind) + along.flatten(0, 1)).to(there.dtype)
             leaf = leaf.requires_grad_(gradients)
-            found.append(there[:count].detach())
+            before.append(there[:count].detach())
             leaves.append(leaf)
-            components.write(envoy, row, leaf.clone())
+            write(traced, place, leaf.clone())
 
         logits = forward(self.nnmodel, self.batch.rows(which), visit, gradients=gradients)
-        return found[0], leaves[0], logits
+        return before[0], leaves[0], logits

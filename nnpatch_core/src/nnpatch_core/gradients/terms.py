@@ -1,23 +1,16 @@
-"""What makes up a cell: the effects at its positions and heads, added up for all cells at once."""
+"""The parts of a cell: effects at its positions and heads, added up for all cells at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._models import module_of
-from nnpatch_core.adapters import Component, head_columns, n_layers, row_of
-from nnpatch_core.engine.target import differs
+from nnpatch_core.adapters import Location, Place
 from nnpatch_core.seq_pos import Group
-from nnpatch_core.site import AnySite, Location, Site
-from nnpatch_core.tracing import Replacement
-
-#: An adapter (two may share a name), a component and a layer.
-Where: TypeAlias = tuple[int, str, int]
+from nnpatch_core.tracing import BoundSite, Cell, Intervention, as_patched, differs
 
 #: In the last layer these reach no other token: left of the last one, nothing depends on them.
 _OWN_TOKEN = ("q", "o", "attn", "mlp", "resid")
@@ -25,17 +18,17 @@ _OWN_TOKEN = ("q", "o", "attn", "mlp", "resid")
 
 @attrs.frozen(eq=False)
 class Terms:
-    """Which effects at one place are added up to which cells; arrays have one number for a term.
+    """Which effects at one place are added up to which cells; tensors have one number for a term.
 
     Args:
-        site: one of the sites there.
+        place: the place.
         cells: `[terms]`, the cell's number.
         slots: `[terms]`, a position, or the number of a group of positions.
         heads: `[terms]`, a head, or -1 for all columns.
         groups: the groups that `slots` number; empty where they are positions.
     """
 
-    site: Site
+    place: Place
     cells: Tensor
     slots: Tensor
     heads: Tensor
@@ -46,49 +39,54 @@ class Terms:
         chosen = effects[..., self.slots, self.heads].transpose(-1, -2)
         total.index_add_(-2, self.cells, chosen.to(total.device, total.dtype))
 
+    def by_cell(self, intervention: Intervention) -> Iterator[tuple[int, Terms]]:
+        """The terms of each cell, where the value depends on it; else all of them at once.
 
-def where(site: Site) -> Where:
-    """Where a site is, whatever its head and positions."""
-    return (id(site.api), site.component, site.layer)
+        With each the number of a cell that stands for all.
+        """
+        if not intervention.by_cell:
+            yield int(self.cells[0]), self
+            return
+        for cell in torch.unique(self.cells).tolist():
+            own = self.cells == cell
+            yield (
+                cell,
+                attrs.evolve(
+                    self, cells=self.cells[own], slots=self.slots[own], heads=self.heads[own]
+                ),
+            )
 
 
-def terms_of(
-    cells: Mapping[int, AnySite], seq_len: int, grouped: Sequence[str] = ()
-) -> dict[Where, Terms]:
+def terms_of(cells: Mapping[int, Cell], grouped: Sequence[str] = ()) -> dict[Place, Terms]:
     """The terms of each place.
 
     Args:
         cells: what is patched, by number.
-        seq_len: tokens per prompt.
         grouped: components of which a group of positions is one term.
     """
-    found: dict[Where, tuple[Site, list[tuple[int, int, int]], dict[Group, int]]] = {}
-    known: dict[tuple[int, ...] | None, Group] = {}
+    gathered: dict[Place, tuple[list[tuple[int, int, int]], dict[Group, int]]] = {}
     for number, cell in cells.items():
         for site in cell.sites:
-            _, items, groups = found.setdefault(where(site), (site, [], {}))
+            items, groups = gathered.setdefault(site.place, ([], {}))
             head = -1 if site.head is None else site.head
-            if site.seq_pos not in known:
-                known[site.seq_pos] = site.group(seq_len)
-            group = known[site.seq_pos]
-            if site.component in grouped:
-                items.append((number, groups.setdefault(group, len(groups)), head))
+            if site.place.name in grouped:
+                items.append((number, groups.setdefault(site.positions, len(groups)), head))
             else:
-                items.extend([(number, position, head) for position in group])
+                items.extend([(number, position, head) for position in site.positions])
     terms = {}
-    for place, (site, items, groups) in found.items():
+    for place, (items, groups) in gathered.items():
         numbers, slots, heads = torch.tensor(items, dtype=torch.int64, device="cpu").T
-        terms[place] = Terms(site, numbers, slots, heads, tuple(groups))
+        terms[place] = Terms(place, numbers, slots, heads, tuple(groups))
     return terms
 
 
-def are_apart(sites: Sequence[Site], seq_len: int) -> bool:
+def are_apart(sites: Sequence[BoundSite]) -> bool:
     """Whether the effects of sites add up: there is one, or they are parts of one activation."""
     if len(sites) == 1:
         return True
-    if len({where(site) for site in sites}) > 1 or len({site.head is None for site in sites}) > 1:
+    if len({site.place for site in sites}) > 1 or len({site.head is None for site in sites}) > 1:
         return False
-    parts = [(site.head, position) for site in sites for position in site.group(seq_len)]
+    parts = [(site.head, position) for site in sites for position in site.positions]
     return len(set(parts)) == len(parts)
 
 
@@ -101,27 +99,16 @@ def by_head(product: Tensor, columns: Tensor | None) -> Tensor:
     return torch.cat([heads, heads.sum(-1, keepdim=True)], dim=-1)
 
 
-def row_at(site: Site, model: Any) -> Component:
-    """The row of the adapter's table for a site."""
-    return row_of(site.api, model, site.layer, site.component)
-
-
-def columns_of(site: Site, model: Any, width: int) -> Tensor | None:
-    """The columns `[heads, dim]` of a site's component; None without heads."""
-    return head_columns(site.api, model, site.layer, site.component, width)
-
-
-def own_columns(site: Site, model: Any, activation: Tensor) -> Tensor:
-    """`[width]`, bool: the columns of a site's head, or of its component if it names none.
+def own_columns(place: Place, head: int | None, activation: Tensor) -> Tensor:
+    """`[width]`, bool: the columns of a head, or of the component if `head` is None.
 
     Several components may share an activation, as those of a fused projection do.
     """
-    width, device = activation.shape[-1], activation.device
-    columns = columns_of(site, model, width)
+    columns = BoundSite(place, head, ()).columns(activation.shape[-1])
     if columns is None:
-        return torch.ones(width, dtype=torch.bool, device=device)
-    own = torch.zeros(width, dtype=torch.bool, device=device)
-    own[(columns if site.head is None else columns[site.head]).flatten().to(device)] = True
+        return torch.ones(activation.shape[-1], dtype=torch.bool, device=activation.device)
+    own = torch.zeros(activation.shape[-1], dtype=torch.bool, device=activation.device)
+    own[columns.to(own.device)] = True
     return own
 
 
@@ -132,42 +119,79 @@ def effect(gradient: Tensor, difference: Tensor, columns: Tensor | None) -> Tens
     return by_head(product, columns)
 
 
-def change(replacement: Replacement, location: Location, found: Tensor) -> Tensor:
+def change(intervention: Intervention, place: Place, activation: Tensor, cell: int = 0) -> Tensor:
     """What is put minus what was there, `[batch, seq, width]`, in float32 at least.
 
     It is 0 where nothing is put.
+
+    Args:
+        intervention: what is put there.
+        place: where.
+        activation: `[batch, seq, width]`, what was there.
+        cell: the number of the cell, for an intervention that looks at it.
     """
-    kind = torch.promote_types(found.dtype, torch.float32)
-    given = replacement.at(location)
-    there = found.detach().to(kind)
-    difference = -there if given is None else given.to(found.device, kind) - there
-    real = replacement.mask.bool().to(found.device)
-    # Chosen, not multiplied: padding may hold anything, nan included.
+    kind = torch.promote_types(activation.dtype, torch.float32)
+    before = activation.detach().to(kind)
+    difference = as_patched(before, place, intervention, cell=cell) - before
+    real = intervention.mask.bool().to(difference.device)
+    # Chosen, not subtracted: padding may hold anything, nan included.
     return torch.where(real[..., None], difference, 0.0)
 
 
-def known(
-    terms: Mapping[Where, Terms],
+def add_effects(
+    total: Tensor, terms: Terms, gradient: Tensor, activation: Tensor, intervention: Intervention
+) -> None:
+    """Add the first-order effects at a place to `total` `[..., cells, batch]`.
+
+    Args:
+        total: the effects so far.
+        terms: which effects count for which cells.
+        gradient: `[..., batch, seq, width]`.
+        activation: `[batch, seq, width]`, what was there.
+        intervention: what is put there.
+    """
+    columns = terms.place.columns(activation.shape[-1])
+    for cell, own in terms.by_cell(intervention):
+        difference = change(intervention, terms.place, activation, cell)
+        own.add(total, effect(gradient, difference, columns))
+
+
+def still(
+    terms: Mapping[Place, Terms],
     cells: int,
     activations: Mapping[Location, Tensor],
-    replacement: Replacement,
-    nnmodel: Any,
-) -> Tensor:
-    """`[cells, batch]`, bool: where a patch changes nothing, or nothing that is looked at.
+    intervention: Intervention,
+) -> tuple[Tensor, Tensor]:
+    """Where a patch moves nothing, so that no gradient is needed to tell: two masks.
 
-    That is where what is put is, bitwise, what was there, and in the last layer what belongs to
-    another token than the last one.
+    Args:
+        terms: of all cells.
+        cells: the number of cells.
+        activations: what was at each location, `[batch, seq, width]`.
+        intervention: what is put there.
+
+    Returns:
+        `[cells, batch]`, bool: `elided`, where what is put is, bitwise, what was there; and
+        `unread`, where it is not, but nothing that the answer depends on reads it: in the last
+        layer what belongs to another token than the last one.
     """
-    model = module_of(nnmodel)
-    changes = torch.zeros(cells, len(replacement.mask), dtype=torch.float32, device="cpu")
+    shape = cells, len(intervention.mask)
+    changes, seen = (torch.zeros(shape, dtype=torch.float32, device="cpu") for _ in range(2))
     for each in terms.values():
-        site = each.site
-        found = activations[site.location(nnmodel)]
-        other = torch.from_numpy(differs(model, site, found, replacement, nnmodel))
-        if site.layer == n_layers(site.api, model) - 1 and site.component in _OWN_TOKEN:
-            other[:, :-1] = False
-        if each.groups:
-            other = torch.stack([other[:, list(group)].any(1) for group in each.groups], dim=1)
-        heads = other if other.shape[-1] == 1 else torch.cat([other, other.any(-1, True)], -1)
-        each.add(changes, heads.float())
-    return changes == 0
+        place, activation = each.place, activations[each.place.location]
+        last = place.layer == place.n_layers - 1 and place.name in _OWN_TOKEN
+        for cell, own in each.by_cell(intervention):
+            other = differs(activation, place, intervention, cell=cell).cpu()
+            read = other.clone()
+            if last:
+                read[:, :-1] = False
+            for total, where in ((changes, other), (seen, read)):
+                own.add(total, _by_slot(where, own.groups).float())
+    return changes == 0, (changes > 0) & (seen == 0)
+
+
+def _by_slot(where: Tensor, groups: Sequence[Group]) -> Tensor:
+    """`[batch, seq, heads or 1]` as `[batch, slots, heads + 1]`; the last head is any of them."""
+    if groups:
+        where = torch.stack([where[:, list(group)].any(1) for group in groups], dim=1)
+    return where if where.shape[-1] == 1 else torch.cat([where, where.any(-1, True)], -1)

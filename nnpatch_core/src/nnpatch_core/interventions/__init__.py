@@ -1,3 +1,35 @@
-"""Where values come from."""
+"""Where values come from: the runs that a call names, and what is put at the sites."""
 
-__all__ = []
+from nnpatch_core.interventions.ablations import Ablation, check_ablation, read_ablation
+from nnpatch_core.interventions.arguments import (
+    AS_TARGET,
+    PairArguments,
+    RunArguments,
+    ablated_arguments,
+    pair_arguments,
+    run_arguments,
+)
+from nnpatch_core.interventions.averages import cache_average
+from nnpatch_core.interventions.constants import Recorded, Zeros
+from nnpatch_core.interventions.inputs import read_batch
+from nnpatch_core.interventions.pairs import both_present, differs_of, read_pairs, read_two
+
+__all__ = [
+    "AS_TARGET",
+    "Ablation",
+    "PairArguments",
+    "Recorded",
+    "RunArguments",
+    "Zeros",
+    "ablated_arguments",
+    "both_present",
+    "cache_average",
+    "check_ablation",
+    "differs_of",
+    "pair_arguments",
+    "read_ablation",
+    "read_batch",
+    "read_pairs",
+    "read_two",
+    "run_arguments",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
+from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError
 from nnpatch_core.interventions.inputs import read_batches
-from nnpatch_core.site import Location, Site, check_site, execution_order
+from nnpatch_core.site import check_site, execution_order
 from nnpatch_core.sites import Sites
 from nnpatch_core.tracing import forward, record
 
@@ -74,7 +75,11 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
 
 
 def mean_activations(
-    nnmodel: Any, sites: Iterable[Site], batches: Iterable[Batch], seq_len: int, per_position: bool
+    nnmodel: Any,
+    places: Sequence[Place],
+    batches: Iterable[Batch],
+    seq_len: int,
+    per_position: bool,
 ) -> tuple[dict[Location, Tensor], Tensor]:
     """Mean activations over the real tokens of a data set, added up in float64 on the CPU.
 
@@ -82,9 +87,8 @@ def mean_activations(
     together.
 
     Returns:
-        `[1, seq, width]` for each `Site.location`, and `[seq]`: 1 where some prompt had a token.
+        `[1, seq, width]` for each `Place.location`, and `[seq]`: 1 where some prompt had a token.
     """
-    wanted = list(sites)
     sums: dict[Location, Tensor] = {}
     counts: Tensor | None = None
 
@@ -95,10 +99,10 @@ def mean_activations(
         return values.sum((0, 1), keepdim=True)
 
     for batch in batches:
-        _, found = record(nnmodel, batch, wanted)
+        _, recorded = record(nnmodel, batch, places)
         count = total(batch.mask[..., None]).cpu()
         counts = count if counts is None else counts + count
-        for location, activation in found.items():
+        for location, activation in recorded.items():
             real = batch.mask.to(activation.device)[..., None]
             # Zeroed rather than multiplied: padding may hold anything, nan included.
             added = total(torch.where(real.bool(), activation.float(), 0.0)).cpu().double()

@@ -1,180 +1,35 @@
-"""The two runs of a sweep: their prompts and answers, and whether they can be compared."""
+"""Two runs: activations of the source run are put into the target run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 from torch import Tensor
 
+from nnpatch_core._arrays import Booleans
 from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core.batch import Batch, check_answers, check_paired
-from nnpatch_core.errors import AnswerError, ConfidenceError, MetricError, TokensError
+from nnpatch_core.errors import ConfidenceError, MetricError
+from nnpatch_core.interventions.arguments import PairArguments, pair_arguments
+from nnpatch_core.interventions.constants import Recorded
 from nnpatch_core.interventions.inputs import one_mask, read_batch
 from nnpatch_core.metrics import MetricContext, logit_difference
-from nnpatch_core.prompts import PromptPairs
-from nnpatch_core.results import Baseline, Prompts
-from nnpatch_core.sweep.sweep import check_finite
+from nnpatch_core.results import Baseline, Prompts, Scale
+from nnpatch_core.sweep import (
+    Put,
+    Sweep,
+    check_finite,
+    check_padding,
+    label_prompts,
+    run_unpatched,
+)
+from nnpatch_core.tracing import Intervention, record
 
 
-@attrs.frozen(eq=False)
-class PairArguments:
-    """What a call says about its two runs, by its keywords, unchecked; None is left out."""
-
-    source_tokens: Any
-    target_tokens: Any
-    source_answer_index: Any = None
-    target_answer_index: Any = None
-    attention_mask: Any = None
-    source_attention_mask: Any = None
-    target_attention_mask: Any = None
-    tokenizer: Any = None
-
-    def keywords(self) -> dict[str, Any]:
-        """The same, to be passed on."""
-        return attrs.asdict(self, recurse=False)
-
-
-@attrs.frozen(eq=False)
-class RunArguments:
-    """What a call says about the one run of an ablation, by its keywords, unchecked."""
-
-    tokens: Any
-    answer_index: Any
-    other_answer_index: Any
-    attention_mask: Any
-    tokenizer: Any
-
-
-def pair_arguments(given: PairArguments, *, answers: bool = True) -> PairArguments:
-    """The arguments of a call about two runs; a `PromptPairs` stands for all of them.
-
-    Args:
-        given: as they were passed; a `PromptPairs` in place of `source_tokens`.
-        answers: whether the call needs answers.
-
-    Raises:
-        TokensError: arguments beside a `PromptPairs`, or no tokens.
-        AnswerError: no answers.
-    """
-    if isinstance(given.source_tokens, PromptPairs):
-        return _instead(given, "source_tokens", given.source_tokens.arguments())
-    needed = ["source_answer_index", "target_answer_index"] * answers
-    _check_given(given, "source_tokens", ["source_tokens", "target_tokens", *needed])
-    return given
-
-
-def ablated_arguments(given: PairArguments, *, answers: bool = True) -> PairArguments:
-    """The same of a call without a source run, whose `source_tokens` are None.
-
-    A `PromptPairs` in place of `source_tokens` or `target_tokens` stands for its source prompts, as
-    in `run_arguments`.
-    """
-    place = "target_tokens" if given.source_tokens is None else "source_tokens"
-    pairs = getattr(given, place)
-    if isinstance(pairs, PromptPairs):
-        values = {
-            "target_tokens": pairs.source_tokens,
-            "target_attention_mask": pairs.source_attention_mask,
-            "source_answer_index": pairs.source_answer_index,
-            "target_answer_index": pairs.target_answer_index,
-            "tokenizer": pairs.tokenizer,
-        }
-        return _instead(given, place, values)
-    _check_given(given, "source_tokens", ["target_tokens", *["source_answer_index"] * answers])
-    return given
-
-
-def run_arguments(given: RunArguments) -> RunArguments:
-    """The arguments of a call about one run; a `PromptPairs` stands for its source prompts.
-
-    Raises:
-        TokensError: arguments beside a `PromptPairs`, or no tokens.
-        AnswerError: no answers.
-    """
-    if isinstance(given.tokens, PromptPairs):
-        return _instead(given, "tokens", given.tokens.ablation_arguments())
-    _check_given(given, "tokens", ["tokens", "answer_index"])
-    return given
-
-
-_Arguments = TypeVar("_Arguments", PairArguments, RunArguments)
-
-
-def _instead(given: _Arguments, place: str, values: Mapping[str, Any]) -> _Arguments:
-    """What the `PromptPairs` at `place` stands for; another tokenizer may name its tokens."""
-    beside = [name for name in _passed(given) if name not in (place, "tokenizer")]
-    if beside:
-        raise TokensError(
-            f"{place} is a PromptPairs, which stands for all arguments about the prompts: "
-            f"leave out {_joined(beside)}"
-        )
-    tokenizer = values["tokenizer"] if given.tokenizer is None else given.tokenizer
-    empty = dict.fromkeys(field.name for field in attrs.fields(type(given)))
-    return type(given)(**{**empty, **values, "tokenizer": tokenizer})
-
-
-def _check_given(given: PairArguments | RunArguments, first: str, needed: Sequence[str]) -> None:
-    """Raise unless all that is needed is there, and no `PromptPairs` where none can be."""
-    passed = _passed(given)
-    misplaced = [name for name, value in passed.items() if isinstance(value, PromptPairs)]
-    if misplaced:
-        raise TokensError(
-            f"{_joined(misplaced)} cannot be a PromptPairs: pass it as {first}, alone, where it "
-            "stands for all arguments about the prompts"
-        )
-    missing = [name for name in needed if name not in passed]
-    if missing:
-        kind = TokensError if any("tokens" in name for name in missing) else AnswerError
-        one = len(missing) == 1
-        words = "a torch tensor, and was" if one else "torch tensors, and were"
-        raise kind(
-            f"{_joined(missing)} must be given as {words} left out (NoneType); a PromptPairs, "
-            f"passed as {first}, stands for all arguments about the prompts"
-        )
-
-
-def _passed(given: PairArguments | RunArguments) -> dict[str, Any]:
-    values = attrs.asdict(given, recurse=False)
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _joined(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-
-
-@attrs.frozen(eq=False)
-class Pairs:
-    """Pairs of a source and a target prompt, packed.
-
-    Args:
-        source: where activations are taken.
-        target: where they are put.
-        source_answers: `[batch]`, token ids.
-        target_answers: `[batch]`, token ids.
-    """
-
-    source: Batch
-    target: Batch
-    source_answers: Tensor
-    target_answers: Tensor
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    @property
-    def mask(self) -> Tensor:
-        """`[batch, seq]`: 1 where both prompts have a token, which is where one is patched."""
-        return self.source.mask * self.target.mask.to(self.source.mask.device)
-
-    def context(self, source_logits: Tensor, target_logits: Tensor) -> MetricContext:
-        """What metrics may look at, given the logits of the two runs."""
-        return MetricContext(self.source_answers, self.target_answers, source_logits, target_logits)
-
-
-def read_pairs(nnmodel: Any, given: PairArguments) -> Pairs:
-    """What the user passes as two runs, checked.
+def read_two(nnmodel: Any, given: PairArguments) -> tuple[Batch, Batch]:
+    """The prompts of two runs, checked and packed.
 
     Raises:
         PatchingError: one of its kinds, naming the argument that is wrong.
@@ -184,16 +39,120 @@ def read_pairs(nnmodel: Any, given: PairArguments) -> Pairs:
     source = read_batch(nnmodel, "source_tokens", given.source_tokens, source_mask)
     target = read_batch(nnmodel, "target_tokens", given.target_tokens, target_mask)
     check_paired(source, target)
+    return source, target
+
+
+def both_present(source: Batch, target: Batch) -> Tensor:
+    """`[batch, seq]`: 1 where both prompts have a token, which is where one is patched."""
+    return source.mask * target.mask.to(source.mask.device)
+
+
+def differs_of(source: Batch, target: Batch) -> Booleans:
+    """`[batch, seq]`: where the two runs of a prompt can be told apart, by their tokens so far."""
+    other = (source.tokens != target.tokens.to(source.tokens.device)) & source.mask.bool()
+    # Of prompts that differ in length every position differs.
+    shifted = (source.mask != target.mask.to(source.mask.device)).any(1, keepdim=True)
+    differs: Booleans = (other.cumsum(1).bool() | shifted).cpu().numpy()
+    return differs
+
+
+@attrs.frozen(eq=False)
+class PairRuns:
+    """A source run and a target run, packed; see `Runs`.
+
+    Args:
+        source: where activations are taken.
+        target: where they are put.
+        source_answers: `[batch]`, token ids.
+        target_answers: `[batch]`, token ids.
+        prompts: the prompts, with their texts.
+        confident: whether the model must prefer each run's own answer.
+    """
+
+    source: Batch
+    target: Batch
+    source_answers: Tensor
+    target_answers: Tensor
+    prompts: Prompts
+    confident: bool
+    scale: Scale = attrs.field(default="restored", init=False)
+    ablation: None = attrs.field(default=None, init=False)
+
+    @property
+    def batches(self) -> Mapping[str, Batch]:
+        """See `Runs.batches`."""
+        return {"source": self.source, "target": self.target}
+
+    @property
+    def mask(self) -> Tensor:
+        """See `Runs.mask`."""
+        return both_present(self.source, self.target)
+
+    @property
+    def differs(self) -> Booleans:
+        """See `Runs.differs`."""
+        return differs_of(self.source, self.target)
+
+    def check(self, sweep: Sweep) -> None:
+        """See `Runs.check`."""
+        for batch in (self.source, self.target):
+            check_padding(sweep.patches, batch)
+
+    def put(self, sweep: Sweep) -> Put:
+        """See `Runs.put`."""
+        mask = self.mask
+
+        def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
+            places, store = some.patches.places, some.limits.store
+            logits, activations = record(some.nnmodel, self.source.rows(chunk), places, store)
+            return logits, Recorded(activations, mask[chunk])
+
+        return Put(mask, of, {"mask": mask})
+
+    def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
+        """See `Runs.context`."""
+        assert source_logits is not None
+        return MetricContext(self.source_answers, self.target_answers, source_logits, target_logits)
+
+    def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
+        """See `Runs.unpatched`."""
+        source, target = (
+            run_unpatched(sweep.nnmodel, batch, chunks) for batch in (self.source, self.target)
+        )
+        return self.context(source, target)
+
+    def check_baseline(self, context: MetricContext, baseline: Mapping[str, Baseline]) -> None:
+        """See `Runs.check_baseline`."""
+        if self.confident:
+            _check_confidence(context, self.prompts)
+        _check_denominators(baseline)
+
+
+def read_pairs(nnmodel: Any, given: PairArguments, *, confident: bool = False) -> PairRuns:
+    """What the user passes as two runs, checked.
+
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        given: the arguments; a `PromptPairs` may stand for them.
+        confident: whether the model must prefer each run's own answer.
+
+    Raises:
+        PatchingError: one of its kinds, naming the argument that is wrong.
+    """
+    given = pair_arguments(given)
+    source, target = read_two(nnmodel, given)
     count, vocab = len(source), vocab_size(module_of(nnmodel))
-    return Pairs(
+    return PairRuns(
         source,
         target,
         check_answers("source_answer_index", given.source_answer_index, count, vocab),
         check_answers("target_answer_index", given.target_answer_index, count, vocab),
+        label_prompts(nnmodel, source, target, given.tokenizer),
+        confident,
     )
 
 
-def check_confidence(context: MetricContext, prompts: Prompts) -> None:
+def _check_confidence(context: MetricContext, prompts: Prompts) -> None:
     """Raise `ConfidenceError`, with the prompts, unless each run prefers its own answer."""
     source = logit_difference(context.source_logits, context)
     target = logit_difference(context.target_logits, context)
@@ -213,7 +172,7 @@ def check_confidence(context: MetricContext, prompts: Prompts) -> None:
         )
 
 
-def check_denominators(baseline: Mapping[str, Baseline]) -> None:
+def _check_denominators(baseline: Mapping[str, Baseline]) -> None:
     """Raise `MetricError` where the two runs are equal in a metric, or it is not finite."""
     for name, runs in baseline.items():
         source, target = runs.source.double().mean().item(), runs.target.double().mean().item()

@@ -1,67 +1,52 @@
-"""What an ablation puts at its sites."""
+"""The values of an ablation: zeros, means over a data set, or another prompt's activations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
-import attrs
 import torch
 from torch import Tensor
 
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError
 from nnpatch_core.interventions.averages import aligned, mean_activations
-from nnpatch_core.sweep.sweep import Sweep
-from nnpatch_core.tracing import Recorded, Replacement, Zeros, record
+from nnpatch_core.interventions.constants import Recorded, Zeros
+from nnpatch_core.sweep import Put, Sweep
+from nnpatch_core.tracing import Intervention, record
 
 
-@attrs.frozen(eq=False)
-class Values:
-    """What is put at the sites.
-
-    Args:
-        mask: `[batch, seq]`: where.
-        of_rows: what, for some of the prompts.
-        given: what that depends on besides the prompts.
-    """
-
-    mask: Tensor
-    of_rows: Callable[[slice], Replacement]
-    given: Mapping[str, Tensor]
-
-
-def zeros(batch: Batch) -> Values:
+def zeros(batch: Batch) -> Put:
     """Zeros."""
-    return Values(batch.mask, lambda rows: Zeros(batch.mask[rows]), {})
+    return Put(batch.mask, lambda _, chunk: (None, Zeros(batch.mask[chunk])), {})
 
 
-def means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position: bool) -> Values:
+def means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position: bool) -> Put:
     """The mean over the data set, or over the prompts themselves."""
-    nnmodel = sweep.nnmodel
-    data = map(batch.rows, sweep.chunks(len(batch))) if data is None else data
-    means, known = mean_activations(nnmodel, sweep.places, data, batch.seq_len, per_position)
+    places = sweep.patches.places
+    data = map(batch.rows, sweep.chunks) if data is None else data
+    means, known = mean_activations(sweep.nnmodel, places, data, batch.seq_len, per_position)
     mask = batch.mask * known.to(batch.mask.device)
     # Where positions are averaged together, all have what the last has.
     kept = slice(None) if per_position else slice(-1, None)
     numbers = torch.cat([value[0, kept].flatten() for value in means.values()])
-    given = {"mean": numbers, "mask": mask}
-    return Values(mask, lambda rows: Recorded(means, mask[rows]), given)
+    depends = {"mean": numbers, "mask": mask}
+    return Put(mask, lambda _, chunk: (None, Recorded(means, mask[chunk])), depends)
 
 
-def resampled(sweep: Sweep, batch: Batch, donors: Batch) -> Values:
+def resampled(batch: Batch, donors: Batch) -> Put:
     """Each prompt's donor, aligned at the right end."""
     known = aligned(donors.mask[..., None], batch.seq_len)[..., 0]
     mask = batch.mask * known.to(batch.mask.device)
 
-    def of_rows(rows: slice) -> Replacement:
-        store = sweep.limits.store
-        _, found = record(sweep.nnmodel, donors.rows(rows), sweep.places, store)
-        activations = {at: aligned(value, batch.seq_len) for at, value in found.items()}
-        return Recorded(activations, mask[rows])
+    def of(some: Sweep, chunk: slice) -> tuple[Tensor | None, Intervention]:
+        places, store = some.patches.places, some.limits.store
+        _, recorded = record(some.nnmodel, donors.rows(chunk), places, store)
+        activations = {at: aligned(value, batch.seq_len) for at, value in recorded.items()}
+        return None, Recorded(activations, mask[chunk])
 
     # What a donor's padding holds does not count, and where it is does.
     reference = torch.stack([donors.tokens * donors.mask, donors.mask])
-    return Values(mask, of_rows, {"reference": reference, "mask": mask})
+    return Put(mask, of, {"reference": reference, "mask": mask})
 
 
 def draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> Batch:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import attrs
 import torch
-from torch import nn
 
 from nnpatch_core._models import input_device
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory.costs import in_units
 from nnpatch_core.memory.needs import Needs, host_memory, memory_budget, needs_of
-from nnpatch_core.site import Site
+from nnpatch_core.tracing import Patches
 
 _HOST = torch.device("cpu")
 #: How many rows of logits metrics are tried out on, and copies of them.
@@ -81,17 +79,21 @@ class Limits:
         """Bytes on the device that the recorded run of a prompt takes."""
         return 0 if self.store is not None else self.needs.recorded
 
+    def chunks(self, batch: int, size: int | None = None) -> list[slice]:
+        """The prompts that run together, of `batch` prompts; `size` of them, if that is given."""
+        size = size or self.prompts
+        return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+
     def cells(self, batch: int, columns: int) -> int:
         """Of how many cells the logits may wait at once: `columns` of them for each prompt."""
         return 1 + self.gathered // (4 * batch * columns)
 
 
 def limits_of(
-    sites: Sequence[Site],
-    nnmodel: Any,
-    model: nn.Module,
+    patches: Patches,
     batch: int,
     seq_len: int,
+    *,
     given: Any,
     batch_size: int | None,
     whole: bool,
@@ -99,25 +101,23 @@ def limits_of(
 ) -> Limits:
     """Decide how many prompts run together, and where what is recorded of them lies.
 
-    Recorded runs take at most half of the budget, so that the other half is left for rows. Where
-    they do not fit on a device of its own memory, they lie in host memory.
+    Recorded runs take at most half of the budget, so that the other half is left for patched runs.
+    Where they do not fit on a device of its own memory, they lie in host memory.
 
     Args:
-        sites: every site of the sweep.
-        nnmodel: the model, wrapped by nnsight.
-        model: the same, as it is.
+        patches: what a sweep patches.
         batch: the number of prompts.
         seq_len: tokens per prompt.
         given: bytes, a string such as `"4 GiB"`, or None for half of what is free.
         batch_size: how many prompts may run together; None is as many as fit.
-        whole: whether the logits of the whole vocabulary are computed for each row.
+        whole: whether the logits of the whole vocabulary are computed for each patched run.
         gathered: which logits wait for others; None if none do.
 
     Raises:
         MemoryBudgetError: `given` is malformed, or one prompt does not fit in it; or the logits of
             one cell do not, which have to wait for one another.
     """
-    needs = needs_of(sites, nnmodel, model, seq_len, whole)
+    needs, model = needs_of(patches, seq_len, whole), patches.model
     budget = memory_budget(given, model)
     wanted = min(batch_size or batch, batch)
     device = input_device(model)

@@ -1,9 +1,8 @@
-"""How much memory there is, and how much of it a sweep needs: read off the model, not run."""
+"""The memory that there is, and that a sweep needs: read off the model, without running it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -13,11 +12,10 @@ from torch import nn
 
 from nnpatch_core._arguments import shown
 from nnpatch_core._models import input_device, vocab_size
-from nnpatch_core.adapters import ModelAPI, n_layers, row_of
-from nnpatch_core.engine.rows import OUTPUT, STAGES, stage_of
+from nnpatch_core.adapters import OUTPUT, STAGES, Location, ModelAPI
 from nnpatch_core.errors import AdapterError, MemoryBudgetError
 from nnpatch_core.memory.costs import Costs
-from nnpatch_core.site import Site
+from nnpatch_core.tracing import Patches
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*")
@@ -65,13 +63,13 @@ def host_memory() -> int:
 
 @attrs.frozen
 class Needs:
-    """What a sweep needs: of each prompt, and of each row.
+    """The memory that a sweep needs: for each prompt, and for each patched run.
 
     Args:
         recorded: bytes that stay of a prompt's recorded runs.
         forward: bytes that a whole forward of a prompt needs while it runs.
         logits: bytes that a prompt's logits take.
-        costs: what the rows need.
+        costs: what the patched runs need.
     """
 
     recorded: int
@@ -80,34 +78,27 @@ class Needs:
     costs: Costs
 
 
-def needs_of(
-    sites: Sequence[Site], nnmodel: Any, model: nn.Module, seq_len: int, whole: bool
-) -> Needs:
-    """What a sweep over `sites` needs for prompts of `seq_len` tokens.
+def needs_of(patches: Patches, seq_len: int, whole: bool) -> Needs:
+    """The memory that a sweep needs for prompts of `seq_len` tokens.
 
     Args:
-        sites: every site of the sweep.
-        nnmodel: the model, wrapped by nnsight.
-        model: the same, as it is.
+        patches: what is patched.
         seq_len: tokens per prompt.
-        whole: whether the logits of the whole vocabulary are computed for each row.
+        whole: whether the logits of the whole vocabulary are computed for each patched run.
     """
-    api = sites[0].api
+    api, model = patches.places[0].api, patches.model
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    layers = range(n_layers(api, model))
+    layers = range(patches.n_layers)
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]
     size = max(weight.element_size() for weight in weights)
     width = _embedding_width(model)
     keys = max(_keys(api, text, layer, width) for layer in layers)
     vocabulary = 4 * (vocab_size(model) or 0)
 
-    places = {site.location(nnmodel): site for site in sites}
-    stages = {
-        stage_of(site.layer, row_of(api, model, site.layer, site.component)) for site in sites
-    }
-    entries = {(stage // STAGES, stage % STAGES == OUTPUT) for stage in stages}
-    kept = sum(_width(model, place, width) for place in places) + width * len(entries)
+    locations = {place.location for place in patches.places}
+    entries = {(place.layer, place.stage % STAGES == OUTPUT) for place in patches.places}
+    kept = sum(_width(model, each, width) for each in locations) + width * len(entries)
     kept += 2 * keys * len(layers)
 
     # Where layers differ, the first and the last do.
@@ -162,7 +153,7 @@ def _outputs(layer: nn.Module, text: Any) -> int:
     return total + chosen * sum(max(weight.shape[1:]) for weight in experts)
 
 
-def _width(model: nn.Module, location: tuple[str, str, int], width: int) -> int:
+def _width(model: nn.Module, location: Location, width: int) -> int:
     """How wide the activation at a location is, as far as its module tells."""
     path, side, _ = location
     module = model.get_submodule(path.rstrip("."))

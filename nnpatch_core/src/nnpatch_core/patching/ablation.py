@@ -7,33 +7,27 @@ from typing import Any
 
 from torch import Tensor
 
-from nnpatch_core._arguments import check_flags, shown
-from nnpatch_core._integers import strict_seed
-from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of, vocab_size
-from nnpatch_core.batch import check_answers
-from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
-from nnpatch_core.interventions.inputs import read_batch, read_batches
-from nnpatch_core.interventions.pairs import RunArguments, run_arguments
-from nnpatch_core.interventions.values import draw, means, resampled, zeros
-from nnpatch_core.metrics import MetricContext, MetricSpec, logit_difference
+from nnpatch_core._models import as_nnsight, in_one_thread
+from nnpatch_core.engine import check_engine, choose_engines
+from nnpatch_core.interventions import (
+    Ablation,
+    RunArguments,
+    check_ablation,
+    read_ablation,
+    run_arguments,
+)
+from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
-from nnpatch_core.sweep.checkpoint import Checkpoint
-from nnpatch_core.sweep.identity import identity
-from nnpatch_core.sweep.labels import label_prompts, outcome
-from nnpatch_core.sweep.lengths import warn_of_lengths
-from nnpatch_core.sweep.run import Chunk, open_chunk, run_cells
-from nnpatch_core.sweep.sweep import (
-    Sweep,
-    baselines,
-    check_finite,
-    check_padding,
+from nnpatch_core.sweep import (
+    Checkpoint,
+    Options,
+    budget_of,
+    measure_sweep,
     prepare,
-    run_baseline,
     warn_of_parts,
 )
-from nnpatch_core.sweep.trials import try_out
 
 METHODS = ("zero", "mean", "resample")
 
@@ -117,77 +111,15 @@ def ablation_patching(
         >>> out["mlp"].shape
         torch.Size([3])
     """
-    check_flags(per_position=per_position)
-    if not isinstance(method, str) or method not in METHODS:
-        raise UnknownNameError(f"unknown method {shown(method)}; there are {', '.join(METHODS)}")
-    if method == "zero" and reference is not None:
-        raise PatchingError("reference= means nothing with method='zero'")
-    if method != "mean" and per_position:
-        raise PatchingError(f"per_position=True means nothing with method={method!r}")
-    if method != "resample" and seed is not None:
-        raise PatchingError(f"seed={shown(seed)} means nothing with method={method!r}")
-    given = run_arguments(
-        RunArguments(tokens, answer_index, other_answer_index, attention_mask, tokenizer)
-    )
-    traced = as_nnsight(nnmodel)
-    model = module_of(traced)
-    vocab = vocab_size(model)
-    batch = read_batch(traced, "tokens", given.tokens, given.attention_mask)
-    answers = check_answers("answer_index", given.answer_index, len(batch), vocab)
-    others = given.other_answer_index
-    if others is not None:
-        others = check_answers("other_answer_index", others, len(batch), vocab)
+    ablation = Ablation(method, reference, per_position, seed)
+    check_ablation("method", METHODS, ablation)
+    check_engine(engine)
+    prompts = RunArguments(tokens, answer_index, other_answer_index, attention_mask, tokenizer)
     file = None if checkpoint is None else Checkpoint(checkpoint)
-    sweep = prepare(
-        traced,
-        api,
-        sites,
-        batch,
-        metric=metric,
-        engine=engine,
-        batch_size=batch_size,
-        memory_budget=file.budget if file and memory_budget is None else memory_budget,
-        progress=progress,
-    )
-    if others is None and logit_difference in sweep.metrics.values():
-        raise AnswerError(
-            "metric 'logit_difference' compares two answers: pass other_answer_index=, "
-            "or another metric"
-        )
-    warn_of_parts(sweep, len(batch))
-    check_padding(sweep, batch)
-    prompts = label_prompts(sweep, batch, batch, given.tokenizer)
-    data = None
-    if reference is not None:
-        read = read_batches(traced, "reference", reference)
-        # What is in memory is checked now, what is streamed as it comes.
-        checked = (check_padding(sweep, each) for each in read)
-        data = list(checked) if isinstance(read, list) else checked
-    if method == "resample":
-        donors = draw(batch, data, strict_seed(0 if seed is None else seed, TokensError))
-    warn_of_lengths(sites, donors if method == "resample" else None, batch)
-
-    with evaluating(model):
-        logits = run_baseline(sweep, batch)
-        context = MetricContext(answers, others, logits, logits)
-        baseline = baselines(sweep, context)
-        for name, run in baseline.items():
-            check_finite(name, run.target.mean().item(), "in the unablated run")
-        try_out(sweep.metrics, context, baseline)
-        if method == "zero":
-            values = zeros(batch)
-        elif method == "mean":
-            values = means(sweep, batch, data, per_position)
-        else:
-            values = resampled(sweep, batch, donors)
-        sweep = sweep.where_present(values.mask)
-        kind = f"ablation ({method})"
-        if file is not None:
-            file.open(identity(sweep, kind, {"target": batch}, context, baseline, values.given))
-
-        def chunk_of(some: Sweep, rows: slice) -> Chunk:
-            return open_chunk(some, batch.rows(rows), values.of_rows(rows))
-
-        changed = values.mask.bool().cpu().numpy()
-        tally = run_cells(sweep, context, baseline, chunk_of, file, changed=changed)
-    return outcome(sweep, kind, "change", tally, baseline, prompts, values.mask)
+    options = Options(batch_size, budget_of(file, memory_budget), progress)
+    traced = as_nnsight(nnmodel)
+    runs = read_ablation(traced, run_arguments(prompts), ablation)
+    sweep = prepare(traced, api, sites, runs, metric, options)
+    choice = choose_engines(engine, sweep.patches)
+    warn_of_parts(sweep, sweep.chunks)
+    return measure_sweep(sweep, runs, choice, file)

@@ -5,40 +5,25 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import attrs
 from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
-from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
-from nnpatch_core.interventions.pairs import (
-    PairArguments,
-    check_confidence,
-    check_denominators,
-    pair_arguments,
-    read_pairs,
-)
+from nnpatch_core._models import as_nnsight, in_one_thread
+from nnpatch_core.engine import check_engine, choose_engines
+from nnpatch_core.interventions import PairArguments, read_pairs
 from nnpatch_core.metrics import MetricSpec
-from nnpatch_core.patching.attribution import attribution_patching
-from nnpatch_core.patching.planned import differs_of
-from nnpatch_core.patching.screen import Screened, check_screen, screen_by
+from nnpatch_core.patching.screen import check_screen, screen_sweep
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
-from nnpatch_core.sweep.checkpoint import Checkpoint
-from nnpatch_core.sweep.identity import identity
-from nnpatch_core.sweep.labels import label_prompts, outcome
-from nnpatch_core.sweep.lengths import Spoken, warn_of_lengths
-from nnpatch_core.sweep.run import Chunk, open_chunk, run_cells
-from nnpatch_core.sweep.sweep import (
-    Sweep,
-    baselines,
-    check_padding,
+from nnpatch_core.sweep import (
+    Checkpoint,
+    Options,
+    budget_of,
+    measure_sweep,
     prepare,
-    run_baseline,
     warn_of_parts,
 )
-from nnpatch_core.sweep.trials import try_out
-from nnpatch_core.tracing import Recorded, record
 
 
 @in_one_thread
@@ -137,108 +122,25 @@ def activation_patching(
         (torch.Size([3, 3]), 1.0)
     """
     check_flags(force_model_confidence=force_model_confidence)
+    check_engine(engine)
     screening = check_screen(screen, top_k, spot_checks, seed)
-    given = pair_arguments(
-        PairArguments(
-            source_tokens,
-            target_tokens,
-            source_answer_index,
-            target_answer_index,
-            attention_mask,
-            source_attention_mask,
-            target_attention_mask,
-            tokenizer,
-        )
+    prompts = PairArguments(
+        source_tokens,
+        target_tokens,
+        source_answer_index,
+        target_answer_index,
+        attention_mask,
+        source_attention_mask,
+        target_attention_mask,
+        tokenizer,
     )
-    traced = as_nnsight(nnmodel)
-    model = module_of(traced)
-    pairs = read_pairs(traced, given)
-    source, target, count = pairs.source, pairs.target, len(pairs)
     file = None if checkpoint is None else Checkpoint(checkpoint)
-    # As the sweep was begun: what runs together decides on last digits, so on a screen's near ties.
-    memory_budget = file.budget if file and memory_budget is None else memory_budget
-    sweep = prepare(
-        traced,
-        api,
-        sites,
-        target,
-        metric=metric,
-        engine=engine,
-        batch_size=batch_size,
-        memory_budget=memory_budget,
-        progress=progress,
-    )
-    warn_of_parts(sweep, count)
-    for batch in (source, target):
-        check_padding(sweep, batch)
-    warn_of_lengths(sites, source, target)
-    prompts = label_prompts(sweep, source, target, given.tokenizer)
-    both = pairs.mask
-    whole = sweep = sweep.where_present(both)
-    screened: Screened | None = None
-    if screening is not None:
-        # Packed: what was to be said of their padding has been said.
-        checked = attrs.evolve(
-            given,
-            source_tokens=source.tokens,
-            target_tokens=target.tokens,
-            attention_mask=None,
-            source_attention_mask=source.mask,
-            target_attention_mask=target.mask,
-        )
-
-        def estimate(qk_fix: bool, grad_drop: bool) -> Outcome:
-            return attribution_patching(
-                traced,
-                # Found once: an adapter that is inferred takes a while, and warns.
-                whole.sites[0].api,
-                Spoken(sites),
-                **checked.keywords(),
-                metric=metric,
-                force_model_confidence=force_model_confidence,
-                batch_size=batch_size,
-                memory_budget=memory_budget,
-                progress=progress,
-                qk_fix=qk_fix,
-                grad_drop=grad_drop,
-            )
-
-        screened = screen_by(screening, estimate)
-        sweep = whole.only(screened.chosen)
-
-    def opened(some: Sweep, rows: slice) -> Chunk:
-        store = some.limits.store
-        logits, activations = record(traced, source.rows(rows), some.places, store)
-        return open_chunk(some, target.rows(rows), Recorded(activations, both[rows]), logits)
-
-    with evaluating(model):
-        # Where all prompts run together, the recorded runs are the unpatched ones too.
-        kept = [opened(sweep, slice(0, count))] if sweep.limits.prompts >= count else []
-        if kept and kept[0].source_logits is not None:
-            logits = kept[0].source_logits, kept[0].run.logits
-        else:
-            logits = run_baseline(sweep, source), run_baseline(sweep, target)
-        context = pairs.context(*logits)
-        if force_model_confidence:
-            check_confidence(context, prompts)
-        baseline = baselines(sweep, context)
-        check_denominators(baseline)
-        try_out(sweep.metrics, context, baseline)
-        if file is not None:
-            runs = {"source": source, "target": target}
-            file.open(identity(sweep, "activation", runs, context, baseline, {"mask": both}))
-
-        def chunk_of(some: Sweep, rows: slice) -> Chunk:
-            # Handed over, not kept: it must not stay in memory beside what is opened later.
-            return kept.pop() if kept else opened(some, rows)
-
-        changed = differs_of(source, target) & both.bool().cpu().numpy()
-        tally = run_cells(sweep, context, baseline, chunk_of, file, changed=changed)
-    if screened is None:
-        return outcome(sweep, "activation", "restored", tally, baseline, prompts, both)
-    laid = screened.laid(whole, tally, baseline)
-    kind = f"activation, screened by {screened.screen.by}"
-    found = outcome(
-        whole, kind, "restored", laid, baseline, prompts, both, exact=screened.exact(laid.elided)
-    )
-    return attrs.evolve(found, screening=screened.screening(found))
+    options = Options(batch_size, budget_of(file, memory_budget), progress)
+    traced = as_nnsight(nnmodel)
+    runs = read_pairs(traced, prompts, confident=force_model_confidence)
+    sweep = prepare(traced, api, sites, runs, metric, options)
+    choice = choose_engines(engine, sweep.patches)
+    warn_of_parts(sweep, sweep.chunks)
+    if screening is None:
+        return measure_sweep(sweep, runs, choice, file)
+    return screen_sweep(screening, sweep, runs, choice, file)

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import attrs
-import torch
 from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
-from nnpatch_core._models import as_nnsight, evaluating, frozen, in_one_thread, module_of
-from nnpatch_core._warnings import warn
-from nnpatch_core.errors import EngineWarning, PatchingError
-from nnpatch_core.gradients import Terms, Where, check_gradients
-from nnpatch_core.interventions.pairs import (
+from nnpatch_core._models import as_nnsight, in_one_thread
+from nnpatch_core.errors import PatchingError
+from nnpatch_core.interventions import (
+    AS_TARGET,
+    Ablation,
     PairArguments,
     ablated_arguments,
-    check_confidence,
-    pair_arguments,
+    check_ablation,
+    read_ablation,
     read_pairs,
 )
-from nnpatch_core.interventions.runs import PairRuns, Runs, read_ablation
-from nnpatch_core.metrics import MetricContext, MetricSpec
-from nnpatch_core.patching.estimates import Chunk, Estimation, check_method
+from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
-from nnpatch_core.sweep.labels import label_prompts, outcome
-from nnpatch_core.sweep.lengths import warn_of_lengths
-from nnpatch_core.sweep.progress import make_bar
-from nnpatch_core.sweep.sweep import baselines, prepare, warn_of_parts
-from nnpatch_core.sweep.tally import Tally
-from nnpatch_core.sweep.trials import try_out
-from nnpatch_core.tracing import backward_hooks, in_words
+from nnpatch_core.sweep import Options, Runs, check_method, estimate_sweep, prepare
+
+ABLATIONS = ("zero", "mean")
 
 
 @in_one_thread
@@ -151,7 +142,7 @@ def attribution_patching(
     """
     check_flags(force_model_confidence=force_model_confidence, per_position=per_position)
     method = check_method(steps, qk_fix, grad_drop)
-    passed = PairArguments(
+    prompts = PairArguments(
         source_tokens,
         target_tokens,
         source_answer_index,
@@ -161,130 +152,17 @@ def attribution_patching(
         target_attention_mask,
         tokenizer,
     )
-    given = pair_arguments(passed) if ablation is None else ablated_arguments(passed)
+    options = Options(batch_size, memory_budget, progress)
     traced = as_nnsight(nnmodel)
-    model = module_of(traced)
-    check_gradients(model)
-    if hooks := backward_hooks(model):
-        warn(
-            f"the model has {in_words(hooks)}, which may change gradients: the estimate is made of "
-            "what it leaves of them",
-            EngineWarning,
-        )
     runs: Runs
     if ablation is None:
         if reference is not None or per_position:
             raise PatchingError("reference= and per_position= mean nothing without ablation='mean'")
-        runs = PairRuns(read_pairs(traced, given))
+        runs = read_pairs(traced, prompts, confident=force_model_confidence)
     else:
         if force_model_confidence:
             raise PatchingError("force_model_confidence=True means nothing with ablation=")
-        runs = read_ablation(traced, ablation, given, reference, per_position)
-    sweep = prepare(
-        traced,
-        api,
-        sites,
-        runs.target,
-        metric=metric,
-        engine="full",
-        batch_size=batch_size,
-        memory_budget=memory_budget,
-        progress=progress,
-        gathers=False,
-    )
-    runs.check(sweep, at_target=steps is None)
-    warn_of_lengths(sites, runs.source, runs.target)
-    prompts = label_prompts(sweep, runs.source, runs.target, given.tokenizer)
-    with evaluating(model), frozen(model):
-        mask, put = runs.given(sweep)
-        sweep = sweep.where_present(mask)
-        estimation = Estimation.of(sweep, method, mask, memory_budget is not None, batch_size)
-        sweep = attrs.evolve(
-            sweep, limits=attrs.evolve(sweep.limits, prompts=estimation.limits.prompts)
-        )
-        count = len(runs.target)
-        warn_of_parts(sweep, count)
-        chunks = sweep.chunks(count)
-        with make_bar(estimation.passes(count), progress, desc="backwards") as bar:
-            estimation = attrs.evolve(estimation, tick=lambda: _advance(bar))
-
-            def chunk_of(rows: slice) -> Chunk:
-                source_logits, replacement = put(rows)
-                return estimation.open(runs.target.rows(rows), replacement, source_logits)
-
-            # Where all prompts run together, the recorded runs are the unpatched ones too.
-            first = chunk_of(chunks[0]) if len(chunks) == 1 else None
-            if first is not None:
-                context = runs.context(first.source_logits, first.logits)
-            else:
-                context = runs.baseline(sweep)
-            if force_model_confidence:
-                check_confidence(context, prompts)
-            baseline = baselines(sweep, context)
-            runs.check_baseline(baseline)
-            try_out(sweep.metrics, context, baseline)
-            weights = estimation.weights(context)
-            tally = Tally.empty(len(sweep.cells), baseline)
-            values = {name: value.double() for name, value in tally.values.items()}
-            for group in estimation.groups():
-                along = _along(estimation, group, chunks, chunk_of, context)
-                for rows in chunks:
-                    chunk = chunk_of(rows) if first is None else first
-                    own = {name: weight[rows] for name, weight in weights.items()}
-                    paths = {
-                        where: {name: each[:, rows] for name, each in gradients.items()}
-                        for where, gradients in along.items()
-                    }
-                    some = context.rows(torch.arange(rows.start, rows.stop, device="cpu"))
-                    found, known = estimation.estimate(chunk, some, own, group, paths)
-                    for name, change in found.items():
-                        values[name][:, rows] += change
-                    tally.elided[:, rows] = known
-                    # Its graph must not stay while the next one is made.
-                    del chunk
-            bar.update(bar.total - bar.n)
-    tally = attrs.evolve(tally, values=values)
-    tally.note("gradient", None)
-    words = [] if ablation is None else [ablation]
-    described = ", ".join([*words, *method.words])
-    return outcome(
-        sweep,
-        f"attribution ({described})" if described else "attribution",
-        runs.scale,
-        tally,
-        baseline,
-        prompts,
-        mask,
-        exact=tally.elided.all(1),
-        magnitude=method.grad_drop,
-    )
-
-
-def _along(
-    estimation: Estimation,
-    group: Mapping[Where, Terms],
-    chunks: Sequence[slice],
-    chunk_of: Callable[[slice], Chunk],
-    context: MetricContext,
-) -> dict[Where, dict[str, Tensor]]:
-    """For each place of `group` the gradients, along its path, of metrics given all prompts.
-
-    They are the gradients of all prompts, so the paths must be run before any graph is made of
-    them. Nothing where no metric needs it.
-    """
-    if not estimation.places:
-        return {}
-    parts: dict[Where, list[Tensor]] = {where: [] for where in group}
-    for rows in chunks:
-        some = context.rows(torch.arange(rows.start, rows.stop, device="cpu"))
-        for where, logits in estimation.path_logits(chunk_of(rows), some, group).items():
-            parts[where].append(logits)
-    found = {}
-    for where in group:
-        found[where] = estimation.path_weights(torch.cat(parts.pop(where), 1), context)
-    return found
-
-
-def _advance(bar: Any) -> None:
-    if bar.n < bar.total:
-        bar.update()
+        how = check_ablation("ablation", ABLATIONS, Ablation(ablation, reference, per_position))
+        runs = read_ablation(traced, ablated_arguments(prompts), how, AS_TARGET)
+    sweep = prepare(traced, api, sites, runs, metric, options, gathers=False)
+    return estimate_sweep(sweep, runs, method)

@@ -6,7 +6,6 @@ was left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -15,16 +14,23 @@ from torch import Tensor
 
 from nnpatch_core._arguments import shown
 from nnpatch_core._integers import strict_int, strict_seed
+from nnpatch_core.engine import Choice
 from nnpatch_core.errors import PatchingError, UnknownNameError
-from nnpatch_core.results import Baseline, Outcome, Screening
-from nnpatch_core.sweep.sweep import Sweep
-from nnpatch_core.sweep.tally import Tally
+from nnpatch_core.results import Cells, Outcome, Screening
+from nnpatch_core.sweep import (
+    Checkpoint,
+    Method,
+    Runs,
+    Sweep,
+    estimate_sweep,
+    measure_sweep,
+)
 
 SCREENS = ("attribution", "atp*")
 
 
 @attrs.frozen
-class Screen:
+class ScreenOptions:
     """How cells are chosen.
 
     Args:
@@ -40,7 +46,7 @@ class Screen:
     seed: int
 
 
-def check_screen(by: Any, top_k: Any, spot_checks: Any, seed: Any) -> Screen | None:
+def check_screen(by: Any, top_k: Any, spot_checks: Any, seed: Any) -> ScreenOptions | None:
     """The screen that arguments ask for; None without one.
 
     Raises:
@@ -60,94 +66,121 @@ def check_screen(by: Any, top_k: Any, spot_checks: Any, seed: Any) -> Screen | N
         raise PatchingError(f"top_k must be at least 1, got {top_k}")
     if spot_checks is not None and strict_int(spot_checks, "spot_checks", PatchingError) < 0:
         raise PatchingError(f"spot_checks must not be negative, got {spot_checks}")
-    return Screen(by, top_k, spot_checks, strict_seed(0 if seed is None else seed, PatchingError))
+    return ScreenOptions(
+        by, top_k, spot_checks, strict_seed(0 if seed is None else seed, PatchingError)
+    )
 
 
 @attrs.frozen(eq=False)
-class Screened:
-    """What a screen has chosen.
+class _Chosen:
+    """The cells that a screen has chosen.
 
     Args:
-        screen: how.
-        estimate: of all cells, with its sign.
         top: `[top_k]`, the most promising cells, by number.
         spots: `[spot_checks]`, the others that are measured, by number.
-        rest: how many cells are behind them, besides those that are known without a run.
+        rest: how many cells are behind the top, besides those that are known without a run.
     """
 
-    screen: Screen
-    estimate: Outcome
     top: Tensor
     spots: Tensor
     rest: int
 
-    @property
-    def chosen(self) -> Tensor:
+    def mask(self, cells: int) -> Tensor:
         """`[cells]`, bool: which cells are measured."""
-        count = sum(len(each.index) for each in self.estimate.cells.values())
-        found = torch.zeros(count, dtype=torch.bool, device="cpu")
-        found[self.top] = found[self.spots] = True
-        return found
-
-    def laid(self, whole: Sweep, measured: Tally, baseline: Mapping[str, Baseline]) -> Tally:
-        """What was measured, laid into the estimated changes of all cells.
-
-        Args:
-            whole: the sweep of all cells.
-            measured: what was measured, of those that were chosen.
-            baseline: the unpatched runs of that sweep; the estimate's own differ by rounding.
-        """
-        values = {}
-        for name, found in measured.values.items():
-            raw = torch.cat(list(self.estimate.raw[name].values()))
-            changes = raw - self.estimate.baselines[name].target.double()
-            values[name] = baseline[name].target.double() + changes
-            values[name][self.chosen] = found.double()
-        done = torch.zeros(len(whole.cells), measured.done.shape[1], dtype=torch.bool, device="cpu")
-        elided = torch.cat([cells.elided for cells in self.estimate.cells.values()])
-        done[self.chosen], elided[self.chosen] = measured.done, measured.elided
-        return attrs.evolve(measured, values=values, done=done, elided=elided)
-
-    def exact(self, elided: Tensor) -> Tensor:
-        """`[cells]`, bool: what was measured, or is known without."""
-        return self.chosen | elided.all(1)
-
-    def screening(self, outcome: Outcome) -> Screening:
-        """What the spot check found, in the outcome's first metric."""
-        seen = _sizes(outcome)[self.spots]
-        return Screening(
-            by=self.screen.by,
-            chosen=len(self.top),
-            rest=self.rest,
-            checked=len(self.spots),
-            largest=float(seen.max()) if len(seen) else 0.0,
-        )
+        chosen = torch.zeros(cells, dtype=torch.bool, device="cpu")
+        chosen[self.top] = chosen[self.spots] = True
+        return chosen
 
 
-def screen_by(screen: Screen, estimate: Callable[[bool, bool], Outcome]) -> Screened:
-    """Choose cells by the size of an estimate, and others at random.
+def screen_sweep(
+    options: ScreenOptions,
+    sweep: Sweep,
+    runs: Runs,
+    choice: Choice,
+    checkpoint: Checkpoint | None = None,
+) -> Outcome:
+    """Estimate all cells, and measure the most promising ones, and some others at random.
 
     Args:
-        screen: how.
-        estimate: makes an estimate of all cells, given whether it has the QK fix, and GradDrop.
+        options: how cells are chosen.
+        sweep: all cells.
+        runs: into which prompts, and what is put there.
+        choice: the engines that may measure them.
+        checkpoint: where what was measured is kept.
+
+    Raises:
+        PatchingError: one of its kinds; bad input before any cell runs.
     """
-    repaired = screen.by == "atp*"
-    signed = estimate(repaired, False)
-    # AtP* ranks by sizes that have no sign; what is not measured is shown by the estimate that has.
-    ranking = estimate(True, True) if repaired else signed
+    repaired, told = options.by == "atp*", len(sweep.chunks) > 1
+    estimated = sweep.to_estimate()
+    signed = estimate_sweep(estimated, runs, Method(None, repaired, False), told=told)
+    ranking = signed
+    if repaired:
+        # AtP* ranks by sizes without a sign; what is not measured is shown by the signed estimate.
+        ranking = estimate_sweep(estimated, runs, Method(None, True, True), told=True)
+    chosen = _choose(options, ranking)
+    mask = chosen.mask(len(sweep.patches.cells))
+    measured = measure_sweep(sweep.only(mask), runs, choice, checkpoint)
+    outcome = _laid(signed, measured, mask)
+    spots = _sizes(outcome)[chosen.spots]
+    screening = Screening(
+        by=options.by,
+        chosen=len(chosen.top),
+        rest=chosen.rest,
+        checked=len(spots),
+        largest=float(spots.max()) if len(spots) else 0.0,
+    )
+    kind = f"{measured.kind}, screened by {options.by}"
+    return attrs.evolve(outcome, kind=kind, screening=screening)
+
+
+def _choose(options: ScreenOptions, ranking: Outcome) -> _Chosen:
+    """Choose cells by the size of an estimate, and others at random."""
     order = _sizes(ranking).argsort(descending=True, stable=True)
     known = torch.cat([cells.exact for cells in ranking.cells.values()])
     # Where all is known, one cell is run all the same: a sweep has at least one.
     order = order[~known[order]] if not known.all() else order[:1]
     # In the order of the cells: that of the estimates hangs, among near ties, on how rounding goes.
-    top, rest = order[: screen.top_k], order[screen.top_k :].sort().values
-    wanted = len(top) if screen.spot_checks is None else screen.spot_checks
-    random = torch.Generator().manual_seed(screen.seed)
+    top, rest = order[: options.top_k], order[options.top_k :].sort().values
+    wanted = len(top) if options.spot_checks is None else options.spot_checks
+    random = torch.Generator().manual_seed(options.seed)
     spots = rest[torch.randperm(len(rest), generator=random, device="cpu")[:wanted]]
-    return Screened(screen, signed, top, spots, len(rest))
+    return _Chosen(top, spots, len(rest))
+
+
+def _laid(estimate: Outcome, measured: Outcome, chosen: Tensor) -> Outcome:
+    """The measured cells laid into the estimated changes of all cells.
+
+    Args:
+        estimate: of all cells, with its sign.
+        measured: those that were chosen.
+        chosen: `[cells]`, bool: which these are.
+    """
+    sizes = [len(cells.index) for cells in estimate.cells.values()]
+    by_name = dict(zip(estimate.cells, torch.split(chosen, sizes), strict=True))
+
+    def cells_of(name: str) -> Cells:
+        old, new, here = estimate.cells[name], measured.cells[name], by_name[name]
+        elided, unread = old.elided.clone(), old.unread.clone()
+        elided[here], unread[here] = new.elided, new.unread
+        exact = here | (elided | unread).all(1)
+        return attrs.evolve(old, elided=elided, unread=unread, exact=exact)
+
+    def values_of(metric: str, name: str) -> Tensor:
+        # The estimate's unpatched runs differ from the measured ones by rounding.
+        changes = estimate.raw[metric][name] - estimate.baselines[metric].target.double()
+        values = measured.baselines[metric].target.double() + changes
+        values[by_name[name]] = measured.raw[metric][name].double()
+        return values
+
+    raw = {
+        metric: {name: values_of(metric, name) for name in estimate.cells}
+        for metric in measured.raw
+    }
+    return attrs.evolve(measured, cells={name: cells_of(name) for name in estimate.cells}, raw=raw)
 
 
 def _sizes(outcome: Outcome) -> Tensor:
     """`[cells]`: the absolute value of each, in the order in which they were swept."""
-    found = [outcome[name][tuple(cells.index.T)] for name, cells in outcome.cells.items()]
-    return torch.cat(found).abs()
+    values = [outcome[name][tuple(cells.index.T)] for name, cells in outcome.cells.items()]
+    return torch.cat(values).abs()

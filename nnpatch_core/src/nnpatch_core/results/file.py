@@ -95,6 +95,7 @@ def _fields(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, 
             tensors[f"cells/{place}"],
             tensors[f"present/{place}"],
             tensors[f"elided/{place}"],
+            tensors[f"elided/{place}"] & False,
             tensors[f"exact/{place}"],
         )
         for place, (name, axes) in enumerate(header["axes"].items())

@@ -117,15 +117,18 @@ class Cells:
     index: Tensor
     present: Tensor
     elided: Tensor
+    unread: Tensor
     exact: Tensor
 
     @classmethod
-    def of(cls, grid: Grid, present: Tensor, elided: Tensor, exact: Tensor) -> Cells:
+    def of(
+        cls, grid: Grid, present: Tensor, elided: Tensor, unread: Tensor, exact: Tensor
+    ) -> Cells:
         """The places of a grid's cells."""
         index = torch.tensor(grid.index, dtype=torch.int64, device="cpu").reshape(
             -1, len(grid.axes)
         )
-        return cls(grid.axes, index, present, elided, exact)
+        return cls(grid.axes, index, present, elided, unread, exact)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -149,6 +149,14 @@ class Checkpoint:
             )
 
 
+def budget_of(checkpoint: Checkpoint | None, memory_budget: Any) -> Any:
+    """The memory budget of a call: that with which its checkpoint was begun, if none is given.
+
+    What runs together decides on last digits, and so on a screen's near ties.
+    """
+    return checkpoint.budget if checkpoint and memory_budget is None else memory_budget
+
+
 def _shown(value: str | None) -> str:
     """What a file says, as a message may show it."""
     said = "none" if value is None else value

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from nnpatch_core._arrays import Booleans
 from nnpatch_core._warnings import warn
-from nnpatch_core.engine.rows import Booleans
 from nnpatch_core.errors import EngineWarning, MemoryBudgetError
-from nnpatch_core.patching.planned import plan_of
+from nnpatch_core.sweep.plan import plan_of
 from nnpatch_core.sweep.sweep import Sweep
 
 
@@ -20,7 +20,7 @@ def warn_of_fallback(sweep: Sweep, reason: str, changed: Booleans) -> None:
         reason: why it is not the cone engine.
         changed: `[batch, seq]`: where a patch may put something else than what was there.
     """
-    if not all(getattr(site.api, "cone", True) for site in sweep.places):
+    if not all(getattr(api, "cone", True) for api in sweep.patches.adapters):
         return
     warn(
         f"this sweep runs in the full engine, with a whole forward for each cell: {reason}."
@@ -31,7 +31,7 @@ def warn_of_fallback(sweep: Sweep, reason: str, changed: Booleans) -> None:
 
 def _cost(sweep: Sweep, changed: Booleans) -> str:
     try:
-        plan = plan_of(sweep, changed)
+        plan = plan_of(sweep.patches, sweep.limits, changed)
     except MemoryBudgetError:
         return ""
     if not plan.token_layers:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnpatch_core._arrays import Booleans
 from nnpatch_core.engine import Part
-from nnpatch_core.engine.rows import Booleans
 from nnpatch_core.metrics import Metric, MetricContext, as_numbers, called, columns_read
 
 #: A cell by its number, and what each metric gives for its prompts, `[batch]`.
@@ -53,23 +53,23 @@ class Waiting:
         """How many logits of a prompt wait."""
         return self.context.target_logits.shape[1] if self.columns is None else len(self.columns)
 
-    def elide(self, cells: slice, rows: slice, elided: Booleans) -> Iterator[Measured]:
-        """What of some cells is elided in some prompts; gives those that are complete by that."""
-        self.missing[cells, rows] &= ~elided
+    def elide(self, group: slice, chunk: slice, elided: Booleans) -> Iterator[Measured]:
+        """Take elided pairs of cell and prompt as run; gives the cells that become complete."""
+        self.missing[group, chunk] &= ~elided
         for cell in [*self.logits]:
             yield from self._complete(cell)
 
-    def add(self, part: Part, cells: slice, rows: slice) -> Iterator[Measured]:
+    def add(self, part: Part, group: slice, chunk: slice) -> Iterator[Measured]:
         """Some runs have come; gives the cells that are complete by that.
 
         Args:
             part: the runs, whose cells and prompts are counted from the first of these:
-            cells: which cells were run.
-            rows: which prompts.
+            group: which cells were run.
+            chunk: which prompts.
         """
         columns = self._columns_in(part)
         for number in np.unique(part.cells):
-            cell, here = cells.start + int(number), part.cells == number
+            cell, here = group.start + int(number), part.cells == number
             if self.measured[cell]:
                 continue
             if cell not in self.logits:
@@ -77,9 +77,9 @@ class Waiting:
                 self.logits[cell] = (
                     unpatched.clone() if self.columns is None else unpatched[:, self.columns]
                 )
-            prompts = part.prompts[here] + rows.start
-            found = part.logits[torch.from_numpy(here)]
-            self.logits[cell][prompts] = found if columns is None else found[:, columns]
+            prompts = part.prompts[here] + chunk.start
+            logits = part.logits[torch.from_numpy(here)]
+            self.logits[cell][prompts] = logits if columns is None else logits[:, columns]
             self.missing[cell, prompts] = False
             yield from self._complete(cell)
 

@@ -1,4 +1,4 @@
-"""What makes a sweep the same sweep again, in a few short words for each part of it."""
+"""The identity of a sweep: a few short words for each part that its numbers depend on."""
 
 from __future__ import annotations
 
@@ -7,57 +7,56 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
-from nnpatch_core._models import input_device, module_of
+from nnpatch_core._models import input_device
 from nnpatch_core.adapters import Component, ModelAPI, head_columns, n_layers, table_of
-from nnpatch_core.batch import Batch
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.metrics import MetricContext, columns_read
 from nnpatch_core.results import Baseline
 from nnpatch_core.sweep.checksum import checksum, digest, word
 from nnpatch_core.sweep.fingerprint import fingerprint, settings
 from nnpatch_core.sweep.labels import versions
+from nnpatch_core.sweep.runs import Put, Runs, kind_of
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.tracing import forward_functions
 
 #: Part of a sweep to words for it; equal words are equal sweeps.
 Identity: TypeAlias = dict[str, str]
-#: The part that names what words could not be found for.
+#: The part that names what could not be put into words.
 UNTOLD = "not compared"
 
 
 def identity(
     sweep: Sweep,
-    kind: str,
-    runs: Mapping[str, Batch],
+    runs: Runs,
+    put: Put,
+    engine: str,
     context: MetricContext,
     baseline: Mapping[str, Baseline],
-    given: Mapping[str, Tensor],
 ) -> Identity:
     """The parts of a sweep: two sweeps with the same give the same numbers, to the last bit.
 
     Args:
         sweep: what is patched.
-        kind: what is put there.
         runs: the prompts of each run.
+        put: what is put at the sites.
+        engine: the name of the engine.
         context: the answers.
         baseline: the metrics of the unpatched runs.
-        given: what else is put at the sites.
     """
-    model = module_of(sweep.nnmodel)
+    model = sweep.patches.model
     answers = [context.source_answer_index]
     if context.target_answer_index is not None:
         answers.append(context.target_answer_index)
-    measured = [value for runs in baseline.values() for value in (runs.source, runs.target)]
+    unpatched = [value for each in baseline.values() for value in (each.source, each.target)]
     untold: set[str] = set()
     adapters = {
-        id(site.api): f"{site.api.name} {_table(site.api, model, untold)}"
-        for site in {id(site.api): site for site in sweep.sites}.values()
+        id(api): f"{api.name} {_table(api, model, untold)}" for api in sweep.patches.adapters
     }
     cells = [
         [name, cell.label, *(adapters[id(site.api)] for site in cell.sites)]
-        for name, grid in sweep.grids.items()
+        for name, grid in sweep.layout.grids.items()
         for cell in grid.sites
     ]
     code = [fingerprint(metric) for metric in sweep.metrics.values()]
@@ -67,24 +66,27 @@ def identity(
     untold.update(*(each.untold for _, each in hooks))
     config = getattr(model, "config", None)
     device = input_device(model)
+    prompts = {
+        f"{name} prompts": digest(batch.tokens, batch.mask) for name, batch in runs.batches.items()
+    }
     return {
-        "kind": kind,
+        "kind": kind_of(runs),
         "model": f"{type(model).__name__} {checksum(model)}",
         "config": _word(settings(config)),
         "attention": str(getattr(config, "_attn_implementation", None)),
         "device": "none" if device is None else device.type,
-        **{f"{name} prompts": digest(batch.tokens, batch.mask) for name, batch in runs.items()},
+        **prompts,
         "answers": digest(*answers),
         "sites": f"{len(cells)} {_word(cells)}",
         "adapter": ", ".join(sorted(set(adapters.values()))),
         "metric": f"{', '.join(sweep.metrics)} {_word(metrics)}",
         "hooks": _word([[words, each.digest] for words, each in hooks]) if hooks else "none",
-        "unpatched runs": digest(*measured),
+        "unpatched runs": digest(*unpatched),
         "given all prompts": _together(sweep, context),
-        "engine": sweep.engine,
+        "engine": engine,
         "prompts at once": str(sweep.limits.prompts),
         "memory_budget": str(sweep.limits.budget),
-        **{name: digest(value) for name, value in given.items()},
+        **{name: digest(value) for name, value in put.depends.items()},
         "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
         **versions(),
         **({UNTOLD: ", ".join(sorted(untold))} if untold else {}),
@@ -109,10 +111,10 @@ def _table(api: ModelAPI, model: nn.Module, untold: set[str]) -> str:
             [_heads(api, model, kind, layer) for kind in ("query", "key_value")],
             [
                 [
-                    *(name, row.module, row.side, row.item, row.heads),
-                    _columns(api, model, layer, name, row, untold),
+                    *(name, each.module, each.side, each.item, each.heads),
+                    _columns(api, model, layer, name, each, untold),
                 ]
-                for name, row in table_of(api, model, layer).items()
+                for name, each in table_of(api, model, layer).items()
             ],
         ]
         for layer in range(n_layers(api, model))
@@ -128,17 +130,17 @@ def _heads(api: ModelAPI, model: Any, kind: Any, layer: int) -> int | None:
 
 
 def _columns(
-    api: ModelAPI, model: nn.Module, layer: int, name: str, row: Component, untold: set[str]
+    api: ModelAPI, model: nn.Module, layer: int, name: str, component: Component, untold: set[str]
 ) -> str | None:
     """A word for the columns of a component's heads; None where they stand in order."""
-    if row.heads is None or row.columns is None:
+    if component.heads is None or component.columns is None:
         return None
-    module = model.get_submodule(f"{api.layers}.{layer}.{row.module}".rstrip("."))
-    width = getattr(module, f"{'in' if row.side == 'input' else 'out'}_features", None)
+    module = model.get_submodule(f"{api.layers}.{layer}.{component.module}".rstrip("."))
+    width = getattr(module, f"{'in' if component.side == 'input' else 'out'}_features", None)
     if isinstance(width, int):
-        found = head_columns(api, model, layer, name, width)
-        return None if found is None else digest(found)
-    code = fingerprint(row.columns)
+        columns = head_columns(api, model, layer, name, width)
+        return None if columns is None else digest(columns)
+    code = fingerprint(component.columns)
     untold.update(code.untold)
     return code.digest
 

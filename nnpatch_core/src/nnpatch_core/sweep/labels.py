@@ -1,4 +1,4 @@
-"""What an outcome says about a sweep besides its numbers."""
+"""The labels of an outcome: what it says about a sweep besides its numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._arguments import shown
-from nnpatch_core._models import module_of
 from nnpatch_core._upstream import nnsight, transformers
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError
@@ -38,22 +37,20 @@ def outcome(
         sweep: what was patched.
         kind: how.
         scale: of the values.
-        tally: what was found.
+        tally: what was measured.
         baseline: the metrics of the unpatched runs.
         prompts: the prompts.
         mask: `[batch, seq]`: where prompts could be patched.
         exact: `[cells]`: which are no estimates; None is all.
         magnitude: whether values are sizes, without a sign.
     """
-    model = module_of(sweep.nnmodel)
-    present = sweep.present(mask)
-    config = getattr(model, "config", None)
-    adapters = sorted({site.api.name for site in sweep.sites})
-    fallback = {"fallback": "; ".join(tally.fallbacks)} if tally.fallbacks else {}
-    hooks = forward_hooks(model)
+    model, layout = sweep.patches.model, sweep.layout
+    config, hooks = getattr(model, "config", None), forward_hooks(model)
+    adapters = sorted({api.name for api in sweep.patches.adapters})
     parted = f"{len(tally.groups)} groups of cells, each with unpatched runs of its own"
-    elided = sweep.by_name(tally.elided)
-    measured = sweep.by_name(
+    present, elided = layout.by_name(layout.present(mask)), layout.by_name(tally.elided)
+    unread = layout.by_name(tally.unread)
+    measured = layout.by_name(
         torch.ones(len(tally.elided), dtype=torch.bool, device="cpu") if exact is None else exact
     )
     return Outcome(
@@ -61,17 +58,17 @@ def outcome(
         scale=scale,
         magnitude=magnitude,
         cells={
-            name: Cells.of(grid, present[name], elided[name], measured[name])
-            for name, grid in sweep.grids.items()
+            name: Cells.of(grid, present[name], elided[name], unread[name], measured[name])
+            for name, grid in layout.grids.items()
         },
-        raw={metric: sweep.by_name(values) for metric, values in tally.values.items()},
+        raw={metric: layout.by_name(values) for metric, values in tally.values.items()},
         baselines=baseline,
         prompts=prompts,
         metric=next(iter(sweep.metrics)),
         info={
             "adapter": ", ".join(adapters),
             "engine": ", ".join(tally.engines),
-            **fallback,
+            **({"fallback": "; ".join(tally.fallbacks)} if tally.fallbacks else {}),
             **({"groups": parted} if tally.groups else {}),
             **({"hooks": "; ".join(hooks)} if hooks else {}),
             "model": getattr(config, "_name_or_path", "") or type(model).__name__,
@@ -92,9 +89,9 @@ def versions() -> dict[str, str]:
     return {"nnpatch-core": metadata.version("nnpatch-core"), **libraries}
 
 
-def label_prompts(sweep: Sweep, source: Batch, target: Batch, tokenizer: Any) -> Prompts:
+def label_prompts(nnmodel: Any, source: Batch, target: Batch, tokenizer: Any) -> Prompts:
     """The prompts as they are run, with the text of their tokens if a tokenizer is at hand."""
-    tokenizer = getattr(sweep.nnmodel, "tokenizer", None) if tokenizer is None else tokenizer
+    tokenizer = getattr(nnmodel, "tokenizer", None) if tokenizer is None else tokenizer
     if tokenizer is not None and not hasattr(tokenizer, "decode"):
         raise TokensError(f"tokenizer must be a Hugging Face tokenizer, got {shown(tokenizer)}")
     source, target = source.to(torch.device("cpu")), target.to(torch.device("cpu"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import torch
 
 from nnpatch_core._warnings import warn
@@ -12,18 +11,7 @@ from nnpatch_core.batch import Batch
 from nnpatch_core.errors import PromptWarning
 from nnpatch_core.seq_pos import Custom, CustomConstant, SeqPos, groups_of
 from nnpatch_core.site import AnySite
-from nnpatch_core.sites import Grid, SiteList, Sites, SweepSites
-
-
-@attrs.frozen
-class Spoken:
-    """Sites of which all was said: a sweep inside of a sweep says nothing of them again."""
-
-    sites: SweepSites
-
-    def grids(self, nnmodel: Any, api: Any, seq_len: int) -> dict[str, Grid]:
-        """See `SweepSites.grids`."""
-        return self.sites.grids(nnmodel, api, seq_len)
+from nnpatch_core.sites import SiteList, Sites, SweepSites
 
 
 def warn_of_lengths(sites: SweepSites, source: Batch | None, target: Batch) -> None:

@@ -1,4 +1,4 @@
-"""A bar of cells, with what need not be run, and an estimate of what is left."""
+"""A bar of cells, which tells how many need no run, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import attrs
 from tqdm.auto import tqdm
 
-from nnpatch_core.engine.rows import Booleans
+from nnpatch_core._arrays import Booleans
 
 _FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} cells [{elapsed}{postfix}]"
-#: What leaves the bars of `TQDM_DISABLE` shown.
+#: Values that leave the bars of `TQDM_DISABLE` shown.
 _NO = ("", "0", "false", "no", "off")
 
 
@@ -38,7 +38,7 @@ def _interval() -> float:
 
 
 @attrs.define
-class _Chunk:
+class _Stretch:
     """Pairs of cell and prompt: how many, those that are known, work, and when begun."""
 
     size: int
@@ -64,8 +64,8 @@ class Progress:
     def __init__(self, cells: int, batch: int, shown: bool) -> None:
         self._batch = batch
         self._size = cells * batch
-        self._chunks: dict[tuple[int, int], _Chunk] = {}
-        self._now = _Chunk(0, 0, 0, 0.0)
+        self._stretches: dict[tuple[int, int], _Stretch] = {}
+        self._now = _Stretch(0, 0, 0, 0.0)
         self._bar = make_bar(cells, shown, bar_format=_FORMAT)
         self._interval = _interval()
         self._drawn = -self._interval
@@ -83,7 +83,7 @@ class Progress:
 
     def begin(
         self,
-        rows: slice,
+        chunk: slice,
         engine: str,
         work: float,
         elided: Booleans,
@@ -93,17 +93,17 @@ class Progress:
         """Some prompts begin, or begin again in another engine.
 
         Args:
-            rows: which prompts.
+            chunk: which prompts.
             engine: which engine runs them.
-            work: what they cost, in any unit.
-            elided: `[cells, prompts]`: what need not be run.
-            done: `[cells, prompts]`: what was run by an earlier call.
+            work: their cost, in any unit.
+            elided: `[cells, prompts]`: those that need not be run.
+            done: `[cells, prompts]`: those that an earlier call has run.
             first_cell: the first of the cells, where they are run in several groups.
         """
         self._bar.set_description_str(f"{engine} engine", refresh=False)
         known = int((elided | done).sum())
-        self._now = _Chunk(done.size, int(elided.sum()), known, work)
-        self._chunks[first_cell, rows.start] = self._now
+        self._now = _Stretch(done.size, int(elided.sum()), known, work)
+        self._stretches[first_cell, chunk.start] = self._now
         self._show(at_once=True)
 
     def advance(self, pairs: int, work: float) -> None:
@@ -118,18 +118,18 @@ class Progress:
         if not now.ran:
             return None
         # What has not begun is taken to cost as much as this.
-        later = self._size - sum(chunk.size for chunk in self._chunks.values())
+        later = self._size - sum(each.size for each in self._stretches.values())
         left = now.work - now.ran + now.work * later / now.size
         return (time.monotonic() - now.since) / now.ran * left
 
     def _show(self, at_once: bool = False) -> None:
-        elided = sum(chunk.elided for chunk in self._chunks.values())
+        elided = sum(each.elided for each in self._stretches.values())
         words = [f"{elided / self._batch:.0f} elided"] if elided else []
         left = self.left()
         if left is not None:
             words.append(f"about {tqdm.format_interval(left)} left")
         self._bar.set_postfix_str(", ".join(words), refresh=False)
-        self._bar.n = sum(chunk.pairs for chunk in self._chunks.values()) // self._batch
+        self._bar.n = sum(each.pairs for each in self._stretches.values()) // self._batch
         now = time.monotonic()
         if at_once or now - self._drawn >= self._interval:
             self._drawn = now

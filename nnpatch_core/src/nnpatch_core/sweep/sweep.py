@@ -1,9 +1,9 @@
-"""What every sweep shares: its checks, and the runs that nothing is patched in."""
+"""A sweep that has passed its checks, and the runs in which nothing is patched."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,25 +11,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._arguments import check_flags, shown
+from nnpatch_core._arguments import check_flags
 from nnpatch_core._integers import strict_int
-from nnpatch_core._models import module_of
 from nnpatch_core._warnings import warn
-from nnpatch_core.adapters import ModelAPI, check_fits, of_other_type
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine import why_not_cone, why_rather_full
-from nnpatch_core.engine.rows import one_each_place
-from nnpatch_core.errors import (
-    AdapterWarning,
-    EngineError,
-    EngineWarning,
-    MaskError,
-    MetricError,
-    PatchingError,
-    PositionError,
-    TokensError,
-    UnknownNameError,
-)
+from nnpatch_core.errors import EngineWarning, MaskError, MetricError, TokensError
 from nnpatch_core.memory import Gathered, Limits, limits_of
 from nnpatch_core.metrics import (
     Metric,
@@ -42,133 +28,67 @@ from nnpatch_core.metrics import (
 )
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.results import Baseline
-from nnpatch_core.site import AnySite, Site
-from nnpatch_core.sites import Grid, SweepSites
-from nnpatch_core.sweep.lengths import Spoken
-from nnpatch_core.tracing import check_forwards, forward, forward_hooks, in_words
+from nnpatch_core.sweep.layout import Layout
+from nnpatch_core.tracing import Patches, forward, forward_hooks, in_words
 
-#: `auto` is the cone engine where adapter and model allow it.
-ENGINES = ("auto", "cone", "full")
+
+def _batch_size(value: Any) -> int | None:
+    if value is None:
+        return None
+    size = strict_int(value, "batch_size", TokensError)
+    if size < 1:
+        raise TokensError(f"batch_size must be at least 1, got {size}")
+    return size
+
+
+@attrs.frozen
+class Options:
+    """How a sweep may run: the user's arguments of these names.
+
+    Args:
+        batch_size: how many prompts run together, at most; None is as many as fit.
+        memory_budget: bytes, a string such as `"4 GiB"`, or None for half of what is free.
+        progress: whether a bar is shown.
+    """
+
+    batch_size: int | None = attrs.field(default=None, converter=_batch_size)
+    memory_budget: Any = None
+    progress: bool = attrs.field(default=False)
+
+    @progress.validator
+    def _is_flag(self, _: Any, progress: Any) -> None:
+        check_flags(progress=progress)
 
 
 @attrs.frozen(eq=False)
 class Sweep:
-    """A sweep that has passed its checks: what will be patched, and how it is measured.
+    """What is patched, and how it is measured.
 
     Args:
-        nnmodel: the model, wrapped by nnsight.
-        grids: site name to its cells.
+        layout: the cells.
         metrics: by name.
+        options: how it may run.
         limits: the memory that it may use.
-        engine: one of `ENGINES`.
-        fallback: why it is `full`, where `auto` was asked for.
-        progress: whether a bar is shown.
+        batch: the number of prompts.
+        seq_len: tokens per prompt.
     """
 
-    nnmodel: Any
-    grids: Mapping[str, Grid]
+    layout: Layout
     metrics: Mapping[str, Metric]
+    options: Options
     limits: Limits
-    engine: str
-    fallback: str | None
-    progress: bool
+    batch: int
+    seq_len: int
 
     @property
-    def cells(self) -> list[AnySite]:
-        """What is patched in each forward, name by name."""
-        return [site for grid in self.grids.values() for site in grid.sites]
+    def patches(self) -> Patches:
+        """The cells, found in the model."""
+        return self.layout.patches
 
     @property
-    def sites(self) -> list[Site]:
-        """Every site that some cell patches."""
-        return [site for cell in self.cells for site in cell.sites]
-
-    @property
-    def places(self) -> list[Site]:
-        """One site for each component of each layer: what a run must be read at."""
-        return one_each_place(self.sites)
-
-    def present(self, mask: Tensor) -> dict[str, Tensor]:
-        """Site name to `[cells, batch]`, bool: which prompts have a token where a cell patches."""
-        real = mask.bool().cpu()
-        # Looked up by positions, of which there are far fewer than cells.
-        known: dict[tuple[int, ...] | None, Tensor] = {}
-
-        def of(site: Site) -> Tensor:
-            if site.seq_pos not in known:
-                known[site.seq_pos] = real[:, list(site.group(real.shape[1]))].any(1)
-            return known[site.seq_pos]
-
-        found = {}
-        for name, grid in self.grids.items():
-            rows = [
-                of(cell) if isinstance(cell, Site) else torch.stack([*map(of, cell.sites)]).any(0)
-                for cell in grid.sites
-            ]
-            found[name] = torch.stack(rows) if rows else real.new_zeros(0, len(real))
-        return found
-
-    def where_present(self, mask: Tensor) -> Sweep:
-        """The sweep without the cells that only padding would be patched in.
-
-        Args:
-            mask: `[batch, seq]`: 1 where a prompt can be patched.
-
-        Raises:
-            PositionError: no cell is left.
-        """
-        kept = torch.cat([present.any(1) for present in self.present(mask).values()])
-        if not kept.any():
-            raise PositionError("every position that is swept is padding in every prompt")
-        return self.only(kept)
-
-    def only(self, kept: Tensor) -> Sweep:
-        """The sweep of some of its cells; `kept` is `[cells]`, bool."""
-        grids = {}
-        for name, some in self.by_name(kept).items():
-            grid, numbers = self.grids[name], some.nonzero().flatten().tolist()
-            grids[name] = Grid(
-                grid.axes,
-                tuple(grid.index[number] for number in numbers),
-                tuple(grid.sites[number] for number in numbers),
-            )
-        return attrs.evolve(self, grids=grids)
-
-    def part(self, cells: slice) -> Sweep:
-        """The sweep of the cells from one number up to another."""
-        kept = torch.zeros(len(self.cells), dtype=torch.bool, device="cpu")
-        kept[cells] = True
-        return self.only(kept)
-
-    def by_name(self, values: Tensor) -> dict[str, Tensor]:
-        """`[cells, ...]` of all cells as site name to those of its cells."""
-        sizes = [len(grid.sites) for grid in self.grids.values()]
-        return dict(zip(self.grids, torch.split(values, sizes), strict=True))
-
-    def settled(self, reason: str | None) -> Sweep:
-        """The sweep in the engine that it will run in, given why it cannot be the cone engine.
-
-        Raises:
-            EngineError: the cone engine was asked for.
-        """
-        if reason is None or self.engine == "full":
-            return self
-        if self.engine == "cone":
-            raise EngineError(f"engine='cone' cannot run this sweep: {reason}")
-        return attrs.evolve(self, engine="full", fallback=reason)
-
-    def groups(self, columns: int, batch: int) -> list[slice]:
-        """The cells whose logits wait together, where they wait for more than their own trace.
-
-        Args:
-            columns: how many logits wait of each prompt.
-            batch: the number of prompts.
-        """
-        count, most = len(self.cells), self.limits.cells(batch, columns)
-        # As even as can be, as what runs together shares its weights.
-        parts = -(-count // most)
-        edges = [count * part // parts for part in range(parts + 1)]
-        return [slice(*ends) for ends in pairwise(edges)]
+    def nnmodel(self) -> Any:
+        """The model, wrapped by nnsight."""
+        return self.patches.nnmodel
 
     @property
     def alone(self) -> dict[str, Metric]:
@@ -180,78 +100,103 @@ class Sweep:
         """The other metrics, which wait until all prompts of a cell were run."""
         return {name: each for name, each in self.metrics.items() if not is_per_prompt(each)}
 
-    def chunks(self, batch: int) -> list[slice]:
-        """The rows that are run together."""
-        size = self.limits.prompts
-        return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+    @property
+    def chunks(self) -> list[slice]:
+        """The prompts that run together."""
+        return self.limits.chunks(self.batch)
+
+    def only(self, kept: Tensor) -> Sweep:
+        """The sweep of some of its cells; `kept` is `[cells]`, bool."""
+        return attrs.evolve(self, layout=self.layout.only(kept))
+
+    def part(self, group: slice) -> Sweep:
+        """The sweep of the cells from one number up to another."""
+        kept = torch.zeros(len(self.patches.cells), dtype=torch.bool, device="cpu")
+        kept[group] = True
+        return self.only(kept)
+
+    def where_present(self, mask: Tensor) -> Sweep:
+        """See `Layout.where_present`."""
+        return attrs.evolve(self, layout=self.layout.where_present(mask))
+
+    def to_estimate(self) -> Sweep:
+        """The same sweep, of which no logits wait for others, as they do where it is measured."""
+        limits = _limits(
+            self.layout, self.metrics, self.options, self.batch, self.seq_len, gathers=False
+        )
+        return attrs.evolve(self, limits=limits)
+
+    def groups(self, columns: int) -> list[slice]:
+        """The cells whose logits wait together, where they wait for more than their own trace.
+
+        Args:
+            columns: how many logits wait of each prompt.
+        """
+        count, most = len(self.patches.cells), self.limits.cells(self.batch, columns)
+        # As even as can be, as what runs together shares its weights.
+        parts = -(-count // most)
+        edges = [count * part // parts for part in range(parts + 1)]
+        return [slice(*ends) for ends in pairwise(edges)]
 
 
-def prepare(
-    nnmodel: Any,
-    api: Any,
-    sites: SweepSites,
-    target: Batch,
-    *,
-    metric: MetricSpec,
-    engine: str,
-    batch_size: int | None,
-    memory_budget: int | str | None,
-    progress: bool,
-    gathers: bool = True,
+def make_sweep(
+    layout: Layout, target: Batch, metric: MetricSpec, options: Options, *, gathers: bool
 ) -> Sweep:
-    """Check everything that can be checked before a forward runs.
+    """Lay the metrics on the cells, and cut the prompts to the memory.
 
-    `gathers` tells whether logits wait for those of a cell's other prompts, if a metric wants it.
+    Args:
+        layout: the cells.
+        target: the prompts that are patched.
+        metric: as the user names it.
+        options: how the sweep may run.
+        gathers: whether logits wait for those of a cell's other prompts, if a metric wants it.
 
     Raises:
         PatchingError: one of its kinds, for whatever is wrong.
     """
-    if not isinstance(engine, str) or engine not in ENGINES:
-        raise UnknownNameError(f"unknown engine {shown(engine)}; there are {', '.join(ENGINES)}")
-    if isinstance(sites, type) or not hasattr(sites, "grids"):
-        raise PatchingError(
-            f"sites must be Sites(...) or Sites.from_sites(...), got {shown(sites)}"
-        )
-    if batch_size is not None:
-        batch_size = strict_int(batch_size, "batch_size", TokensError)
-        if batch_size < 1:
-            raise TokensError(f"batch_size must be at least 1, got {batch_size}")
-    check_flags(progress=progress)
     metrics = name_metrics(metric, find_metric)
-    model = module_of(nnmodel)
-    grids = sites.grids(nnmodel, api, target.seq_len)
-    found = [site for grid in grids.values() for cell in grid.sites for site in cell.sites]
-    for adapter in {id(site.api): site.api for site in found}.values():
-        check_fits(adapter, model)
-        if not isinstance(sites, Spoken):
-            _warn_of_other_type(adapter, model)
-    check_forwards(found, model)
-    size = (len(target), target.seq_len)
-    whole = not all(map(reads_some, metrics.values()))
-    gathered = None
+    sizes = len(target), target.seq_len
+    limits = _limits(layout, metrics, options, *sizes, gathers=gathers)
+    return Sweep(layout, metrics, options, limits, *sizes)
+
+
+def _limits(
+    layout: Layout,
+    metrics: Mapping[str, Metric],
+    options: Options,
+    batch: int,
+    seq_len: int,
+    *,
+    gathers: bool,
+) -> Limits:
     waiting = {name: each for name, each in metrics.items() if not is_per_prompt(each)}
+    gathered = None
     if waiting and gathers:
-        cells = sum(len(grid.sites) for grid in grids.values())
-        gathered = Gathered(tuple(waiting), cells, not all(map(reads_some, waiting.values())))
-    limits = limits_of(
-        one_each_place(found), nnmodel, model, *size, memory_budget, batch_size, whole, gathered
+        whole = not all(map(reads_some, waiting.values()))
+        gathered = Gathered(tuple(waiting), len(layout.patches.cells), whole)
+    return limits_of(
+        layout.patches,
+        batch,
+        seq_len,
+        given=options.memory_budget,
+        batch_size=options.batch_size,
+        whole=not all(map(reads_some, metrics.values())),
+        gathered=gathered,
     )
-    sweep = Sweep(nnmodel, grids, metrics, limits, engine, None, progress)
-    reason = why_not_cone(found, model)
-    if reason is None and engine == "auto":
-        reason = why_rather_full(model)
-    return sweep.settled(reason)
 
 
-def warn_of_parts(sweep: Sweep, batch: int) -> None:
+def warn_of_parts(sweep: Sweep, chunks: Sequence[slice]) -> None:
     """Warn where a hook that goes by the number of a row meets other prompts there.
 
     Args:
         sweep: what is patched.
-        batch: the number of prompts.
+        chunks: the prompts that run together.
+
+    Warns:
+        EngineWarning: there are such hooks, and the prompts run in several parts.
     """
-    hooks = forward_hooks(module_of(sweep.nnmodel))
-    if hooks and len(sweep.chunks(batch)) > 1:
+    hooks = forward_hooks(sweep.patches.model)
+    if hooks and len(chunks) > 1:
         warn(
             f"the model has {in_words(hooks)}, and the prompts run in several parts, each with "
             "rows from 0: if it goes by a prompt's place in the batch, run all of them together, "
@@ -260,23 +205,15 @@ def warn_of_parts(sweep: Sweep, batch: int) -> None:
         )
 
 
-def _warn_of_other_type(adapter: ModelAPI, model: Any) -> None:
-    doubt = of_other_type(adapter, model)
-    if doubt:
-        warn(doubt, AdapterWarning)
-
-
-def check_padding(sweep: Sweep, batch: Batch) -> Batch:
+def check_padding(patches: Patches, batch: Batch) -> Batch:
     """The batch itself, if the adapters allow for the padding that it has.
 
     Raises:
         MaskError: it has padding, and by its adapter the model lets other tokens see it.
     """
-    for adapter in {id(site.api): site.api for site in sweep.sites}.values():
-        if getattr(adapter, "padding", True):
-            continue
+    for adapter in patches.adapters:
         padded = (batch.mask == 0).any(1).nonzero().flatten().tolist()
-        if padded:
+        if padded and not getattr(adapter, "padding", True):
             raise MaskError(
                 f"adapter {adapter.name!r} says that its models do not leave masked tokens out, "
                 f"and the prompts {padded} are padded: give prompts of one length"
@@ -284,10 +221,9 @@ def check_padding(sweep: Sweep, batch: Batch) -> Batch:
     return batch
 
 
-def run_baseline(sweep: Sweep, batch: Batch) -> Tensor:
-    """The unpatched logits at each prompt's last token, `[batch, vocab]`, on the CPU."""
-    chunks = sweep.chunks(len(batch))
-    return torch.cat([forward(sweep.nnmodel, batch.rows(rows)) for rows in chunks])
+def run_unpatched(nnmodel: Any, batch: Batch, chunks: Sequence[slice]) -> Tensor:
+    """The logits at each prompt's last token with nothing patched, `[batch, vocab]`, on the CPU."""
+    return torch.cat([forward(nnmodel, batch.rows(chunk)) for chunk in chunks])
 
 
 def baselines(sweep: Sweep, context: MetricContext) -> dict[str, Baseline]:

@@ -1,4 +1,4 @@
-"""What a sweep has measured so far."""
+"""The tally of a sweep: all that it has measured so far."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from nnpatch_core.results import Baseline
 
 @attrs.frozen(eq=False)
 class Tally:
-    """What a sweep has measured so far; it is filled as the sweep goes on.
+    """All that a sweep has measured so far; it is filled as the sweep goes on.
 
     Args:
         values: metric to `[cells, batch]`; where nothing was run, the unpatched run's.
         done: `[cells, batch]`, bool: what was run, and measured by every metric.
         elided: `[cells, batch]`, bool: what is the unpatched run itself, and need not be run.
+        unread: `[cells, batch]`, bool: where nothing that the answer depends on reads what is put.
         engines: the engines that ran, in order.
         fallbacks: why others than the one that was wanted.
         groups: which cells ran one after the other, if not all together.
@@ -27,6 +28,7 @@ class Tally:
     values: Mapping[str, Tensor]
     done: Tensor
     elided: Tensor
+    unread: Tensor
     engines: list[str] = attrs.field(factory=list)
     fallbacks: list[str] = attrs.field(factory=list)
     groups: list[slice] = attrs.field(factory=list)
@@ -36,7 +38,7 @@ class Tally:
         """Nothing was run yet."""
         values = {name: runs.target.repeat(cells, 1) for name, runs in baseline.items()}
         nothing = torch.zeros_like(next(iter(values.values())), dtype=torch.bool)
-        return cls(values, nothing, nothing.clone())
+        return cls(values, nothing, nothing.clone(), nothing.clone())
 
     def note(self, engine: str, fallback: str | None) -> None:
         """Note which engine ran, and why, each once."""

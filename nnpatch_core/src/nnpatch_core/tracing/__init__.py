@@ -1,5 +1,13 @@
-"""One forward of a model, and what is put in it: the floor under engines and gradients."""
+"""One forward of a model, and what is put into it: the floor under engines and gradients."""
 
+from nnpatch_core.tracing.activations import (
+    LAYER_INPUT,
+    LAYER_OUTPUT,
+    read,
+    read_component,
+    write,
+    write_component,
+)
 from nnpatch_core.tracing.arguments import of_rows
 from nnpatch_core.tracing.hooks import (
     backward_hooks,
@@ -8,20 +16,42 @@ from nnpatch_core.tracing.hooks import (
     forward_hooks,
     in_words,
 )
-from nnpatch_core.tracing.replacements import Recorded, Replacement, Zeros
+from nnpatch_core.tracing.interventions import (
+    Intervention,
+    PatchedTokens,
+    as_patched,
+    differs,
+    put,
+    put_site,
+    tokens_of,
+)
+from nnpatch_core.tracing.patches import BoundSite, Cell, Patches
 from nnpatch_core.tracing.trace import call, forward, record
 
 __all__ = [
-    "Recorded",
-    "Replacement",
-    "Zeros",
+    "LAYER_INPUT",
+    "LAYER_OUTPUT",
+    "BoundSite",
+    "Cell",
+    "Intervention",
+    "PatchedTokens",
+    "Patches",
+    "as_patched",
     "backward_hooks",
     "call",
     "check_forwards",
+    "differs",
     "forward",
     "forward_functions",
     "forward_hooks",
     "in_words",
     "of_rows",
+    "put",
+    "put_site",
+    "read",
+    "read_component",
     "record",
+    "tokens_of",
+    "write",
+    "write_component",
 ]

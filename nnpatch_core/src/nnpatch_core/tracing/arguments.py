@@ -1,4 +1,4 @@
-"""What modules are called with, for other rows than those that they were called with."""
+"""The arguments that a module is called with, for other rows than it was called with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def of_rows(value: Any, which: Tensor, batch: int) -> Any:
-    """What a module takes beside its input, with a row for each of the input's rows.
+    """Arguments of a module, with a row for each row of its input.
 
     Masks and position embeddings have one row for each prompt, or one for all.
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.modules import module as of_torch
 
 from nnpatch_core._upstream import forward_of, is_known, is_unseen
+from nnpatch_core.adapters import Place
 from nnpatch_core.errors import EngineError
-from nnpatch_core.site import Site
 
 #: Where torch keeps a module's hooks, those of all modules, and what they are called.
 _Kinds: TypeAlias = Mapping[str, tuple[str, str]]
@@ -34,14 +34,14 @@ def forward_hooks(model: nn.Module) -> list[str]:
 
 
 def forward_functions(model: nn.Module) -> list[tuple[str, Callable[..., Any]]]:
-    """The same, each with the function itself."""
-    found = list(_hooks(model, _FORWARD))
+    """The same hooks and forwards, each with the function itself."""
+    functions = list(_hooks(model, _FORWARD))
     for path, module in model.named_modules():
         function = forward_of(module)
         if function is not None:
             words = f"the forward {_name(function)} put in place of {_at(path)}'s own"
-            found.append((words, function))
-    return found
+            functions.append((words, function))
+    return functions
 
 
 def backward_hooks(model: nn.Module) -> list[str]:
@@ -54,16 +54,16 @@ def in_words(hooks: list[str]) -> str:
     return hooks[0] if len(hooks) == 1 else f"{hooks[0]} (and {len(hooks) - 1} more)"
 
 
-def check_forwards(sites: Iterable[Site], model: nn.Module) -> None:
-    """Raise `EngineError` where nnsight can neither read nor write a site.
+def check_forwards(places: Iterable[Place], model: nn.Module) -> None:
+    """Raise `EngineError` where nnsight can neither read nor write an activation.
 
     Args:
-        sites: what is patched.
+        places: what is patched.
         model: the model.
     """
     paths = {"": model}
-    for site in sites:
-        path = site.location(model)[0].rstrip(".")
+    for place in places:
+        path = place.path.rstrip(".")
         paths[path] = model.get_submodule(path)
     for path, module in paths.items():
         if is_unseen(module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from nnpatch_core._models import (
     runs_on_meta,
     with_weights,
 )
+from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import AdapterError
-from nnpatch_core.site import Location, Site, execution_order
+from nnpatch_core.tracing.activations import read
 
 
 def forward(
@@ -50,7 +51,7 @@ def forward(
     """
     model = with_weights(nnmodel)
     device = input_device(model)
-    found: list[Tensor] = []
+    logits: list[Tensor] = []
 
     def body() -> None:
         if visit is not None:
@@ -58,7 +59,7 @@ def forward(
 
     def last(_: Any, __: Any, output: Any) -> None:
         # A copy, so that a model's whole logits are not kept for the sake of one position.
-        found.append(_logits(output, model)[:, -1].to("cpu", torch.float32, copy=True))
+        logits.append(_logits(output, model)[:, -1].to("cpu", torch.float32, copy=True))
 
     batch = batch if device is None else batch.to(device)
     arguments = forward_arguments(model, batch, cache, start)
@@ -74,7 +75,7 @@ def forward(
                 body()
     finally:
         hook.remove()
-    return found[0]
+    return logits[0]
 
 
 def _by_itself(module: Any, kwargs: Mapping[str, Any], *args: Any) -> dict[str, Any]:
@@ -97,22 +98,27 @@ def _logits(output: Any, model: Any) -> Tensor:
 
 
 def record(
-    nnmodel: Any, batch: Batch, sites: Iterable[Site], store: torch.device | None = None
+    nnmodel: Any, batch: Batch, places: Sequence[Place], store: torch.device | None = None
 ) -> tuple[Tensor, dict[Location, Tensor]]:
-    """Run `batch` and keep the whole activations at the components of `sites`.
+    """Run `batch` and keep the whole activations at some places.
 
-    They lie on the device `store`, or where they were computed.
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        batch: the prompts.
+        places: where, in the order in which a forward reaches them.
+        store: the device on which activations lie; None is where they were computed.
 
     Returns:
-        The logits as `forward` gives them, and `[batch, seq, width]` for each `Site.location`.
+        The logits as `forward` gives them, and `[batch, seq, width]` for each `Place.location`.
     """
     kept: dict[Location, Tensor] = {}
-    wanted = {site.location(nnmodel): site for site in sites}
+    shape = (batch.tokens.shape[0], batch.tokens.shape[1])
 
     def visit(traced: Any) -> None:
-        for site in execution_order(wanted.values(), nnmodel):
-            found = site.read(traced, batch.tokens.shape)
-            kept[site.location(nnmodel)] = found.clone() if store is None else found.to(store)
+        for place in places:
+            if place.location not in kept:
+                activation = read(traced, place, shape)
+                kept[place.location] = activation.clone() if store is None else activation.to(store)
 
     return forward(nnmodel, batch, visit), kept
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,11 +11,10 @@ from torch import Tensor
 
 from nnpatch_core._models import vocab_size
 from nnpatch_core.adapters import head_columns
-from nnpatch_core.errors import EngineError
+from nnpatch_core.errors import AdapterWarning, EngineError, PromptWarning
 from nnpatch_core.patching import activation_patching
 from nnpatch_core.site import Site
 from nnpatch_core.sites import SiteList, Sites
-from nnpatch_core.sweep.lengths import Spoken
 from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject
 
 #: How many tokens of the last prompt are padding, where there may be some.
@@ -130,19 +130,22 @@ def check_cone_equals_full(subject: Subject) -> None:
     found = {}
     for engine in ("full", "cone"):
         try:
-            out = activation_patching(
-                subject.nnmodel,
-                subject.api,
+            with warnings.catch_warnings():
                 # Padding is what is tested, so that nothing is to be said of it.
-                Spoken(Sites.from_sites(sites)),
-                tokens,
-                target.tokens,
-                best[:, 0],
-                best[:, 1],
-                attention_mask=mask,
-                engine=engine,
-                progress=False,
-            )
+                warnings.simplefilter("ignore", AdapterWarning)
+                warnings.simplefilter("ignore", PromptWarning)
+                out = activation_patching(
+                    subject.nnmodel,
+                    subject.api,
+                    Sites.from_sites(sites),
+                    tokens,
+                    target.tokens,
+                    best[:, 0],
+                    best[:, 1],
+                    attention_mask=mask,
+                    engine=engine,
+                    progress=False,
+                )
         except EngineError as error:
             raise CheckError(f"{error}; the adapter must declare cone=False") from error
         found[engine] = torch.cat([out.patched(name) for name in out])

@@ -8,7 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from nnpatch_core.adapters import component_names, find_component, head_columns, row_of, table_of
+from nnpatch_core.adapters import (
+    component_names,
+    component_of,
+    find_component,
+    head_columns,
+    table_of,
+)
 from nnpatch_core.components import COMPONENT_NAMES
 from nnpatch_core.errors import HeadError, LayerError, PatchingError, UnknownNameError
 from nnpatch_core.site import Site, check_site, execution_order
@@ -126,7 +132,8 @@ def check_execution_order(subject: Subject) -> None:
         reached.append((module, layer, side))
 
     rows = {
-        place: row_of(subject.api, subject.model, place[1], place[0]) for place in subject.places
+        place: component_of(subject.api, subject.model, place[1], place[0])
+        for place in subject.places
     }
     for (_, layer), row in rows.items():
         module = layers.get_submodule(str(layer)).get_submodule(row.module)

@@ -24,10 +24,10 @@ from nnpatch_core.adapters import (
     Heads,
     ModelAPI,
     check_layer,
+    component_of,
     described,
     heads_of,
     n_layers,
-    row_of,
     table_of,
 )
 from nnpatch_core.batch import Batch, pack_left
@@ -115,7 +115,7 @@ class Subject:
 
     def api_row(self, name: str, layer: int) -> Component:
         """Where a component is in a layer."""
-        return row_of(self.api, self.model, layer, name)
+        return component_of(self.api, self.model, layer, name)
 
     def heads(self, layer: int) -> Heads:
         """How many heads a layer has."""

@@ -1,4 +1,4 @@
-"""What an engine hands over, as it comes: patched runs, and which cell and prompt each is of."""
+"""An engine at work on some prompts, and the parts in which it hands patched runs over."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 import attrs
 from torch import Tensor
 
-from nnpatch_core.engine.rows import Booleans, Integers
+from nnpatch_core._arrays import Booleans, Integers
 
 
 @attrs.frozen(eq=False)
@@ -20,7 +20,7 @@ class Part:
         prompts: `[runs]`, the number of its prompt.
         logits: `[runs, columns]` at the prompt's last token, in float32 on the CPU.
         columns: `[columns]`, which ids of the vocabulary they are of; None is all.
-        work: what the part cost, in a unit of the engine's own.
+        work: the cost of the part, in a unit of the engine's own.
     """
 
     cells: Integers
@@ -30,8 +30,8 @@ class Part:
     work: float
 
 
-class EngineRun(Protocol):
-    """A sweep over some prompts, ready to run."""
+class Execution(Protocol):
+    """An engine that has run the target prompts, and is ready to patch cells into them."""
 
     @property
     def logits(self) -> Tensor:
@@ -40,7 +40,7 @@ class EngineRun(Protocol):
 
     @property
     def elided(self) -> Booleans:
-        """`[cells, batch]`: what is the target run itself, so that it need not be run."""
+        """`[cells, batch]`: where the patched run is the target run itself, and need not run."""
         ...
 
     @property
@@ -49,16 +49,19 @@ class EngineRun(Protocol):
         ...
 
     def work(self, done: Booleans) -> float:
-        """What all that is neither elided nor done costs, in the engine's own unit."""
+        """The cost of all that is neither elided nor done, in the engine's own unit."""
         ...
 
     def parts(self, done: Booleans, columns: Tensor | None) -> Iterator[Part]:
-        """Run what is neither elided nor done, and again what was run in one trace with that.
+        """Run all that is neither elided nor done, and again what shared a trace with that.
 
-        What runs together decides on last digits: so they are those of an unbroken run.
+        What runs together decides on last digits: so they are those of an unbroken sweep.
 
         Args:
             done: `[cells, batch]`: what an earlier call has run.
             columns: which ids of the vocabulary will be looked at; None is all.
+
+        Raises:
+            EngineError: the model cannot be run in this way.
         """
         ...

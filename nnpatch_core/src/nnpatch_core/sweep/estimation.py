@@ -9,38 +9,36 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._arguments import shown
+from nnpatch_core._arguments import check_flags
 from nnpatch_core._integers import strict_int
-from nnpatch_core._models import module_of
-from nnpatch_core.adapters import n_layers
+from nnpatch_core.adapters import Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.gradients import (
+    AtPStar,
+    AttentionPlaces,
     Entries,
     Estimator,
     Graph,
     GraphLimits,
     Paths,
-    Star,
     Terms,
-    Where,
-    adding_sites,
+    adding_places,
     are_apart,
     cotangents,
+    fixed_attentions,
     graph_limits,
     joint,
-    known,
-    needed_sites,
     open_graph,
     record_entries,
+    still,
     terms_of,
     waiting_paths,
 )
-from nnpatch_core.gradients.attention import attention_module
 from nnpatch_core.memory import Limits
 from nnpatch_core.metrics import MetricContext
 from nnpatch_core.sweep.sweep import Sweep
-from nnpatch_core.tracing import Replacement
+from nnpatch_core.tracing import Intervention
 
 
 @attrs.frozen
@@ -53,7 +51,7 @@ class Method:
 
     @property
     def words(self) -> list[str]:
-        """What it is called in an outcome."""
+        """Its names in an outcome."""
         if self.qk_fix and self.grad_drop:
             return ["AtP*"]
         named = {"QK fix": self.qk_fix, "GradDrop": self.grad_drop}
@@ -67,9 +65,7 @@ def check_method(steps: Any, qk_fix: Any, grad_drop: Any) -> Method:
     Raises:
         PatchingError: they ask for two at once, or for something that is none.
     """
-    for name, value in (("qk_fix", qk_fix), ("grad_drop", grad_drop)):
-        if not isinstance(value, bool):
-            raise PatchingError(f"{name} must be True or False, got {shown(value)}")
+    check_flags(qk_fix=qk_fix, grad_drop=grad_drop)
     if steps is not None:
         if not 1 <= strict_int(steps, "steps", PatchingError) < 2**31:
             raise PatchingError(f"steps must be at least 1, and not beyond 2**31, got {steps}")
@@ -79,16 +75,16 @@ def check_method(steps: Any, qk_fix: Any, grad_drop: Any) -> Method:
                 f"steps={steps} and {given} are two repairs of one estimate, and nobody has said "
                 "what they are together: ask for one of them"
             )
-    return Method(steps, qk_fix, grad_drop)
+    return Method(steps, bool(qk_fix), bool(grad_drop))
 
 
 @attrs.frozen(eq=False)
-class Chunk:
+class OpenedGraph:
     """Some prompts with their target run.
 
     Args:
         target: the prompts.
-        replacement: what is put there.
+        intervention: what is put there.
         logits: `[batch, vocab]` of the target run.
         source_logits: `[batch, vocab]` of the run where activations were taken, if there is one.
         graph: the target run with its graph; None along a path, where each step has its own.
@@ -96,7 +92,7 @@ class Chunk:
     """
 
     target: Batch
-    replacement: Replacement
+    intervention: Intervention
     logits: Tensor
     source_logits: Tensor | None
     graph: Graph | None
@@ -111,6 +107,7 @@ class Estimation:
         sweep: what is patched.
         method: how it is estimated.
         limits: how much is kept at once.
+        fixed: by layer the attentions that the QK fix runs again.
         every: the terms of all cells.
         together: those of the cells that are estimated together; keys are fixed a group at a time.
         joint: the other cells, whose sites act on one another, by number.
@@ -122,8 +119,9 @@ class Estimation:
     sweep: Sweep
     method: Method
     limits: GraphLimits
-    every: Mapping[Where, Terms]
-    together: Mapping[Where, Terms]
+    fixed: Mapping[int, AttentionPlaces]
+    every: Mapping[Place, Terms]
+    together: Mapping[Place, Terms]
     joint: tuple[int, ...]
     places: int = 0
     tick: Callable[[], None] = lambda: None
@@ -131,105 +129,93 @@ class Estimation:
     @property
     def first_layer(self) -> int:
         """The lowest layer that has a site."""
-        return min(layer for _, _, layer in self.every)
-
-    @property
-    def n_layers(self) -> int:
-        """The model's layers."""
-        return n_layers(self.sweep.sites[0].api, module_of(self.sweep.nnmodel))
+        return self.sweep.patches.places[0].layer
 
     @classmethod
-    def of(
-        cls, sweep: Sweep, method: Method, mask: Tensor, given: bool, batch_size: int | None
-    ) -> Estimation:
+    def of(cls, sweep: Sweep, method: Method) -> Estimation:
         """Check what the method asks of sites and adapter, and cut the prompts to the memory.
-
-        Args:
-            sweep: what is patched.
-            method: how it is estimated.
-            mask: `[batch, seq]`: where.
-            given: whether the user has given the memory budget.
-            batch_size: how many prompts may run together.
 
         Raises:
             PatchingError: one of its kinds.
         """
-        paths = {site.api.layers for site in sweep.sites}
-        if len(paths) > 1:
-            raise PatchingError(
-                "sites of adapters that name different lists of layers cannot be attributed "
-                f"together: {', '.join(sorted(paths))}"
-            )
-        if len({id(site.api) for site in sweep.sites}) > 1 and (method.qk_fix or method.grad_drop):
-            raise PatchingError(
-                f"{' and '.join(method.words)} goes by the table of one adapter, and the sites are "
-                "of several: ask for them in turn, or for the plain estimate"
-            )
-        batch, seq_len = mask.shape
-        cells = dict(enumerate(sweep.cells))
+        patches, batch = sweep.patches, sweep.batch
+        _check_adapters(sweep, method)
+        cells = dict(enumerate(patches.cells))
         several = [cell for cell in cells.values() if len(cell.sites) > 1]
         if several and method.words:
             raise PatchingError(
                 f"{' and '.join(method.words)} is defined for one site at a time, and "
                 f"{several[0].label} has several: leave it out, or ask for the plain estimate"
             )
-        model, places = module_of(sweep.nnmodel), sweep.places
-        layers = n_layers(places[0].api, model)
-        if method.qk_fix:
-            for site in needed_sites(places, model):
-                attention_module(site.api, model, site.layer)
+        fixed = fixed_attentions(patches) if method.qk_fix else {}
         if method.grad_drop:
-            adding_sites(places[0].api, model, layers)
+            adding_places(patches)
 
         def cut(limits: Limits) -> GraphLimits:
             return graph_limits(
                 limits,
                 batch,
-                seq_len,
-                layers - min(site.layer for site in places),
-                given=given,
-                batch_size=batch_size,
+                sweep.seq_len,
+                patches.n_layers - patches.places[0].layer,
+                given=sweep.options.memory_budget is not None,
+                batch_size=sweep.options.batch_size,
                 held=method.grad_drop and method.qk_fix,
             )
 
         limits, waiting = cut(sweep.limits), 0
         if method.steps is not None and sweep.waiting and limits.prompts < batch:
-            sizes = len(places), batch, method.steps
+            sizes = len(patches.places), batch, method.steps
             waiting, left = waiting_paths(sweep.limits, *sizes, [*sweep.waiting])
             limits = cut(left)
-        alone = {n: cell for n, cell in cells.items() if are_apart(cell.sites, seq_len)}
+        alone = {n: cell for n, cell in cells.items() if are_apart(cell.sites)}
         joint = tuple(n for n in cells if n not in alone)
-        every = terms_of(cells, seq_len)
-        together = every
+        every = together = terms_of(cells)
         if joint or method.qk_fix:
-            together = terms_of(alone, seq_len, ("k",) if method.qk_fix else ())
-        return cls(sweep, method, limits, every, together, joint, waiting)
+            together = terms_of(alone, ("k",) if method.qk_fix else ())
+        return cls(sweep, method, limits, fixed, every, together, joint, waiting)
 
-    def passes(self, batch: int) -> int:
+    @property
+    def chunks(self) -> list[slice]:
+        """The prompts whose graphs are kept together."""
+        return self.sweep.limits.chunks(self.sweep.batch, self.limits.prompts)
+
+    @property
+    def passes(self) -> int:
         """How many backwards there are, about."""
-        chunks = -(-batch // self.limits.prompts)
         each = 1 + len(self.joint)
         if self.method.steps is not None:
             each = len(self.every)
         elif self.method.grad_drop:
-            each += self.n_layers - self.first_layer
-        return chunks * each * len(self.sweep.metrics)
+            each += self.sweep.patches.n_layers - self.first_layer
+        return len(self.chunks) * each * len(self.sweep.metrics)
 
-    def open(self, target: Batch, replacement: Replacement, source_logits: Tensor | None) -> Chunk:
-        """Make the target run of some prompts, with its graph."""
-        sweep, method = self.sweep, self.method
-        model, sites = module_of(sweep.nnmodel), sweep.places
+    def open(
+        self, target: Batch, intervention: Intervention, source_logits: Tensor | None
+    ) -> OpenedGraph:
+        """Make the target run of some prompts, with its graph.
+
+        Raises:
+            PatchingError: the value depends on the cell, which a repair does not go with.
+        """
+        patches, method = self.sweep.patches, self.method
+        nnmodel, places = patches.nnmodel, patches.places
+        if intervention.by_cell and method.words:
+            raise PatchingError(
+                f"{' and '.join(method.words)} is defined for values that are the same in every "
+                "cell, and these depend on it: ask for the plain estimate"
+            )
         if method.steps is not None:
-            entries = record_entries(sweep.nnmodel, target, sites)
-            return Chunk(target, replacement, entries.logits, source_logits, None, entries)
-        needed = needed_sites(sites, model) if method.qk_fix else []
-        called = {site.layer: attention_module(site.api, model, site.layer) for site in needed}
+            entries = record_entries(nnmodel, target, places)
+            logits = entries.logits
+            return OpenedGraph(target, intervention, logits, source_logits, None, entries)
+        called = {layer: each.module for layer, each in self.fixed.items()}
+        needed = [place for each in self.fixed.values() for place in each.all]
         held = []
         if method.grad_drop:
-            adding = adding_sites(sites[0].api, model, self.n_layers)
-            held = [site for site in adding if site.layer >= self.first_layer]
-        graph = open_graph(sweep.nnmodel, target, [*sites, *needed], held=held, called=called)
-        return Chunk(target, replacement, graph.logits.detach(), source_logits, graph, None)
+            held = [place for place in adding_places(patches) if place.layer >= self.first_layer]
+        graph = open_graph(nnmodel, target, [*places, *needed], held=held, called=called)
+        logits = graph.logits.detach()
+        return OpenedGraph(target, intervention, logits, source_logits, graph, None)
 
     def weights(self, context: MetricContext) -> dict[str, Tensor]:
         """For each metric its gradient with respect to the logits of the target run.
@@ -242,7 +228,7 @@ class Estimation:
         flat = self.method.steps is not None
         return cotangents(self.sweep.metrics, context.target_logits, context, flat=flat)
 
-    def groups(self) -> list[Mapping[Where, Terms]]:
+    def groups(self) -> list[Mapping[Place, Terms]]:
         """The places that are estimated together: all, unless the logits of paths have to wait."""
         if not self.places:
             return [self.every]
@@ -251,11 +237,11 @@ class Estimation:
         return [dict(items[first : first + self.places]) for first in starts]
 
     def path_logits(
-        self, chunk: Chunk, context: MetricContext, group: Mapping[Where, Terms]
-    ) -> dict[Where, Tensor]:
+        self, opened: OpenedGraph, context: MetricContext, group: Mapping[Place, Terms]
+    ) -> dict[Place, Tensor]:
         """For each place the logits along its path, `[steps, batch, vocab]`, of some prompts."""
-        paths = self._paths(chunk, context)
-        return {where: paths.logits(terms) for where, terms in group.items()}
+        paths = self._paths(opened, context)
+        return {place: paths.logits(terms) for place, terms in group.items()}
 
     def path_weights(self, logits: Tensor, context: MetricContext) -> dict[str, Tensor]:
         """For each metric that is given all prompts its gradients at the points of a path.
@@ -272,57 +258,62 @@ class Estimation:
 
     def estimate(
         self,
-        chunk: Chunk,
+        opened: OpenedGraph,
         context: MetricContext,
         weights: Mapping[str, Tensor],
-        group: Mapping[Where, Terms],
-        along: Mapping[Where, Mapping[str, Tensor]],
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """For each metric the estimated change `[cells, batch]`, and where none can be.
+        group: Mapping[Place, Terms],
+        along: Mapping[Place, Mapping[str, Tensor]],
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The estimates of some prompts.
 
         Args:
-            chunk: some prompts.
+            opened: the prompts.
             context: what the metrics compare with, for these.
             weights: the metrics' gradients with respect to their logits.
             group: along paths: the places whose part it is.
             along: for these the gradients that are known already; see `path_weights`.
-        """
-        sweep, cells = self.sweep, self.sweep.cells
-        source = chunk.graph if chunk.graph is not None else chunk.entries
-        assert source is not None
-        still = known(self.every, len(cells), source.activations, chunk.replacement, sweep.nnmodel)
-        if self.method.steps is not None:
-            found = self._along_paths(chunk, context, group, along)
-        else:
-            found = self._at_target(chunk, weights)
-            for number in self.joint:
-                sites = cells[number].sites
-                together = joint(sweep.nnmodel, chunk.target, sites, chunk.replacement, weights)
-                for name, values in together.items():
-                    found[name][number] = values
-                self.tick()
-        return {name: torch.where(still, 0.0, values) for name, values in found.items()}, still
 
-    def _at_target(self, chunk: Chunk, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        sweep, graph = self.sweep, chunk.graph
-        assert graph is not None
-        estimator = Estimator(
-            sweep.nnmodel, chunk.target, sweep.cells, chunk.replacement, graph, self.together
+        Returns:
+            For each metric the estimated change `[cells, batch]`, and the masks of `still`.
+        """
+        patches = self.sweep.patches
+        source = opened.graph if opened.graph is not None else opened.entries
+        assert source is not None
+        elided, unread = still(
+            self.every, len(patches.cells), source.activations, opened.intervention
         )
-        star = Star(estimator, self.n_layers, self.method.qk_fix, self.limits.rows, self.tick)
-        estimated = star.sizes if self.method.grad_drop else star.signed
+        if self.method.steps is not None:
+            changes = self._along_paths(opened, context, group, along)
+        else:
+            changes = self._at_target(opened, weights)
+            for cell in self.joint:
+                each = joint(patches, opened.target, cell, opened.intervention, weights)
+                for name, values in each.items():
+                    changes[name][cell] = values
+                self.tick()
+        zero = elided | unread
+        changes = {name: torch.where(zero, 0.0, values) for name, values in changes.items()}
+        return changes, elided, unread
+
+    def _at_target(self, opened: OpenedGraph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        assert opened.graph is not None
+        estimator = Estimator(
+            self.sweep.patches, opened.target, opened.intervention, opened.graph, self.together
+        )
         if not self.together:
             return {name: estimator.empty() for name in weights}
+        star = AtPStar(estimator, self.fixed, self.limits.rows, self.tick)
+        estimated = star.sizes if self.method.grad_drop else star.signed
         return {name: estimated(weight) for name, weight in weights.items()}
 
-    def _paths(self, chunk: Chunk, context: MetricContext) -> Paths:
-        entries, steps = chunk.entries, self.method.steps
+    def _paths(self, opened: OpenedGraph, context: MetricContext) -> Paths:
+        entries, steps = opened.entries, self.method.steps
         assert entries is not None
         assert steps is not None
         return Paths(
             self.sweep.nnmodel,
-            chunk.target,
-            chunk.replacement,
+            opened.target,
+            opened.intervention,
             entries,
             self.sweep.alone if self.places else self.sweep.metrics,
             context,
@@ -332,19 +323,34 @@ class Estimation:
 
     def _along_paths(
         self,
-        chunk: Chunk,
+        opened: OpenedGraph,
         context: MetricContext,
-        group: Mapping[Where, Terms],
-        along: Mapping[Where, Mapping[str, Tensor]],
+        group: Mapping[Place, Terms],
+        along: Mapping[Place, Mapping[str, Tensor]],
     ) -> dict[str, Tensor]:
-        paths = self._paths(chunk, context)
-        shape = len(self.sweep.cells), len(chunk.target)
-        found = {
+        paths = self._paths(opened, context)
+        shape = len(self.sweep.patches.cells), len(opened.target)
+        changes = {
             name: torch.zeros(shape, dtype=torch.float64, device="cpu")
             for name in self.sweep.metrics
         }
-        for where, terms in group.items():
-            for name, effects in paths.effects(terms, along.get(where, {})).items():
-                terms.add(found[name], effects)
+        for place, terms in group.items():
+            for name, effects in paths.effects(terms, along.get(place, {})).items():
+                terms.add(changes[name], effects)
             self.tick()
-        return found
+        return changes
+
+
+def _check_adapters(sweep: Sweep, method: Method) -> None:
+    adapters = sweep.patches.adapters
+    paths = {api.layers for api in adapters}
+    if len(paths) > 1:
+        raise PatchingError(
+            "sites of adapters that name different lists of layers cannot be attributed "
+            f"together: {', '.join(sorted(paths))}"
+        )
+    if len(adapters) > 1 and (method.qk_fix or method.grad_drop):
+        raise PatchingError(
+            f"{' and '.join(method.words)} goes by the table of one adapter, and the sites are "
+            "of several: ask for them in turn, or for the plain estimate"
+        )

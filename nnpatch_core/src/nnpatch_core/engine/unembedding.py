@@ -1,4 +1,4 @@
-"""The output projection: only the last token, only the columns that a metric looks at."""
+"""The unembedding: only at the last token, only the columns that a metric looks at."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from nnpatch_core._wrappers import is_dispatched
 
 
 @attrs.frozen(eq=False)
-class Head:
-    """A model's output projection, where it is a plain one.
+class Unembedding:
+    """A model's output projection, where it is a plain matrix.
 
     Args:
         path: where it is in the model.
@@ -37,18 +37,17 @@ class Head:
         envoy.skip(linear(last, self.module.weight[index], bias))
 
 
-def find_head(model: Any) -> Head | None:
+def find_unembedding(model: Any) -> Unembedding | None:
     """The model's output projection; None if it is no plain matrix, or not at hand."""
-    found = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    module = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     # A quantised or hooked subclass, or an offloaded weight, does its own arithmetic; so does a
     # weight of a type of its own, of which rows cannot be taken, or are rounded otherwise.
-    if type(found) is not nn.Linear or type(found.weight) not in (nn.Parameter, Tensor):
+    if type(module) is not nn.Linear or type(module.weight) not in (nn.Parameter, Tensor):
         return None
-    if found.weight.is_meta or is_dispatched(found):
+    if module.weight.is_meta or is_dispatched(module):
         return None
     # A hook of whatever kind is made for all columns.
-    hooked = found._forward_hooks or found._forward_pre_hooks or forward_of(found) is not None
-    if hooked:
+    if module._forward_hooks or module._forward_pre_hooks or forward_of(module) is not None:
         return None
-    path = next((name for name, module in model.named_modules() if module is found), "")
-    return Head(path, found) if path else None
+    path = next((name for name, each in model.named_modules() if each is module), "")
+    return Unembedding(path, module) if path else None

@@ -1,0 +1,10 @@
+"""Types of numpy arrays."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Booleans: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]

@@ -1,0 +1,94 @@
+"""The engines: each a row that says what stands against it, and how it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import attrs
+
+from nnpatch_core._arguments import shown
+from nnpatch_core.engine.cone import open_cone, why_not_cone, why_rather_not_cone
+from nnpatch_core.engine.execution import Execution
+from nnpatch_core.engine.full import no_reason, open_full
+from nnpatch_core.errors import EngineError, UnknownNameError
+from nnpatch_core.tracing import Patches
+
+#: Tells why not, or None.
+Reason: TypeAlias = Callable[[Patches], str | None]
+
+
+@attrs.frozen
+class Engine:
+    """A way to run the cells of a sweep.
+
+    Args:
+        name: as `engine=` names it.
+        why_not: why it cannot run a sweep, as far as can be told without a forward.
+        why_rather_not: why `engine="auto"` passes it over, though it can be tried.
+        open: opens it on some prompts: `(patches, target, intervention, limits, logits)`, where
+            `logits` are those of the unpatched target run, or None if it was not run. It raises
+            `EngineError` where the model turns out not to suit it.
+    """
+
+    name: str
+    why_not: Reason
+    why_rather_not: Reason
+    open: Callable[..., Execution]
+
+
+#: In the order in which `engine="auto"` prefers them; the last one runs every sweep.
+ENGINES = (
+    Engine("cone", why_not_cone, why_rather_not_cone, open_cone),
+    Engine("full", no_reason, no_reason, open_full),
+)
+
+
+@attrs.frozen
+class Choice:
+    """The engines that a sweep may run in.
+
+    Args:
+        name: the engine that was asked for, or that it must be.
+        engines: in the order in which they are tried.
+        fallback: why it is not the first of all; None if it is.
+    """
+
+    name: str
+    engines: tuple[Engine, ...]
+    fallback: str | None = None
+
+
+def check_engine(name: Any) -> str:
+    """The name of an engine, or `"auto"`.
+
+    Raises:
+        UnknownNameError: it is none.
+    """
+    names = ["auto", *(engine.name for engine in ENGINES)]
+    if not isinstance(name, str) or name not in names:
+        raise UnknownNameError(f"unknown engine {shown(name)}; there are {', '.join(names)}")
+    return name
+
+
+def choose_engines(name: str, patches: Patches) -> Choice:
+    """The engines that a sweep may run in, given the name that was asked for.
+
+    Raises:
+        EngineError: the engine that was asked for cannot run the sweep.
+    """
+    fallback = None
+    for number, engine in enumerate(ENGINES):
+        if name not in ("auto", engine.name):
+            continue
+        reason = engine.why_not(patches)
+        if name == engine.name:
+            if reason is not None:
+                raise EngineError(f"engine={name!r} cannot run this sweep: {reason}")
+            return Choice(name, (engine,))
+        reason = reason or engine.why_rather_not(patches)
+        if reason is None:
+            settled = name if fallback is None else engine.name
+            return Choice(settled, ENGINES[number:], fallback)
+        fallback = fallback or reason
+    raise EngineError(f"no engine can run this sweep: {fallback}")

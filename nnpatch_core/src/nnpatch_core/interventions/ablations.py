@@ -1,0 +1,207 @@
+"""One run, whose activations are taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import attrs
+from torch import Tensor
+
+from nnpatch_core._arguments import check_flags, shown
+from nnpatch_core._arrays import Booleans
+from nnpatch_core._integers import strict_seed
+from nnpatch_core._models import module_of, vocab_size
+from nnpatch_core.batch import Batch, check_answers
+from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
+from nnpatch_core.interventions.arguments import RunArguments
+from nnpatch_core.interventions.inputs import read_batch, read_batches
+from nnpatch_core.interventions.values import draw, means, resampled, zeros
+from nnpatch_core.metrics import MetricContext, is_comparing
+from nnpatch_core.results import Baseline, Prompts, Scale
+from nnpatch_core.sweep import (
+    Put,
+    Sweep,
+    check_finite,
+    check_padding,
+    label_prompts,
+    run_unpatched,
+)
+
+
+@attrs.frozen(eq=False)
+class Ablation:
+    """How a run is ablated, as the user's arguments say.
+
+    Args:
+        method: `"zero"`, `"mean"` or `"resample"`.
+        reference: the data set; None is the prompts themselves.
+        per_position: whether a mean is taken at each position apart.
+        seed: of the prompts that are drawn; None is 0.
+    """
+
+    method: str
+    reference: Any = None
+    per_position: bool = False
+    seed: Any = None
+
+
+def check_ablation(argument: str, allowed: Sequence[str], ablation: Ablation) -> Ablation:
+    """The ablation itself, if its parts go together.
+
+    Args:
+        argument: the name of the argument that names the method.
+        allowed: the methods that there are.
+        ablation: as the user asks for it.
+
+    Raises:
+        UnknownNameError: there is no such method.
+        PatchingError: something is given that means nothing with it.
+    """
+    method = ablation.method
+    check_flags(per_position=ablation.per_position)
+    if not isinstance(method, str) or method not in allowed:
+        raise UnknownNameError(
+            f"unknown {argument} {shown(method)}; there are {', '.join(allowed)}"
+        )
+    if method == "zero" and ablation.reference is not None:
+        raise PatchingError(f"reference= means nothing with {argument}='zero'")
+    if method != "mean" and ablation.per_position:
+        raise PatchingError(f"per_position=True means nothing with {argument}={method!r}")
+    if method != "resample" and ablation.seed is not None:
+        raise PatchingError(f"seed={shown(ablation.seed)} means nothing with {argument}={method!r}")
+    return ablation
+
+
+@attrs.frozen(eq=False)
+class AblationRuns:
+    """One run, and the values that take its activations away; see `Runs`.
+
+    Args:
+        target: the prompts.
+        answers: `[batch]`, token ids.
+        others: `[batch]`, those to compare with, for metrics that need them.
+        other_name: the argument that gives these.
+        prompts: the prompts, with their texts.
+        ablation: the method.
+        data: the data set of a mean; None is the prompts themselves.
+        per_position: whether each position is averaged apart.
+        donors: for each prompt the one whose activations it gets, if it is resampled.
+    """
+
+    target: Batch
+    answers: Tensor
+    others: Tensor | None
+    other_name: str
+    prompts: Prompts
+    ablation: str
+    data: Iterable[Batch] | None
+    per_position: bool
+    donors: Batch | None
+    scale: Scale = attrs.field(default="change", init=False)
+
+    @property
+    def source(self) -> Batch:
+        """See `Runs.source`."""
+        return self.target if self.donors is None else self.donors
+
+    @property
+    def batches(self) -> Mapping[str, Batch]:
+        """See `Runs.batches`."""
+        return {"target": self.target}
+
+    @property
+    def mask(self) -> Tensor:
+        """See `Runs.mask`."""
+        return self.target.mask
+
+    @property
+    def differs(self) -> Booleans:
+        """See `Runs.differs`."""
+        differs: Booleans = self.target.mask.bool().cpu().numpy()
+        return differs
+
+    def check(self, sweep: Sweep) -> None:
+        """See `Runs.check`."""
+        for name, metric in sweep.metrics.items():
+            if self.others is None and is_comparing(metric):
+                raise AnswerError(
+                    f"metric {name!r} compares two answers: pass {self.other_name}=, "
+                    "or another metric"
+                )
+        check_padding(sweep.patches, self.target)
+        # Data in memory is checked now, streamed data as it comes.
+        for batch in self.data if isinstance(self.data, list) else ():
+            check_padding(sweep.patches, batch)
+
+    def put(self, sweep: Sweep) -> Put:
+        """See `Runs.put`."""
+        if self.donors is not None:
+            return resampled(self.target, self.donors)
+        if self.ablation == "zero":
+            return zeros(self.target)
+        data = self.data
+        checked = None if data is None else (check_padding(sweep.patches, each) for each in data)
+        return means(sweep, self.target, checked, self.per_position)
+
+    def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
+        """See `Runs.context`."""
+        return MetricContext(self.answers, self.others, target_logits, target_logits)
+
+    def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
+        """See `Runs.unpatched`."""
+        return self.context(None, run_unpatched(sweep.nnmodel, self.target, chunks))
+
+    def check_baseline(self, context: MetricContext, baseline: Mapping[str, Baseline]) -> None:
+        """See `Runs.check_baseline`."""
+        for name, run in baseline.items():
+            check_finite(name, run.target.mean().item(), "in the unablated run")
+
+
+def read_ablation(
+    nnmodel: Any,
+    given: RunArguments,
+    ablation: Ablation,
+    names: Mapping[str, str] | None = None,
+) -> AblationRuns:
+    """What the user passes as a run that is ablated, checked.
+
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        given: the arguments about the prompts.
+        ablation: how the run is ablated.
+        names: how the call names the arguments, where it is otherwise.
+
+    Raises:
+        PatchingError: one of its kinds, naming the argument that is wrong.
+    """
+
+    def named(argument: str) -> str:
+        return (names or {}).get(argument, argument)
+
+    vocab = vocab_size(module_of(nnmodel))
+    target = read_batch(nnmodel, named("tokens"), given.tokens, given.attention_mask)
+    answers, others = given.answer_index, given.other_answer_index
+    answers = check_answers(named("answer_index"), answers, len(target), vocab)
+    if others is not None:
+        others = check_answers(named("other_answer_index"), others, len(target), vocab)
+    data: Iterable[Batch] | None = None
+    if ablation.reference is not None:
+        data = read_batches(nnmodel, "reference", ablation.reference)
+    donors = None
+    if ablation.method == "resample":
+        seed = 0 if ablation.seed is None else ablation.seed
+        # Listed, as a stream can be read but once.
+        data = None if data is None else list(data)
+        donors = draw(target, data, strict_seed(seed, TokensError))
+    return AblationRuns(
+        target,
+        answers,
+        others,
+        named("other_answer_index"),
+        label_prompts(nnmodel, target, target, given.tokenizer),
+        ablation.method,
+        data,
+        ablation.per_position,
+        donors,
+    )

@@ -1,0 +1,154 @@
+"""The arguments of a call about its prompts, for which a `PromptPairs` may stand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from nnpatch_core.errors import AnswerError, PatchingError, TokensError
+from nnpatch_core.interventions.inputs import one_mask
+from nnpatch_core.prompts import PromptPairs
+
+
+@attrs.frozen(eq=False)
+class PairArguments:
+    """What a call says about its two runs, by its keywords, unchecked; None is left out."""
+
+    source_tokens: Any
+    target_tokens: Any
+    source_answer_index: Any = None
+    target_answer_index: Any = None
+    attention_mask: Any = None
+    source_attention_mask: Any = None
+    target_attention_mask: Any = None
+    tokenizer: Any = None
+
+
+@attrs.frozen(eq=False)
+class RunArguments:
+    """What a call says about the one run of an ablation, by its keywords, unchecked."""
+
+    tokens: Any
+    answer_index: Any = None
+    other_answer_index: Any = None
+    attention_mask: Any = None
+    tokenizer: Any = None
+
+
+#: What `attribution_patching` and `plan_sweep` call the arguments of an ablation's one run.
+AS_TARGET = {
+    "tokens": "target_tokens",
+    "answer_index": "source_answer_index",
+    "other_answer_index": "target_answer_index",
+}
+
+
+def pair_arguments(given: PairArguments, *, answers: bool = True) -> PairArguments:
+    """The arguments of a call about two runs; a `PromptPairs` stands for all of them.
+
+    Args:
+        given: as they were passed; a `PromptPairs` in place of `source_tokens`.
+        answers: whether the call needs answers.
+
+    Raises:
+        TokensError: arguments beside a `PromptPairs`, or no tokens.
+        AnswerError: no answers.
+    """
+    if isinstance(given.source_tokens, PromptPairs):
+        _check_alone(given, "source_tokens")
+        values = given.source_tokens.arguments()
+        return PairArguments(**{**values, "tokenizer": given.tokenizer or values["tokenizer"]})
+    needed = ["source_answer_index", "target_answer_index"] * answers
+    _check_given(given, "source_tokens", ["source_tokens", "target_tokens", *needed])
+    return given
+
+
+def ablated_arguments(given: PairArguments, *, answers: bool = True) -> RunArguments:
+    """The one run that is ablated, of a call without a source run, whose `source_tokens` are None.
+
+    A `PromptPairs` in place of `source_tokens` or `target_tokens` stands for its source prompts, as
+    in `run_arguments`.
+
+    Raises:
+        PatchingError: there is a source run.
+        MaskError: two masks.
+    """
+    first = "target_tokens" if given.source_tokens is None else "source_tokens"
+    pairs = getattr(given, first)
+    if isinstance(pairs, PromptPairs):
+        _check_alone(given, first)
+        return _one_run(pairs, given.tokenizer)
+    _check_given(given, "source_tokens", ["target_tokens", *["source_answer_index"] * answers])
+    if given.source_tokens is not None or given.source_attention_mask is not None:
+        raise PatchingError(
+            "an ablation needs no source run: pass source_tokens=None, and no "
+            "source_attention_mask="
+        )
+    mask = one_mask("target", given.attention_mask, given.target_attention_mask)
+    return RunArguments(
+        given.target_tokens,
+        given.source_answer_index,
+        given.target_answer_index,
+        mask,
+        given.tokenizer,
+    )
+
+
+def run_arguments(given: RunArguments) -> RunArguments:
+    """The arguments of a call about one run; a `PromptPairs` stands for its source prompts.
+
+    Raises:
+        TokensError: arguments beside a `PromptPairs`, or no tokens.
+        AnswerError: no answers.
+    """
+    if isinstance(given.tokens, PromptPairs):
+        _check_alone(given, "tokens")
+        return _one_run(given.tokens, given.tokenizer)
+    _check_given(given, "tokens", ["tokens", "answer_index"])
+    return given
+
+
+def _one_run(pairs: PromptPairs, tokenizer: Any) -> RunArguments:
+    values = pairs.ablation_arguments()
+    return RunArguments(**{**values, "tokenizer": tokenizer or values["tokenizer"]})
+
+
+def _check_alone(given: PairArguments | RunArguments, first: str) -> None:
+    """Raise where something is passed beside a `PromptPairs`; a tokenizer may name its tokens."""
+    beside = [name for name in _passed(given) if name not in (first, "tokenizer")]
+    if beside:
+        raise TokensError(
+            f"{first} is a PromptPairs, which stands for all arguments about the prompts: "
+            f"leave out {_joined(beside)}"
+        )
+
+
+def _check_given(given: PairArguments | RunArguments, first: str, needed: Sequence[str]) -> None:
+    """Raise unless all that is needed is there, and no `PromptPairs` where none can be."""
+    passed = _passed(given)
+    misplaced = [name for name, value in passed.items() if isinstance(value, PromptPairs)]
+    if misplaced:
+        raise TokensError(
+            f"{_joined(misplaced)} cannot be a PromptPairs: pass it as {first}, alone, where it "
+            "stands for all arguments about the prompts"
+        )
+    missing = [name for name in needed if name not in passed]
+    if missing:
+        kind = TokensError if any("tokens" in name for name in missing) else AnswerError
+        one = len(missing) == 1
+        words = "a torch tensor, and was" if one else "torch tensors, and were"
+        raise kind(
+            f"{_joined(missing)} must be given as {words} left out (NoneType); a PromptPairs, "
+            f"passed as {first}, stands for all arguments about the prompts"
+        )
+
+
+def _passed(given: PairArguments | RunArguments) -> dict[str, Any]:
+    values = attrs.asdict(given, recurse=False)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _joined(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,0 +1,49 @@
+"""Interventions whose values do not depend on what they replace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core.adapters import Location, Place
+from nnpatch_core.tracing import PatchedTokens
+
+
+@attrs.frozen(eq=False)
+class Recorded:
+    """Activations recorded elsewhere: another run's, or means over a data set.
+
+    Args:
+        activations: `Place.location` to `[batch or 1, seq, width]`.
+        mask: `[batch, seq]`: 1 where the patched run has a token and a value was recorded.
+    """
+
+    activations: Mapping[Location, Tensor]
+    mask: Tensor
+    by_cell: bool = False
+
+    def patched(self, place: Place, there: Tensor, tokens: PatchedTokens) -> Tensor:
+        """See `Intervention.patched`."""
+        whole = self.activations[place.location]
+        prompts = tokens.prompts if len(whole) > 1 else torch.zeros_like(tokens.prompts)
+        values = whole[prompts.to(whole.device), tokens.positions.to(whole.device)]
+        return values.to(device=there.device, dtype=there.dtype)
+
+
+@attrs.frozen(eq=False)
+class Zeros:
+    """Zeros.
+
+    Args:
+        mask: `[batch, seq]`: 1 where the patched run has a token.
+    """
+
+    mask: Tensor
+    by_cell: bool = False
+
+    def patched(self, place: Place, there: Tensor, tokens: PatchedTokens) -> Tensor:
+        """See `Intervention.patched`."""
+        return torch.zeros_like(there)

@@ -1,0 +1,166 @@
+"""A sweep, estimated: gradients in place of patched runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from nnpatch_core._models import evaluating, frozen
+from nnpatch_core._warnings import warn
+from nnpatch_core.adapters import Place
+from nnpatch_core.errors import EngineWarning, MetricError
+from nnpatch_core.gradients import Terms, check_gradients
+from nnpatch_core.metrics import MetricContext, is_lowest_at_source
+from nnpatch_core.results import Outcome
+from nnpatch_core.sweep.estimation import Estimation, Method, OpenedGraph
+from nnpatch_core.sweep.labels import outcome
+from nnpatch_core.sweep.progress import make_bar
+from nnpatch_core.sweep.runs import Put, Runs
+from nnpatch_core.sweep.sweep import Sweep, baselines, warn_of_parts
+from nnpatch_core.sweep.tally import Tally
+from nnpatch_core.sweep.trials import try_out
+from nnpatch_core.tracing import backward_hooks, in_words
+
+
+def estimate_sweep(sweep: Sweep, runs: Runs, method: Method, *, told: bool = False) -> Outcome:
+    """Estimate what each cell would measure.
+
+    Args:
+        sweep: what is patched.
+        runs: into which prompts, and what is put there.
+        method: how it is estimated.
+        told: whether the user knows already that the prompts run in several parts.
+
+    Raises:
+        PatchingError: one of its kinds; bad input before any backward runs.
+    """
+    model = sweep.patches.model
+    check_gradients(model)
+    _warn_of_hooks(model)
+    _check_slopes(sweep, runs, method)
+    with evaluating(model), frozen(model):
+        put = runs.put(sweep)
+        sweep = sweep.where_present(put.mask)
+        estimation = Estimation.of(sweep, method)
+        if not told:
+            warn_of_parts(sweep, estimation.chunks)
+        with make_bar(estimation.passes, sweep.options.progress, desc="backwards") as bar:
+            estimation = attrs.evolve(estimation, tick=lambda: _advance(bar))
+            estimate = _Estimate(estimation, runs, put)
+            context = estimate.context()
+            baseline = baselines(estimation.sweep, context)
+            runs.check_baseline(context, baseline)
+            try_out(sweep.metrics, context, baseline)
+            tally = estimate.tally(context, Tally.empty(len(sweep.patches.cells), baseline))
+            bar.update(bar.total - bar.n)
+    words = ", ".join([*([runs.ablation] if runs.ablation else []), *method.words])
+    return outcome(
+        sweep,
+        f"attribution ({words})" if words else "attribution",
+        runs.scale,
+        tally,
+        baseline,
+        runs.prompts,
+        put.mask,
+        exact=(tally.elided | tally.unread).all(1),
+        magnitude=method.grad_drop,
+    )
+
+
+def _warn_of_hooks(model: nn.Module) -> None:
+    hooks = backward_hooks(model)
+    if hooks:
+        warn(
+            f"the model has {in_words(hooks)}, which may change gradients: the estimate is made of "
+            "what it leaves of them",
+            EngineWarning,
+        )
+
+
+def _check_slopes(sweep: Sweep, runs: Runs, method: Method) -> None:
+    """Raise `MetricError` for a metric that is flat at an unablated run, which is its source."""
+    for name, metric in sweep.metrics.items():
+        if runs.ablation and method.steps is None and is_lowest_at_source(metric):
+            raise MetricError(
+                f"metric {name!r} from the unablated run is 0 there, which is its lowest: its "
+                "gradient is 0, so that nothing can be attributed; steps= looks further"
+            )
+
+
+class _Estimate:
+    """The estimate of a sweep; where all prompts run together, their graph is made once."""
+
+    def __init__(self, estimation: Estimation, runs: Runs, put: Put) -> None:
+        self._estimation, self._runs, self._put = estimation, runs, put
+        chunks = estimation.chunks
+        self._kept = self._open(chunks[0]) if len(chunks) == 1 else None
+
+    def context(self) -> MetricContext:
+        """What metrics compare with: the recorded runs are the unpatched ones too."""
+        if self._kept is not None:
+            return self._runs.context(self._kept.source_logits, self._kept.logits)
+        return self._runs.unpatched(self._estimation.sweep, self._estimation.chunks)
+
+    def tally(self, context: MetricContext, tally: Tally) -> Tally:
+        """The tally with estimates in it."""
+        weights = self._estimation.weights(context)
+        values = {name: value.double() for name, value in tally.values.items()}
+        for group in self._estimation.groups():
+            along = self._along(group, context)
+            for chunk in self._estimation.chunks:
+                opened = self._open(chunk) if self._kept is None else self._kept
+                changes, elided, unread = self._estimation.estimate(
+                    opened,
+                    context.rows(_numbers(chunk)),
+                    {name: weight[chunk] for name, weight in weights.items()},
+                    group,
+                    {
+                        place: {name: each[:, chunk] for name, each in gradients.items()}
+                        for place, gradients in along.items()
+                    },
+                )
+                for name, change in changes.items():
+                    values[name][:, chunk] += change
+                tally.elided[:, chunk], tally.unread[:, chunk] = elided, unread
+                # Its graph must not stay while the next one is made.
+                del opened
+        tally.note("gradient", None)
+        return attrs.evolve(tally, values=values)
+
+    def _open(self, chunk: slice) -> OpenedGraph:
+        source_logits, intervention = self._put.of(self._estimation.sweep, chunk)
+        return self._estimation.open(self._runs.target.rows(chunk), intervention, source_logits)
+
+    def _along(
+        self, group: Mapping[Place, Terms], context: MetricContext
+    ) -> dict[Place, dict[str, Tensor]]:
+        """For each place of `group` the gradients, along its path, of metrics given all prompts.
+
+        They are the gradients of all prompts, so the paths must be run before any graph is made of
+        them. Nothing where no metric needs it.
+        """
+        if not self._estimation.places:
+            return {}
+        parts: dict[Place, list[Tensor]] = {place: [] for place in group}
+        for chunk in self._estimation.chunks:
+            some = context.rows(_numbers(chunk))
+            logits = self._estimation.path_logits(self._open(chunk), some, group)
+            for place, each in logits.items():
+                parts[place].append(each)
+        return {
+            place: self._estimation.path_weights(torch.cat(parts.pop(place), 1), context)
+            for place in group
+        }
+
+
+def _numbers(chunk: slice) -> Tensor:
+    return torch.arange(chunk.start, chunk.stop, device="cpu")
+
+
+def _advance(bar: Any) -> None:
+    if bar.n < bar.total:
+        bar.update()

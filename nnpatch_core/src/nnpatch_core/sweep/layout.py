@@ -1,0 +1,111 @@
+"""The cells of a sweep: what each patches, and its place in the outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core._arguments import shown
+from nnpatch_core._models import module_of
+from nnpatch_core._warnings import warn
+from nnpatch_core.adapters import check_fits, of_other_type
+from nnpatch_core.errors import AdapterWarning, PatchingError, PositionError
+from nnpatch_core.site import bind_cells
+from nnpatch_core.sites import Grid, SweepSites
+from nnpatch_core.tracing import Patches, check_forwards
+
+
+@attrs.frozen(eq=False)
+class Layout:
+    """The cells of a sweep, name by name.
+
+    Args:
+        grids: site name to its cells, and their places in the outcome.
+        patches: the same cells, found in the model.
+    """
+
+    grids: Mapping[str, Grid]
+    patches: Patches
+
+    def by_name(self, values: Tensor) -> dict[str, Tensor]:
+        """`[cells, ...]` of all cells as site name to those of its cells."""
+        sizes = [len(grid.sites) for grid in self.grids.values()]
+        return dict(zip(self.grids, torch.split(values, sizes), strict=True))
+
+    def present(self, mask: Tensor) -> Tensor:
+        """`[cells, batch]`, bool: which prompts have a token where a cell patches.
+
+        Args:
+            mask: `[batch, seq]`: 1 where a prompt can be patched.
+        """
+        real = mask.bool().cpu()
+        # Looked up by positions, of which there are far fewer than cells.
+        known: dict[tuple[int, ...], Tensor] = {}
+        present = []
+        for cell in self.patches.cells:
+            for site in cell.sites:
+                if site.positions not in known:
+                    known[site.positions] = real[:, list(site.positions)].any(1)
+            present.append(torch.stack([known[site.positions] for site in cell.sites]).any(0))
+        return torch.stack(present)
+
+    def only(self, kept: Tensor) -> Layout:
+        """Some of the cells; `kept` is `[cells]`, bool."""
+        grids = {}
+        for name, some in self.by_name(kept).items():
+            grid, numbers = self.grids[name], some.nonzero().flatten().tolist()
+            grids[name] = Grid(
+                grid.axes,
+                tuple(grid.index[number] for number in numbers),
+                tuple(grid.sites[number] for number in numbers),
+            )
+        cells = [self.patches.cells[number] for number in kept.nonzero().flatten().tolist()]
+        return Layout(grids, Patches(self.patches.nnmodel, cells))
+
+    def where_present(self, mask: Tensor) -> Layout:
+        """The cells without those that only padding would be patched in.
+
+        Args:
+            mask: `[batch, seq]`: 1 where a prompt can be patched.
+
+        Raises:
+            PositionError: no cell is left.
+        """
+        kept = self.present(mask).any(1)
+        if not kept.any():
+            raise PositionError("every position that is swept is padding in every prompt")
+        return self if kept.all() else self.only(kept)
+
+
+def lay_out(nnmodel: Any, api: Any, sites: SweepSites, seq_len: int) -> Layout:
+    """Find what is to be swept in the model, and check that it is there.
+
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        api: an adapter, its name, or None to find it by the model.
+        sites: what the user asks for.
+        seq_len: tokens per prompt.
+
+    Raises:
+        PatchingError: one of its kinds, for whatever is wrong.
+
+    Warns:
+        AdapterWarning: the adapter does not claim the model's type.
+    """
+    if isinstance(sites, type) or not hasattr(sites, "grids"):
+        raise PatchingError(
+            f"sites must be Sites(...) or Sites.from_sites(...), got {shown(sites)}"
+        )
+    grids, model = sites.grids(nnmodel, api, seq_len), module_of(nnmodel)
+    cells = [cell for grid in grids.values() for cell in grid.sites]
+    for adapter in {id(site.api): site.api for cell in cells for site in cell.sites}.values():
+        check_fits(adapter, model)
+        if doubt := of_other_type(adapter, model):
+            warn(doubt, AdapterWarning)
+    layout = Layout(grids, bind_cells(cells, nnmodel, seq_len))
+    check_forwards(layout.patches.places, model)
+    return layout

@@ -1,0 +1,47 @@
+"""Everything that can be checked of a sweep before a forward runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnpatch_core.metrics import MetricSpec
+from nnpatch_core.sites import SweepSites
+from nnpatch_core.sweep.layout import lay_out
+from nnpatch_core.sweep.lengths import warn_of_lengths
+from nnpatch_core.sweep.runs import Runs
+from nnpatch_core.sweep.sweep import Options, Sweep, make_sweep
+
+
+def prepare(
+    nnmodel: Any,
+    api: Any,
+    sites: SweepSites,
+    runs: Runs,
+    metric: MetricSpec,
+    options: Options,
+    *,
+    gathers: bool = True,
+) -> Sweep:
+    """A sweep of the cells that some prompt has a token for.
+
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        api: an adapter, its name, or None to find it by the model.
+        sites: what the user asks for.
+        runs: the runs.
+        metric: as the user names it.
+        options: how the sweep may run.
+        gathers: whether logits wait for those of a cell's other prompts, if a metric wants it.
+
+    Raises:
+        PatchingError: one of its kinds, for whatever is wrong.
+
+    Warns:
+        AdapterWarning: the adapter does not claim the model's type.
+        PromptWarning: a position means something else in each prompt.
+    """
+    layout = lay_out(nnmodel, api, sites, runs.target.seq_len)
+    sweep = make_sweep(layout, runs.target, metric, options, gathers=gathers)
+    runs.check(sweep)
+    warn_of_lengths(sites, runs.source, runs.target)
+    return sweep.where_present(runs.mask)

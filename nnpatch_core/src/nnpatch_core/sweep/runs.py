@@ -1,0 +1,104 @@
+"""The runs of a sweep, as the sweep sees them: prompts, answers, and what is put at its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, TypeAlias
+
+import attrs
+from torch import Tensor
+
+from nnpatch_core._arrays import Booleans
+from nnpatch_core.batch import Batch
+from nnpatch_core.metrics import MetricContext
+from nnpatch_core.results import Baseline, Prompts, Scale
+from nnpatch_core.sweep.sweep import Sweep
+from nnpatch_core.tracing import Intervention
+
+#: For a sweep and the prompts that run together: `[batch, vocab]` of the run that was made to
+#: record values, if there was one, and what is put.
+PutOf: TypeAlias = Callable[[Sweep, slice], tuple["Tensor | None", Intervention]]
+
+
+@attrs.frozen(eq=False)
+class Put:
+    """What is put at the sites of a sweep.
+
+    Args:
+        mask: `[batch, seq]`: 1 where it can be put.
+        of: what is put, for some of the cells and prompts.
+        depends: what it depends on besides the prompts, by a name that people know.
+    """
+
+    mask: Tensor
+    of: PutOf
+    depends: Mapping[str, Tensor]
+
+
+def kind_of(runs: Runs) -> str:
+    """How an outcome calls a sweep that is measured."""
+    return "activation" if runs.ablation is None else f"ablation ({runs.ablation})"
+
+
+class Runs(Protocol):
+    """A source run and a target run, or one run that is ablated."""
+
+    @property
+    def ablation(self) -> str | None:
+        """How the run is ablated, such as `"zero"`; None of two runs."""
+        ...
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of the outcome's values."""
+        ...
+
+    @property
+    def source(self) -> Batch:
+        """Where values come from."""
+        ...
+
+    @property
+    def target(self) -> Batch:
+        """Where they are put."""
+        ...
+
+    @property
+    def prompts(self) -> Prompts:
+        """The prompts as they are run, with their texts."""
+        ...
+
+    @property
+    def batches(self) -> Mapping[str, Batch]:
+        """The prompts of each run, by the run's name."""
+        ...
+
+    @property
+    def mask(self) -> Tensor:
+        """`[batch, seq]`: 1 where prompts can be patched, as far as is known before a run."""
+        ...
+
+    @property
+    def differs(self) -> Booleans:
+        """`[batch, seq]`: where a patch may put something else, as far as the prompts tell."""
+        ...
+
+    def check(self, sweep: Sweep) -> None:
+        """Raise, or warn, where prompts and answers do not go with the sweep."""
+        ...
+
+    def put(self, sweep: Sweep) -> Put:
+        """What is put at the sites; this may run the model."""
+        ...
+
+    def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
+        """What metrics compare with, given `[batch, vocab]` of the unpatched runs."""
+        ...
+
+    def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
+        """The same, from runs of its own; `chunks` are the prompts that run together."""
+        ...
+
+    def check_baseline(self, context: MetricContext, baseline: Mapping[str, Baseline]) -> None:
+        """Raise where no value can be compared with the unpatched runs."""
+        ...

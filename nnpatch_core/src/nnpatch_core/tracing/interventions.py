@@ -1,0 +1,166 @@
+"""The one protocol of interventions, and the one function that puts what they give."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core.adapters import Place
+from nnpatch_core.tracing.patches import BoundSite
+
+
+@attrs.frozen(eq=False)
+class PatchedTokens:
+    """Tokens of patched runs; each tensor has one number a token, int64 on the CPU.
+
+    Args:
+        rows: `[tokens]`, the row of the activation that holds the patched run.
+        cells: `[tokens]`, the number of the cell that is patched into the run.
+        prompts: `[tokens]`, the number of its prompt.
+        positions: `[tokens]`, the position in the prompt, from 0.
+    """
+
+    rows: Tensor
+    cells: Tensor
+    prompts: Tensor
+    positions: Tensor
+
+
+class Intervention(Protocol):
+    """The values that a sweep puts at its sites."""
+
+    @property
+    def mask(self) -> Tensor:
+        """`[batch, seq]`: 1 where a token may be patched, 0 where it stays, as padding does."""
+        ...
+
+    @property
+    def by_cell(self) -> bool:
+        """Whether the value depends on the cell; if not, one answer does for all cells."""
+        ...
+
+    def patched(self, place: Place, there: Tensor, tokens: PatchedTokens) -> Tensor:
+        """The activation as patched, at some tokens of some patched runs.
+
+        All columns count: whoever patches one head takes its columns from this.
+
+        Args:
+            place: where the activation is.
+            there: `[tokens, width]`, the activation of these runs as it stands.
+            tokens: which tokens these are.
+
+        Returns:
+            `[tokens, width]`, on the device and in the dtype of `there`.
+        """
+        ...
+
+
+def put(
+    activation: Tensor,
+    place: Place,
+    tokens: PatchedTokens,
+    intervention: Intervention,
+    *,
+    start: int = 0,
+    columns: Tensor | None = None,
+) -> None:
+    """Put an intervention's values into an activation, in place.
+
+    Args:
+        activation: `[rows, tokens from start, width]`.
+        place: where it is.
+        tokens: which tokens are patched.
+        intervention: what is put there.
+        start: the position of the activation's first token.
+        columns: `[columns]` that are put at every token, or `[tokens, columns]`, those of each;
+            None is all.
+    """
+    if not len(tokens.rows):
+        return
+    device = activation.device
+    rows, offsets = tokens.rows.to(device), (tokens.positions - start).to(device)
+    values = intervention.patched(place, activation[rows, offsets], tokens)
+    if columns is None:
+        activation[rows, offsets] = values
+        return
+    chosen = columns.to(device).expand(len(rows), -1)
+    activation[rows[:, None], offsets[:, None], chosen] = values.gather(1, chosen)
+
+
+def tokens_of(
+    mask: Tensor, positions: tuple[int, ...] | None = None, cell: int = 0
+) -> PatchedTokens:
+    """The tokens of one cell that an intervention may patch, each prompt in its own row.
+
+    Args:
+        mask: `[batch, seq]`, as of an `Intervention`.
+        positions: only these; None is all.
+        cell: the cell's number.
+    """
+    patched = mask.bool().cpu()
+    if positions is not None:
+        named = torch.zeros(patched.shape[1], dtype=torch.bool, device="cpu")
+        named[list(positions)] = True
+        patched = patched & named
+    prompts, where = patched.nonzero().T
+    return PatchedTokens(prompts, torch.full_like(prompts, cell), prompts, where)
+
+
+def as_patched(
+    activation: Tensor,
+    place: Place,
+    intervention: Intervention,
+    positions: tuple[int, ...] | None = None,
+    cell: int = 0,
+) -> Tensor:
+    """A copy of `[batch, seq, width]` in which all that may be patched is.
+
+    Args:
+        activation: what stands there.
+        place: where it is.
+        intervention: what is put there.
+        positions: only at these; None is all.
+        cell: the cell's number, for an intervention that looks at it.
+    """
+    patched = activation.detach().clone()
+    put(patched, place, tokens_of(intervention.mask, positions, cell), intervention)
+    return patched
+
+
+def differs(
+    activation: Tensor,
+    place: Place,
+    intervention: Intervention,
+    positions: tuple[int, ...] | None = None,
+    cell: int = 0,
+) -> Tensor:
+    """`[batch, seq, heads or 1]`, bool: where patching changes the activation, bitwise.
+
+    Arguments are those of `as_patched`.
+    """
+    patched = as_patched(activation, place, intervention, positions, cell)
+    other = _bits(activation) != _bits(patched)
+    columns = place.columns(activation.shape[-1])
+    by_head = other[..., None, :] if columns is None else other[..., columns.to(other.device)]
+    return by_head.any(-1)
+
+
+def _bits(value: Tensor) -> Tensor:
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return value.detach().contiguous().view(kinds[value.element_size()])
+
+
+def put_site(activation: Tensor, site: BoundSite, cell: int, intervention: Intervention) -> None:
+    """Put an intervention's values at one site of every prompt, in place.
+
+    Args:
+        activation: `[batch, seq, width]`.
+        site: the site.
+        cell: the number of its cell.
+        intervention: what is put there.
+    """
+    tokens = tokens_of(intervention.mask, site.positions, cell)
+    put(activation, site.place, tokens, intervention, columns=site.columns(activation.shape[-1]))
