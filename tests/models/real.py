@@ -13,8 +13,7 @@ from nnpatch_core import DecoderAPI
 from nnpatch_gemma import Gemma3
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral
-
-from ..oracle import Oracle
+from tests.helpers.oracle import Oracle
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "examples"))
 
