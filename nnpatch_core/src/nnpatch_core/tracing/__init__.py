@@ -8,12 +8,14 @@ from nnpatch_core.tracing.hooks import (
     forward_hooks,
     in_words,
 )
+from nnpatch_core.tracing.observer import Trace, traces
 from nnpatch_core.tracing.replacements import Recorded, Replacement, Zeros
 from nnpatch_core.tracing.trace import call, forward, record
 
 __all__ = [
     "Recorded",
     "Replacement",
+    "Trace",
     "Zeros",
     "backward_hooks",
     "call",
@@ -24,4 +26,5 @@ __all__ = [
     "in_words",
     "of_rows",
     "record",
+    "traces",
 ]

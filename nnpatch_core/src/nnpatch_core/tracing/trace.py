@@ -18,6 +18,7 @@ from nnpatch_core._models import (
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.site import Location, Site, execution_order
+from nnpatch_core.tracing.observer import report
 
 
 def forward(
@@ -74,6 +75,7 @@ def forward(
                 body()
     finally:
         hook.remove()
+    report(model, len(found[0]), batch.tokens.shape[1] - start, gradients=gradients)
     return found[0]
 
 
