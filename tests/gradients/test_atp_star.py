@@ -24,14 +24,12 @@ from nnpatch_core import (
 from nnpatch_core.adapters import fused_projections
 from nnpatch_core.errors import GradientError, MetricError, PositionError
 from nnpatch_core.testing import tiny_model
-from tests.engine.test_cone import VARIANTS, Pairs, grids, pairs_of
-from tests.gradients.test_attribution import (
+from tests.helpers.attribution import (
     EXPECTED,
     LAYERS,
     METHODS,
     METRICS,
     Runs,
-    ablations,
     check,
     check_laid,
     metric_of,
@@ -39,6 +37,8 @@ from tests.gradients.test_attribution import (
 )
 from tests.helpers.attribution_oracle import AttributionOracle
 from tests.helpers.oracle import COMPONENTS, Place
+from tests.helpers.pairs import VARIANTS, Pairs
+from tests.helpers.strategies import ablations, grids, pairs_of
 
 #: Padding is what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")

@@ -19,8 +19,7 @@ from nnpatch_core import MultiSite, Outcome, Site, Sites
 from nnpatch_core.errors import MemoryBudgetError, MetricError, PositionError
 from nnpatch_core.gradients import attention, first_order, graph, integrated
 from nnpatch_core.testing import tiny_model
-from tests.engine.test_cone import Pairs, lists_of_sites, pairs_of
-from tests.gradients.test_attribution import (
+from tests.helpers.attribution import (
     EXPECTED,
     LAYERS,
     METHODS,
@@ -31,6 +30,8 @@ from tests.gradients.test_attribution import (
     runs_of,
 )
 from tests.helpers.oracle import COMPONENTS
+from tests.helpers.pairs import Pairs
+from tests.helpers.strategies import lists_of_sites, pairs_of
 
 #: Padding is what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")

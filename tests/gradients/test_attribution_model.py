@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nnpatch_core import MultiSite, Outcome, Site, Sites, attribution_patching, reads_tokens
 from nnpatch_core.errors import MetricError
 from nnpatch_core.testing import tiny_api, tiny_model
-from tests.gradients.test_attribution import METHODS, bent
+from tests.helpers.attribution import METHODS, bent
 from tests.helpers.oracle import COMPONENTS, Prompt, lay_out, random_prompts
 
 #: Padding is what is tested here, so that what it mixes needs no word.

@@ -43,8 +43,8 @@ from nnpatch_core.errors import (
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.plugins.known import DISTRIBUTIONS
 from nnpatch_core.testing import causal_model_types, tiny_model
+from tests.helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "nnpatch_core" / "src" / "nnpatch_core"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 #: What may follow `nnpatch ` besides a command: the words of file formats and of prose.

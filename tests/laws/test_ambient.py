@@ -27,6 +27,7 @@ from nnpatch_core import (
 from nnpatch_core.errors import GradientError
 from nnpatch_core.testing import run_checks, tiny_model
 from nnpatch_llama import Llama3
+from tests.helpers.paths import ROOT
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
@@ -351,7 +352,6 @@ def test_sums_of_our_own_are_not_rounded(
 #: What makes a tensor out of nothing: where torch's default device counts, and the default dtype.
 MAKE_INTEGERS = {"arange", "as_tensor", "randint", "randperm", "tensor"}
 MAKE = {"empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros"}
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

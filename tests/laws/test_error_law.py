@@ -28,6 +28,7 @@ from nnpatch_core import (
     plan_sweep,
 )
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
+from tests.helpers.paths import ROOT
 
 MODEL, API = tiny_model("llama"), tiny_api()
 SOURCE = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 4]])
@@ -245,7 +246,7 @@ def test_a_site_name_that_was_not_swept_is_both():
 def test_errors_are_in_the_docs():
     from nnpatch_core import errors
 
-    page = (Path(__file__).parents[2] / "docs" / "errors.md").read_text()
+    page = (ROOT / "docs" / "errors.md").read_text()
     for name, kind in vars(errors).items():
         if isinstance(kind, type) and kind.__module__ == errors.__name__:
             assert f"`{name}`" in page, name

@@ -32,8 +32,8 @@ from nnpatch_core.errors import (
     UnknownNameError,
 )
 from nnpatch_core.testing import tiny_api, tiny_model
-from tests.patching.test_bad_input import SOURCE, SOURCE_ANSWERS, TARGET, TARGET_ANSWERS
-from tests.patching.test_bad_input import Counted as Swept
+from tests.helpers.refusals import SOURCE, SOURCE_ANSWERS, TARGET, TARGET_ANSWERS
+from tests.helpers.refusals import Counted as Swept
 
 SITES = Sites(["resid", "q", "k", "mlp"], seq_pos_type="each")
 get = functools.partial(Site.get_site, tiny_api())

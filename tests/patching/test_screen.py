@@ -26,7 +26,7 @@ from nnpatch_core import (
 from nnpatch_core.errors import AdapterWarning, CheckpointError, MetricError, OutcomeError
 from nnpatch_core.results import Screening
 from nnpatch_core.testing import tiny_api, tiny_model
-from tests.gradients.test_attribution import bent
+from tests.helpers.attribution import bent
 from tests.helpers.oracle import COMPONENTS, lay_out, random_prompts
 
 #: Padding is what is tested here, so that what it mixes needs no word.

@@ -5,51 +5,20 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
-from nnpatch_core import Sites, ablation_patching, activation_patching, reads_tokens
+from nnpatch_core import Sites, ablation_patching, reads_tokens
 from nnpatch_core.engine import cone
 from nnpatch_core.errors import CheckpointError
 from nnpatch_core.sweep import checkpoint as checkpoint_module
 from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.checkpoints import ANSWERS, BUDGET, SITES, TARGET, done, numbers, sweep
+from tests.helpers.paths import ROOT
 
-SOURCE = torch.tensor([[5, 6, 7, 8, 9, 4], [5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
-TARGET = torch.tensor([[5, 9, 7, 8, 9, 4], [5, 6, 7, 3, 9, 4], [9, 8, 7, 6, 4, 4]])
-ANSWERS = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
-SITES = Sites(["q", "v", "mlp", "resid"], seq_pos_type="each")
-#: Small enough for many buckets.
-BUDGET = 120_000
 #: Large enough for all prompts at once.
 LARGE = 10_000_000
-
-
-def sweep(path=None, model=None, **options):
-    arguments = {"memory_budget": BUDGET, "progress": False, **options}
-    arguments.setdefault("sites", SITES)
-    return activation_patching(
-        model or tiny_model("llama"),
-        tiny_api(),
-        arguments.pop("sites"),
-        arguments.pop("source", SOURCE),
-        TARGET,
-        *arguments.pop("answers", ANSWERS),
-        checkpoint=path,
-        **arguments,
-    )
-
-
-def numbers(out):
-    """Each number of an outcome, to be compared bitwise."""
-    return torch.cat([out.raw[metric][name].flatten() for metric in out.metrics for name in out])
-
-
-def done(path):
-    with safe_open(str(path), framework="pt") as file:
-        return int(file.get_tensor("done").sum())
 
 
 @pytest.fixture
@@ -79,7 +48,7 @@ import torch
 torch.set_num_threads(1)
 from nnpatch_core.engine import cone
 sys.path.insert(0, {folder!r})
-from tests.sweep.test_checkpoint import sweep
+from tests.helpers.checkpoints import sweep
 real = cone.ConeRun._run
 def slowly(self, bucket, columns):
     time.sleep(0.05)
@@ -94,7 +63,7 @@ def test_survives_being_killed_more_than_once(tmp_path, rows):
     path = tmp_path / "sweep.ckpt"
     unbroken = sweep()
     whole = len(rows)
-    code = SCRIPT.format(folder=str(Path(__file__).parents[2]), path=str(path))
+    code = SCRIPT.format(folder=str(ROOT), path=str(path))
     before = 0
     for _ in range(2):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

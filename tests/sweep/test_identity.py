@@ -4,14 +4,12 @@ import functools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import attrs
 import numpy as np
 import pytest
 import torch
 from nnsight import NNsight
-from torch import nn
 
 from nnpatch_core import (
     DecoderAPI,
@@ -22,11 +20,26 @@ from nnpatch_core import (
     activation_patching,
     decoder_components,
     fused_projections,
-    reads_tokens,
 )
 from nnpatch_core.errors import CheckpointError, CheckpointWarning
 from nnpatch_core.sweep.fingerprint import fingerprint
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
+from tests.helpers import fingerprinted
+from tests.helpers.fingerprinted import (
+    METRICS,
+    Probe,
+    Scaled,
+    Slotted,
+    by_global,
+    by_helper,
+    by_set,
+    by_tensor,
+    closing_over,
+    plain,
+    with_default,
+    wrapped,
+)
+from tests.helpers.paths import ROOT
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
@@ -53,124 +66,6 @@ def sweep(path, api=None, sites=None, model=None, **options):
 
 def numbers(out):
     return torch.cat([out.raw[metric][name].flatten() for metric in out.metrics for name in out])
-
-
-# Metrics of one name, and of one number where nothing is patched --------------------------------
-
-WEIGHTS = torch.tensor([1.0, 2.0])
-SCALE = 3.0
-#: Of the order of a set nothing may depend, and it differs with the seed of hashes.
-NAMES = {"alpha", "beta", "gamma", "delta", "epsilon"}
-
-
-def helper(value):
-    return value * SCALE
-
-
-def plain(logits, context):
-    return logits.gather(1, context.source_answer_index[:, None])[:, 0]
-
-
-def by_global(logits):
-    return logits[:, 0] * SCALE
-
-
-def by_helper(logits):
-    return helper(logits[:, 0])
-
-
-def by_tensor(logits):
-    return logits[:, :2] @ WEIGHTS
-
-
-def by_set(logits):
-    return logits[:, len(NAMES)] if "alpha" in {"x", "y", "alpha", "zeta"} else logits[:, 0]
-
-
-def with_default(logits, *, column=0):
-    return logits[:, column]
-
-
-def closing_over(value):
-    def metric(logits):
-        return (lambda column: logits[:, column] * value)(0)
-
-    return metric
-
-
-@reads_tokens(lambda context: context.source_answer_index[:, None])
-def declared(logits, context):
-    return logits.gather(1, context.source_answer_index[:, None])[:, 0]
-
-
-@torch.no_grad()
-def decorated(logits):
-    return logits[:, 0]
-
-
-@functools.wraps(plain)
-def wrapped(*arguments):
-    return plain(*arguments)
-
-
-class Scaled:
-    factor = 1.0
-
-    def __init__(self, by, names=()):
-        self.by, self.names = by, list(names)
-
-    def __call__(self, logits):
-        return self.part(logits) * self.by * self.factor
-
-    def part(self, logits):
-        return logits[:, 0]
-
-
-@attrs.frozen(eq=False)
-class Slotted:
-    weights: torch.Tensor
-
-    def __call__(self, logits):
-        return logits[:, :2] @ self.weights
-
-
-class Probe(nn.Module):
-    def __init__(self, by):
-        super().__init__()
-        self.linear, self.by = nn.Linear(2, 1), by
-        with torch.no_grad():
-            self.linear.weight[:] = torch.tensor([[0.5, 0.25]])
-            self.linear.bias.zero_()
-
-    def forward(self, logits):
-        return self.linear(logits[:, :2])[:, 0] * self.by
-
-
-def recursive(depth):
-    return recursive(depth - 1) if depth else 0
-
-
-METRICS = {
-    "plain": plain,
-    "by_global": by_global,
-    "by_helper": by_helper,
-    "by_tensor": by_tensor,
-    "by_set": by_set,
-    "with_default": with_default,
-    "closure": closing_over(2.0),
-    "declared": declared,
-    "decorated": decorated,
-    "wrapped": wrapped,
-    "instance": Scaled(2.0, ["a"]),
-    "method": Scaled(2.0).part,
-    "slotted": Slotted(torch.tensor([1.0, 2.0])),
-    "module": Probe(1.5),
-    "partial": functools.partial(with_default, column=1),
-    "numpy": functools.partial(with_default, column=np.int64(1)),
-    "recursive": recursive,
-    "class": Scaled,
-    "lambda": lambda logits: torch.nn.functional.softmax(logits, -1)[:, 0],
-}
 
 
 def of_other_code():
@@ -217,7 +112,8 @@ PAIRS = {
     "array": (Slotted(np.ones(2)), Slotted(np.ones(2, dtype=np.float32))),
     "attribute of a module": (Probe(1.0), Probe(2.0)),
     "self of a method": (Scaled(2.0).part, Scaled(3.0).part),
-    "wrapper that calls itself another": (wrapped, functools.wraps(plain)(by_global)),
+    # One of its own, as `wraps` changes what it is given.
+    "wrapper that calls itself another": (wrapped, functools.wraps(plain)(closing_over(1.0))),
     "class of no module": (made("return 1"), made("return 2")),
     "set": (closing_over({"a", "b"}), closing_over({"a", "c"})),
     "mapping": (closing_over({"a": [1]}), closing_over({"a": [2]})),
@@ -257,7 +153,7 @@ def test_what_is_the_same_has_the_same_word_after_use(name):
 )
 def test_the_globals_that_it_reads_count(monkeypatch, metric, name, value):
     before, unrelated = fingerprint(metric), fingerprint(plain)
-    monkeypatch.setitem(globals(), name, value)
+    monkeypatch.setattr(fingerprinted, name, value)
     assert fingerprint(metric) != before
     assert fingerprint(plain) == unrelated
 
@@ -290,7 +186,8 @@ def test_where_the_code_stands_does_not_count():
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from tests.sweep.test_identity import METRICS, fingerprint
+from nnpatch_core.sweep.fingerprint import fingerprint
+from tests.helpers.fingerprinted import METRICS
 for name, metric in METRICS.items():
     print(name, fingerprint(metric).digest)
 """
@@ -300,7 +197,7 @@ def test_another_process_finds_the_same_words():
     found = {}
     seed = "7" if os.environ.get("PYTHONHASHSEED") != "7" else "8"
     told = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2])],
+        [sys.executable, "-c", SCRIPT, str(ROOT)],
         env={**os.environ, "PYTHONHASHSEED": seed},
         capture_output=True,
         text=True,

@@ -6,14 +6,12 @@ A seed is one thing wrong, with the checks that must fail for it and words of wh
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 import pytest
 import torch
-from nnsight import NNsight
 from torch import Tensor, nn
 
 from nnpatch_core import (
@@ -23,102 +21,43 @@ from nnpatch_core import (
     Interleaved,
     decoder_components,
     fused_projections,
-    separate_projections,
 )
-from nnpatch_core.adapters import PartOfHead, consecutive
-from nnpatch_core.errors import AdapterError, LayerError, PatchingError, UnknownNameError
-from nnpatch_core.testing import CHECKS, CheckError, parametrize_with_checks, run_checks, tiny_model
-from nnpatch_core.testing.conformance import make_subject, why_skipped
+from nnpatch_core.adapters import PartOfHead
+from nnpatch_core.testing import CHECKS, run_checks
 from nnpatch_gemma import Gemma2
 from nnpatch_llama import Llama3
-from tests.helpers.counted import calling
-
-pytest_plugins = ["pytester"]
+from tests.helpers.kit import (
+    BERT,
+    GATED,
+    GEMMA2,
+    GPT2,
+    GRANITE,
+    HALVED,
+    LLAMA,
+    MIXTRAL,
+    NEOX,
+    QWEN3_NEXT,
+    RIGHT,
+    SQUARE,
+    UNGROUPED,
+    OwnCounts,
+    Wrapped,
+    arranged,
+    changed,
+    columns,
+    failures,
+    fresh,
+    heads,
+    in_each_layer,
+    last_layer,
+    mark_last,
+    model_of,
+    scaled,
+    table,
+)
 
 #: nnsight says so of BERT's modules called `output`, which is of no use to anybody here.
 pytestmark = pytest.mark.filterwarnings("ignore:Module .* has a submodule named:UserWarning")
-
-#: Checks of what is said, not of what a forward gives.
-WITHOUT_A_FORWARD = {"check_model_type", "check_undeclared"}
-NUMBERS = [name for name in CHECKS if name not in WITHOUT_A_FORWARD]
-
-GPT2 = DecoderAPI(
-    "GPT2",
-    ("gpt2",),
-    decoder_components(attn="attn", heads=fused_projections("attn.c_attn", "attn.c_proj", Fused)),
-    "transformer.h",
-)
-NEOX = DecoderAPI(
-    "NeoX",
-    ("gpt_neox",),
-    decoder_components(
-        attn="attention",
-        heads=fused_projections("attention.query_key_value", "attention.dense", Interleaved),
-    ),
-    "gpt_neox.layers",
-)
-MIXTRAL = DecoderAPI("Mixtral", ("mixtral",), decoder_components())
-GRANITE = DecoderAPI("Granite", ("granite",), decoder_components(), residual="scaled")
-#: A norm follows each sum, so that there is no sum to check.
-BERT = DecoderAPI(
-    "Bert",
-    ("bert",),
-    decoder_components(
-        attn="attention.output.dense",
-        mlp="output.dense",
-        heads=separate_projections(
-            "attention", q="self.query", k="self.key", v="self.value", o="output.dense"
-        ),
-    ),
-    "bert.encoder.layer",
-    residual=None,
-)
-GATED = separate_projections()
-GATED["q"] = attrs.evolve(GATED["q"], columns=PartOfHead(0, parts=2))
-#: Attention with a gate in one layer, and none in the others.
-QWEN3_NEXT = DecoderAPI(
-    "Qwen3Next",
-    ("qwen3_next",),
-    decoder_components(attn="linear_attn", heads={}),
-    kinds={"self_attn": decoder_components(heads=GATED)},
-    cone=False,
-)
-
-
-@functools.cache
-def shared(family: str, **settings: Any) -> Any:
-    """A model of two layers that nobody changes."""
-    return tiny_model(family, **{"num_hidden_layers": 2, **settings})
-
-
-def model_of(family: str, **settings: Any) -> Callable[[], Any]:
-    return functools.partial(shared, family, **settings)
-
-
-LLAMA = model_of("llama")
-#: As many key/value heads as query heads, so that the three projections have one shape.
-UNGROUPED = model_of("llama", num_key_value_heads=4)
-#: The MLP is as wide inside as the residual stream.
-SQUARE = model_of("llama", intermediate_size=32)
-GEMMA2 = model_of("gemma2")
-HALVED = model_of("granite", residual_multiplier=0.5)
-
-RIGHT: dict[str, tuple[DecoderAPI, Callable[[], Any]]] = {
-    "llama": (Llama3, LLAMA),
-    "llama, ungrouped": (Llama3, UNGROUPED),
-    "gemma2": (Gemma2, GEMMA2),
-    "gemma2, o wider than the residual stream": (Gemma2, model_of("gemma2", hidden_size=20)),
-    "gpt2": (GPT2, model_of("gpt2")),
-    "gpt_neox": (NEOX, model_of("gpt_neox")),
-    "mixtral": (MIXTRAL, model_of("mixtral")),
-    "granite": (GRANITE, HALVED),
-    "bert": (BERT, model_of("bert")),
-    "qwen3_next": (QWEN3_NEXT, functools.partial(tiny_model, "qwen3_next")),
-}
-
-
-def failures(results: list[Any]) -> dict[str, str]:
-    return {result.check: result.reason for result in results if result.status == "failed"}
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -127,38 +66,9 @@ def test_nothing_fails_for_an_adapter_that_is_right(name: str) -> None:
     assert failures(run_checks(api, model())) == {}
 
 
-# What may be wrong with an adapter.
-
-
-def changed(api: DecoderAPI, **rows: Component) -> DecoderAPI:
-    """The adapter with other rows, at the same places of its table."""
-    return attrs.evolve(api, components={**api.components, **rows})
-
-
-def arranged(api: DecoderAPI, names: str, **rows: Component) -> DecoderAPI:
-    """The adapter with these components in this order, some of them with other rows."""
-    table = {**api.components, **rows}
-    return attrs.evolve(api, components={name: table[name] for name in names.split()})
-
-
 def at(name: str, module: str) -> Component:
     """Llama's row of a component, at another module."""
     return attrs.evolve(Llama3.components[name], module=module)
-
-
-def columns(api: DecoderAPI, name: str, edit: Callable[[Tensor], Tensor]) -> DecoderAPI:
-    """The adapter with a component's columns `[heads, dim]` edited."""
-    row = api.components[name]
-
-    def layout(width: int, heads: Any) -> Tensor:
-        return edit(consecutive(width, heads.count(row.heads)))
-
-    return changed(api, **{name: attrs.evolve(row, columns=layout)})
-
-
-def heads(api: DecoderAPI, name: str, *order: int) -> DecoderAPI:
-    """The adapter with the heads of a component in another order."""
-    return columns(api, name, lambda found: found[list(order)])
 
 
 def rolled(found: Tensor) -> Tensor:
@@ -183,24 +93,6 @@ def fused(api: DecoderAPI, layout: Callable[[Any], Any]) -> DecoderAPI:
 ROTATED: Mapping[Any, Any] = {"q": "k", "k": "v", "v": "q"}
 
 
-def last_layer(**rows: Component) -> DecoderAPI:
-    """Right in all layers but the last, which has a mark."""
-    return attrs.evolve(Llama3, kinds={"mark": {**Llama3.components, **rows}})
-
-
-@attrs.frozen(eq=False)
-class OwnCounts:
-    """Wrong about the heads of one layer, and no `DecoderAPI`."""
-
-    name = "OwnCounts"
-    model_types = ("llama",)
-    layers = "model.layers"
-    components = Llama3.components
-
-    def n_heads(self, config: Any, kind: str, layer: int) -> int:
-        return 4 if kind == "query" or layer == 1 else 2
-
-
 class AnyName(dict):
     """A table with a row for every name."""
 
@@ -216,26 +108,6 @@ class AnswersToAnyName(OwnCounts):
 
     def n_heads(self, config: Any, kind: str, layer: int) -> int:
         return Llama3.n_heads(config, kind, layer)
-
-
-# What may be wrong with a model.
-
-
-class Wrapped(nn.Module):
-    """A module with another one inside, which does something to what that gives."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        found = self.inner(*args, **kwargs)
-        if isinstance(found, tuple):
-            return (self.after(found[0]), *found[1:])
-        return self.after(found)
-
-    def after(self, found: Tensor) -> Tensor:
-        return found
 
 
 class Detached(Wrapped):
@@ -302,34 +174,11 @@ class Shifted(Wrapped):
         return found + nn.functional.pad(found, (0, 0, 1, 0))[:, :-1]
 
 
-def fresh(edit: Callable[[Any], object], family: str = "llama", **settings: Any) -> Callable:
-    """Makes a model of its own, with something wrong about it."""
-
-    def make() -> Any:
-        model = tiny_model(family, **{"num_hidden_layers": 2, **settings})
-        edit(model)
-        return model
-
-    return make
-
-
-def in_each_layer(path: str, wrap: Callable[[nn.Module], nn.Module]) -> Callable[[Any], None]:
-    def edit(model: Any) -> None:
-        for layer in model.model.layers:
-            layer.set_submodule(path, wrap(layer.get_submodule(path)))
-
-    return edit
-
-
 def another_list(name: str, pick: Callable[[list[nn.Module]], list[nn.Module]]) -> Callable:
     def edit(model: Any) -> None:
         setattr(model.model, name, nn.ModuleList(pick(list(model.model.layers))))
 
     return fresh(edit)
-
-
-def mark_last(model: Any) -> None:
-    model.model.layers[-1].mark = nn.Identity()
 
 
 def scale_between_layers(model: Any) -> None:
@@ -408,15 +257,6 @@ def seed(api: Any, model: Callable[[], Any], **fails: str) -> Seed:
 
 def alone(api: Any, model: Callable[[], Any], **fails: str) -> Seed:
     return attrs.evolve(seed(api, model, **fails), alone=True)
-
-
-def table(*names: str, **rows: Component) -> DecoderAPI:
-    """A part of Llama's table, with other rows."""
-    return DecoderAPI("Part", ("llama",), {name: Llama3.components[name] for name in names} | rows)
-
-
-def scaled(api: DecoderAPI) -> DecoderAPI:
-    return attrs.evolve(api, residual="scaled")
 
 
 QUERY, KEY = Llama3.components["q"], Llama3.components["k"]
@@ -892,368 +732,3 @@ def test_the_check_that_should_find_it_does(name: str) -> None:
 @pytest.mark.parametrize("check", CHECKS)
 def test_each_check_finds_something_that_no_other_finds(check: str) -> None:
     assert [name for name, wrong in SEEDS.items() if wrong.alone and set(wrong.fails) == {check}]
-
-
-# A check that could pass without running the model would be no check.
-
-
-class BrokenError(RuntimeError):
-    pass
-
-
-def break_forward(model: Any) -> None:
-    def refuse(*_: Any) -> None:
-        raise BrokenError
-
-    model.lm_head.register_forward_pre_hook(refuse)
-
-
-def test_each_check_of_numbers_runs_the_model() -> None:
-    forwards: list[str] = []
-    model = fresh(lambda model: calling(model, lambda: forwards.append("")))
-    subject = make_subject(Llama3, model())
-    for name, check in CHECKS.items():
-        before = len(forwards)
-        check(subject)
-        assert (len(forwards) > before) is (name in NUMBERS), name
-
-
-def test_no_check_of_numbers_passes_on_a_model_that_does_not_run() -> None:
-    results = run_checks(Llama3, fresh(break_forward)())
-    assert set(failures(results)) == set(NUMBERS)
-    assert all("BrokenError" in reason for reason in failures(results).values())
-
-
-NO_HEADS = {name: attrs.evolve(Llama3.components[name], heads=None) for name in "qkv"}
-
-
-@pytest.mark.parametrize(
-    ("api", "model", "layers", "checks"),
-    [
-        pytest.param(changed(Llama3, **NO_HEADS), LLAMA, None, "query key value", id="no heads"),
-        pytest.param(table("o"), LLAMA, None, "output", id="nothing that o could reach"),
-        pytest.param(
-            QWEN3_NEXT,
-            RIGHT["qwen3_next"][1],
-            [0],
-            "query key value output",
-            id="no such layer among those to look at",
-        ),
-    ],
-)
-def test_what_has_nothing_to_look_at_does_not_pass(
-    api: Any, model: Callable[[], Any], layers: list[int] | None, checks: str
-) -> None:
-    names = [f"check_{part}_heads" for part in checks.split()]
-    results = run_checks(api, model(), only=names, layers=layers)
-    # What an adapter declares is known; what the layers have is a matter of the model.
-    expected = "skipped" if layers is None else "failed"
-    assert [result.status for result in results] == [expected] * len(names)
-    assert all(result.reason for result in results)
-    if layers is not None:
-        assert all("no layer that is looked at has" in result.reason for result in results)
-
-
-def test_the_projections_output_for_o_without_q_k_and_v() -> None:
-    api = table("attn", "mlp", o=Component("self_attn.o_proj", heads="query"))
-    assert failures(run_checks(arranged(api, "o attn mlp"), LLAMA()))
-
-
-# What is right, but unlike the tiny models.
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_other_precision(dtype: torch.dtype) -> None:
-    assert failures(run_checks(Llama3, fresh(lambda model: model.to(dtype))())) == {}
-
-
-def test_double_precision() -> None:
-    assert failures(run_checks(Llama3, fresh(lambda model: model.double())())) == {}
-
-
-def test_large_activations() -> None:
-    def enlarge(model: Any) -> None:
-        with torch.no_grad():
-            model.model.embed_tokens.weight *= 1000
-        model.to(torch.bfloat16)
-
-    found = failures(run_checks(Llama3, fresh(enlarge)(), only=["check_edits_stay"]))
-    assert found == {}
-
-
-def test_frozen_parameters() -> None:
-    model = fresh(lambda model: model.requires_grad_(False))()
-    assert failures(run_checks(Llama3, model)) == {}
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_nothing_is_left_of_the_checks() -> None:
-    model = tiny_model("llama", num_hidden_layers=2, attention_dropout=0.5)
-    model.train()
-    model.model.layers[0].eval()
-    before = copy.deepcopy(model.state_dict())
-    modes = [module.training for module in model.modules()]
-    # Dropout is off: with it, no two runs would be alike.
-    assert failures(run_checks(Llama3, model)) == {}
-    assert failures(run_checks(Llama3, fresh(break_forward)())) != {}
-    assert [module.training for module in model.modules()] == modes
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.parameters())
-    hooks = [
-        [*module._forward_hooks, *module._forward_pre_hooks, *module._backward_hooks]
-        for module in model.modules()
-    ]
-    assert not any(hooks)
-
-
-# Running the kit.
-
-
-def test_results_come_in_the_order_of_the_kit() -> None:
-    results = run_checks(Llama3, LLAMA())
-    assert [result.check for result in results] == list(CHECKS)
-    assert {result.status for result in results} == {"passed"}
-    assert all(result.ok and result.reason == "" for result in results)
-
-
-def test_only_some_checks_run() -> None:
-    wanted = ["check_padding", "check_layers"]
-    for given in (wanted, tuple(wanted), iter(wanted)):
-        results = run_checks(Llama3, LLAMA(), only=given)
-        assert [result.check for result in results] == wanted
-    assert run_checks(Llama3, LLAMA(), only=[]) == []
-
-
-def test_only_some_layers_are_looked_at() -> None:
-    wrong = last_layer(q=heads(Llama3, "q", 0, 1, 3, 2).components["q"])
-    model = fresh(mark_last)()
-    run = functools.partial(run_checks, wrong, model)
-    assert failures(run(layers=[0])) == {}
-    assert set(failures(run(layers=[1]))) == {"check_query_heads"}
-    for layers in ([1, 0], (0, 1, 1), iter([1])):
-        (result,) = run(layers=layers, only=["check_query_heads"])
-        assert result.status == "failed"
-
-
-@pytest.mark.parametrize("layers", [[2], [-1], [0.5], ["0"], [True]])
-def test_layers_that_are_not_there(layers: list[Any]) -> None:
-    with pytest.raises(LayerError, match="layer"):
-        run_checks(Llama3, LLAMA(), layers=layers)
-
-
-def test_known_failures() -> None:
-    wrong = attrs.evolve(GRANITE, residual="sum", padding=False)
-    known = {
-        "check_residual": "scaled",
-        "check_layers": "no longer true",
-        "check_padding": "does not apply",
-    }
-    only = ["check_residual", "check_layers", "check_padding", "check_causal"]
-    results = run_checks(wrong, HALVED(), known_failures=known, only=only)
-    found = {result.check: result for result in results}
-    assert [result.status for result in results] == ["known failure", "fixed", "skipped", "passed"]
-    assert [result.ok for result in results] == [True, False, True, True]
-    assert found["check_residual"].reason.startswith("scaled (resid_pre + attn + mlp is not resid")
-    assert found["check_layers"].reason == "no longer true"
-    assert found["check_padding"].reason == "the adapter declares padding=False"
-    # A check that is not run is no failure, known or not.
-    assert run_checks(wrong, HALVED(), known_failures=known, only=["check_causal"])[0].ok
-
-
-def test_a_reason_names_an_error_that_is_not_the_checks_own() -> None:
-    wrong = attrs.evolve(Llama3, layers="model.blocks")
-    (result,) = run_checks(wrong, LLAMA(), only=["check_layers"])
-    assert result.reason.startswith("AdapterError: adapter 'Llama3' does not fit LlamaForCausalLM")
-    (result,) = run_checks(attrs.evolve(GRANITE, residual="sum"), HALVED(), only=["check_residual"])
-    assert result.reason.startswith("resid_pre + attn + mlp is not resid")
-
-
-@pytest.mark.parametrize("where", ["only", "known_failures"])
-def test_a_name_that_is_no_check(where: str) -> None:
-    given = {"only": ["check_heads"], "known_failures": {"check_heads": "new"}}[where]
-    with pytest.raises(UnknownNameError) as error:
-        run_checks(Llama3, LLAMA(), **{where: given})
-    assert "'check_heads'" in str(error.value)
-    assert all(name in str(error.value) for name in CHECKS)
-
-
-@pytest.mark.parametrize("model", [None, "llama", nn.Linear(2, 2)])
-def test_no_model(model: Any) -> None:
-    with pytest.raises(AdapterError):
-        run_checks(Llama3, model)
-
-
-def test_a_wrapped_model() -> None:
-    assert failures(run_checks(Llama3, NNsight(tiny_model(num_hidden_layers=2)))) == {}
-
-
-@pytest.mark.parametrize(
-    ("api", "skipped"),
-    [
-        (Llama3, {}),
-        (
-            arranged(Llama3, "resid_pre o attn mlp resid"),
-            {"query_heads": "no q", "key_heads": "no k", "value_heads": "no v"},
-        ),
-        (
-            arranged(Llama3, "resid_pre q k v attn mlp resid"),
-            dict.fromkeys(("query_heads", "key_heads", "value_heads", "output_heads"), "no o"),
-        ),
-        (
-            arranged(Llama3, "resid_pre q k v o attn mlp"),
-            {
-                "residual_is_everything": "no resid",
-                "causal": "no resid",
-                "residual": "lacks the residual stream",
-            },
-        ),
-        (
-            arranged(Llama3, "q k v o attn mlp resid"),
-            {"residual": "lacks the residual stream", "blocks": "no resid_pre"},
-        ),
-        (
-            arranged(Llama3, "resid_pre q k v o resid"),
-            {"residual": "what is added to it", "blocks": "no attn"},
-        ),
-        (arranged(Llama3, "resid_pre q k v o attn resid"), {}),
-        (attrs.evolve(Llama3, padding=False), {"padding": "declares padding=False"}),
-        (attrs.evolve(Llama3, residual=None), {"residual": "declares residual=None"}),
-        (scaled(Llama3), {}),
-        # What some layers have is looked at there.
-        (QWEN3_NEXT, {"cone_equals_full": "declares cone=False"}),
-        # By default, what is not declared is what DecoderAPI has by default.
-        (OwnCounts(), {}),
-    ],
-)
-def test_why_a_check_does_not_apply(api: Any, skipped: dict[str, str]) -> None:
-    found = {name: reason for name in CHECKS if (reason := why_skipped(name, api)) is not None}
-    assert set(found) == {f"check_{name}" for name in skipped}
-    assert all(words in found[f"check_{name}"] for name, words in skipped.items())
-
-
-# As a plugin's tests run it.
-
-
-def cases(*args: Any, **options: Any) -> dict[str, Any]:
-    """The id of each case to the case."""
-    names, found = parametrize_with_checks(*args, **options).args
-    assert names == "check"
-    return {case.id: case for case in found}
-
-
-def test_one_case_for_each_check_of_each_adapter_on_each_model() -> None:
-    both = DecoderAPI("Both", ("llama", "mistral"), decoder_components())
-    assert list(cases(both)) == [
-        f"Both-{model}-{check}" for model in ("llama", "mistral") for check in CHECKS
-    ]
-    assert list(cases([Llama3, GPT2])) == [
-        *(f"Llama3-llama-{check}" for check in CHECKS),
-        *(f"GPT2-gpt2-{check}" for check in CHECKS),
-    ]
-    models = {"grouped": LLAMA, "ungrouped": UNGROUPED}
-    assert list(cases("Llama3", models)) == [
-        f"Llama3-{model}-{check}" for model in models for check in CHECKS
-    ]
-    assert not any(case.marks for case in cases(both).values())
-
-
-def test_marks_of_a_case() -> None:
-    wrong = attrs.evolve(Llama3, padding=False)
-    known = {"check_residual": "one day", "check_padding": "does not apply"}
-    found = cases(wrong, known_failures=known)
-    marked = {name: case.marks for name, case in found.items() if case.marks}
-    assert list(marked) == ["Llama3-llama-check_residual", "Llama3-llama-check_padding"]
-    (failing,), (skipped,) = marked.values()
-    assert (failing.name, failing.kwargs) == ("xfail", {"reason": "one day", "strict": True})
-    assert skipped.name == "skip"
-    assert skipped.kwargs == {"reason": "the adapter declares padding=False"}
-
-
-def test_a_model_is_made_when_it_is_needed_and_once() -> None:
-    made = []
-
-    def make() -> Any:
-        made.append("")
-        return LLAMA()
-
-    found = cases(Llama3, {"tiny": make})
-    assert made == []
-    for check in ("check_model_type", "check_layers"):
-        (bound,) = found[f"Llama3-tiny-{check}"].values
-        bound()
-    assert len(made) == 1
-
-
-def test_a_case_fails_as_its_check_does() -> None:
-    found = cases(attrs.evolve(GRANITE, residual="sum"), {"halved": HALVED})
-    (bound,) = found["Granite-halved-check_residual"].values
-    with pytest.raises(CheckError, match="is not resid in layer 0"):
-        bound()
-
-
-def test_a_case_does_not_warn_of_its_own_prompts() -> None:
-    """A plugin's tests may make each warning an error, as these do."""
-    first = int(make_subject(Llama3, LLAMA()).source.tokens[0, 0])
-    model = model_of("llama", pad_token_id=first)
-    (bound,) = cases(Llama3, {"tiny": model})["Llama3-tiny-check_sweep"].values
-    bound()
-
-
-def test_a_case_does_not_warn_of_what_is_another_check() -> None:
-    other = attrs.evolve(Llama3, model_types=("other",))
-    (bound,) = cases(other, {"tiny": LLAMA})["Llama3-tiny-check_sweep"].values
-    bound()
-
-
-@pytest.mark.parametrize(
-    ("args", "options", "error", "words"),
-    [
-        (([],), {}, PatchingError, "at least one"),
-        (("Llama9",), {}, UnknownNameError, "Llama9"),
-        ((3,), {}, AdapterError, "adapter"),
-        ((None,), {}, AdapterError, "adapter"),
-        ((Llama3,), {"known_failures": {"check_heads": ""}}, UnknownNameError, "check_padding"),
-    ],
-)
-def test_arguments_that_are_none(
-    args: tuple, options: dict, error: type[PatchingError], words: str
-) -> None:
-    with pytest.raises(error, match=words):
-        parametrize_with_checks(*args, **options)
-
-
-PLUGINS_TESTS = """
-import attrs
-from nnpatch_core.testing import parametrize_with_checks, tiny_model
-from nnpatch_llama import Llama3
-
-one_layer = {"tiny": lambda: tiny_model("llama", num_hidden_layers=1)}
-
-@parametrize_with_checks(Llama3, one_layer)
-def test_right(check):
-    check()
-
-wrong = attrs.evolve(Llama3, query_heads=2, key_value_heads=1, padding=False)
-
-@parametrize_with_checks(wrong, one_layer, known_failures={
-    "check_query_heads": "counted wrongly", "check_layers": "they were",
-})
-def test_wrong(check):
-    check()
-"""
-
-
-def test_pytest_runs_the_cases(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(PLUGINS_TESTS)
-    result = pytester.runpytest_inprocess("-rxsf", "-p", "no:cacheprovider")
-    # Of the wrong one: k's heads, and what is said to fail but does not.
-    result.assert_outcomes(passed=2 * len(CHECKS) - 4, failed=2, xfailed=1, skipped=1)
-    result.stdout.fnmatch_lines_random(
-        [
-            "FAILED *test_wrong[[]Llama3-tiny-check_key_heads[]]*",
-            "FAILED *test_wrong[[]Llama3-tiny-check_layers[]]*",
-            "*CheckError: half of k L0 H0 does not reach*",
-            "XFAIL *test_wrong[[]Llama3-tiny-check_query_heads[]] - counted wrongly",
-            "SKIPPED * the adapter declares padding=False",
-        ]
-    )

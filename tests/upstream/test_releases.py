@@ -19,6 +19,7 @@ from nnpatch_core.testing import parametrize_with_checks, tiny_model
 from nnpatch_gemma import Gemma, Gemma2, Gemma3
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral
+from tests.helpers.paths import ROOT
 
 pytestmark = [
     # Padding is a part of what is tested.
@@ -26,7 +27,6 @@ pytestmark = [
     pytest.mark.newest,
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
 ADAPTERS = {each.model_types[0]: each for each in (Llama3, Mistral, Gemma, Gemma2, Gemma3)}
 EVERYTHING = Sites(["resid_pre", "q", "k", "v", "o", "attn", "mlp", "resid"], seq_pos_type="each")
 SOURCE = torch.tensor([[0, 5, 6, 7, 8, 9], [3, 9, 11, 3, 4, 2]])
