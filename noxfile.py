@@ -178,7 +178,7 @@ def build(session: nox.Session) -> None:
         session.run("pip", "wheel", "--quiet", "--no-deps", "-w", str(dist), f"./{name}")
     session.run("pip", "wheel", "--quiet", "--no-deps", "-w", str(dist), f"./{EXAMPLE}")
     wheels = {path.name.partition("-")[0]: str(path) for path in dist.glob("*.whl")}
-    script = ROOT / "tests" / "installed.py"
+    script = ROOT / "tests" / "scripts" / "installed.py"
 
     # A third party's plugin needs core alone.
     session.install(wheels["nnpatch_core"], wheels["nnpatch_gpt2"])
@@ -206,7 +206,7 @@ def build(session: nox.Session) -> None:
 def survey(session: nox.Session) -> None:
     """Write an adapter for every family of transformers, check it, and write the table."""
     install(session, *TESTING)
-    session.run("python", "tests/survey.py", *session.posargs)
+    session.run("python", "tests/scripts/survey.py", *session.posargs)
 
 
 @nox.session
@@ -230,7 +230,7 @@ def attribution(session: nox.Session) -> None:
     """Compare estimates with measurements on a real model; alone it writes docs/attribution.md."""
     install(session)
     install_smollm2(session)
-    session.run("python", "tests/indirect_objects.py", *(session.posargs or ["--publish"]))
+    session.run("python", "tests/scripts/indirect_objects.py", *(session.posargs or ["--publish"]))
 
 
 @nox.session

@@ -16,7 +16,7 @@ from nnpatch_core.seq_pos import BUILTIN_SEQ_POS
 
 PAGE = Path(__file__).with_name("hooks.md").read_text(encoding="utf-8")
 #: Where each hook has the test that is called by its name.
-TESTS = Path(__file__).resolve().parents[1] / "tests" / "test_plugins.py"
+TESTS = Path(__file__).resolve().parents[1] / "tests" / "plugins" / "test_plugins.py"
 HOOKS = [
     value
     for value in vars(hookspecs).values()

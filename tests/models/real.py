@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,10 +12,10 @@ from nnpatch_core import DecoderAPI
 from nnpatch_gemma import Gemma3
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral
+from tests.helpers.oracle import Oracle
+from tests.helpers.paths import ROOT
 
-from ..oracle import Oracle
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "examples"))
+sys.path.insert(0, str(ROOT / "docs" / "examples"))
 
 import gemma3
 import smollm2

@@ -24,10 +24,9 @@ from nnpatch_core import (
     attribution_patching,
 )
 from nnpatch_core.plugins import find_adapter
-
-from ..attribution_oracle import AttributionOracle
-from ..oracle import COMPONENTS, Place, Prompt
-from .real import Real, as_mistral, gemma3_270m, smollm2_135m
+from tests.helpers.attribution_oracle import AttributionOracle
+from tests.helpers.oracle import COMPONENTS, Place, Prompt
+from tests.models.real import Real, as_mistral, gemma3_270m, smollm2_135m
 
 #: On logit differences of up to 20. At most 3e-5 was measured in float32, where a padded batch adds
 #: up the same sums in another way, and none in float64.

@@ -11,8 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from nnpatch_core import PromptPairs, Sites, activation_patching
 from nnpatch_core.errors import AnswerError, AnswerWarning, PromptWarning
-
-from .real import Real, smollm2_135m
+from tests.models.real import Real, smollm2_135m
 
 SOURCE = {"France": "Paris", "Germany": "Berlin", "Italy": "Rome"}
 TARGET = {"Japan": "Tokyo", "Greece": "Athens", "Russia": "Moscow"}

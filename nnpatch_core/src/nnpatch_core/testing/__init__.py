@@ -14,6 +14,7 @@ from nnpatch_core.testing.models import (
     tiny_tokenizer,
 )
 from nnpatch_core.testing.positions import check_seq_pos
+from nnpatch_core.tracing import Trace, traces
 
 if TYPE_CHECKING:
     from nnpatch_core.testing.parametrize import parametrize_with_checks
@@ -22,6 +23,7 @@ __all__ = [
     "CHECKS",
     "CheckError",
     "Result",
+    "Trace",
     "causal_model_types",
     "check_seq_pos",
     "parametrize_with_checks",
@@ -29,6 +31,7 @@ __all__ = [
     "tiny_api",
     "tiny_model",
     "tiny_tokenizer",
+    "traces",
 ]
 
 

@@ -25,6 +25,7 @@ from nnpatch_core.tracing.interventions import (
     put_site,
     tokens_of,
 )
+from nnpatch_core.tracing.observer import Trace, traces
 from nnpatch_core.tracing.patches import BoundSite, Cell, Patches
 from nnpatch_core.tracing.trace import call, forward, record
 
@@ -36,6 +37,7 @@ __all__ = [
     "Intervention",
     "PatchedTokens",
     "Patches",
+    "Trace",
     "as_patched",
     "backward_hooks",
     "call",
@@ -52,6 +54,7 @@ __all__ = [
     "read_component",
     "record",
     "tokens_of",
+    "traces",
     "write",
     "write_component",
 ]

@@ -19,6 +19,7 @@ from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.tracing.activations import read
+from nnpatch_core.tracing.observer import report
 
 
 def forward(
@@ -75,6 +76,7 @@ def forward(
                 body()
     finally:
         hook.remove()
+    report(model, len(logits[0]), batch.tokens.shape[1] - start, gradients=gradients)
     return logits[0]
 
 

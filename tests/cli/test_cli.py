@@ -1,0 +1,146 @@
+"""The command line: what it prints, for people and as JSON, and its exit code, whatever is wrong.
+
+Most tests call `main` in this process; a few run the program, for real exit codes and pipes.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from nnpatch_core.cli import main
+from tests.helpers.commands import OWN, adapters
+from tests.helpers.paths import ROOT
+
+# Help, version, usage ---------------------------------------------------------------------------
+
+OPTIONS = {
+    (): ["plugins", "components", "check", "new-adapter", "--version", "Exit code"],
+    ("plugins",): ["--json", "NNPATCH_PLUGINS", "Exit code 1"],
+    ("components",): ["MODEL_OR_CONFIG", "--adapter", "--json", "module:attribute"],
+    ("check",): [
+        *("ADAPTER", "MODEL", "--only", "--known-failure", "--layers", "--json"),
+        *("module:attribute", "Exit code 1"),
+    ],
+    ("new-adapter",): [
+        *("NAME", "--model-type", "--output", "--config", "KEY=VALUE", "--json", "Exit code 1"),
+    ],
+}
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("command", OPTIONS, ids=lambda command: "".join(command) or "nnpatch")
+def test_help(nnpatch, command, flag):
+    done = nnpatch(*command, flag)
+    assert done.code == 0
+    assert done.err == ""
+    assert done.out.startswith(f"usage: {' '.join(('nnpatch', *command))} ")
+    for option in OPTIONS[command]:
+        assert option in done.out
+
+
+def test_help_has_every_option(nnpatch):
+    """A new option comes with a line in the tests above."""
+    for command, expected in OPTIONS.items():
+        options = set(re.findall(r"--[a-z-]+", nnpatch(*command, "--help").out))
+        assert options - {"--help"} == {part for part in expected if part.startswith("--")}
+
+
+def test_version(nnpatch):
+    done = nnpatch("--version")
+    assert (done.code, done.err) == (0, "")
+    assert done.out == f"nnpatch-core {metadata.version('nnpatch-core')}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "COMMAND"),
+        (["sweep"], "'sweep'"),
+        (["--json"], "COMMAND"),
+        (["plugins", "llama"], "llama"),
+        (["plugins", "--yaml"], "--yaml"),
+        (["--yaml", "plugins"], "--yaml"),
+        (["components"], "MODEL_OR_CONFIG"),
+        (["check"], "ADAPTER"),
+        (["new-adapter", "gpt2"], "--model-type"),
+        (["new-adapter", "--model-type", "gpt2"], "NAME"),
+    ],
+)
+def test_misspelled_command(misused, arguments, part):
+    misused(*arguments, parts=[part])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["componets", "llama"], "did you mean components?"),
+        (["new-adaptor"], "did you mean new-adapter?"),
+        (["components", "llama", "--jsno"], "did you mean --json?"),
+        (["check", "Llama3", "--layer5=0"], "did you mean --layers?"),
+    ],
+)
+def test_misspelled_command_that_is_like_another(misused, arguments, hint):
+    misused(*arguments, parts=[hint])
+
+
+def test_entry_point_of_the_distribution():
+    """What makes the program `nnpatch` leads to what is tested here."""
+    text = (ROOT / "nnpatch_core/pyproject.toml").read_text(encoding="utf-8")
+    value = tomllib.loads(text)["project"]["scripts"]["nnpatch"]
+    assert metadata.EntryPoint("nnpatch", value, "console_scripts").load() is main
+
+
+# The program ------------------------------------------------------------------------------------
+
+
+def program(*arguments, **options):
+    """The installed program; where it is not installed, what it would run."""
+    script = Path(sysconfig.get_path("scripts")) / "nnpatch"
+    call = "import sys; from nnpatch_core.cli import main; sys.exit(main())"
+    command = [script] if script.exists() else [sys.executable, "-c", call]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments],
+        check=False,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        env={**environment, **options.pop("env", {})},
+        **options,
+    )
+
+
+def test_program_with_a_broken_plugin(install):
+    site_packages = install("broken-models", "raise SystemExit(0)").parent
+    path = os.pathsep.join([str(site_packages), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+    done = program("plugins", "--json", stdout=subprocess.PIPE, env={"PYTHONPATH": path})
+    assert (done.returncode, done.stderr) == (1, "")
+    found = json.loads(done.stdout)
+    assert [failure["distribution"] for failure in found["failures"]] == ["broken-models"]
+    assert set(OWN) <= set(adapters(found))
+
+
+def test_program_without_the_model():
+    done = program("components", "no/such-model", stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("nnpatch: error: 'no/such-model' is no model type")
+
+
+def test_program_whose_reader_has_gone():
+    """What `| head -1` does to it, when head is the quicker one."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = program("components", "llama", stdout=write)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

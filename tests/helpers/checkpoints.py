@@ -1,0 +1,41 @@
+"""A sweep of many small buckets, which a checkpoint can be of."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import safe_open
+
+from nnpatch_core import Sites, activation_patching
+from nnpatch_core.testing import tiny_api, tiny_model
+
+SOURCE = torch.tensor([[5, 6, 7, 8, 9, 4], [5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
+TARGET = torch.tensor([[5, 9, 7, 8, 9, 4], [5, 6, 7, 3, 9, 4], [9, 8, 7, 6, 4, 4]])
+ANSWERS = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
+SITES = Sites(["q", "v", "mlp", "resid"], seq_pos_type="each")
+#: Small enough for many buckets.
+BUDGET = 120_000
+
+
+def sweep(path=None, model=None, **options):
+    arguments = {"memory_budget": BUDGET, "progress": False, **options}
+    arguments.setdefault("sites", SITES)
+    return activation_patching(
+        model or tiny_model("llama"),
+        tiny_api(),
+        arguments.pop("sites"),
+        arguments.pop("source", SOURCE),
+        TARGET,
+        *arguments.pop("answers", ANSWERS),
+        checkpoint=path,
+        **arguments,
+    )
+
+
+def numbers(out):
+    """Each number of an outcome, to be compared bitwise."""
+    return torch.cat([out.raw[metric][name].flatten() for metric in out.metrics for name in out])
+
+
+def done(path):
+    with safe_open(str(path), framework="pt") as file:
+        return int(file.get_tensor("done").sum())

@@ -1,0 +1,252 @@
+"""Whatever is passed as whichever argument: it does, or the error is a PatchingError of one line.
+
+That an unknown keyword is a TypeError is Python's own.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nnpatch_core import (
+    Each,
+    MultiSite,
+    Outcome,
+    PatchingError,
+    PromptPairs,
+    Site,
+    Sites,
+    ablation_patching,
+    activation_patching,
+    attribution_patching,
+    cache_average,
+    execution_order,
+    plan_sweep,
+)
+from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
+from tests.helpers.paths import ROOT
+
+MODEL, API = tiny_model("llama"), tiny_api()
+SOURCE = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 4]])
+TARGET = torch.tensor([[5, 9, 7, 8], [5, 6, 3, 4]])
+ANSWERS = torch.tensor([1, 2]), torch.tensor([4, 5])
+SITES = Sites("resid", seq_pos_type="last")
+OUT = activation_patching(
+    MODEL, API, Sites(["resid", "q"], seq_pos_type="each"), SOURCE, TARGET, *ANSWERS, progress=False
+)
+
+
+class Unspeakable:
+    """Something whose representation fails, and that is neither true nor false."""
+
+    def __repr__(self):
+        raise RuntimeError("no words")
+
+    def __bool__(self):
+        raise RuntimeError("no")
+
+
+def swept(**options):
+    return activation_patching(
+        MODEL, API, Sites(**options), SOURCE, TARGET, *ANSWERS, progress=False
+    )
+
+
+def site_of(**options):
+    """A site, asked of a model."""
+    return Sites.from_sites([Site.get_site(**options)]).get_sites_dict(MODEL, None, TARGET)
+
+
+def listed(sites):
+    return Sites.from_sites(sites).get_sites_dict(MODEL, None, TARGET)
+
+
+def on_disk(name):
+    """The same, of a path that is not of the folder where the tests are run."""
+
+    def call(**arguments):
+        path = arguments.pop("path")
+        if isinstance(path, str) and path and not Path(path).is_absolute():
+            path = f"/nowhere/{path}"
+        return getattr(OUT, name)(path)
+
+    return call
+
+
+SITE = Site.get_site(API, "mlp", 1)
+PAIR = {
+    "nnmodel": MODEL, "api": API, "sites": SITES, "source_tokens": SOURCE, "target_tokens": TARGET,
+}  # fmt: skip
+ANSWERED = {"source_answer_index": ANSWERS[0], "target_answer_index": ANSWERS[1]}
+MASKS = ["attention_mask", "source_attention_mask", "target_attention_mask"]
+LIMITS = ["batch_size", "memory_budget"]
+ONE = {
+    "nnmodel": MODEL, "api": API, "sites": SITES, "tokens": TARGET, "answer_index": ANSWERS[0],
+    "other_answer_index": ANSWERS[1], "progress": False,
+}  # fmt: skip
+COMMON = [*LIMITS, "metric", "tokenizer"]
+TEXTS = {
+    "source": ["a b", "a c"], "target": ["a d", "a b"], "source_answers": ["c", "d"],
+    "target_answers": ["d", "c"], "tokenizer": tiny_tokenizer([" a b c d"]),
+}  # fmt: skip
+#: What is called, with what it takes by default, and what else it may be given.
+ENTRIES = {
+    "activation": (
+        activation_patching,
+        {**PAIR, **ANSWERED, "progress": False},
+        [*MASKS, *COMMON, "engine", "screen", "top_k", "spot_checks", "force_model_confidence"],
+    ),
+    "screened": (
+        activation_patching,
+        {**PAIR, **ANSWERED, "progress": False, "screen": "attribution", "top_k": 1},
+        ["spot_checks", "seed"],
+    ),
+    "ablation": (
+        ablation_patching,
+        ONE,
+        [*COMMON, "attention_mask", "engine", "method", "reference", "per_position"],
+    ),
+    "mean": (ablation_patching, {**ONE, "method": "mean"}, ["reference", "per_position"]),
+    "resample": (ablation_patching, {**ONE, "method": "resample"}, ["reference", "seed"]),
+    "attribution": (
+        attribution_patching,
+        {**PAIR, **ANSWERED, "progress": False},
+        [*MASKS, *COMMON, "ablation", "reference", "per_position", "qk_fix", "grad_drop", "steps"],
+    ),
+    "plan": (plan_sweep, PAIR, [*MASKS, *LIMITS]),
+    "Sites": (swept, {"site_names": "q"}, ["layers", "heads", "seq_pos_type", "seq_pos"]),
+    "lastk": (swept, {"site_names": "q", "seq_pos_type": "lastk"}, ["seq_pos"]),
+    "custom": (swept, {"site_names": "q", "seq_pos_type": "custom"}, ["seq_pos"]),
+    "constant": (swept, {"site_names": "q", "seq_pos_type": "custom_constant"}, ["seq_pos"]),
+    "get_site": (site_of, {"api": API, "site_name": "q", "layer": 0}, ["head", "seq_pos"]),
+    "from_sites": (listed, {"sites": [SITE]}, []),
+    "MultiSite": (MultiSite, {"sites": [SITE]}, ["name"]),
+    "get_sites_dict": (
+        SITES.get_sites_dict,
+        {"nnmodel": MODEL, "api": API, "tokens": TARGET},
+        [],
+    ),
+    "execution_order": (execution_order, {"sites": [SITE]}, []),
+    "cache_average": (cache_average, {"nnmodel": MODEL, "sites": [SITE], "batches": TARGET}, []),
+    "load": (Outcome.load, {"path": "/nowhere"}, []),
+    "save": (on_disk("save"), {"path": "/nowhere/f"}, []),
+    "for_metric": (OUT.for_metric, {"metric": "logit_difference"}, []),
+    "strongest": (OUT.strongest, {"k": 2}, []),
+    "agreement": (OUT.agreement, {"exact": OUT, "top_k": 1}, []),
+    "plot": (OUT.plot, {}, ["sites", "interactive", "title", "limit"]),
+    "to_dataframe": (OUT.to_dataframe, {}, ["per_prompt"]),
+    "to_xarray": (OUT.to_xarray, {}, ["per_prompt"]),
+    **{
+        name: (getattr(OUT, name), {"name": "resid"}, [])
+        for name in ("swept", "elided", "exact", "flat", "patched", "per_prompt", "axes")
+    },
+    "from_texts": (
+        PromptPairs.from_texts,
+        TEXTS,
+        [
+            *("chat", "system", "chat_template_kwargs", "answers"),
+            *("space", "multi_token", "faulty"),
+        ],
+    ),
+    "getitem": (lambda name: OUT[name], {"name": "resid"}, []),
+}
+TENSORS = [
+    torch.tensor(1),
+    torch.tensor([]),
+    torch.tensor([1.5, 2.5]),
+    torch.tensor([1, 2]),
+    torch.tensor([-1, 2]),
+    torch.tensor([True, False]),
+    torch.tensor([[3], [4]]),
+    torch.tensor([[1, 0, 1, 1], [1, 1, 1, 1]]),
+    torch.zeros(2, 4, dtype=torch.int64),
+    torch.full((2, 4), 10**6),
+    torch.zeros(0, 4, dtype=torch.int64),
+    torch.zeros(2, 0, dtype=torch.int64),
+    torch.zeros(2, 2, 2),
+    torch.full((2, 4), torch.nan),
+    torch.zeros(2, 4, dtype=torch.int64, device="meta"),
+    torch.zeros(2, dtype=torch.int64, device="meta"),
+    torch.zeros((), dtype=torch.int64, device="meta"),
+    torch.zeros(2, 4, dtype=torch.int64).to_sparse(),
+    torch.zeros(2, 4, dtype=torch.uint8),
+    torch.zeros(2, 4, dtype=torch.complex64),
+    np.array([1, 2]),
+    np.array([[1, 2]]),
+    np.array("x"),
+    np.int64(1),
+    np.float32(2),
+]
+OBJECTS = [
+    ..., NotImplemented, Unspeakable(), range(3), iter([]), slice(3), b"x", object(), 1j, MODEL,
+    API,     tiny_tokenizer(["a"]), SITES, SITE, Each(), torch.nn.Linear(2, 2), ["resid", "resid"],
+    ["resid", "nope"], {"input_ids": SOURCE}, {"input_ids": None}, {"m": 3}, {3: "x"}, [None], [[]],
+    "lastk", "custom", "each", "zero", "mean", "resample", "cone", "full", "first", "atp*", "8 KiB",
+]  # fmt: skip
+plain = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(-3, 3), st.floats(), st.text(max_size=5),
+    st.sampled_from([10**30, -(10**30), 2**63, "\ud800", "\0", "resid\n", "\x1b[31m"]),
+)  # fmt: skip
+bad = st.one_of(
+    plain,
+    st.lists(plain, max_size=3),
+    st.dictionaries(st.text(max_size=2), plain, max_size=2),
+    st.sampled_from(TENSORS),
+    st.sampled_from(OBJECTS),
+)
+
+
+def may_take_long(argument, value):
+    """What is a sensible number, only a large one."""
+    return argument == "steps" and isinstance(value, int) and value > 5
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_error_is_a_patching_error(entry):
+    call, known, more = ENTRIES[entry]
+    arguments = [*known, *more]
+
+    @settings(
+        max_examples=12 * len(arguments),
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    @given(st.sampled_from(arguments), bad)
+    def law(argument, value):
+        if may_take_long(argument, value):
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                call(**{**known, argument: value})
+            except PatchingError as error:
+                message = str(error)
+                assert message
+                # Faulty rows of a table have a line each.
+                lines = message.split("\n") if entry == "from_texts" else [message]
+                assert all(line.isprintable() for line in lines), message
+                assert len(message) < 800, message
+
+    law()
+
+
+def test_a_site_name_that_was_not_swept_is_both():
+    for read in (OUT.__getitem__, OUT.swept, OUT.per_prompt):
+        with pytest.raises(PatchingError, match=r"^'mlp' was not swept; there are") as caught:
+            read("mlp")
+        assert isinstance(caught.value, KeyError)
+    assert "mlp" not in OUT
+    assert OUT.get(("resid",)) is None
+
+
+def test_errors_are_in_the_docs():
+    from nnpatch_core import errors
+
+    page = (ROOT / "docs" / "errors.md").read_text()
+    for name, kind in vars(errors).items():
+        if isinstance(kind, type) and kind.__module__ == errors.__name__:
+            assert f"`{name}`" in page, name

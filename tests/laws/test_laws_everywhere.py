@@ -1,0 +1,356 @@
+"""The laws that the docs state, on every entry point, in every engine, however prompts are cut.
+
+Other files look at each law closely, on some paths; this one looks at all paths, so that none is
+forgotten. The laws are those of docs/correctness.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+import torch
+from torch import Tensor
+
+from nnpatch_core import (
+    Sites,
+    ablation_patching,
+    activation_patching,
+    attribution_patching,
+    per_prompt,
+)
+from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.counted import calling
+
+#: Padding is a part of what is tested here, so that what it mixes needs no word.
+pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+
+#: The second pair is one prompt twice. The fourth is as long as the third, others are longer.
+SOURCES = [(5, 6, 7, 8, 9, 24), (5, 6, 7, 8, 9, 4), (9, 8, 27, 6), (9, 4, 3, 12), (8, 5, 11, 6, 3)]
+TARGETS = [(5, 9, 7, 8, 9, 4), (5, 6, 7, 8, 9, 4), (9, 8, 7, 16), (9, 4, 13, 12), (8, 5, 4, 6, 3)]
+SAME = 1
+ANSWERS = (1, 2, 3, 4, 5), (4, 5, 6, 7, 8)
+SITES = Sites(["q", "resid"], layers=[0, 2], seq_pos_type="lastk", seq_pos=2)
+ROUNDING = 2e-5
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """Pairs of prompts with their answers."""
+
+    sources: list[tuple[int, ...]]
+    targets: list[tuple[int, ...]]
+    answers: tuple[list[int], list[int]]
+
+    @classmethod
+    def of(cls, *rows: int) -> Batch:
+        """Some of the pairs above."""
+        answers = tuple([each[row] for row in rows] for each in ANSWERS)
+        return cls([SOURCES[row] for row in rows], [TARGETS[row] for row in rows], answers)  # type: ignore[arg-type]
+
+    def laid(self, side: str = "left") -> dict[str, tuple[Tensor, Tensor]]:
+        """Tokens and masks of both runs, padded on one side."""
+        width = max(map(len, self.sources + self.targets))
+        found = {}
+        for name, prompts in (("source", self.sources), ("target", self.targets)):
+            spare = [width - len(prompt) for prompt in prompts]
+            rows = [
+                ([0] * n + [*each] if side == "left" else [*each] + [0] * n)
+                for n, each in zip(spare, prompts, strict=True)
+            ]
+            mask = [
+                ([0] * n + [1] * (width - n) if side == "left" else [1] * (width - n) + [0] * n)
+                for n in spare
+            ]
+            found[name] = torch.tensor(rows), torch.tensor(mask)
+        return found
+
+
+EVERYONE = Batch.of(0, 1, 2, 3, 4)
+
+
+@per_prompt
+def bent(logits: Tensor, context: Any) -> Tensor:
+    """Reads all logits, and is not linear."""
+    own = logits.gather(1, context.source_answer_index[:, None])[:, 0]
+    return own.tanh() - 0.1 * logits.square().mean(-1)
+
+
+def compared(logits: Tensor) -> Tensor:
+    """Compares prompts."""
+    return logits[:, 3] - 0.5 * logits[:, 3].mean()
+
+
+METRIC = {"logit_difference": "logit_difference", "bent": bent}
+#: Of prompts that may come in any order, or alone.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "activation": {},
+    "screened": {"screen": "attribution", "top_k": 4},
+    "screened by atp*": {"screen": "atp*", "top_k": 4},
+    "zero": {},
+    "mean": {},
+    "mean per position": {"method": "mean", "per_position": True},
+    "resample": {"seed": 1},
+    "attribution": {},
+    "steps": {"steps": 2},
+    "qk fix": {"qk_fix": True},
+    "atp*": {"qk_fix": True, "grad_drop": True},
+    "attribution of zero": {"ablation": "zero"},
+    "attribution of mean": {"ablation": "mean"},
+}
+ABLATIONS = ("zero", "mean", "mean per position", "resample")
+ESTIMATES = ("attribution", "steps", "qk fix", "atp*", "attribution of zero", "attribution of mean")
+#: What is put there is of the batch as a whole.
+OF_THE_BATCH = ("mean", "mean per position", "resample", "attribution of mean")
+CHUNKINGS: dict[str, dict[str, Any]] = {
+    "all": {},
+    "one": {"batch_size": 1},
+    "two": {"batch_size": 2},
+    "small": {"memory_budget": "260 KiB"},
+}
+
+
+def paths(entries: Any = OPTIONS) -> Iterator[Any]:
+    """Every entry point in every engine that it has, with prompts cut in every way."""
+    for entry in entries:
+        for engine in ["gradient"] if entry in ESTIMATES else ["cone", "full"]:
+            for chunking in CHUNKINGS:
+                yield pytest.param(entry, engine, chunking, id=f"{entry}-{engine}-{chunking}")
+
+
+def everywhere(entries: Any = OPTIONS) -> Callable[[Any], Any]:
+    return pytest.mark.parametrize(("entry", "engine", "chunking"), [*paths(entries)])
+
+
+def run(
+    entry: str, engine: str, chunking: str, batch: Batch = EVERYONE, side: str = "left", **more: Any
+) -> Any:
+    model = more.pop("model", None) or tiny_model("llama")
+    laid = more.pop("laid", None) or batch.laid(side)
+    options = {"metric": METRIC, "progress": False, **OPTIONS[entry], **CHUNKINGS[chunking], **more}
+    sites = options.pop("sites", SITES)
+    if engine != "gradient":
+        options["engine"] = engine
+    (source, source_mask), (target, target_mask) = laid.values()
+    answers = [torch.tensor(each) for each in batch.answers]
+    if entry in ABLATIONS:
+        options.setdefault("method", entry)
+        return ablation_patching(
+            model, tiny_api(), sites, target, *answers, attention_mask=target_mask, **options
+        )
+    if "ablation" in options:
+        return attribution_patching(
+            model,
+            tiny_api(),
+            sites,
+            None,
+            target,
+            *answers,
+            target_attention_mask=target_mask,
+            **options,
+        )
+    patch = attribution_patching if entry in ESTIMATES else activation_patching
+    return patch(
+        model,
+        tiny_api(),
+        sites,
+        source,
+        target,
+        *answers,
+        source_attention_mask=source_mask,
+        target_attention_mask=target_mask,
+        **options,
+    )
+
+
+def raw(out: Any) -> Tensor:
+    """`[metrics, cells, batch]`, every number of an outcome."""
+    return torch.stack(
+        [torch.cat([out.raw[metric][name] for name in out]).double() for metric in out.metrics]
+    )
+
+
+@attrs.frozen(eq=False)
+class Ran:
+    """A sweep, and what was before and after it."""
+
+    out: Any
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+@functools.cache
+def ran(entry: str, engine: str, chunking: str) -> Ran:
+    model = tiny_model("llama")
+    model.model.layers[1].train()
+    next(model.parameters()).requires_grad_(False)
+    given = EVERYONE.laid()
+    before = {**state_of(model), **inputs_of(given)}
+    out = run(entry, engine, chunking, model=model, laid=given)
+    return Ran(out, before, {**state_of(model), **inputs_of(given)})
+
+
+def reference(entry: str) -> Tensor:
+    """In one engine, all prompts together."""
+    return raw(ran(entry, "gradient" if entry in ESTIMATES else "full", "all").out)
+
+
+@everywhere()
+def test_engines_and_cuts_give_the_same_numbers(entry: str, engine: str, chunking: str) -> None:
+    out = ran(entry, engine, chunking).out
+    assert out.info["engine"] == ("gradient" if entry in ESTIMATES else engine)
+    assert "fallback" not in out.info
+    assert (raw(out) - reference(entry)).abs().max() < ROUNDING
+
+
+@everywhere([each for each in OPTIONS if each not in ABLATIONS and "of" not in each])
+def test_where_the_runs_are_the_same_no_bit_changes(entry: str, engine: str, chunking: str) -> None:
+    out = ran(entry, engine, chunking).out
+    for metric in out.metrics:
+        before = out.baselines[metric].target[SAME].double()
+        for name in out:
+            assert (out.raw[metric][name][:, SAME].double() == before).all(), (metric, name)
+
+
+@everywhere(["resample"])
+def test_a_prompt_that_gets_its_own_values_changes_in_no_bit(
+    entry: str, engine: str, chunking: str
+) -> None:
+    """Each is given the other's, which is the same prompt."""
+    batch = Batch([SOURCES[0]] * 2, [TARGETS[0]] * 2, ([1, 1], [4, 4]))
+    out = run(entry, engine, chunking, batch)
+    for metric in out.metrics:
+        before = out.baselines[metric].target.double()
+        for name in out:
+            assert (out.raw[metric][name].double() == before).all()
+
+
+@everywhere([each for each in OPTIONS if each != "resample"])
+def test_the_order_of_the_prompts_does_not_matter(entry: str, engine: str, chunking: str) -> None:
+    order = [3, 0, 4, 2, 1]
+    found = raw(run(entry, engine, chunking, Batch.of(*order)))
+    assert (found - reference(entry)[..., order]).abs().max() < ROUNDING
+
+
+@everywhere()
+def test_the_side_of_the_padding_does_not_matter(entry: str, engine: str, chunking: str) -> None:
+    found = raw(run(entry, engine, chunking, side="right"))
+    assert (found - reference(entry)).abs().max() < ROUNDING
+
+
+@functools.cache
+def alone(entry: str, engine: str) -> list[Tensor]:
+    # Of two runs that are the same nothing can be told: it stands beside another one.
+    batches = [[row, 0] if row == SAME else [row] for row in range(len(TARGETS))]
+    return [raw(run(entry, engine, "all", Batch.of(*rows))) for rows in batches]
+
+
+@everywhere([each for each in OPTIONS if each not in OF_THE_BATCH and "screened" not in each])
+def test_a_padded_batch_gives_each_prompt_what_it_has_alone(
+    entry: str, engine: str, chunking: str
+) -> None:
+    found = raw(ran(entry, engine, chunking).out)
+    for row, each in enumerate(alone(entry, engine)):
+        assert (found[..., row] - each[..., 0]).abs().max() < ROUNDING
+
+
+def state_of(model: Any) -> dict[str, Any]:
+    """What a sweep must leave as it was."""
+    return {
+        "weights": [weight.detach().clone() for weight in model.parameters()],
+        "flags": [weight.requires_grad for weight in model.parameters()],
+        "gradients": [weight.grad is None for weight in model.parameters()],
+        "training": [module.training for module in model.modules()],
+        "types": [type(module) for module in model.modules()],
+        "hooks": [
+            len(module._forward_hooks) + len(module._forward_pre_hooks)
+            for module in model.modules()
+        ],
+        "generator": torch.get_rng_state(),
+        "gradient mode": torch.is_grad_enabled(),
+        "logits": model(torch.tensor([TARGETS[0]])).logits.detach(),
+    }
+
+
+def inputs_of(laid: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    return {name: torch.stack(tensors) for name, tensors in laid.items()}
+
+
+def check_state(before: dict[str, Any], after: dict[str, Any]) -> None:
+    for what, value in before.items():
+        if what == "weights":
+            assert all(map(torch.equal, value, after[what]))
+        elif isinstance(value, Tensor):
+            assert value.equal(after[what]), what
+        else:
+            assert value == after[what], what
+
+
+@everywhere()
+def test_model_and_prompts_are_as_they_were_before(entry: str, engine: str, chunking: str) -> None:
+    found = ran(entry, engine, chunking)
+    check_state(found.before, found.after)
+
+
+@everywhere()
+def test_a_model_is_as_it_was_before_after_an_error_too(
+    entry: str, engine: str, chunking: str
+) -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].train()
+    before = state_of(model)
+    calls: list[int] = []
+    # The one run of a zero ablation's estimate, otherwise the second of whatever there is.
+    stop_at = 1 if entry == "attribution of zero" else 2
+
+    def stop() -> None:
+        calls.append(1)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+
+    mlp = model.model.layers[2].mlp
+    kind = type(mlp)
+    calling(mlp, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(entry, engine, chunking, model=model)
+    finally:
+        mlp.__class__ = kind
+    check_state(before, state_of(model))
+
+
+@everywhere()
+def test_the_same_call_gives_the_same_bits(entry: str, engine: str, chunking: str) -> None:
+    torch.manual_seed(2)
+    assert raw(run(entry, engine, chunking)).equal(raw(ran(entry, engine, chunking).out))
+
+
+@everywhere([each for each in OPTIONS if "screened" not in each])
+def test_a_metric_is_measured_the_same_beside_others(
+    entry: str, engine: str, chunking: str
+) -> None:
+    """One that compares prompts waits for them, and others do not."""
+    together = run(entry, engine, chunking, metric={**METRIC, "compared": compared})
+    gap = (raw(together)[:2] - raw(ran(entry, engine, chunking).out)).abs().max()
+    assert gap < ROUNDING
+    assert (raw(together)[2] - beside(entry)).abs().max() < ROUNDING
+
+
+@functools.cache
+def beside(entry: str) -> Tensor:
+    engine = "gradient" if entry in ESTIMATES else "full"
+    return raw(run(entry, engine, "all", metric=compared))[0]
+
+
+@everywhere(["activation", "screened", "screened by atp*"])
+def test_a_whole_residual_stream_is_the_source_run(entry: str, engine: str, chunking: str) -> None:
+    sites = Sites("resid", layers=[0, 2], seq_pos_type=None)
+    out = run(entry, engine, chunking, sites=sites)
+    assert out.exact("resid")[[0, 2]].all()
+    for metric in out.metrics:
+        source = out.baselines[metric].source
+        assert (out.raw[metric]["resid"] - source).abs().max() < ROUNDING
+    assert (out["resid"][[0, 2]] - 1).abs().max() < 1e-3

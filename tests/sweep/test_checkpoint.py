@@ -1,0 +1,241 @@
+"""A sweep that is killed goes on from its checkpoint, and from no other sweep's."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from nnpatch_core import Sites, ablation_patching, reads_tokens
+from nnpatch_core.engine import cone
+from nnpatch_core.errors import CheckpointError
+from nnpatch_core.sweep import checkpoint as checkpoint_module
+from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.checkpoints import ANSWERS, BUDGET, SITES, TARGET, done, numbers, sweep
+from tests.helpers.paths import ROOT
+
+#: Large enough for all prompts at once.
+LARGE = 10_000_000
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Breaks a sweep off when so many traces were run."""
+
+    def prepare(count):
+        real = cone.ConeRun._run
+        left = [count]
+
+        def breaking(self, bucket, columns):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return real(self, bucket, columns)
+
+        monkeypatch.setattr(cone.ConeRun, "_run", breaking)
+        monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
+        return lambda: monkeypatch.setattr(cone.ConeRun, "_run", real)
+
+    return prepare
+
+
+SCRIPT = """
+import sys, time
+import torch
+torch.set_num_threads(1)
+from nnpatch_core.engine import cone
+sys.path.insert(0, {folder!r})
+from tests.helpers.checkpoints import sweep
+real = cone.ConeRun._run
+def slowly(self, bucket, columns):
+    time.sleep(0.05)
+    return real(self, bucket, columns)
+cone.ConeRun._run = slowly
+sweep({path!r})
+print("finished")
+"""
+
+
+def test_survives_being_killed_more_than_once(tmp_path, rows):
+    path = tmp_path / "sweep.ckpt"
+    unbroken = sweep()
+    whole = len(rows)
+    code = SCRIPT.format(folder=str(ROOT), path=str(path))
+    before = 0
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 300
+        while not (path.exists() and done(path) > before) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.communicate()[0] == ""
+        assert process.returncode == -signal.SIGKILL
+        assert before < done(path) < unbroken.patched("q").numel() * 4
+        before = done(path)
+    rows.clear()
+    resumed = sweep(path)
+    assert 0 < len(rows) < whole - 1
+    assert numbers(resumed).equal(numbers(unbroken))
+    for name in unbroken:
+        assert resumed.cells[name].elided.equal(unbroken.cells[name].elided)
+    # Only the file itself is left, and it has all of the sweep.
+    assert [each.name for each in tmp_path.iterdir()] == ["sweep.ckpt"]
+    rows.clear()
+    assert numbers(sweep(path)).equal(numbers(unbroken))
+    assert rows == []
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+@pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"metric": "kl_divergence"}])
+def test_resumes_bitwise_wherever_it_stopped(tmp_path, killed_after, stop, options):
+    unbroken = sweep(**options)
+    mend = killed_after(stop)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path / "c", **options)
+    mend()
+    assert numbers(sweep(tmp_path / "c", **options)).equal(numbers(unbroken))
+
+
+def test_full_engine_resumes_too(tmp_path, monkeypatch):
+    unbroken = sweep(engine="full")
+    from nnpatch_core.engine import full
+
+    real, left = full.forward, [7]
+
+    def breaking(*arguments, **options):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(full, "forward", breaking)
+    monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path / "c", engine="full")
+    left[0] = 10_000
+    assert numbers(sweep(tmp_path / "c", engine="full")).equal(numbers(unbroken))
+    # Each cell of each prompt, as the budget lets one prompt run at a time, but for the seven.
+    cells = sum(len(cells.index) for cells in unbroken.cells.values())
+    assert 10_000 - left[0] == 3 * cells - 7
+
+
+@pytest.mark.parametrize("method", ["zero", "mean", "resample"])
+def test_ablation_resumes(tmp_path, killed_after, method):
+    def ablate(path):
+        return ablation_patching(
+            tiny_model("llama"),
+            tiny_api(),
+            SITES,
+            TARGET,
+            *ANSWERS,
+            method=method,
+            memory_budget=BUDGET,
+            checkpoint=path,
+            progress=False,
+        )
+
+    unbroken = ablate(None)
+    mend = killed_after(3)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(tmp_path / "c")
+    mend()
+    assert numbers(ablate(tmp_path / "c")).equal(numbers(unbroken))
+
+
+def test_default_budget_is_that_of_the_first_call(tmp_path, monkeypatch):
+    from nnpatch_core.memory import limits
+
+    first = sweep(tmp_path / "c", memory_budget=None)
+    monkeypatch.setattr(limits, "memory_budget", lambda given, model: given or BUDGET)
+    again = sweep(tmp_path / "c", memory_budget=None)
+    assert numbers(again).equal(numbers(first))
+
+
+def other_model():
+    model = tiny_model("llama")
+    with torch.no_grad():
+        # The smallest change there is, of one weight that the answers do not depend on.
+        weight = model.lm_head.weight
+        weight[50, 0] = torch.nextafter(weight[50, 0], torch.tensor(9.0))
+    return model
+
+
+@reads_tokens(lambda context: context.source_answer_index[:, None])
+def source_logit(logits, context):
+    return logits.gather(1, context.source_answer_index[:, None])[:, 0]
+
+
+def target_logit(logits, context):
+    return logits.gather(1, context.target_answer_index[:, None])[:, 0]
+
+
+target_logit.__name__ = "source_logit"
+
+DIFFERENT = {
+    "model": {"model": other_model},
+    "source prompts": {"source": TARGET.flip(0)},
+    "answers": {"answers": (ANSWERS[0], torch.tensor([4, 5, 7]))},
+    "sites": {"sites": Sites(["q", "v", "mlp", "resid"], layers=[0, 1], seq_pos_type="each")},
+    "metric": {"metric": "kl_divergence"},
+    "engine": {"engine": "cone"},
+    "prompts at once": {"batch_size": 2},
+    "memory_budget": {"memory_budget": LARGE + 1},
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_another_sweep_is_refused_and_nothing_is_lost(tmp_path, what):
+    sweep(tmp_path / "c", memory_budget=LARGE)
+    before = (tmp_path / "c").read_bytes()
+    changed = {key: value() if callable(value) else value for key, value in DIFFERENT[what].items()}
+    changed.setdefault("memory_budget", LARGE)
+    with pytest.raises(CheckpointError, match=f"another sweep .*{what}: .* then, .* now"):
+        sweep(tmp_path / "c", **changed)
+    assert (tmp_path / "c").read_bytes() == before
+
+
+def test_two_metrics_of_one_name_are_told_apart(tmp_path):
+    sweep(tmp_path / "c", metric=source_logit)
+    with pytest.raises(CheckpointError, match="metric: source_logit"):
+        sweep(tmp_path / "c", metric=target_logit)
+
+
+OTHER_SEED = 2
+
+
+def test_another_method_of_ablation_is_refused(tmp_path):
+    arguments = (tiny_model("llama"), tiny_api(), SITES, TARGET, *ANSWERS)
+    options = {"checkpoint": tmp_path / "c", "progress": False}
+    ablation_patching(*arguments, method="resample", seed=0, **options)
+    # Of three prompts there are two cycles; this seed draws the other.
+    with pytest.raises(CheckpointError, match="reference: "):
+        ablation_patching(*arguments, method="resample", seed=OTHER_SEED, **options)
+    with pytest.raises(CheckpointError, match=r"kind: ablation \(resample\) then, ablation \(mean"):
+        ablation_patching(*arguments, method="mean", **options)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x02\0\0\0\0\0\0\0{}"])
+def test_what_is_no_checkpoint_is_left_alone(tmp_path, content):
+    (tmp_path / "c").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
+        sweep(tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == content
+
+
+def test_an_outcome_is_no_checkpoint(tmp_path):
+    sweep().save(tmp_path / "c")
+    with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
+        sweep(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("place", "told"), [("", "is not a file: it is a folder"), ("missing/c", "there is no folder")]
+)
+def test_a_place_where_none_can_be_is_refused_before_anything_runs(tmp_path, place, told, rows):
+    with pytest.raises(CheckpointError, match=told):
+        sweep(tmp_path / place)
+    assert rows == []
