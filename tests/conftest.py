@@ -32,11 +32,11 @@ def all_plugins(monkeypatch):
 def rows(monkeypatch):
     """The rows of each trace of the cone engine."""
     found = []
-    real = cone.ConeRun._run
+    real = cone.ConeExecution._run
 
     def spied(self, bucket, columns):
-        found.append(len(bucket.rows))
+        found.append(len(bucket.runs))
         return real(self, bucket, columns)
 
-    monkeypatch.setattr(cone.ConeRun, "_run", spied)
+    monkeypatch.setattr(cone.ConeExecution, "_run", spied)
     return found

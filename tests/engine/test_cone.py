@@ -230,7 +230,7 @@ def precise(monkeypatch: pytest.MonkeyPatch, model: Any) -> dict[str, dict[Any, 
 
     def noted(self: ConeRun, bucket: Any, columns: Any) -> Tensor:
         # Some rows of a bucket may be no run of a cell.
-        ran.append(torch.from_numpy(bucket.rows.cell >= 0))
+        ran.append(torch.from_numpy(bucket.runs.cell >= 0))
         return run(self, bucket, columns)
 
     monkeypatch.setattr(ConeRun, "_run", noted)

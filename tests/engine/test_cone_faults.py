@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core import Outcome, Sites
-from nnpatch_core.engine import cone, head, target
+from nnpatch_core.engine import ascent, cone, target, unembedding
 from nnpatch_core.errors import EngineError, EngineWarning
 from nnpatch_core.tracing import trace
 from tests.helpers.engines import check_cone, cut_by, gap_of
@@ -39,18 +39,18 @@ def fault(name: str, *, unpatched: bool = False) -> Callable[[Plant], Plant]:
 
 
 def other_prefix(patch: pytest.MonkeyPatch, change: Callable[..., Any]) -> None:
-    prefix = cone.prefix
+    prefix = ascent.prefix
     patch.setattr(cone, "prefix", lambda *given: prefix(*change(*given)))
 
 
 def other_ascent(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
-    start = cone._Ascent.__init__
+    start = ascent.Ascent.__init__
 
     def changed(self: Any, *given: Any) -> None:
         start(self, *given)
         change(self)
 
-    patch.setattr(cone._Ascent, "__init__", changed)
+    patch.setattr(ascent.Ascent, "__init__", changed)
 
 
 def other_arguments(patch: pytest.MonkeyPatch, change: Callable[..., None]) -> None:
@@ -67,7 +67,7 @@ def other_arguments(patch: pytest.MonkeyPatch, change: Callable[..., None]) -> N
 
 
 def other_edits(patch: pytest.MonkeyPatch, **changes: Callable[[Tensor], Tensor]) -> None:
-    of_bucket = cone.edits_of
+    of_bucket = ascent.edits_of
 
     def changed(*given: Any) -> Any:
         found = of_bucket(*given)
@@ -131,22 +131,22 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("rows enter as the layer before")
 def _(patch: pytest.MonkeyPatch) -> None:
-    joined = cone._Ascent._joined
+    joined = ascent.Ascent._joined
 
     def changed(self: Any, hidden: Any, came: int, count: int, kept: Any, layer: int) -> Tensor:
         return joined(self, hidden, came, count, kept, max(layer - 1, 0))
 
-    patch.setattr(cone._Ascent, "_joined", changed)
+    patch.setattr(ascent.Ascent, "_joined", changed)
 
 
 @fault("rows enter as the layer after", unpatched=True)
 def _(patch: pytest.MonkeyPatch) -> None:
-    joined = cone._Ascent._joined
+    joined = ascent.Ascent._joined
 
     def changed(self: Any, hidden: Any, came: int, count: int, kept: Any, layer: int) -> Tensor:
         return joined(self, hidden, came, count, kept, min(layer + 1, LAYERS - 1))
 
-    patch.setattr(cone._Ascent, "_joined", changed)
+    patch.setattr(ascent.Ascent, "_joined", changed)
 
 
 @fault("padding is not masked", unpatched=True)
@@ -196,7 +196,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("no edits inside of a layer")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(cone._Ascent, "_edit_inside", lambda self, traced, layer: None)
+    patch.setattr(ascent.Ascent, "_edit_inside", lambda self, traced, layer: None)
 
 
 @fault("elided though something differs")
@@ -213,16 +213,16 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("columns in another order", unpatched=True)
 def _(patch: pytest.MonkeyPatch) -> None:
-    restrict = head.Head.restrict
+    restrict = unembedding.Unembedding.restrict
     patch.setattr(
-        head.Head, "restrict", lambda self, traced, ids: restrict(self, traced, ids.flip(0))
+        unembedding.Unembedding, "restrict", lambda self, traced, ids: restrict(self, traced, ids.flip(0))
     )
 
 
 @fault("logits of the row before", unpatched=True)
 def _(patch: pytest.MonkeyPatch) -> None:
-    run = cone._Ascent.run
-    patch.setattr(cone._Ascent, "run", lambda self: run(self).roll(1, 0))
+    run = ascent.Ascent.run
+    patch.setattr(ascent.Ascent, "run", lambda self: run(self).roll(1, 0))
 
 
 #: Padded prompts, and none that sees all of its prefix as another one does.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core import Site, Sites
-from nnpatch_core.engine import cone, head
+from nnpatch_core.engine import ascent, cone, unembedding
 from nnpatch_core.testing import tiny_model
 from nnpatch_gemma import Gemma2
 from nnpatch_llama import Llama3
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors
 def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Will hold the first position of each trace of rows."""
     starts: list[int] = []
-    forward = cone.forward
+    forward = ascent.forward
 
     def spy(*arguments: Any, **options: Any) -> Tensor:
         starts.append(options["start"])

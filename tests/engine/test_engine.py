@@ -175,7 +175,7 @@ def test_several_adapters_in_one_list_run_in_the_full_engine():
 
 
 def test_a_later_bucket_that_fails_leaves_the_rest_to_the_full_engine(full, monkeypatch):
-    real, calls = cone._Ascent.run, []
+    real, calls = ascent.Ascent.run, []
 
     def failing(self):
         calls.append(len(self.prompts))
@@ -183,7 +183,7 @@ def test_a_later_bucket_that_fails_leaves_the_rest_to_the_full_engine(full, monk
             raise RuntimeError("no such shape")
         return real(self)
 
-    monkeypatch.setattr(cone._Ascent, "run", failing)
+    monkeypatch.setattr(ascent.Ascent, "run", failing)
     told = io.StringIO()
     with redirect_stderr(told), pytest.warns(EngineWarning, match="no such shape") as warned:
         out = sweep(memory_budget=800_000, progress=True)
@@ -271,14 +271,14 @@ def next_logit(logits, context):
 
 def test_declared_columns_are_all_that_is_computed(monkeypatch):
     seen = []
-    real = cone.ConeRun._run
+    real = cone.ConeExecution._run
 
     def spied(self, bucket, columns):
         found = real(self, bucket, columns)
         seen.append((None if columns is None else columns.tolist(), found.shape[1]))
         return found
 
-    monkeypatch.setattr(cone.ConeRun, "_run", spied)
+    monkeypatch.setattr(cone.ConeExecution, "_run", spied)
     sweep(metric=[next_logit, "logit_difference"])
     assert {(tuple(columns), width) for columns, width in seen} == {((1, 2, 3, 4, 5, 6), 6)}
     seen.clear()

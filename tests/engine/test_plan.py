@@ -107,21 +107,21 @@ def as_rows(rows: Rows) -> list[Row]:
 @settings(max_examples=300)
 def test_every_row_runs_once_and_not_after_its_start(case: Case) -> None:
     plan = case.plan()
-    ran = [row for bucket in plan.buckets for row in as_rows(bucket.rows)]
+    ran = [row for bucket in plan.buckets for row in as_rows(bucket.runs)]
     assert Counter(ran) == Counter(case.rows)
-    assert all(len(bucket.rows) for bucket in plan.buckets)
+    assert all(len(bucket.runs) for bucket in plan.buckets)
     for bucket in plan.buckets:
-        starts = bucket.rows.start.tolist()
+        starts = bucket.runs.start.tolist()
         assert all(bucket.start <= start < case.seq_len for start in starts)
         # No token is run that no row of these starts needs.
         group = {start for other in plan.buckets if other.start == bucket.start
                  for start in other.rows.start.tolist()}  # fmt: skip
         assert min(group) == bucket.start
-        assert list(bucket.rows.stage) == sorted(bucket.rows.stage)
+        assert list(bucket.runs.stage) == sorted(bucket.runs.stage)
     # Buckets that begin apart never share a starting position.
     owners: dict[int, set[int]] = {}
     for bucket in plan.buckets:
-        for start in bucket.rows.start.tolist():
+        for start in bucket.runs.start.tolist():
             owners.setdefault(start, set()).add(bucket.start)
     assert all(len(found) == 1 for found in owners.values())
     # And positions run together are neighbours among those that occur.
@@ -135,10 +135,10 @@ def test_each_bucket_fits_in_what_the_recorded_runs_leave(case: Case) -> None:
     plan = case.plan()
     for bucket in plan.buckets:
         tokens = case.seq_len - bucket.start
-        needed = len(bucket.rows) * bytes_of(case.costs, tokens, case.seq_len)
+        needed = len(bucket.runs) * bytes_of(case.costs, tokens, case.seq_len)
         assert bucket.peak == case.recorded + needed <= case.budget
         together = max(case.costs.tokens_at_once, tokens)
-        assert len(bucket.rows) * tokens <= together
+        assert len(bucket.runs) * tokens <= together
     peaks = [bucket.peak for bucket in plan.buckets]
     assert plan.peak == max(peaks, default=case.recorded) <= case.budget
 
@@ -149,7 +149,7 @@ def test_a_cut_is_into_no_more_buckets_than_memory_asks_for(case: Case) -> None:
     """Of those that begin together, two never fit in one: sizes differ by one at most."""
     by_start: dict[int, list[int]] = {}
     for bucket in case.plan().buckets:
-        by_start.setdefault(bucket.start, []).append(len(bucket.rows))
+        by_start.setdefault(bucket.start, []).append(len(bucket.runs))
     for start, sizes in by_start.items():
         tokens = case.seq_len - start
         each = bytes_of(case.costs, tokens, case.seq_len)
@@ -169,7 +169,7 @@ def test_every_number_of_tokens_is_watched_and_the_longest_is_the_first(case: Ca
     assert plan.watched == {starts.index(start) for start in starts}
     for start in starts:
         # The one with the lowest stage, where memory has cut them.
-        stages = [bucket.rows.stage.min() for bucket in plan.buckets if bucket.start == start]
+        stages = [bucket.runs.stage.min() for bucket in plan.buckets if bucket.start == start]
         assert stages[0] == min(stages)
 
 
@@ -183,14 +183,14 @@ def test_unpatched_rows_stand_where_nothing_is_special(case: Case, data: st.Data
         if number not in plan.watched:
             assert watch is None
             continue
-        rows, unpatched = watch.within(bucket.rows)
-        assert as_rows(rows.take(~unpatched)) == as_rows(bucket.rows)
+        rows, unpatched = watch.within(bucket.runs)
+        assert as_rows(rows.take(~unpatched)) == as_rows(bucket.runs)
         assert unpatched.sum() == len(watch) <= case.batch + 2
         assert (rows.cell[unpatched] == -1).all()
         assert (np.diff(rows.stage) >= 0).all()
         found = list(zip(*np.where([unpatched]), strict=True))
         found = [(i, int(rows.prompt[i]), int(rows.stage[i])) for _, i in found]
-        lowest = int(bucket.rows.stage[0])
+        lowest = int(bucket.runs.stage[0])
         # One is of the prompt with most padding, and one passes all layers that any row does.
         assert any(lengths[prompt] == lengths.min() for _, prompt, _ in found)
         deep = [(i, prompt) for i, prompt, stage in found if stage == lowest]
@@ -233,10 +233,10 @@ def test_unpatched_rows_cost_little(positions: list[int], prompts: int, share: f
 @settings(max_examples=50)
 def test_halves_are_the_bucket(case: Case) -> None:
     for bucket in case.plan().buckets:
-        if len(bucket.rows) < 2:
+        if len(bucket.runs) < 2:
             continue
         first, second = bucket.halves()
-        assert as_rows(first.rows) + as_rows(second.rows) == as_rows(bucket.rows)
+        assert as_rows(first.rows) + as_rows(second.rows) == as_rows(bucket.runs)
         assert first.start == second.start == bucket.start
         assert abs(len(first.rows) - len(second.rows)) <= 1
 
@@ -274,7 +274,7 @@ def test_the_cut_is_the_cheapest_of_all(case: Case) -> None:
     if not starts:
         assert plan.buckets == ()
         return
-    chosen = [sorted(set(bucket.rows.start.tolist())) for bucket in plan.buckets]
+    chosen = [sorted(set(bucket.runs.start.tolist())) for bucket in plan.buckets]
     assert sorted(chain.from_iterable(chosen)) == starts
     cheapest = min(cost_of(case, groups) for groups in every_cut(starts))
     assert cost_of(case, chosen) == pytest.approx(cheapest, rel=1e-9)
@@ -286,7 +286,7 @@ def test_overhead_decides_whether_neighbours_run_together() -> None:
     for overhead in (0.0, 1e6):
         costs = Costs(1, 1, 1, 1, overhead, 10**6)
         case = Case(rows, 10, 1, 2, 10, costs, 10**6, 0)
-        sizes[overhead] = [len(bucket.rows) for bucket in case.plan().buckets]
+        sizes[overhead] = [len(bucket.runs) for bucket in case.plan().buckets]
     assert sizes == {0.0: [1] * 10, 1e6: [10]}
 
 
@@ -300,7 +300,7 @@ def test_counts_are_those_of_a_naive_count(case: Case) -> None:
     passed = 0
     for bucket in plan.buckets:
         for position in range(bucket.start, case.seq_len):
-            for _, _, start, stage in as_rows(bucket.rows):
+            for _, _, start, stage in as_rows(bucket.runs):
                 assert start >= bucket.start, position
                 passed += layers_of(stage, case.n_layers)
     assert plan.token_layers == passed
@@ -317,7 +317,7 @@ def test_the_description_holds_the_numbers(case: Case) -> None:
     lines = dict(line.split(maxsplit=1) for line in plan.describe().splitlines())
     assert list(lines) == ["cells", "elided", "traces", "token-layers", "peak"]
     numbers = {name: re.findall(r"[\d.]+", line) for name, line in lines.items()}
-    sizes = [len(bucket.rows) for bucket in plan.buckets]
+    sizes = [len(bucket.runs) for bucket in plan.buckets]
     share = 100 * plan.token_layers / plan.full_token_layers
     expected = {
         "cells": [case.cells, case.batch, case.seq_len],
@@ -574,7 +574,7 @@ def test_plans_of_chunks_are_one_plan(first: Case, second: Case) -> None:
     for name in ("runs", "elided", "token_layers", "full_token_layers"):
         assert getattr(both, name) == getattr(one, name) + getattr(other, name)
     assert both.batch == first.batch + second.batch
-    ran = sorted(row for bucket in both.buckets for row in as_rows(bucket.rows))
+    ran = sorted(row for bucket in both.buckets for row in as_rows(bucket.runs))
     moved = [(cell, prompt + first.batch, *rest) for cell, prompt, *rest in kept]
     assert ran == sorted([*first.rows, *moved])
     if both.buckets:

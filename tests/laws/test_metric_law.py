@@ -440,7 +440,7 @@ def broken_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Callab
     """Breaks a sweep off when so many cells or buckets were run."""
 
     def prepare(engine: str, count: int) -> Callable[[], None]:
-        place, name = (cone.ConeRun, "_run") if engine == "cone" else (full, "forward")
+        place, name = (cone.ConeExecution, "_run") if engine == "cone" else (full, "forward")
         real, left = getattr(place, name), [count]
 
         def breaking(*arguments: Any, **options: Any) -> Any:
@@ -525,7 +525,7 @@ def test_an_engine_that_fails_midway(
     options = dict(options)
     if "cells" in options:
         few_at_once(monkeypatch, options.pop("cells"))
-    real, calls = cone._Ascent.run, []
+    real, calls = ascent.Ascent.run, []
 
     def failing(self: Any) -> Any:
         calls.append(1)
@@ -533,7 +533,7 @@ def test_an_engine_that_fails_midway(
             raise RuntimeError("no such shape")
         return real(self)
 
-    monkeypatch.setattr(cone._Ascent, "run", failing)
+    monkeypatch.setattr(ascent.Ascent, "run", failing)
     each = Sites(["mlp", "resid"], layers=[0, 1], seq_pos_type="each")
     # Small buckets, so that some come before the fault.
     monkeypatch.setattr("nnpatch_core.memory.needs._TOKENS_AT_ONCE", {"cpu": 12})
@@ -547,14 +547,14 @@ def test_an_engine_that_fails_midway(
 def test_a_device_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from nnpatch_core.errors import MemoryWarning
 
-    real = cone.ConeRun._run
+    real = cone.ConeExecution._run
 
     def small(self: Any, bucket: Any, columns: Any) -> Any:
-        if len(bucket.rows) > 3:
+        if len(bucket.runs) > 3:
             raise torch.OutOfMemoryError("no room")
         return real(self, bucket, columns)
 
-    monkeypatch.setattr(cone.ConeRun, "_run", small)
+    monkeypatch.setattr(cone.ConeExecution, "_run", small)
     with pytest.warns(MemoryWarning):
         out = run("activation", engine="cone")
     check(out, "activation", [*EVERY])
@@ -568,14 +568,14 @@ def test_what_ran_together_runs_together_again(
     monkeypatch.setattr("nnpatch_core.memory.needs._TOKENS_AT_ONCE", {"cpu": 12})
     each = Sites(["mlp", "resid"], layers=[0, 1], seq_pos_type="each")
     options = {"metric": below_mean, "sites": each, **CHUNKINGS[chunking]}
-    real, seen = cone._Ascent.run, []
+    real, seen = ascent.Ascent.run, []
 
     def spied(self: Any) -> Any:
         rows = [len(self.prompts), self.start, *self.prompts.tolist()]
         seen.append((*rows, *map(str, self.edits)))
         return real(self)
 
-    monkeypatch.setattr(cone._Ascent, "run", spied)
+    monkeypatch.setattr(ascent.Ascent, "run", spied)
     run("activation", **options)
     unbroken = [*seen]
     counts = []

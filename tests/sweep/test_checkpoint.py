@@ -26,7 +26,7 @@ def killed_after(monkeypatch):
     """Breaks a sweep off when so many traces were run."""
 
     def prepare(count):
-        real = cone.ConeRun._run
+        real = cone.ConeExecution._run
         left = [count]
 
         def breaking(self, bucket, columns):
@@ -35,9 +35,9 @@ def killed_after(monkeypatch):
             left[0] -= 1
             return real(self, bucket, columns)
 
-        monkeypatch.setattr(cone.ConeRun, "_run", breaking)
+        monkeypatch.setattr(cone.ConeExecution, "_run", breaking)
         monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
-        return lambda: monkeypatch.setattr(cone.ConeRun, "_run", real)
+        return lambda: monkeypatch.setattr(cone.ConeExecution, "_run", real)
 
     return prepare
 
@@ -49,11 +49,11 @@ torch.set_num_threads(1)
 from nnpatch_core.engine import cone
 sys.path.insert(0, {folder!r})
 from tests.helpers.checkpoints import sweep
-real = cone.ConeRun._run
+real = cone.ConeExecution._run
 def slowly(self, bucket, columns):
     time.sleep(0.05)
     return real(self, bucket, columns)
-cone.ConeRun._run = slowly
+cone.ConeExecution._run = slowly
 sweep({path!r})
 print("finished")
 """

@@ -47,6 +47,7 @@ from nnpatch_core.adapters.places import (
     Place,
     in_order,
     place_of,
+    stage_of,
 )
 
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "of_other_type",
     "place_of",
     "separate_projections",
+    "stage_of",
     "table_of",
     "tables",
 ]

@@ -22,6 +22,13 @@ STAGES = 3
 INPUT, INSIDE, OUTPUT = range(STAGES)
 
 
+def stage_of(layer: int, component: Component) -> int:
+    """When a forward reaches a component: three stages a layer, counted from 0."""
+    if component.module:
+        return STAGES * layer + INSIDE
+    return STAGES * layer + (INPUT if component.side == "input" else OUTPUT)
+
+
 @attrs.frozen(eq=False)
 class Place:
     """A component of one layer, found in a model; the sites there differ in heads and positions.
@@ -57,10 +64,8 @@ class Place:
 
     @cached_property
     def stage(self) -> int:
-        """When a forward reaches the place: three stages a layer, counted from 0."""
-        if self.component.module:
-            return STAGES * self.layer + INSIDE
-        return STAGES * self.layer + (INPUT if self.component.side == "input" else OUTPUT)
+        """When a forward reaches the place; see `stage_of`."""
+        return stage_of(self.layer, self.component)
 
     @property
     def n_layers(self) -> int:
