@@ -125,8 +125,10 @@ class AblationRuns:
         """See `Runs.check`."""
         for name, metric in sweep.metrics.items():
             if self.others is None and is_comparing(metric):
+                own = getattr(metric, "__name__", name)
+                told = repr(name) if own == name else f"{name!r} ({own!r})"
                 raise AnswerError(
-                    f"metric {name!r} compares two answers: pass {self.other_name}=, "
+                    f"metric {told} compares two answers: pass {self.other_name}=, "
                     "or another metric"
                 )
         check_padding(sweep.patches, self.target)

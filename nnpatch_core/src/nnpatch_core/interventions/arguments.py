@@ -65,11 +65,18 @@ def pair_arguments(given: PairArguments, *, answers: bool = True) -> PairArgumen
     return given
 
 
-def ablated_arguments(given: PairArguments, *, answers: bool = True) -> RunArguments:
+def ablated_arguments(
+    given: PairArguments, ablation: Any = None, *, answers: bool = True
+) -> RunArguments:
     """The one run that is ablated, of a call without a source run, whose `source_tokens` are None.
 
     A `PromptPairs` in place of `source_tokens` or `target_tokens` stands for its source prompts, as
     in `run_arguments`.
+
+    Args:
+        given: as they were passed.
+        ablation: the argument of that name, for an error.
+        answers: whether the call needs answers.
 
     Raises:
         PatchingError: there is a source run.
@@ -83,7 +90,7 @@ def ablated_arguments(given: PairArguments, *, answers: bool = True) -> RunArgum
     _check_given(given, "source_tokens", ["target_tokens", *["source_answer_index"] * answers])
     if given.source_tokens is not None or given.source_attention_mask is not None:
         raise PatchingError(
-            "an ablation needs no source run: pass source_tokens=None, and no "
+            f"ablation={ablation!r} needs no source run: pass source_tokens=None, and no "
             "source_attention_mask="
         )
     mask = one_mask("target", given.attention_mask, given.target_attention_mask)

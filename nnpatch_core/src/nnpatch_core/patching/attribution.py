@@ -163,6 +163,6 @@ def attribution_patching(
         if force_model_confidence:
             raise PatchingError("force_model_confidence=True means nothing with ablation=")
         how = check_ablation("ablation", ABLATIONS, Ablation(ablation, reference, per_position))
-        runs = read_ablation(traced, ablated_arguments(prompts), how, AS_TARGET)
+        runs = read_ablation(traced, ablated_arguments(prompts, ablation), how, AS_TARGET)
     sweep = prepare(traced, api, sites, runs, metric, options, gathers=False)
     return estimate_sweep(sweep, runs, method)

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._arguments import check_flags
+from nnpatch_core._arguments import shown
 from nnpatch_core._integers import strict_int
 from nnpatch_core.adapters import Place
 from nnpatch_core.batch import Batch
@@ -65,7 +65,10 @@ def check_method(steps: Any, qk_fix: Any, grad_drop: Any) -> Method:
     Raises:
         PatchingError: they ask for two at once, or for something that is none.
     """
-    check_flags(qk_fix=qk_fix, grad_drop=grad_drop)
+    for name, value in (("qk_fix", qk_fix), ("grad_drop", grad_drop)):
+        # Strictly, as 1 would be a number of steps.
+        if not isinstance(value, bool):
+            raise PatchingError(f"{name} must be True or False, got {shown(value)}")
     if steps is not None:
         if not 1 <= strict_int(steps, "steps", PatchingError) < 2**31:
             raise PatchingError(f"steps must be at least 1, and not beyond 2**31, got {steps}")
@@ -75,7 +78,7 @@ def check_method(steps: Any, qk_fix: Any, grad_drop: Any) -> Method:
                 f"steps={steps} and {given} are two repairs of one estimate, and nobody has said "
                 "what they are together: ask for one of them"
             )
-    return Method(steps, bool(qk_fix), bool(grad_drop))
+    return Method(steps, qk_fix, grad_drop)
 
 
 @attrs.frozen(eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nnpatch_core._models import evaluating
 from nnpatch_core.engine import Choice
 from nnpatch_core.metrics import MetricContext
@@ -31,40 +33,41 @@ def measure_sweep(
         PatchingError: one of its kinds; bad input before any cell runs.
     """
     with evaluating(sweep.patches.model):
-        put = runs.put(sweep)
-        sweep = sweep.where_present(put.mask)
-        prompts = _Prompts(sweep, runs, put, choice)
-        context = prompts.context()
+        put, kept = None, []
+        if runs.ablation is None:
+            put = runs.put(sweep)
+            # Where all prompts run together, the recorded runs are the unpatched ones too.
+            kept = [_open(sweep, runs, put, choice, each) for each in _only(sweep.chunks)]
+        context = _context(sweep, runs, kept)
         baseline = baselines(sweep, context)
         runs.check_baseline(context, baseline)
         try_out(sweep.metrics, context, baseline)
+        put = put or runs.put(sweep)
+        sweep = sweep.where_present(put.mask)
         if checkpoint is not None:
             checkpoint.open(identity(sweep, runs, put, choice.name, context, baseline))
+
+        def opened(some: Sweep, chunk: slice) -> Opened:
+            # Handed over, not kept: it must not stay in memory beside what is opened later.
+            return kept.pop() if kept else _open(some, runs, put, choice, chunk)
+
         changed = runs.differs & put.mask.bool().cpu().numpy()
-        tally = run_cells(sweep, context, baseline, prompts.open, checkpoint, changed=changed)
+        tally = run_cells(sweep, context, baseline, opened, checkpoint, changed=changed)
     return outcome(sweep, kind_of(runs), runs.scale, tally, baseline, runs.prompts, put.mask)
 
 
-class _Prompts:
-    """The prompts of a sweep; where all of them run together, they are opened once."""
+def _only(chunks: Sequence[slice]) -> Sequence[slice]:
+    """The one chunk that there is; none where there are several."""
+    return chunks if len(chunks) == 1 else ()
 
-    def __init__(self, sweep: Sweep, runs: Runs, put: Put, choice: Choice) -> None:
-        self._sweep, self._runs, self._put, self._choice = sweep, runs, put, choice
-        self._kept = [self._open(sweep, chunk) for chunk in sweep.chunks if len(sweep.chunks) == 1]
 
-    def context(self) -> MetricContext:
-        """What metrics compare with: the recorded runs are the unpatched ones too."""
-        if self._kept and self._kept[0].source_logits is not None:
-            opened = self._kept[0]
-            return self._runs.context(opened.source_logits, opened.execution.logits)
-        return self._runs.unpatched(self._sweep, self._sweep.chunks)
+def _context(sweep: Sweep, runs: Runs, kept: Sequence[Opened]) -> MetricContext:
+    for opened in kept:
+        return runs.context(opened.source_logits, opened.execution.logits)
+    return runs.unpatched(sweep, sweep.chunks)
 
-    def open(self, some: Sweep, chunk: slice) -> Opened:
-        """Some prompts, opened for a sweep of some of the cells."""
-        # Handed over, not kept: it must not stay in memory beside what is opened later.
-        return self._kept.pop() if self._kept else self._open(some, chunk)
 
-    def _open(self, some: Sweep, chunk: slice) -> Opened:
-        source_logits, intervention = self._put.of(some, chunk)
-        target = self._runs.target.rows(chunk)
-        return open_prompts(some, self._choice, target, intervention, source_logits)
+def _open(sweep: Sweep, runs: Runs, put: Put, choice: Choice, chunk: slice) -> Opened:
+    """The prompts of a chunk, opened for some of the cells."""
+    source_logits, intervention = put.of(sweep, chunk)
+    return open_prompts(sweep, choice, runs.target.rows(chunk), intervention, source_logits)
