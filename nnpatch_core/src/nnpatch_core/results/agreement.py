@@ -9,15 +9,14 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from nnpatch_core import scatter
 from nnpatch_core._arguments import shown
 from nnpatch_core._html import block, preformatted
 from nnpatch_core._integers import strict_int
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import tables
 from nnpatch_core.results.parts import Cells, Scale
+from nnpatch_core.results.pictures import draw_agreement
 from nnpatch_core.results.statistics import recall, sign_agreement, spearman
-from nnpatch_core.results.words import cell_name, model_name
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -189,37 +188,10 @@ class Agreement:
 
         Raises:
             OutcomeError: matplotlib or plotly is not installed (`pip install
-                nnpatch-core[plot]`), no cells to draw, or a `label` that is no count.
+                nnpatch-core[plot]`), no cells to draw, a `label` that is no count, or a title that
+                is no text.
         """
-        label = strict_int(label, "label", OutcomeError)
-        if label < 0:
-            raise OutcomeError(f"label must be at least 0, got {label}")
-        groups = [
-            scatter.Points(
-                block.name,
-                np.array(block.columns["exact"]),
-                np.array(block.columns["estimate"]),
-                tuple(map(cell_name, tables.rows([block], self.tokens))),
-            )
-            for block in tables.compared_blocks(self)
-        ]
-        worst = self.worst(label)
-        marked = scatter.Points(
-            "worst",
-            np.array([row["exact"] for row in worst]),
-            np.array([row["estimate"] for row in worst]),
-            tuple(map(cell_name, worst)),
-        )
-        estimate, exact = self.kinds
-        unit = f"{self.scale}, as sizes" if self.magnitude else self.scale
-        return scatter.scatter(
-            groups,
-            marked,
-            title=title or f"{model_name(self.model)}: {estimate} and {exact}, {self.metric}",
-            x_title=f"exact: {exact} ({unit})",
-            y_title=f"estimate: {estimate} ({unit})",
-            interactive=interactive,
-        )
+        return draw_agreement(self, interactive=interactive, label=label, title=title)
 
     @property
     def _estimate(self) -> NDArray[np.float64]:

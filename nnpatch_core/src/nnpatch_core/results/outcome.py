@@ -10,7 +10,6 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core import plot
 from nnpatch_core._arguments import check_flags, shown
 from nnpatch_core._integers import strict_int
 from nnpatch_core.errors import OutcomeError
@@ -18,9 +17,9 @@ from nnpatch_core.results import file, selection, tables
 from nnpatch_core.results.agreement import Agreement, agreement
 from nnpatch_core.results.notebook import as_html
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
+from nnpatch_core.results.pictures import draw_outcome
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.statistics import cell_values, flat_cells, prompt_values
-from nnpatch_core.results.words import legend, model_name
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -280,33 +279,8 @@ class Outcome(Mapping[str, Tensor]):
                 nnpatch-core[plot]`), nothing to draw, a limit that is not positive, or a site name
                 that was not swept (a `KeyError` too).
         """
-        check_flags(interactive=interactive)
-        if title is not None and not isinstance(title, str):
-            raise OutcomeError(f"title must be a text, got {shown(title)}")
-        if isinstance(limit, bool) or not isinstance(limit, int | float | str | None):
-            raise OutcomeError(f"limit must be a positive number, got {shown(limit)}")
-        names = selection.find_names(self.cells, sites)
-        positions = range(self.prompts.target_tokens.shape[1])
-        tokens = [self.prompts.label(position, strip=True) for position in positions]
-        panels = [
-            plot.panel(
-                name,
-                self.axes(name),
-                self._cells(name).place(cell_values(self, name), float("nan")),
-                tokens,
-            )
-            for name in names
-        ]
-        return plot.heatmap(
-            panels,
-            plot.Columns(tuple(tokens), self._idle(names)),
-            title=title,
-            default_title=f"{model_name(self.info['model'])}: {self.kind}, {self.metric}",
-            legend=legend(self.scale, self.magnitude),
-            limit=limit,
-            floor=self._floor(),
-            crop=crop,
-            interactive=interactive,
+        return draw_outcome(
+            self, sites=sites, interactive=interactive, title=title, limit=limit, crop=crop
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -340,36 +314,6 @@ class Outcome(Mapping[str, Tensor]):
                 do not fit together.
         """
         return cls(**file.read(path))
-
-    def _floor(self) -> float:
-        """The least value that is drawn in the darkest colours."""
-        if self.scale == "restored":
-            return 1.0
-        size = self.baseline.target.double().abs().mean().item()
-        return size if 0 < size < float("inf") else 1.0
-
-    def _idle(self, names: Sequence[str]) -> tuple[str, ...]:
-        """For each position why none of the sites was run there; empty where one was."""
-        count = self.prompts.target_tokens.shape[1]
-        swept, run = torch.zeros(2, count, dtype=torch.bool, device="cpu")
-        for name in names:
-            axes = [axis.name for axis in self.axes(name)]
-            if "position" in axes:
-                others = [number for number, axis in enumerate(axes) if axis != "position"]
-                swept |= self.swept(name).sum(others).bool()
-                run |= (self.swept(name) & ~self.elided(name)).sum(others).bool()
-        same = self.prompts.same()
-        words = []
-        for position in range(count):
-            if run[position]:
-                words.append("")
-            elif not swept[position]:
-                words.append("nothing was swept there")
-            elif self.scale == "restored" and same[position]:
-                words.append("source and target are the same there")
-            else:
-                words.append("nothing changes there")
-        return tuple(words)
 
     def _key(self, name: str) -> str:
         return selection.find_name(self.cells, name)
