@@ -15,6 +15,18 @@ from nnpatch_core._integers import strict_int
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import file, selection, tables
 from nnpatch_core.results.agreement import Agreement, agreement
+from nnpatch_core.results.formats import (
+    FLAG,
+    INFO,
+    NUMBERS,
+    TEXT,
+    Array,
+    Each,
+    Part,
+    choice,
+    record,
+    stored,
+)
 from nnpatch_core.results.notebook import as_html
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.pictures import draw_outcome
@@ -50,16 +62,21 @@ class Outcome(Mapping[str, Tensor]):
         screening: how the cells that were measured were chosen, where others are estimates.
     """
 
-    kind: str
-    scale: Scale
-    cells: Mapping[str, Cells]
-    raw: Mapping[str, Mapping[str, Tensor]]
-    baselines: Mapping[str, Baseline]
-    prompts: Prompts
-    metric: str
-    info: Mapping[str, str]
-    magnitude: bool = False
-    screening: Screening | None = None
+    # Each names the format that it is saved in; see `nnpatch_core.results.formats`.
+    kind: str = attrs.field(metadata=stored(TEXT))
+    scale: Scale = attrs.field(metadata=stored(choice("restored", "change")))
+    cells: Mapping[str, Cells] = attrs.field(metadata=stored(Each("sites", Part(Cells))))
+    raw: Mapping[str, Mapping[str, Tensor]] = attrs.field(
+        metadata=stored(Each("metrics", Each("sites", Array(NUMBERS, ("cells", "batch")))))
+    )
+    baselines: Mapping[str, Baseline] = attrs.field(
+        metadata=stored(Each("metrics", Part(Baseline)))
+    )
+    prompts: Prompts = attrs.field(metadata=stored(Part(Prompts)))
+    metric: str = attrs.field(metadata=stored(TEXT))
+    info: Mapping[str, str] = attrs.field(metadata=stored(INFO))
+    magnitude: bool = attrs.field(default=False, metadata=stored(FLAG))
+    screening: Screening | None = attrs.field(default=None, metadata=stored(record(Screening)))
 
     # Two outcomes are compared by their tensors, not by `==` on a mapping of them.
     __eq__ = object.__eq__
@@ -291,19 +308,7 @@ class Outcome(Mapping[str, Tensor]):
         Raises:
             OutcomeError: it cannot be written, as on a full disk; the old file is as it was.
         """
-        file.write(
-            path,
-            kind=self.kind,
-            scale=self.scale,
-            cells=self.cells,
-            raw=self.raw,
-            baselines=self.baselines,
-            prompts=self.prompts,
-            metric=self.metric,
-            info=self.info,
-            magnitude=self.magnitude,
-            screening=self.screening,
-        )
+        file.write(path, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Outcome:
@@ -313,7 +318,7 @@ class Outcome(Mapping[str, Tensor]):
             OutcomeError: the file is not an outcome, not of this version, or damaged; or its parts
                 do not fit together.
         """
-        return cls(**file.read(path))
+        return file.read(path, cls)
 
     def _key(self, name: str) -> str:
         return selection.find_name(self.cells, name)
