@@ -192,7 +192,7 @@ def test_no_tensor_is_made_that_is_far_larger_than_what_was_swept():
     axes = tuple(Axis(name, tuple(range(2000))) for name in ("layer", "position", "head"))
     index = torch.zeros(1, 3, dtype=torch.int64)
     flags = torch.zeros(1, 1, dtype=torch.bool)
-    cells = Cells(axes, index, flags, flags, flags[0])
+    cells = Cells(axes, index, flags, flags, flags, flags[0])
     with pytest.raises(OutcomeError, match=r"\[2000, 2000, 2000\] for 1 numbers is too large"):
         cells.place(torch.zeros(1), 0.0)
 
@@ -204,12 +204,16 @@ def test_a_large_tensor_that_is_filled_is_made(monkeypatch):
     axes = (Axis("layer", tuple(range(640))),)
     full = torch.arange(640)[:, None]
     flags = torch.zeros(640, 1, dtype=torch.bool)
-    cells = Cells(axes, full, flags, flags, flags[:, 0])
+    cells = Cells(axes, full, flags, flags, flags, flags[:, 0])
     assert cells.place(torch.ones(640), 0.0).sum() == 640
-    tenth = Cells(axes, full[:10], flags[:10], flags[:10], flags[:10, 0])
-    assert tenth.place(torch.ones(10), 0.0).sum() == 10
+
+    def first(count):
+        some = flags[:count]
+        return Cells(axes, full[:count], some, some, some, some[:, 0])
+
+    assert first(10).place(torch.ones(10), 0.0).sum() == 10
     with pytest.raises(OutcomeError, match="too large"):
-        Cells(axes, full[:9], flags[:9], flags[:9], flags[:9, 0]).place(torch.ones(9), 0.0)
+        first(9).place(torch.ones(9), 0.0)
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def test_each_reason_is_told():
     last = Sites("attn", layers=[2], seq_pos_type="each")
     assert re.fullmatch(
         "positions 0-3 are left out: source and target are the same there; "
-        "positions 4-78 are left out: nothing changes there",
+        "positions 4-78 are left out: nothing reads what is there",
         texts(outcome(80, 4, last).plot())[0],
     )
 

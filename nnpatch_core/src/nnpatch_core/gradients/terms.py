@@ -152,22 +152,28 @@ def known(
     activations: Mapping[Location, Tensor],
     replacement: Replacement,
     nnmodel: Any,
-) -> Tensor:
-    """`[cells, batch]`, bool: where a patch changes nothing, or nothing that is looked at.
+) -> tuple[Tensor, Tensor]:
+    """`[cells, batch]`, bool, twice: where a patch is elided, and where nothing reads it.
 
-    That is where what is put is, bitwise, what was there, and in the last layer what belongs to
-    another token than the last one.
+    It is elided where what is put is, bitwise, what was there. In the last layer nothing reads what
+    belongs to another token than the last one; a cell is unread where that is all that it patches,
+    or all that it would change.
     """
     model = module_of(nnmodel)
-    changes = torch.zeros(cells, len(replacement.mask), dtype=torch.float32, device="cpu")
+    real = replacement.mask.bool().cpu()[..., None]
+    # Counted for each cell: what differs, what is read, what of it differs, and what there is.
+    counts = torch.zeros(4, cells, len(real), dtype=torch.float32, device="cpu")
     for each in terms.values():
         site = each.site
         found = activations[site.location(nnmodel)]
         other = torch.from_numpy(differs(model, site, found, replacement, nnmodel))
+        read = real.expand_as(other).clone()
         if site.layer == n_layers(site.api, model) - 1 and site.component in _OWN_TOKEN:
-            other[:, :-1] = False
+            read[:, :-1] = False
+        masks = torch.stack([other, read, other & read, real.expand_as(other)])
         if each.groups:
-            other = torch.stack([other[:, list(group)].any(1) for group in each.groups], dim=1)
-        heads = other if other.shape[-1] == 1 else torch.cat([other, other.any(-1, True)], -1)
-        each.add(changes, heads.float())
-    return changes == 0
+            masks = torch.stack([masks[:, :, list(group)].any(2) for group in each.groups], dim=2)
+        heads = masks if masks.shape[-1] == 1 else torch.cat([masks, masks.any(-1, True)], -1)
+        each.add(counts, heads.float())
+    elided, away, still, absent = counts == 0
+    return elided, still & (away | ~elided) & ~absent

@@ -239,6 +239,6 @@ def activation_patching(
     laid = screened.laid(whole, tally, baseline)
     kind = f"activation, screened by {screened.screen.by}"
     found = outcome(
-        whole, kind, "restored", laid, baseline, prompts, both, exact=screened.exact(laid.elided)
+        whole, kind, "restored", laid, baseline, prompts, both, exact=screened.exact(laid)
     )
     return attrs.evolve(found, screening=screened.screening(found))

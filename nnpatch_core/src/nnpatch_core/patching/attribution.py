@@ -236,10 +236,10 @@ def attribution_patching(
                         for where, gradients in along.items()
                     }
                     some = context.rows(torch.arange(rows.start, rows.stop, device="cpu"))
-                    found, known = estimation.estimate(chunk, some, own, group, paths)
+                    found, elided, unread = estimation.estimate(chunk, some, own, group, paths)
                     for name, change in found.items():
                         values[name][:, rows] += change
-                    tally.elided[:, rows] = known
+                    tally.elided[:, rows], tally.unread[:, rows] = elided, unread
                     # Its graph must not stay while the next one is made.
                     del chunk
             bar.update(bar.total - bar.n)
@@ -255,7 +255,7 @@ def attribution_patching(
         baseline,
         prompts,
         mask,
-        exact=tally.elided.all(1),
+        exact=tally.known.all(1),
         magnitude=method.grad_drop,
     )
 

@@ -277,8 +277,10 @@ class Estimation:
         weights: Mapping[str, Tensor],
         group: Mapping[Where, Terms],
         along: Mapping[Where, Mapping[str, Tensor]],
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """For each metric the estimated change `[cells, batch]`, and where none can be.
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """For each metric the estimated change `[cells, batch]`, and where it is known to be none.
+
+        The latter is two masks: where the patch is elided, and where nothing reads it.
 
         Args:
             chunk: some prompts.
@@ -290,7 +292,10 @@ class Estimation:
         sweep, cells = self.sweep, self.sweep.cells
         source = chunk.graph if chunk.graph is not None else chunk.entries
         assert source is not None
-        still = known(self.every, len(cells), source.activations, chunk.replacement, sweep.nnmodel)
+        elided, unread = known(
+            self.every, len(cells), source.activations, chunk.replacement, sweep.nnmodel
+        )
+        still = elided | unread
         if self.method.steps is not None:
             found = self._along_paths(chunk, context, group, along)
         else:
@@ -301,7 +306,8 @@ class Estimation:
                 for name, values in together.items():
                     found[name][number] = values
                 self.tick()
-        return {name: torch.where(still, 0.0, values) for name, values in found.items()}, still
+        found = {name: torch.where(still, 0.0, values) for name, values in found.items()}
+        return found, elided, unread
 
     def _at_target(self, chunk: Chunk, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sweep, graph = self.sweep, chunk.graph

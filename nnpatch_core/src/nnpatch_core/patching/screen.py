@@ -106,11 +106,12 @@ class Screened:
         done = torch.zeros(len(whole.cells), measured.done.shape[1], dtype=torch.bool, device="cpu")
         elided = torch.cat([cells.elided for cells in self.estimate.cells.values()])
         done[self.chosen], elided[self.chosen] = measured.done, measured.elided
-        return attrs.evolve(measured, values=values, done=done, elided=elided)
+        unread = torch.cat([cells.unread for cells in self.estimate.cells.values()])
+        return attrs.evolve(measured, values=values, done=done, elided=elided, unread=unread)
 
-    def exact(self, elided: Tensor) -> Tensor:
+    def exact(self, laid: Tally) -> Tensor:
         """`[cells]`, bool: what was measured, or is known without."""
-        return self.chosen | elided.all(1)
+        return self.chosen | laid.known.all(1)
 
     def screening(self, outcome: Outcome) -> Screening:
         """What the spot check found, in the outcome's first metric."""

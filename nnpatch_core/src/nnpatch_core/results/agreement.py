@@ -267,7 +267,7 @@ _COLUMNS = (
 
 def _measured(cells: Cells) -> bool:
     """Whether they are not estimates alone, beside what is known to change nothing."""
-    return bool(cells.exact.all()) or bool((cells.exact & ~cells.elided.all(1)).any())
+    return bool(cells.exact.all()) or bool((cells.exact & ~cells.known.all(1)).any())
 
 
 def _compared(name: str, estimate: Outcome, exact: Outcome) -> ComparedCells:

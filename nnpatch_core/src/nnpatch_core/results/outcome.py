@@ -143,19 +143,33 @@ class Outcome(Mapping[str, Tensor]):
         return cells.place(torch.ones(len(cells.index), dtype=torch.bool, device="cpu"), 0.0)
 
     def elided(self, name: str) -> Tensor:
-        """Which cells of a site name change nothing in any prompt, bool, of its tensor's shape.
+        """The cells of a site name that put nothing else there, bool, of its tensor's shape.
 
-        What would be put there is, bitwise, what was there: the value is the unpatched run's own,
-        exactly, and the cone engine did not run it. `cells[name].elided` has it for each prompt.
+        In every prompt what would be put is, bitwise, what was there: the value is the unpatched
+        run's own, exactly, and the cone engine did not run it. `cells[name].elided` has it for each
+        prompt.
         """
         cells = self._cells(name)
         return cells.place(cells.elided.all(-1), False)
 
-    def exact(self, name: str) -> Tensor:
-        """Which cells of a site name are no estimates, bool, of the shape of its tensor.
+    def unread(self, name: str) -> Tensor:
+        """The cells of a site name that nothing reads, bool, of its tensor's shape.
 
-        They were measured, or are known without: what is put there is what was there, or nothing
-        that the answer depends on comes after it.
+        In every prompt that has a token there, nothing that the answer depends on reads what the
+        cell patches, or what of it would change: in the last layer, `q`, `o`, `attn`, `mlp` and
+        `resid` left of the last token. Estimates mark these cells, which need no gradient; a
+        measured sweep runs them and marks none. A cell may be both unread and `elided`.
+        `cells[name].unread` has it for each prompt.
+        """
+        cells = self._cells(name)
+        unread = (cells.unread | ~cells.present).all(-1) & cells.unread.any(-1)
+        return cells.place(unread, False)
+
+    def exact(self, name: str) -> Tensor:
+        """The cells of a site name that are no estimates, bool, of its tensor's shape.
+
+        They were measured, or are known without: in every prompt they are elided or unread, so that
+        they change no answer.
         """
         cells = self._cells(name)
         return cells.place(cells.exact, False)

@@ -111,7 +111,10 @@ class Cells:
         index: `[cells, axes]`, the place of each swept cell.
         present: `[cells, batch]`, bool: which prompts have a token where the cell patches.
         elided: `[cells, batch]`, bool: where what would be put is, bitwise, what was there, so that
-            the cell is the unpatched run and was not run.
+            the patched run is the unpatched one. A prompt without a token there counts.
+        unread: `[cells, batch]`, bool: where nothing that the answer depends on reads what the cell
+            patches, or what of it would change. A prompt without a token there does not count. Only
+            estimates mark it.
         exact: `[cells]`, bool: which cells were measured, or are known without; the others are
             estimates.
     """
@@ -120,15 +123,23 @@ class Cells:
     index: Tensor = attrs.field(metadata=stored(Array(PLACES, ("cells", "axes"))))
     present: Tensor = attrs.field(metadata=stored(Array(FLAGS, ("cells", "batch"))))
     elided: Tensor = attrs.field(metadata=stored(Array(FLAGS, ("cells", "batch"))))
+    unread: Tensor = attrs.field(metadata=stored(Array(FLAGS, ("cells", "batch"))))
     exact: Tensor = attrs.field(metadata=stored(Array(FLAGS, ("cells",))))
 
     @classmethod
-    def of(cls, grid: Grid, present: Tensor, elided: Tensor, exact: Tensor) -> Cells:
-        """The places of a grid's cells."""
+    def of(
+        cls, grid: Grid, present: Tensor, elided: Tensor, unread: Tensor, exact: Tensor
+    ) -> Cells:
+        """The cells of a grid, with their masks in its order."""
         index = torch.tensor(grid.index, dtype=torch.int64, device="cpu").reshape(
             -1, len(grid.axes)
         )
-        return cls(grid.axes, index, present, elided, exact)
+        return cls(grid.axes, index, present, elided, unread, exact)
+
+    @property
+    def known(self) -> Tensor:
+        """`[cells, batch]`, bool: where a patch is known to change no answer, without a run."""
+        return self.elided | self.unread
 
     @property
     def shape(self) -> tuple[int, ...]:

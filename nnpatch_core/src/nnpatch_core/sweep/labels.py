@@ -52,7 +52,7 @@ def outcome(
     fallback = {"fallback": "; ".join(tally.fallbacks)} if tally.fallbacks else {}
     hooks = forward_hooks(model)
     parted = f"{len(tally.groups)} groups of cells, each with unpatched runs of its own"
-    elided = sweep.by_name(tally.elided)
+    elided, unread = sweep.by_name(tally.elided), sweep.by_name(tally.unread)
     measured = sweep.by_name(
         torch.ones(len(tally.elided), dtype=torch.bool, device="cpu") if exact is None else exact
     )
@@ -61,7 +61,7 @@ def outcome(
         scale=scale,
         magnitude=magnitude,
         cells={
-            name: Cells.of(grid, present[name], elided[name], measured[name])
+            name: Cells.of(grid, present[name], elided[name], unread[name], measured[name])
             for name, grid in sweep.grids.items()
         },
         raw={metric: sweep.by_name(values) for metric, values in tally.values.items()},

@@ -19,6 +19,7 @@ class Tally:
         values: metric to `[cells, batch]`; where nothing was run, the unpatched run's.
         done: `[cells, batch]`, bool: what was run, and measured by every metric.
         elided: `[cells, batch]`, bool: what is the unpatched run itself, and need not be run.
+        unread: `[cells, batch]`, bool: what nothing reads that the answer depends on.
         engines: the engines that ran, in order.
         fallbacks: why others than the one that was wanted.
         groups: which cells ran one after the other, if not all together.
@@ -27,6 +28,7 @@ class Tally:
     values: Mapping[str, Tensor]
     done: Tensor
     elided: Tensor
+    unread: Tensor
     engines: list[str] = attrs.field(factory=list)
     fallbacks: list[str] = attrs.field(factory=list)
     groups: list[slice] = attrs.field(factory=list)
@@ -36,7 +38,12 @@ class Tally:
         """Nothing was run yet."""
         values = {name: runs.target.repeat(cells, 1) for name, runs in baseline.items()}
         nothing = torch.zeros_like(next(iter(values.values())), dtype=torch.bool)
-        return cls(values, nothing, nothing.clone())
+        return cls(values, nothing, nothing.clone(), nothing.clone())
+
+    @property
+    def known(self) -> Tensor:
+        """`[cells, batch]`, bool: what is known to change no answer, without a run."""
+        return self.elided | self.unread
 
     def note(self, engine: str, fallback: str | None) -> None:
         """Note which engine ran, and why, each once."""

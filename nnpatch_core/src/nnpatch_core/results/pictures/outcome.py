@@ -90,13 +90,16 @@ def _floor(outcome: Outcome) -> float:
 def _idle_positions(outcome: Outcome, names: Sequence[str]) -> tuple[str, ...]:
     """For each position why none of the sites was run there; empty where one was."""
     count = outcome.prompts.target_tokens.shape[1]
-    swept, run = torch.zeros(2, count, dtype=torch.bool, device="cpu")
+    swept, run, changed = torch.zeros(3, count, dtype=torch.bool, device="cpu")
     for name in names:
         axes = [axis.name for axis in outcome.axes(name)]
         if "position" in axes:
             others = [number for number, axis in enumerate(axes) if axis != "position"]
             swept |= outcome.swept(name).sum(others).bool()
-            run |= (outcome.swept(name) & ~outcome.elided(name)).sum(others).bool()
+            cells = outcome.cells[name]
+            known = cells.place(cells.known.all(-1), False)
+            run |= (outcome.swept(name) & ~known).sum(others).bool()
+            changed |= (outcome.swept(name) & ~outcome.elided(name)).sum(others).bool()
     same = outcome.prompts.same()
     words = []
     for position in range(count):
@@ -106,6 +109,8 @@ def _idle_positions(outcome: Outcome, names: Sequence[str]) -> tuple[str, ...]:
             words.append("nothing was swept there")
         elif outcome.scale == "restored" and same[position]:
             words.append("source and target are the same there")
+        elif changed[position]:
+            words.append("nothing reads what is there")
         else:
             words.append("nothing changes there")
     return tuple(words)
