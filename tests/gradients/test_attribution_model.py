@@ -320,7 +320,8 @@ def test_cells_that_cannot_matter_are_exactly_nothing(expected: Any, method: str
             at_end[LAST, :-1] = True
         assert torch.equal(exact, at_end)
         assert not values[exact].any()
-        assert torch.equal(out.elided(name), exact)
+        assert torch.equal(out.unread(name), at_end)
+        assert not out.elided(name).any()
         unpatched = out.baseline.target.double()
         raw = out.patched(name)[exact]
         assert torch.equal(raw, unpatched.expand_as(raw))
@@ -339,17 +340,19 @@ def test_what_is_there_already_is_exactly_nothing(model: Any, method: str) -> No
         alike[7 - len(one) + first :, row] = False
     assert not alike[-1].any()
     for name in COMPONENTS:
-        elided = out.cells[name].place(out.cells[name].elided, False)
-        exact = out.exact(name)
+        cells, exact = out.cells[name], out.exact(name)
+        elided, unread = cells.place(cells.elided, False), cells.place(cells.unread, False)
         if elided.ndim == 4:
-            assert torch.equal(elided.all(2), elided.any(2))
-            elided, exact = elided[:, :, 0], exact[:, :, 0]
+            for mask in (elided, unread):
+                assert torch.equal(mask.all(2), mask.any(2))
+            elided, unread, exact = elided[:, :, 0], unread[:, :, 0], exact[:, :, 0]
         for layer in range(LAST + 1):
-            known = alike.clone()
+            away = torch.zeros_like(alike)
             if layer == LAST and name in ("q", "o", "attn", "mlp", "resid"):
-                known[:-1] = True
-            assert torch.equal(elided[layer], known)
-            assert torch.equal(exact[layer], known.all(1))
+                away[:-1] = out.prompts.target_mask[:, :-1].bool().T
+            assert torch.equal(elided[layer], alike)
+            assert torch.equal(unread[layer], away)
+            assert torch.equal(exact[layer], (alike | away).all(1))
         assert not out[name][out.exact(name)].any()
 
 

@@ -142,7 +142,7 @@ ENTRIES = {
     "to_xarray": (OUT.to_xarray, {}, ["per_prompt"]),
     **{
         name: (getattr(OUT, name), {"name": "resid"}, [])
-        for name in ("swept", "elided", "exact", "flat", "patched", "per_prompt", "axes")
+        for name in ("swept", "elided", "unread", "exact", "flat", "patched", "per_prompt", "axes")
     },
     "from_texts": (
         PromptPairs.from_texts,

@@ -38,7 +38,7 @@ def made(values, *, swept=None, exact=None, **options):
         places = tuple(index.T)
         everywhere = torch.ones(len(index), batch, dtype=torch.bool)
         sure = torch.ones(len(index), dtype=torch.bool) if exact is None else exact[name][places]
-        cells[name] = Cells(axes, index, everywhere, ~everywhere, sure)
+        cells[name] = Cells(axes, index, everywhere, ~everywhere, ~everywhere, sure)
         raw[name] = numbers[places]
     tokens = torch.arange(positions).expand(batch, -1)
     arguments = {

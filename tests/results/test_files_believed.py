@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from nnpatch_core import Outcome, Sites, _safetensors, activation_patching
 from nnpatch_core.errors import CheckpointError, OutcomeError
-from nnpatch_core.results import Cells
+from nnpatch_core.results import Baseline, Cells, Prompts, Screening, formats
 from nnpatch_core.sites import Axis
 from nnpatch_core.testing import tiny_api, tiny_model
 
@@ -130,12 +130,13 @@ def test_hostile_headers(written, name):
 def test_a_file_of_an_earlier_format_tells_what_reads_it(written):
     path, read, error = written
     header, tensors = unfold(path)
-    kind = header["format"].removesuffix(" 2")
+    current = header["format"]
+    kind = current.rpartition(" ")[0]
     old = {**header, "format": f"{kind} 1", "identity": {"nnpatch-core": "0.0.7"}}
     for name in ("digest", "writer"):
         del old[name]
     save_file(tensors, path, metadata={"nnpatch": json.dumps(old)})
-    told = f"its format is '{kind} 1', this version reads '{kind} 2'; .*nnpatch-core"
+    told = f"its format is '{kind} 1', this version reads '{current}'; .*nnpatch-core"
     with pytest.raises(error, match=told):
         read(path)
 
@@ -177,11 +178,11 @@ def test_a_file_makes_no_tensor_that_is_far_larger_than_itself(tmp_path, out):
     out.save(path)
     header, tensors = unfold(path)
     names = ["layer", "position", "head"]
-    header["axes"]["q"] = [[name, list(range(10_000))] for name in names]
+    header["cells/0/axes"] = [[name, list(range(10_000))] for name in names]
     for kind in ("tokens", "mask"):
         for run in ("source", "target"):
             tensors[f"prompts/{run}_{kind}"] = torch.ones(1, 10_000, dtype=torch.int64)
-    header["strings"] = {}
+    header["prompts/strings"] = {}
     fold(path, header, tensors)
     with pytest.raises(OutcomeError, match=r"f is no whole outcome: .*10000, 10000.* too large"):
         Outcome.load(path)
@@ -191,7 +192,7 @@ def test_no_tensor_is_made_that_is_far_larger_than_what_was_swept():
     axes = tuple(Axis(name, tuple(range(2000))) for name in ("layer", "position", "head"))
     index = torch.zeros(1, 3, dtype=torch.int64)
     flags = torch.zeros(1, 1, dtype=torch.bool)
-    cells = Cells(axes, index, flags, flags, flags[0])
+    cells = Cells(axes, index, flags, flags, flags, flags[0])
     with pytest.raises(OutcomeError, match=r"\[2000, 2000, 2000\] for 1 numbers is too large"):
         cells.place(torch.zeros(1), 0.0)
 
@@ -203,29 +204,33 @@ def test_a_large_tensor_that_is_filled_is_made(monkeypatch):
     axes = (Axis("layer", tuple(range(640))),)
     full = torch.arange(640)[:, None]
     flags = torch.zeros(640, 1, dtype=torch.bool)
-    cells = Cells(axes, full, flags, flags, flags[:, 0])
+    cells = Cells(axes, full, flags, flags, flags, flags[:, 0])
     assert cells.place(torch.ones(640), 0.0).sum() == 640
-    tenth = Cells(axes, full[:10], flags[:10], flags[:10], flags[:10, 0])
-    assert tenth.place(torch.ones(10), 0.0).sum() == 10
+
+    def first(count):
+        some = flags[:count]
+        return Cells(axes, full[:count], some, some, some, some[:, 0])
+
+    assert first(10).place(torch.ones(10), 0.0).sum() == 10
     with pytest.raises(OutcomeError, match="too large"):
-        Cells(axes, full[:9], flags[:9], flags[:9], flags[:9, 0]).place(torch.ones(9), 0.0)
+        first(9).place(torch.ones(9), 0.0)
 
 
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("cells/0", lambda index: index + 10),
-        ("cells/0", lambda index: index - 10),
-        ("cells/0", lambda index: index * 0),
-        ("cells/0", lambda index: index.float()),
-        ("cells/0", lambda index: index[:, :2]),
+        ("cells/0/index", lambda index: index + 10),
+        ("cells/0/index", lambda index: index - 10),
+        ("cells/0/index", lambda index: index * 0),
+        ("cells/0/index", lambda index: index.float()),
+        ("cells/0/index", lambda index: index[:, :2]),
         ("raw/0/0", lambda raw: raw[:-1]),
         ("raw/0/0", lambda raw: raw.half()),
-        ("present/0", lambda flags: flags.byte()),
-        ("exact/0", lambda flags: torch.full_like(flags.byte(), 2).view(torch.bool)),
-        ("source/0", lambda value: value * torch.nan),
-        ("target/0", lambda value: value + torch.inf),
-        ("target/0", lambda value: value[:0]),
+        ("cells/0/present", lambda flags: flags.byte()),
+        ("cells/0/exact", lambda flags: torch.full_like(flags.byte(), 2).view(torch.bool)),
+        ("baselines/0/source", lambda value: value * torch.nan),
+        ("baselines/0/target", lambda value: value + torch.inf),
+        ("baselines/0/target", lambda value: value[:0]),
         ("prompts/source_mask", lambda mask: mask.flip(1) * torch.tensor([[1, 1, 1, 0]])),
         ("prompts/target_mask", lambda mask: mask * 2),
         ("prompts/source_tokens", lambda tokens: -tokens),
@@ -275,3 +280,80 @@ def test_a_budget_that_is_none(tmp_path, budget):
     fold(path, header, tensors)
     with pytest.raises(CheckpointError, match=f"{path} is no whole checkpoint"):
         sweep(path)
+
+
+# A new field is one line ------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False, repr=False)
+class Wider(Outcome):
+    """An outcome with two fields more: no other line is about them."""
+
+    x: torch.Tensor = attrs.field(
+        default=torch.zeros(1), metadata=formats.stored(formats.Array(formats.NUMBERS, ("batch",)))
+    )
+    words: str = attrs.field(default="", metadata=formats.stored(formats.TEXT))
+
+
+@pytest.fixture
+def wider(out):
+    fields = {field.name: getattr(out, field.name) for field in attrs.fields(Outcome)}
+    return Wider(**fields, x=torch.tensor([2.5]), words="mine")
+
+
+def test_a_new_field_is_written_and_read(tmp_path, wider):
+    wider.save(tmp_path / "f")
+    again = Wider.load(tmp_path / "f")
+    assert type(again) is Wider
+    assert again.x.tolist() == [2.5]
+    assert again.words == "mine"
+    assert again["q"].equal(wider["q"])
+
+
+def test_a_new_field_is_held_to_its_format(tmp_path, wider):
+    path = tmp_path / "f"
+    wider.save(path)
+    header, tensors = unfold(path)
+    changes = {
+        "x is torch.float32 .2., and must be .1.": ({}, {"x": torch.zeros(2)}),
+        "x is torch.int64 .1.": ({}, {"x": torch.zeros(1, dtype=torch.int64)}),
+        "its words is 5": ({"words": 5}, {}),
+    }
+    for told, (words, changed) in changes.items():
+        fold(path, {**header, **words}, {**tensors, **changed})
+        with pytest.raises(OutcomeError, match=f"{path} is no whole outcome: {told}"):
+            Wider.load(path)
+    del tensors["x"]
+    fold(path, header, tensors)
+    with pytest.raises(OutcomeError, match="it lacks 'x'"):
+        Wider.load(path)
+    wider.save(path)
+    with pytest.raises(OutcomeError, match="its header has an unknown 'words'"):
+        Outcome.load(path)
+    with pytest.raises(OutcomeError, match=r"cannot be saved: x is torch.float32 \[3\]"):
+        attrs.evolve(wider, x=torch.zeros(3)).save(path)
+
+
+def test_a_field_without_a_format_is_a_mistake():
+    @attrs.frozen(eq=False)
+    class Forgotten(Outcome):
+        x: int = 5
+
+    with pytest.raises(TypeError, match=r"Forgotten\.x has no format"):
+        formats.formats(Forgotten)
+    for kind in (Outcome, Cells, Prompts, Baseline, Screening):
+        assert set(formats.formats(kind)) == {field.name for field in attrs.fields(kind)}
+
+
+def test_names_are_those_of_all_fields(tmp_path, out):
+    """Metrics may stand in another order in another field, and no field may lack one."""
+    wide = {"b": out.raw[out.metric], "a": out.raw[out.metric]}
+    runs = {"a": out.baseline, "b": attrs.evolve(out.baseline, target=out.baseline.target + 1)}
+    crossed = attrs.evolve(out, raw=wide, baselines=runs, metric="a")
+    crossed.save(tmp_path / "f")
+    again = Outcome.load(tmp_path / "f")
+    assert again.metrics == ("b", "a")
+    assert again.baselines["b"].target.equal(runs["b"].target)
+    told = r"its baselines has the metrics \['a'\], and others have \['b', 'a'\]"
+    with pytest.raises(OutcomeError, match=told):
+        attrs.evolve(crossed, baselines={"a": out.baseline}).save(tmp_path / "f")

@@ -194,7 +194,9 @@ def used(out):
     """Ask a loaded outcome for everything it has."""
     content(out)
     for name in out:
-        for read in (out.elided, out.exact, out.flat, out.patched, out.per_prompt, out.axes):
+        for read in (out.elided, out.unread, out.exact, out.flat):
+            read(name)
+        for read in (out.patched, out.per_prompt, out.axes):
             read(name)
     for metric in out.metrics:
         out.for_metric(metric).strongest(3)

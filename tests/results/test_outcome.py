@@ -637,6 +637,6 @@ def test_load_of_another_format(out, path):
 
 def test_load_of_an_outcome_that_lacks_a_tensor(out, path):
     out.save(path)
-    rewrite(path, ["cells/0"])
+    rewrite(path, ["cells/0/index"])
     with pytest.raises(OutcomeError, match=path.name):
         Outcome.load(path)

@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnpatch_core import Sites, ablation_patching, activation_patching, attribution_patching, plot
+from nnpatch_core import Sites, ablation_patching, activation_patching, attribution_patching
 from nnpatch_core.errors import OutcomeError
+from nnpatch_core.results.pictures.layout import lay_out
+from nnpatch_core.results.pictures.panels import Panel
 from nnpatch_core.testing import tiny_api, tiny_model
 
 ANSWERS = torch.tensor([1]), torch.tensor([2])
@@ -98,8 +100,8 @@ def test_no_picture_is_wider_than_a_page(length, names, crop, tmp_path):
     rows=st.integers(1, 400),
 )
 def test_panels_find_a_place(counts, rows):
-    made = [plot.Panel("p", np.zeros((rows, n)), ("r",) * rows, ("c",) * n, "", "") for n in counts]
-    grid = plot._laid(made)
+    made = [Panel("p", np.zeros((rows, n)), ("r",) * rows, ("c",) * n, "", "") for n in counts]
+    grid = lay_out(made)
     assert grid.width <= 16
     assert grid.rows * grid.across >= len(made) > (grid.rows - 1) * grid.across
     assert grid.rows * grid.height <= 36.1
@@ -170,7 +172,7 @@ def test_each_reason_is_told():
     last = Sites("attn", layers=[2], seq_pos_type="each")
     assert re.fullmatch(
         "positions 0-3 are left out: source and target are the same there; "
-        "positions 4-78 are left out: nothing changes there",
+        "positions 4-78 are left out: nothing reads what is there",
         texts(outcome(80, 4, last).plot())[0],
     )
 

@@ -172,26 +172,27 @@ def still(
 
     Returns:
         `[cells, batch]`, bool: `elided`, where what is put is, bitwise, what was there; and
-        `unread`, where it is not, but nothing that the answer depends on reads it: in the last
-        layer what belongs to another token than the last one.
+        `unread`, where nothing that the answer depends on reads what the cell patches, or what of
+        it would change: in the last layer, what belongs to another token than the last one.
     """
-    shape = cells, len(intervention.mask)
-    changes, seen = (torch.zeros(shape, dtype=torch.float32, device="cpu") for _ in range(2))
+    real = intervention.mask.bool().cpu()[..., None]
+    # Counted for each cell: what differs, what is read, what of it differs, and what there is.
+    counts = torch.zeros(4, cells, len(real), dtype=torch.float32, device="cpu")
     for each in terms.values():
         place, activation = each.place, activations[each.place.location]
-        last = place.layer == place.n_layers - 1 and place.name in _OWN_TOKEN
         for cell, own in each.by_cell(intervention):
             other = differs(activation, place, intervention, cell=cell).cpu()
-            read = other.clone()
-            if last:
+            read = real.expand_as(other).clone()
+            if place.layer == place.n_layers - 1 and place.name in _OWN_TOKEN:
                 read[:, :-1] = False
-            for total, where in ((changes, other), (seen, read)):
-                own.add(total, _by_slot(where, own.groups).float())
-    return changes == 0, (changes > 0) & (seen == 0)
+            masks = torch.stack([other, read, other & read, real.expand_as(other)])
+            own.add(counts, _by_slot(masks, own.groups).float())
+    elided, away, unmoved, absent = counts == 0
+    return elided, unmoved & (away | ~elided) & ~absent
 
 
-def _by_slot(where: Tensor, groups: Sequence[Group]) -> Tensor:
-    """`[batch, seq, heads or 1]` as `[batch, slots, heads + 1]`; the last head is any of them."""
+def _by_slot(masks: Tensor, groups: Sequence[Group]) -> Tensor:
+    """`[..., seq, heads or 1]` as `[..., slots, heads + 1]`; the last head is any of them."""
     if groups:
-        where = torch.stack([where[:, list(group)].any(1) for group in groups], dim=1)
-    return where if where.shape[-1] == 1 else torch.cat([where, where.any(-1, True)], -1)
+        masks = torch.stack([masks[..., list(group), :].any(-2) for group in groups], dim=-2)
+    return masks if masks.shape[-1] == 1 else torch.cat([masks, masks.any(-1, True)], -1)

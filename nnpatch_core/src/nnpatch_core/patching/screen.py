@@ -163,8 +163,8 @@ def _laid(estimate: Outcome, measured: Outcome, chosen: Tensor) -> Outcome:
         old, new, here = estimate.cells[name], measured.cells[name], by_name[name]
         elided, unread = old.elided.clone(), old.unread.clone()
         elided[here], unread[here] = new.elided, new.unread
-        exact = here | (elided | unread).all(1)
-        return attrs.evolve(old, elided=elided, unread=unread, exact=exact)
+        cells = attrs.evolve(old, elided=elided, unread=unread)
+        return attrs.evolve(cells, exact=here | cells.known.all(1))
 
     def values_of(metric: str, name: str) -> Tensor:
         # The estimate's unpatched runs differ from the measured ones by rounding.

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from nnpatch_core import scatter
 from nnpatch_core._arguments import shown
-from nnpatch_core._extras import extra
 from nnpatch_core._html import block, preformatted
 from nnpatch_core._integers import strict_int
 from nnpatch_core.errors import OutcomeError
+from nnpatch_core.results import tables
 from nnpatch_core.results.parts import Cells, Scale
+from nnpatch_core.results.pictures import draw_agreement
+from nnpatch_core.results.statistics import recall, sign_agreement, spearman
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -124,12 +125,12 @@ class Agreement:
     @property
     def rank_correlation(self) -> float:
         """Spearman's correlation of the values; nan for fewer than 2 cells, or a constant."""
-        return _spearman(self._estimate, self._exact)
+        return spearman(self._estimate, self._exact)
 
     @property
     def rank_correlation_of_sizes(self) -> float:
         """Spearman's correlation of the absolute values, which decide on the strongest cells."""
-        return _spearman(np.abs(self._estimate), np.abs(self._exact))
+        return spearman(np.abs(self._estimate), np.abs(self._exact))
 
     @property
     def recall(self) -> float:
@@ -139,10 +140,7 @@ class Agreement:
         cells does not matter, and a constant estimate finds what chance would. With no more cells
         than `top_k` it is 1; with none, nan.
         """
-        if not self.cells:
-            return float("nan")
-        estimate, exact = (_places(values, self._top) for values in (self._estimate, self._exact))
-        return min(float(np.minimum(estimate, exact).sum()) / self._top, 1.0)
+        return recall(self._estimate, self._exact, self._top)
 
     @property
     def sign_agreement(self) -> float:
@@ -151,11 +149,9 @@ class Agreement:
         Signs of smaller cells may be those of rounding. Cells that are exactly 0 have none and do
         not count; where all do not, and for sizes, it is nan.
         """
-        if self.magnitude or not self._exact.any():
+        if self.magnitude:
             return float("nan")
-        weights = np.where(self._exact == 0, 0.0, _places(self._exact, self._top))
-        same = np.sign(self._estimate) == np.sign(self._exact)
-        return float(weights[same].sum() / weights.sum())
+        return sign_agreement(self._estimate, self._exact, self._top)
 
     def by_site(self) -> dict[str, Agreement]:
         """Site name to the agreement of its cells alone."""
@@ -163,7 +159,8 @@ class Agreement:
 
     def worst(self, k: int = 10) -> list[dict[str, Any]]:
         """The `k` cells that the estimate misses by most: site, labels of the axes, both values."""
-        return sorted(self._rows(), key=lambda row: -abs(row["estimate"] - row["exact"]))[:k]
+        rows = tables.rows(tables.compared_blocks(self), self.tokens)
+        return sorted(rows, key=lambda row: -abs(row["estimate"] - row["exact"]))[:k]
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a cell: site, layer, position, token, head, estimate, exact.
@@ -173,14 +170,7 @@ class Agreement:
         Raises:
             OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`).
         """
-        module = extra("pandas", "pandas")
-        columns = ["site", "label", "layer", "position", "token", "head"]
-        rows = list(self._rows())
-        used = [column for column in columns if any(column in row for row in rows)]
-        frame: pandas.DataFrame = module.DataFrame(rows, columns=[*used, "estimate", "exact"])
-        # A column of numbers that some rows lack stays one of integers.
-        whole = [column for column in used if column in ("layer", "position", "head")]
-        return frame.astype(dict.fromkeys(whole, "Int64"))
+        return tables.frame(tables.compared_blocks(self), self.tokens)
 
     def plot(self, *, interactive: bool = False, label: int = 5, title: str | None = None) -> Any:
         """Estimates up and exact values across, with a colour for each site name.
@@ -198,34 +188,10 @@ class Agreement:
 
         Raises:
             OutcomeError: matplotlib or plotly is not installed (`pip install
-                nnpatch-core[plot]`), no cells to draw, or a `label` that is no count.
+                nnpatch-core[plot]`), no cells to draw, a `label` that is no count, or a title that
+                is no text.
         """
-        label = strict_int(label, "label", OutcomeError)
-        if label < 0:
-            raise OutcomeError(f"label must be at least 0, got {label}")
-        groups = [
-            scatter.Points(name, one.exact, one.estimate, tuple(map(_short, self._rows([name]))))
-            for name, one in self.sites.items()
-        ]
-        worst = self.worst(label)
-        marked = scatter.Points(
-            "worst",
-            np.array([row["exact"] for row in worst]),
-            np.array([row["estimate"] for row in worst]),
-            tuple(map(_short, worst)),
-        )
-        estimate, exact = self.kinds
-        unit = f"{self.scale}, as sizes" if self.magnitude else self.scale
-        # A model that was loaded from a folder is named by its path.
-        model = self.model.rstrip("/").rpartition("/")[2]
-        return scatter.scatter(
-            groups,
-            marked,
-            title=title or f"{model}: {estimate} and {exact}, {self.metric}",
-            x_title=f"exact: {exact} ({unit})",
-            y_title=f"estimate: {estimate} ({unit})",
-            interactive=interactive,
-        )
+        return draw_agreement(self, interactive=interactive, label=label, title=title)
 
     @property
     def _estimate(self) -> NDArray[np.float64]:
@@ -238,21 +204,6 @@ class Agreement:
     @property
     def _top(self) -> int:
         return min(self.top_k, self.cells)
-
-    def _rows(self, names: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-        """The cells as labels and numbers."""
-        for name in self.sites if names is None else names:
-            one = self.sites[name]
-            numbers = zip(
-                one.index.tolist(), one.estimate.tolist(), one.exact.tolist(), strict=True
-            )
-            for place, estimate, exact in numbers:
-                row: dict[str, Any] = {"site": name}
-                for axis, number in zip(one.axes, place, strict=True):
-                    row[_LABELS.get(axis.name, axis.name)] = axis.labels[number]
-                if "position" in row:
-                    row["token"] = self.tokens[row["position"]]
-                yield {**row, "estimate": estimate, "exact": exact}
 
 
 def agreement(estimate: Outcome, exact: Outcome, top_k: int) -> Agreement:
@@ -312,13 +263,11 @@ _COLUMNS = (
     "rank corr.",
     "rank corr. of sizes",
 )
-#: Axes whose label in a table has another name.
-_LABELS = {"kv_head": "head", "site": "label"}
 
 
 def _measured(cells: Cells) -> bool:
     """Whether they are not estimates alone, beside what is known to change nothing."""
-    return bool(cells.exact.all()) or bool((cells.exact & ~cells.elided.all(1)).any())
+    return bool(cells.exact.all()) or bool((cells.exact & ~cells.known.all(1)).any())
 
 
 def _compared(name: str, estimate: Outcome, exact: Outcome) -> ComparedCells:
@@ -356,37 +305,3 @@ def _check_axes(name: str, estimate: Sequence[Axis], exact: Sequence[Axis]) -> N
                     f"the axis {one.name} of {name!r} has {first!r} in the estimate where the "
                     f"exact outcome has {second!r}"
                 )
-
-
-def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1; what ties has the mean of its ranks."""
-    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
-    means: NDArray[np.float64] = np.cumsum(counts) - (counts - 1) / 2
-    return means[group]
-
-
-def _spearman(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    # Ranks have the mean (n + 1) / 2, ties or not.
-    first, second = (_ranks(values) - (len(values) + 1) / 2 for values in (one, other))
-    spread = float(np.sqrt((first @ first) * (second @ second)))
-    return float(first @ second) / spread if spread else float("nan")
-
-
-def _places(values: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """Each cell's part of the `k` places for the largest sizes; those tied at the edge share."""
-    sizes = np.abs(values)
-    edge = np.sort(sizes)[-k]
-    above, tied = sizes > edge, sizes == edge
-    places: NDArray[np.float64] = above + tied * ((k - above.sum()) / tied.sum())
-    return places
-
-
-def _short(row: Mapping[str, Any]) -> str:
-    """A cell's name for a picture, such as `q L3 H2 [5] ' Mary'`."""
-    if "label" in row:
-        return str(row["label"])
-    words = [row["site"]]
-    words += [f"{sign}{row[key]}" for key, sign in (("layer", "L"), ("head", "H")) if key in row]
-    if "position" in row:
-        words += [f"[{row['position']}]", f"'{row['token']}'"]
-    return " ".join(words)

@@ -1,79 +1,56 @@
-"""An outcome as one safetensors file: tensors, and the rest as JSON in its header."""
+"""An outcome as one safetensors file: tensors, and the rest as JSON in its header.
+
+Nothing here names a field, but for the two whose keys are the names of sites and of metrics: the
+fields name their formats; see `formats`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import attrs
 from torch import Tensor
 
+from nnpatch_core._arguments import shown
+from nnpatch_core._bytes import bytes_of
 from nnpatch_core._parts import clean_up
 from nnpatch_core._safetensors import check_file, read_file, write_file
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.results.parts import PROMPT_TENSORS, Baseline, Cells, Prompts, Scale
-from nnpatch_core.results.screening import Screening
-from nnpatch_core.results.whole import check_header, check_tensors
-from nnpatch_core.sites import Axis
+from nnpatch_core.results.formats import FLAGS, Array, Json, Names, Part, are_names
+from nnpatch_core.results.whole import check_whole
 
-_FORMAT = "nnpatch outcome 2"
+if TYPE_CHECKING:
+    from nnpatch_core.results.outcome import Outcome
+
+_Outcome = TypeVar("_Outcome", bound="Outcome")
+
+_FORMAT = "nnpatch outcome 3"
 
 
-def write(
-    path: str | os.PathLike[str],
-    *,
-    kind: str,
-    scale: Scale,
-    magnitude: bool,
-    cells: Mapping[str, Cells],
-    raw: Mapping[str, Mapping[str, Tensor]],
-    baselines: Mapping[str, Baseline],
-    prompts: Prompts,
-    metric: str,
-    info: Mapping[str, str],
-    screening: Screening | None,
-) -> None:
-    """Write an outcome's fields, whole or not at all.
+def write(path: str | os.PathLike[str], outcome: Outcome) -> None:
+    """Write an outcome, whole or not at all.
 
     Raises:
         OutcomeError: it cannot be written, or not be read again; a file that was there is as it
             was.
     """
-    header = {
-        "format": _FORMAT,
-        "kind": kind,
-        "scale": scale,
-        "magnitude": magnitude,
-        "metric": metric,
-        "metrics": list(raw),
-        "axes": {
-            name: [[axis.name, list(axis.labels)] for axis in swept.axes]
-            for name, swept in cells.items()
-        },
-        "strings": {str(token): text for token, text in prompts.strings.items()},
-        "info": dict(info),
-        "screening": None if screening is None else attrs.asdict(screening),
-    }
-    tensors = {f"prompts/{field}": getattr(prompts, field) for field in PROMPT_TENSORS}
-    # Numbered, not named: a user's name may hold anything, a slash too.
-    for place, swept in enumerate(cells.values()):
-        tensors |= {f"cells/{place}": swept.index, f"present/{place}": swept.present}
-        tensors |= {f"elided/{place}": swept.elided, f"exact/{place}": swept.exact}
-    for number, (name, baseline) in enumerate(baselines.items()):
-        tensors |= {f"source/{number}": baseline.source, f"target/{number}": baseline.target}
-        tensors |= {f"raw/{number}/{place}": raw[name][site] for place, site in enumerate(cells)}
+    names = {"sites": list(outcome.cells), "metrics": list(outcome.raw)}
     try:
-        check_header(header)
-        check_tensors(header, tensors)
+        content = dict(Part(type(outcome)).apart(outcome, "", names))
+        tensors = {way: value for way, value in content.items() if isinstance(value, Tensor)}
+        rest = {way: value for way, value in content.items() if way not in tensors}
+        header = {"format": _FORMAT, **names, **rest}
+        _check_content(header, tensors, type(outcome))
+        check_whole(outcome)
     except OutcomeError as error:
         raise OutcomeError(f"the outcome cannot be saved: {error}") from error
     clean_up(check_file(path, OutcomeError).parent)
     write_file(path, header, tensors, OutcomeError)
 
 
-def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The fields that `write` wrote.
+def read(path: str | os.PathLike[str], kind: type[_Outcome]) -> _Outcome:
+    """Read an outcome of a class that `write` wrote.
 
     Raises:
         OutcomeError: the file is not an outcome, not of this version, damaged, or its parts do not
@@ -81,43 +58,59 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     header, tensors = read_file(path, _FORMAT, "an outcome", OutcomeError)
     try:
-        check_header(header)
-        check_tensors(header, tensors)
+        names = _check_content(header, tensors, kind)
+        outcome: _Outcome = Part(kind).together({**header, **tensors}, "", names)
+        check_whole(outcome)
     except OutcomeError as error:
         raise OutcomeError(f"{os.fspath(path)} is no whole outcome: {error}") from error
-    return _fields(header, tensors)
+    return outcome
 
 
-def _fields(header: dict[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    cells = {
-        name: Cells(
-            tuple(Axis(axis, tuple(labels)) for axis, labels in axes),
-            tensors[f"cells/{place}"],
-            tensors[f"present/{place}"],
-            tensors[f"elided/{place}"],
-            tensors[f"elided/{place}"] & False,
-            tensors[f"exact/{place}"],
-        )
-        for place, (name, axes) in enumerate(header["axes"].items())
-    }
-    return {
-        "kind": header["kind"],
-        "scale": header["scale"],
-        "magnitude": header["magnitude"],
-        "cells": cells,
-        "raw": {
-            name: {site: tensors[f"raw/{number}/{place}"] for place, site in enumerate(cells)}
-            for number, name in enumerate(header["metrics"])
-        },
-        "baselines": {
-            name: Baseline(tensors[f"source/{number}"], tensors[f"target/{number}"])
-            for number, name in enumerate(header["metrics"])
-        },
-        "prompts": Prompts(
-            **{field: tensors[f"prompts/{field}"] for field in PROMPT_TENSORS},
-            strings={int(token): text for token, text in header["strings"].items()},
-        ),
-        "metric": header["metric"],
-        "info": header["info"],
-        "screening": None if header["screening"] is None else Screening(**header["screening"]),
-    }
+def _check_content(header: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: type) -> Names:
+    """Hold a file's content to the formats of a class's fields, and return its names.
+
+    Raises:
+        OutcomeError: something is lacking or unknown, or is not of its format.
+    """
+    for name in ("sites", "metrics"):
+        if name not in header:
+            raise OutcomeError(f"its header lacks {name}")
+        if not are_names(header[name]):
+            raise OutcomeError(f"its {name} is {shown(header[name])}")
+    names = {"sites": header["sites"], "metrics": header["metrics"]}
+    leaves = dict(Part(kind).leaves("", names))
+    texts = {way: leaf for way, leaf in leaves.items() if isinstance(leaf, Json)}
+    arrays = {way: leaf for way, leaf in leaves.items() if isinstance(leaf, Array)}
+    _check_ways("its header", header, {"format", *names, *texts})
+    for way, text in texts.items():
+        if not text.is_right(header[way]):
+            raise OutcomeError(f"its {way} is {shown(header[way])}")
+    _check_ways("it", tensors, set(arrays))
+    sizes: dict[str, int] = {}
+    for way, array in arrays.items():
+        _check_tensor(way, tensors[way], array, sizes)
+    return names
+
+
+def _check_ways(what: str, content: Mapping[str, Any], ways: set[str]) -> None:
+    lacking, unknown = sorted(ways - set(content)), sorted(set(content) - ways)
+    if lacking:
+        raise OutcomeError(f"{what} lacks {shown(', '.join(lacking))}")
+    if unknown:
+        raise OutcomeError(f"{what} has an unknown {shown(', '.join(unknown))}")
+
+
+def _check_tensor(way: str, tensor: Tensor, array: Array, sizes: dict[str, int]) -> None:
+    """Hold a tensor to its dtypes and sizes; sizes that are met first are put into `sizes`."""
+    shape = list(tensor.shape)
+    wanted = [sizes.get(size, size.partition("/")[0]) for size in array.sizes]
+    fits = len(shape) == len(wanted) and all(
+        sizes.setdefault(size, number) == number
+        for size, number in zip(array.sizes, shape, strict=True)
+    )
+    if tensor.dtype not in array.kinds or not fits:
+        must = ", ".join(map(str, wanted))
+        raise OutcomeError(f"{way} is {tensor.dtype} {shape}, and must be [{must}]")
+    # A file's bytes may be others than those of true and false.
+    if array.kinds == FLAGS and tensor.numel() and int(bytes_of(tensor).max()) > 1:
+        raise OutcomeError(f"{way} holds neither true nor false")

@@ -5,23 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nnpatch_core._html import block, heading, table
+from nnpatch_core.results.words import legend
 
 if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
 
-#: What of an outcome's `info` is shown, if it is there.
+#: The entries of an outcome's `info` that are shown, if they are there.
 _FACTS = ("model", "adapter", "engine", "fallback", "hooks")
 _STRONGEST = 5
 
 
-def as_html(outcome: Outcome, legend: str) -> str:
-    """An outcome as HTML: what it is of, its grids, and the strongest cells.
-
-    `legend` says of which kind the values are.
-    """
+def as_html(outcome: Outcome) -> str:
+    """An outcome as HTML: its metric, model and prompts, its grids, and the strongest cells."""
     batch, seq_len = outcome.prompts.target_tokens.shape
     facts = [
-        ("metric", f"{outcome.metric}, {legend}"),
+        ("metric", f"{outcome.metric}, {legend(outcome.scale, outcome.magnitude)}"),
         *((name, outcome.info[name]) for name in _FACTS if name in outcome.info),
         ("prompts", f"{batch} of {seq_len} tokens"),
     ]

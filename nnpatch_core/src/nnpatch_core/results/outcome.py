@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core import plot
-from nnpatch_core._arguments import check_flags, listed, shown
-from nnpatch_core._extras import extra
+from nnpatch_core._arguments import check_flags, shown
 from nnpatch_core._integers import strict_int
-from nnpatch_core.components import canonical_name
-from nnpatch_core.errors import NotSweptError, OutcomeError
-from nnpatch_core.results import file
+from nnpatch_core.errors import OutcomeError
+from nnpatch_core.results import file, selection, tables
 from nnpatch_core.results.agreement import Agreement, agreement
+from nnpatch_core.results.formats import (
+    FLAG,
+    INFO,
+    NUMBERS,
+    TEXT,
+    Array,
+    Each,
+    Part,
+    choice,
+    record,
+    stored,
+)
 from nnpatch_core.results.notebook import as_html
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
+from nnpatch_core.results.pictures import draw_outcome
 from nnpatch_core.results.screening import Screening
+from nnpatch_core.results.statistics import cell_values, flat_cells, prompt_values
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
     import pandas
     import xarray
-
-
-#: A cell's place to its rows of numbers.
-_Numbers: TypeAlias = Callable[[tuple[int, ...]], list[dict[str, Any]]]
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -56,16 +62,21 @@ class Outcome(Mapping[str, Tensor]):
         screening: how the cells that were measured were chosen, where others are estimates.
     """
 
-    kind: str
-    scale: Scale
-    cells: Mapping[str, Cells]
-    raw: Mapping[str, Mapping[str, Tensor]]
-    baselines: Mapping[str, Baseline]
-    prompts: Prompts
-    metric: str
-    info: Mapping[str, str]
-    magnitude: bool = False
-    screening: Screening | None = None
+    # Each names the format that it is saved in; see `nnpatch_core.results.formats`.
+    kind: str = attrs.field(metadata=stored(TEXT))
+    scale: Scale = attrs.field(metadata=stored(choice("restored", "change")))
+    cells: Mapping[str, Cells] = attrs.field(metadata=stored(Each("sites", Part(Cells))))
+    raw: Mapping[str, Mapping[str, Tensor]] = attrs.field(
+        metadata=stored(Each("metrics", Each("sites", Array(NUMBERS, ("cells", "batch")))))
+    )
+    baselines: Mapping[str, Baseline] = attrs.field(
+        metadata=stored(Each("metrics", Part(Baseline)))
+    )
+    prompts: Prompts = attrs.field(metadata=stored(Part(Prompts)))
+    metric: str = attrs.field(metadata=stored(TEXT))
+    info: Mapping[str, str] = attrs.field(metadata=stored(INFO))
+    magnitude: bool = attrs.field(default=False, metadata=stored(FLAG))
+    screening: Screening | None = attrs.field(default=None, metadata=stored(record(Screening)))
 
     # Two outcomes are compared by their tensors, not by `==` on a mapping of them.
     __eq__ = object.__eq__
@@ -73,7 +84,7 @@ class Outcome(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         """The values of a site name, 0 where nothing was swept."""
-        return self._placed(name, 0.0)
+        return self._cells(name).place(cell_values(self, self._key(name)), 0.0)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.cells)
@@ -86,7 +97,7 @@ class Outcome(Mapping[str, Tensor]):
         return f"Outcome({self.kind}, {self.metric}: {shapes})"
 
     def _repr_html_(self) -> str:
-        return as_html(self, self._legend())
+        return as_html(self)
 
     @property
     def estimated(self) -> bool:
@@ -132,19 +143,33 @@ class Outcome(Mapping[str, Tensor]):
         return cells.place(torch.ones(len(cells.index), dtype=torch.bool, device="cpu"), 0.0)
 
     def elided(self, name: str) -> Tensor:
-        """Which cells of a site name change nothing in any prompt, bool, of its tensor's shape.
+        """The cells of a site name that put nothing else there, bool, of its tensor's shape.
 
-        What would be put there is, bitwise, what was there: the value is the unpatched run's own,
-        exactly, and the cone engine did not run it. `cells[name].elided` has it for each prompt.
+        In every prompt what would be put is, bitwise, what was there: the value is the unpatched
+        run's own, exactly, and the cone engine did not run it. `cells[name].elided` has it for each
+        prompt.
         """
         cells = self._cells(name)
         return cells.place(cells.elided.all(-1), False)
 
-    def exact(self, name: str) -> Tensor:
-        """Which cells of a site name are no estimates, bool, of the shape of its tensor.
+    def unread(self, name: str) -> Tensor:
+        """The cells of a site name that nothing reads, bool, of its tensor's shape.
 
-        They were measured, or are known without: what is put there is what was there, or nothing
-        that the answer depends on comes after it.
+        In every prompt that has a token there, nothing that the answer depends on reads what the
+        cell patches, or what of it would change: in the last layer, `q`, `o`, `attn`, `mlp` and
+        `resid` left of the last token. Estimates mark these cells, which need no gradient; a
+        measured sweep runs them and marks none. A cell may be both unread and `elided`.
+        `cells[name].unread` has it for each prompt.
+        """
+        cells = self._cells(name)
+        unread = (cells.unread | ~cells.present).all(-1) & cells.unread.any(-1)
+        return cells.place(unread, False)
+
+    def exact(self, name: str) -> Tensor:
+        """The cells of a site name that are no estimates, bool, of its tensor's shape.
+
+        They were measured, or are known without: in every prompt they are elided or unread, so that
+        they change no answer.
         """
         cells = self._cells(name)
         return cells.place(cells.exact, False)
@@ -155,9 +180,7 @@ class Outcome(Mapping[str, Tensor]):
         Something else would be put there, and the gradient says nothing about it: either nothing
         comes after it, as beyond a sliding window, or the model is saturated there. Measure them.
         """
-        cells, baseline = self._cells(name), self.baseline
-        still = (self.raw[self.metric][self._key(name)] == baseline.target).all(-1)
-        return cells.place(still & ~cells.exact, False)
+        return self._cells(name).place(flat_cells(self, self._key(name)), False)
 
     def magnitudes(self) -> Outcome:
         """The same sweep, its values as sizes: the mean over the prompts of how far each moved.
@@ -180,12 +203,8 @@ class Outcome(Mapping[str, Tensor]):
         It is nan where nothing was swept, and for a prompt that has no token there; a prompt whose
         own source and target run agree has inf or nan on the scale `"restored"`.
         """
-        cells, baseline = self._cells(name), self.baseline
-        patched = self.raw[self.metric][self._key(name)]
-        values = self._scaled(patched, baseline.source, baseline.target)
-        if self.magnitude:
-            values = values.abs()
-        return cells.place(torch.where(cells.present, values, float("nan")), float("nan"))
+        values = prompt_values(self, self._key(name))
+        return self._cells(name).place(values, float("nan"))
 
     def strongest(self, k: int = 10, sites: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The `k` cells of the largest absolute value: site, labels of the axes, value.
@@ -204,17 +223,7 @@ class Outcome(Mapping[str, Tensor]):
         k = strict_int(k, "k", OutcomeError)
         if k < 0:
             raise OutcomeError(f"k must be at least 0, got {k}")
-
-        def rank(row: dict[str, Any]) -> float:
-            return -abs(row["value"]) if row["value"] == row["value"] else -float("inf")
-
-        # Of each site no more than can be among them, for a row costs more than a number.
-        places = {}
-        for name in dict.fromkeys(map(self._key, self._named(sites))):
-            sizes = self._values(name).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
-            first = sizes.sort(descending=True, stable=True).indices[:k].sort().values
-            places[name] = self._cells(name).index[first].tolist()
-        return sorted(self._rows(places=places), key=rank)[:k]
+        return selection.strongest(self, k, selection.find_names(self.cells, sites))
 
     def agreement(self, exact: Outcome, top_k: int = 20) -> Agreement:
         """How well this outcome, as an estimate, agrees with an exact one.
@@ -247,17 +256,8 @@ class Outcome(Mapping[str, Tensor]):
             OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`).
         """
         check_flags(per_prompt=per_prompt)
-        module = extra("pandas", "pandas")
-        columns = ["site", "label", "layer", "position", "token", "head", "exact"]
-        values = ["value"]
-        if per_prompt:
-            values = ["prompt", "value", "patched", "source", "target"]
-        rows = list(self._rows(per_prompt))
-        used = [column for column in columns if any(column in row for row in rows)]
-        frame: pandas.DataFrame = module.DataFrame(rows, columns=[*used, *values])
-        # A column of numbers that some rows lack stays one of integers.
-        whole = [column for column in used if column in ("layer", "position", "head")]
-        return frame.astype(dict.fromkeys(whole, "Int64"))
+        made = tables.prompt_blocks if per_prompt else tables.cell_blocks
+        return tables.frame(made(self), self.tokens)
 
     def to_xarray(self, per_prompt: bool = False) -> xarray.Dataset:
         """One variable a site name, with labelled axes; nan where not swept.
@@ -269,20 +269,7 @@ class Outcome(Mapping[str, Tensor]):
             OutcomeError: xarray is not installed (`pip install nnpatch-core[xarray]`).
         """
         check_flags(per_prompt=per_prompt)
-        module = extra("xarray", "xarray")
-        arrays = {}
-        for name in self:
-            axes = self.axes(name)
-            values = self.per_prompt(name) if per_prompt else self._placed(name, float("nan"))
-            dims = [_dimension(axis, name) for axis in axes] + ["prompt"] * bool(per_prompt)
-            coords = {_dimension(axis, name): list(axis.labels) for axis in axes}
-            array = module.DataArray(values.numpy(), dims=dims, coords=coords)
-            if "position" in dims:
-                array = array.assign_coords(token=("position", list(self.tokens)))
-            arrays[name] = array
-        attributes = {"kind": self.kind, "scale": self.scale, "metric": self.metric, **self.info}
-        dataset: xarray.Dataset = module.Dataset(arrays, attrs=attributes)
-        return dataset
+        return tables.dataset(self, bool(per_prompt))
 
     def plot(
         self,
@@ -323,30 +310,8 @@ class Outcome(Mapping[str, Tensor]):
                 nnpatch-core[plot]`), nothing to draw, a limit that is not positive, or a site name
                 that was not swept (a `KeyError` too).
         """
-        check_flags(interactive=interactive)
-        if title is not None and not isinstance(title, str):
-            raise OutcomeError(f"title must be a text, got {shown(title)}")
-        if isinstance(limit, bool) or not isinstance(limit, int | float | str | None):
-            raise OutcomeError(f"limit must be a positive number, got {shown(limit)}")
-        names = self._named(sites)
-        positions = range(self.prompts.target_tokens.shape[1])
-        tokens = [self.prompts.label(position, strip=True) for position in positions]
-        panels = [
-            plot.panel(name, self.axes(name), self._placed(name, float("nan")), tokens)
-            for name in names
-        ]
-        # A model that was loaded from a folder is named by its path.
-        model = self.info["model"].rstrip("/").rpartition("/")[2]
-        return plot.heatmap(
-            panels,
-            plot.Columns(tuple(tokens), self._idle(names)),
-            title=title,
-            default_title=f"{model}: {self.kind}, {self.metric}",
-            legend=self._legend(),
-            limit=limit,
-            floor=self._floor(),
-            crop=crop,
-            interactive=interactive,
+        return draw_outcome(
+            self, sites=sites, interactive=interactive, title=title, limit=limit, crop=crop
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -357,19 +322,7 @@ class Outcome(Mapping[str, Tensor]):
         Raises:
             OutcomeError: it cannot be written, as on a full disk; the old file is as it was.
         """
-        file.write(
-            path,
-            kind=self.kind,
-            scale=self.scale,
-            cells=self.cells,
-            raw=self.raw,
-            baselines=self.baselines,
-            prompts=self.prompts,
-            metric=self.metric,
-            info=self.info,
-            magnitude=self.magnitude,
-            screening=self.screening,
-        )
+        file.write(path, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Outcome:
@@ -379,138 +332,10 @@ class Outcome(Mapping[str, Tensor]):
             OutcomeError: the file is not an outcome, not of this version, or damaged; or its parts
                 do not fit together.
         """
-        return cls(**file.read(path))
+        return file.read(path, cls)
 
-    def _legend(self) -> str:
-        if self.magnitude:
-            return "size of the change" + " (1: source - target)" * (self.scale == "restored")
-        return "restored (0 target, 1 source)" if self.scale == "restored" else "change"
-
-    def _floor(self) -> float:
-        """The least value that is drawn in the darkest colours."""
-        if self.scale == "restored":
-            return 1.0
-        size = self.baseline.target.double().abs().mean().item()
-        return size if 0 < size < float("inf") else 1.0
-
-    def _idle(self, names: Sequence[str]) -> tuple[str, ...]:
-        """For each position why none of the sites was run there; empty where one was."""
-        count = self.prompts.target_tokens.shape[1]
-        swept, run = torch.zeros(2, count, dtype=torch.bool, device="cpu")
-        for name in names:
-            axes = [axis.name for axis in self.axes(name)]
-            if "position" in axes:
-                others = [number for number, axis in enumerate(axes) if axis != "position"]
-                swept |= self.swept(name).sum(others).bool()
-                run |= (self.swept(name) & ~self.elided(name)).sum(others).bool()
-        same = self.prompts.same()
-        words = []
-        for position in range(count):
-            if run[position]:
-                words.append("")
-            elif not swept[position]:
-                words.append("nothing was swept there")
-            elif self.scale == "restored" and same[position]:
-                words.append("source and target are the same there")
-            else:
-                words.append("nothing changes there")
-        return tuple(words)
-
-    def _named(self, sites: Any) -> tuple[str, ...]:
-        """The site names of an argument; None is all."""
-        names = listed((sites,) if isinstance(sites, str) else self if sites is None else sites)
-        if names is None:
-            raise OutcomeError(f"sites must be a list of site names, got {shown(sites)}")
-        return names
+    def _key(self, name: str) -> str:
+        return selection.find_name(self.cells, name)
 
     def _cells(self, name: str) -> Cells:
         return self.cells[self._key(name)]
-
-    def _key(self, name: str) -> str:
-        for key in (name, canonical_name(name)) if isinstance(name, str) else ():
-            if key in self.cells:
-                return key
-        raise NotSweptError(f"{shown(name)} was not swept; there are {list(self.cells)}")
-
-    def _scaled(self, patched: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        # 0.0 is added so that nothing moved is 0 and not -0.
-        change = patched - target
-        return 0.0 + (change if self.scale == "change" else change / (source - target))
-
-    def _values(self, name: str) -> Tensor:
-        # float64, so that a cell equal to a run gives its value to the last digit.
-        patched = self.raw[self.metric][self._key(name)].double()
-        source, target = self.baseline.source.double(), self.baseline.target.double()
-        if self.magnitude:
-            moved = (patched - target).abs().mean(-1)
-            whole = (source.mean() - target.mean()).abs()
-            return (moved if self.scale == "change" else moved / whole).float()
-        return self._scaled(patched.mean(-1), source.mean(), target.mean()).float()
-
-    def _placed(self, name: str, fill: float) -> Tensor:
-        return self._cells(name).place(self._values(name), fill)
-
-    def _rows(
-        self,
-        per_prompt: bool = False,
-        places: Mapping[str, Sequence[Sequence[int]]] | None = None,
-    ) -> Iterator[dict[str, Any]]:
-        """The cells of every grid, or those with each prompt, as labels and numbers.
-
-        `places` are some cells of some site names.
-        """
-        tokens, estimated = self.tokens, self.estimated
-        for name in self if places is None else places:
-            axes = self.axes(name)
-            exact = self.exact(name)
-            chosen: Iterable[Sequence[int]] = product(*(range(len(axis.labels)) for axis in axes))
-            if places is not None:
-                chosen = places[name]
-            numbers = self._prompt_numbers(name) if per_prompt else self._cell_numbers(name)
-            for place in map(tuple, chosen):
-                row: dict[str, Any] = {"site": name}
-                for axis, number in zip(axes, place, strict=True):
-                    row[_COLUMNS[axis.name]] = axis.labels[number]
-                if "position" in row:
-                    row["token"] = tokens[row["position"]]
-                if estimated:
-                    row["exact"] = bool(exact[place])
-                for columns in numbers(place):
-                    yield {**row, **columns}
-
-    def _cell_numbers(self, name: str) -> _Numbers:
-        values = self._placed(name, float("nan"))
-        return lambda place: [{"value": values[place].item()}]
-
-    def _prompt_numbers(self, name: str) -> _Numbers:
-        values, patched, baseline = self.per_prompt(name), self.patched(name), self.baseline
-
-        def numbers(place: tuple[int, ...]) -> list[dict[str, Any]]:
-            rows = zip(
-                values[place].tolist(),
-                patched[place].tolist(),
-                baseline.source.tolist(),
-                baseline.target.tolist(),
-                strict=True,
-            )
-            columns = ("value", "patched", "source", "target")
-            return [
-                {"prompt": prompt, **dict(zip(columns, row, strict=True))}
-                for prompt, row in enumerate(rows)
-            ]
-
-        return numbers
-
-
-_COLUMNS = {
-    "layer": "layer",
-    "position": "position",
-    "head": "head",
-    "kv_head": "head",
-    "site": "label",
-}
-
-
-def _dimension(axis: Axis, name: str) -> str:
-    # Lists of sites differ in length from name to name, so each has a dimension of its own.
-    return f"site_{name}" if axis.name == "site" else axis.name

@@ -1,4 +1,4 @@
-"""What an outcome is made of: which cells were swept, the unpatched runs, the prompts."""
+"""The parts of an outcome: the cells that were swept, the unpatched runs, the prompts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.errors import OutcomeError
+from nnpatch_core.results.axes import are_axes
+from nnpatch_core.results.formats import FLAGS, IDS, NUMBERS, PLACES, STRINGS, Array, Json, stored
 from nnpatch_core.sites import Axis, Grid
 
 Scale: TypeAlias = Literal["restored", "change"]
+_AXES = Json(
+    are_axes,
+    packed=lambda axes: [[axis.name, list(axis.labels)] for axis in axes],
+    unpacked=lambda axes: tuple(Axis(name, tuple(labels)) for name, labels in axes),
+)
 #: A tensor of up to so many numbers is made of a few cells too; one GiB of float32.
 _NUMBERS = 2**28
 #: A larger one must be filled to this share.
@@ -38,8 +45,8 @@ def check_size(shape: tuple[int, ...], values: int) -> None:
 class Baseline:
     """A metric of the unpatched runs, `[batch]` each; an ablation's one run is both."""
 
-    source: Tensor
-    target: Tensor
+    source: Tensor = attrs.field(metadata=stored(Array(NUMBERS, ("batch",))))
+    target: Tensor = attrs.field(metadata=stored(Array(NUMBERS, ("batch",))))
 
 
 @attrs.frozen(eq=False)
@@ -52,11 +59,11 @@ class Prompts:
         strings: the text of each token id that occurs, where a tokenizer was at hand.
     """
 
-    source_tokens: Tensor
-    source_mask: Tensor
-    target_tokens: Tensor
-    target_mask: Tensor
-    strings: Mapping[int, str] = attrs.field(factory=dict)
+    source_tokens: Tensor = attrs.field(metadata=stored(Array(IDS, ("batch", "seq"))))
+    source_mask: Tensor = attrs.field(metadata=stored(Array(PLACES, ("batch", "seq"))))
+    target_tokens: Tensor = attrs.field(metadata=stored(Array(IDS, ("batch", "seq"))))
+    target_mask: Tensor = attrs.field(metadata=stored(Array(PLACES, ("batch", "seq"))))
+    strings: Mapping[int, str] = attrs.field(factory=dict, metadata=stored(STRINGS))
 
     def text(self, row: int) -> tuple[str, str]:
         """A prompt of the source run and of the target run; token ids where no text is known."""
@@ -95,10 +102,6 @@ class Prompts:
         return repr("".join(self.strings[token] for token in tokens))
 
 
-#: The fields of `Prompts` that are tensors.
-PROMPT_TENSORS = tuple(field.name for field in attrs.fields(Prompts) if field.name != "strings")
-
-
 @attrs.frozen(eq=False)
 class Cells:
     """Which cells of one site name were swept.
@@ -108,27 +111,35 @@ class Cells:
         index: `[cells, axes]`, the place of each swept cell.
         present: `[cells, batch]`, bool: which prompts have a token where the cell patches.
         elided: `[cells, batch]`, bool: where what would be put is, bitwise, what was there, so that
-            the cell is the unpatched run and was not run.
+            the patched run is the unpatched one. A prompt without a token there counts.
+        unread: `[cells, batch]`, bool: where nothing that the answer depends on reads what the cell
+            patches, or what of it would change. A prompt without a token there does not count. Only
+            estimates mark it.
         exact: `[cells]`, bool: which cells were measured, or are known without; the others are
             estimates.
     """
 
-    axes: tuple[Axis, ...]
-    index: Tensor
-    present: Tensor
-    elided: Tensor
-    unread: Tensor
-    exact: Tensor
+    axes: tuple[Axis, ...] = attrs.field(metadata=stored(_AXES))
+    index: Tensor = attrs.field(metadata=stored(Array(PLACES, ("cells", "axes"))))
+    present: Tensor = attrs.field(metadata=stored(Array(FLAGS, ("cells", "batch"))))
+    elided: Tensor = attrs.field(metadata=stored(Array(FLAGS, ("cells", "batch"))))
+    unread: Tensor = attrs.field(metadata=stored(Array(FLAGS, ("cells", "batch"))))
+    exact: Tensor = attrs.field(metadata=stored(Array(FLAGS, ("cells",))))
 
     @classmethod
     def of(
         cls, grid: Grid, present: Tensor, elided: Tensor, unread: Tensor, exact: Tensor
     ) -> Cells:
-        """The places of a grid's cells."""
+        """The cells of a grid, with their masks in its order."""
         index = torch.tensor(grid.index, dtype=torch.int64, device="cpu").reshape(
             -1, len(grid.axes)
         )
         return cls(grid.axes, index, present, elided, unread, exact)
+
+    @property
+    def known(self) -> Tensor:
+        """`[cells, batch]`, bool: where a patch is known to change no answer, without a run."""
+        return self.elided | self.unread
 
     @property
     def shape(self) -> tuple[int, ...]:

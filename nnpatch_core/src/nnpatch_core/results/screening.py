@@ -7,6 +7,7 @@ import math
 import attrs
 
 from nnpatch_core.errors import OutcomeError
+from nnpatch_core.results.formats import COUNT, SIZE, TEXT, stored
 
 
 @attrs.frozen
@@ -21,11 +22,11 @@ class Screening:
         largest: the largest absolute value among those; 0 if there were none.
     """
 
-    by: str
-    chosen: int
-    rest: int
-    checked: int
-    largest: float
+    by: str = attrs.field(metadata=stored(TEXT))
+    chosen: int = attrs.field(metadata=stored(COUNT))
+    rest: int = attrs.field(metadata=stored(COUNT))
+    checked: int = attrs.field(metadata=stored(COUNT))
+    largest: float = attrs.field(metadata=stored(SIZE))
 
     def missed_at_most(self, confidence: float = 0.95) -> int:
         """How many cells that were not measured may exceed `largest`, at most.

@@ -66,7 +66,7 @@ def estimate_sweep(sweep: Sweep, runs: Runs, method: Method, *, told: bool = Fal
         baseline,
         runs.prompts,
         put.mask,
-        exact=(tally.elided | tally.unread).all(1),
+        exact=tally.known.all(1),
         magnitude=method.grad_drop,
     )
 

@@ -40,6 +40,11 @@ class Tally:
         nothing = torch.zeros_like(next(iter(values.values())), dtype=torch.bool)
         return cls(values, nothing, nothing.clone(), nothing.clone())
 
+    @property
+    def known(self) -> Tensor:
+        """`[cells, batch]`, bool: what is known to change no answer, without a run."""
+        return self.elided | self.unread
+
     def note(self, engine: str, fallback: str | None) -> None:
         """Note which engine ran, and why, each once."""
         if engine not in self.engines:

@@ -1,4 +1,4 @@
-"""Pictures of two outcomes: one against the other, as a matplotlib or a plotly figure."""
+"""Points over a diagonal, as a matplotlib or an interactive plotly figure."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _matplotlib(
     groups: Sequence[Points], marked: Points, title: str, x_title: str, y_title: str
 ) -> Any:
     extra("matplotlib.figure", "plot")
-    from nnpatch_core._figure import Picture
+    from nnpatch_core.results.pictures.figure import Picture
 
     figure = Picture(figsize=(8.0, 5.6))
     figure.set_layout_engine("constrained")
@@ -159,8 +159,8 @@ def _ranges(groups: Sequence[Points]) -> tuple[tuple[float, float], tuple[float,
     """What the axes show: all points and 0, and some room."""
 
     def around(values: list[NDArray[np.float64]]) -> tuple[float, float]:
-        found = np.concatenate(values)
-        low, high = float(found.min(initial=0.0)), float(found.max(initial=0.0))
+        every = np.concatenate(values)
+        low, high = float(every.min(initial=0.0)), float(every.max(initial=0.0))
         room = 0.05 * (high - low) or 1.0
         return low - room, high + room
 

@@ -1,0 +1,11 @@
+"""Pictures of outcomes and of agreements, as matplotlib or as interactive plotly figures.
+
+A picture is made in steps: the cells become panels or points (`outcome`, `agreement`), lines where
+nothing was swept or run are left out (`crop`), panels find their places (`layout`), and a library
+draws (`heatmap`, `scatter`). Both libraries are optional, and imported where they draw.
+"""
+
+from nnpatch_core.results.pictures.agreement import draw_agreement
+from nnpatch_core.results.pictures.outcome import draw_outcome
+
+__all__ = ["draw_agreement", "draw_outcome"]

@@ -1,0 +1,71 @@
+"""What a picture leaves out: lines, of all panels alike, that show nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from nnpatch_core._ranges import ranges
+from nnpatch_core.results.pictures.layout import are_wide
+from nnpatch_core.results.pictures.panels import Panel
+
+#: The longest text at a column.
+_LETTERS = 24
+
+
+@attrs.frozen(eq=False)
+class Lines:
+    """The places of an axis that panels share, as lines across them.
+
+    Args:
+        labels: a label for each.
+        idle: for each the reason why it shows nothing in any panel; empty where it shows something.
+    """
+
+    labels: tuple[str, ...]
+    idle: tuple[str, ...]
+
+    @property
+    def used(self) -> list[int]:
+        """The places that show something; all of them where none does."""
+        every = range(len(self.labels))
+        return [place for place in every if not self.idle[place]] or list(every)
+
+
+def cropped(
+    panels: Sequence[Panel], positions: Lines, crop: bool | None
+) -> tuple[Sequence[Panel], str]:
+    """The panels without the positions where nothing was run, and a note of these.
+
+    Args:
+        panels: the panels.
+        positions: the positions of the prompts, for the panels that have them.
+        crop: True leaves out, False does not, None does where there is no room.
+    """
+    count, wide = len(positions.labels), are_wide(panels)
+    kept = list(range(count))
+    if crop or (crop is None and wide):
+        kept = positions.used
+    if not wide and len(kept) == count:
+        return panels, ""
+    # Not all columns are there or have room for a label, so that each label says its position.
+    labels = [f"{number} {short(token)}" for number, token in enumerate(positions.labels)]
+    shown = [each.keep_positions(kept, labels) for each in panels]
+    return shown, "; ".join(_left_out("position", positions, kept))
+
+
+def short(text: str) -> str:
+    """A label of a column, cut where it is too long."""
+    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
+
+
+def _left_out(what: str, lines: Lines, kept: Sequence[int]) -> list[str]:
+    """The lines that are not kept, in words, with the reasons."""
+    out = sorted(set(range(len(lines.labels))) - set(kept))
+    words = []
+    for why in dict.fromkeys(lines.idle[number] for number in out):
+        numbers = [number for number in out if lines.idle[number] == why]
+        several = f"{what} {{}} is" if len(numbers) == 1 else f"{what}s {{}} are"
+        words.append(f"{several.format(ranges(numbers))} left out: {why}")
+    return words

@@ -1,0 +1,78 @@
+"""Panels: the cells of site names as the numbers of heatmaps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nnpatch_core.results.axes import AXES
+from nnpatch_core.sites import Axis
+
+
+@attrs.frozen(eq=False)
+class Panel:
+    """One heatmap.
+
+    Args:
+        name: the site name.
+        values: `[rows, columns]`, nan where nothing was swept.
+        rows, columns: a label for each.
+        row_title, column_title: the words beside the labels.
+        positions: whether the columns are the positions of the prompts.
+    """
+
+    name: str
+    values: NDArray[np.float64]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    row_title: str
+    column_title: str
+    positions: bool = False
+
+    def keep_positions(self, kept: Sequence[int], labels: Sequence[str]) -> Panel:
+        """The panel with some of its positions, under new labels for all; others as they are."""
+        if not self.positions:
+            return self
+        values = self.values[:, list(kept)]
+        return attrs.evolve(self, values=values, columns=tuple(labels[n] for n in kept))
+
+
+def panel(name: str, axes: Sequence[Axis], values: Tensor, tokens: Sequence[str]) -> Panel:
+    """The heatmap of one site name.
+
+    Args:
+        name: the site name.
+        axes: one to three axes: layer, position, head; or the sites of a list.
+        values: of their shape, nan where nothing was swept.
+        tokens: a label for each position.
+    """
+    numbers = values.double().numpy()
+    labels = {axis.name: tuple(str(label) for label in axis.labels) for axis in axes}
+    if "position" in labels:
+        labels["position"] = tuple(tokens)
+    titles = {axis.name: AXES[axis.name].title for axis in axes}
+    names = [axis.name for axis in axes]
+    if len(names) == 1:
+        (rows,) = names
+        return Panel(name, numbers[:, None], labels[rows], ("",), titles[rows], "")
+    rows, columns = names[:2]
+    if len(names) == 2:
+        return Panel(
+            name,
+            numbers,
+            labels[rows],
+            labels[columns],
+            titles[rows],
+            titles[columns],
+            positions=columns == "position",
+        )
+    layer, position, head = names
+    n_layers, n_positions, n_heads = numbers.shape
+    by_head = numbers.transpose(0, 2, 1).reshape(n_layers * n_heads, n_positions)
+    numbered = tuple(f"{a}.{b}" for a in labels[layer] for b in labels[head])
+    title = f"layer.{titles[head]}"
+    return Panel(name, by_head, numbered, labels[position], title, titles[position], positions=True)

@@ -1,0 +1,62 @@
+"""Selection: the site names and cells that a call asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nnpatch_core._arguments import listed, shown
+from nnpatch_core.components import canonical_name
+from nnpatch_core.errors import NotSweptError, OutcomeError
+from nnpatch_core.results import tables
+from nnpatch_core.results.statistics import cell_values
+
+if TYPE_CHECKING:
+    from nnpatch_core.results.outcome import Outcome
+
+
+def find_name(names: Collection[str], name: Any) -> str:
+    """The one of `names` that `name` stands for, which may be an alias of it.
+
+    Raises:
+        NotSweptError: none of them.
+    """
+    for key in (name, canonical_name(name)) if isinstance(name, str) else ():
+        if key in names:
+            return key
+    raise NotSweptError(f"{shown(name)} was not swept; there are {shown(list(names))}")
+
+
+def find_names(names: Collection[str], sites: Any) -> tuple[str, ...]:
+    """The site names that an argument `sites=` lists, as `names` has them; None is all.
+
+    Raises:
+        OutcomeError: the argument is no list.
+        NotSweptError: it lists a site name that is not in `names`.
+    """
+    given = listed((sites,) if isinstance(sites, str) else names if sites is None else sites)
+    if given is None:
+        raise OutcomeError(f"sites must be a list of site names, got {shown(sites)}")
+    return tuple(find_name(names, name) for name in given)
+
+
+def strongest(outcome: Outcome, k: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The table rows of the `k` cells of largest absolute value, nan before all others.
+
+    Args:
+        outcome: the outcome.
+        k: the number of cells, at most.
+        names: the site names to look at.
+    """
+    # Of each site no more than can be among them, for a row costs more than a number.
+    places = {}
+    for name in dict.fromkeys(names):
+        sizes = cell_values(outcome, name).abs().nan_to_num(nan=float("inf"), posinf=float("inf"))
+        first = sizes.sort(descending=True, stable=True).indices[:k].sort().values
+        places[name] = outcome.cells[name].index[first].tolist()
+    blocks = tables.cell_blocks(outcome, places)
+    return sorted(tables.rows(blocks, outcome.tokens), key=_rank)[:k]
+
+
+def _rank(row: dict[str, Any]) -> float:
+    return -abs(row["value"]) if row["value"] == row["value"] else -float("inf")

@@ -1,0 +1,46 @@
+"""The words that tables, pictures and notebooks share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nnpatch_core.results.parts import Scale
+
+
+def legend(scale: Scale, magnitude: bool) -> str:
+    """The unit of an outcome's values, with what 0 and 1 mean.
+
+    Examples:
+        >>> legend("restored", False), legend("change", True)
+        ('restored (0 target, 1 source)', 'size of the change')
+    """
+    if magnitude:
+        return "size of the change" + " (1: source - target)" * (scale == "restored")
+    return "restored (0 target, 1 source)" if scale == "restored" else "change"
+
+
+def model_name(model: str) -> str:
+    """A model's name; one that was loaded from a folder is named by its path.
+
+    Examples:
+        >>> model_name("somewhere/on/disk/my-model/")
+        'my-model'
+    """
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def cell_name(row: Mapping[str, Any]) -> str:
+    """The name of a table row's cell, for a picture.
+
+    Examples:
+        >>> cell_name({"site": "q", "layer": 3, "position": 5, "token": " Mary", "head": 2})
+        "q L3 H2 [5] ' Mary'"
+    """
+    if "label" in row:
+        return str(row["label"])
+    words = [row["site"]]
+    words += [f"{sign}{row[key]}" for key, sign in (("layer", "L"), ("head", "H")) if key in row]
+    if "position" in row:
+        words += [f"[{row['position']}]", f"'{row['token']}'"]
+    return " ".join(words)
