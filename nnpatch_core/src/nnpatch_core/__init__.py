@@ -2,6 +2,7 @@
 
 from nnpatch_core import _versions  # noqa: F401 - first: refuses unsupported nnsight, transformers
 from nnpatch_core._selfcheck import check_release
+from nnpatch_core._version import __version__ as __version__
 from nnpatch_core.components import Component
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.heads import Fused, Heads, Interleaved, PartOfHead

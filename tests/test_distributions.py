@@ -1,0 +1,62 @@
+"""What the four distributions share is said once, and what repeats it agrees."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import nnpatch_core
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSION_FILE = ROOT / "nnpatch_core" / "src" / "nnpatch_core" / "_version.py"
+CORE = "nnpatch_core"
+PLUGINS = ["nnpatch_gemma", "nnpatch_llama", "nnpatch_mistral"]
+#: A third party's; it has a version of its own.
+EXAMPLE = "docs/examples/nnpatch-gpt2"
+
+
+def text_of(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def pyproject(folder: str) -> dict[str, Any]:
+    return tomllib.loads(text_of(f"{folder}/pyproject.toml"))
+
+
+# The version --------------------------------------------------------------------------------------
+
+
+def test_all_distributions_are_looked_at() -> None:
+    assert sorted(path.parent.name for path in ROOT.glob("*/pyproject.toml")) == [CORE, *PLUGINS]
+
+
+@pytest.mark.parametrize("folder", [CORE, *PLUGINS])
+def test_the_version_is_read_from_one_file(folder: str) -> None:
+    found = pyproject(folder)
+    assert "version" not in found["project"]
+    assert found["project"]["dynamic"] == ["version"]
+    assert (ROOT / folder / found["tool"]["hatch"]["version"]["path"]).resolve() == VERSION_FILE
+
+
+@pytest.mark.parametrize("folder", [CORE, *PLUGINS])
+def test_the_version_is_the_installed_one(folder: str) -> None:
+    """After a change of it the checkout has to be installed anew."""
+    assert metadata.version(folder.replace("_", "-")) == nnpatch_core.__version__
+
+
+@pytest.mark.parametrize("folder", [*PLUGINS, EXAMPLE])
+def test_plugins_need_the_core_of_their_minor_release(folder: str) -> None:
+    [requirement] = map(Requirement, pyproject(folder)["project"]["dependencies"])
+    major, minor = Version(nnpatch_core.__version__).release[:2]
+    assert requirement.name == "nnpatch-core"
+    assert requirement.specifier.contains(nnpatch_core.__version__, prereleases=True)
+    assert {str(bound) for bound in requirement.specifier} == {
+        f">={major}.{minor}",
+        f"<{major}.{minor + 1}",
+    }
