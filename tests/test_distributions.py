@@ -60,3 +60,13 @@ def test_plugins_need_the_core_of_their_minor_release(folder: str) -> None:
         f">={major}.{minor}",
         f"<{major}.{minor + 1}",
     }
+
+
+# Where they live ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", PLUGINS)
+def test_all_name_the_same_pages(folder: str) -> None:
+    urls = pyproject(CORE)["project"]["urls"]
+    assert {"Homepage", "Documentation", "Source", "Issues", "Changelog"} <= set(urls)
+    assert pyproject(folder)["project"]["urls"] == urls
