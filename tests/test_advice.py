@@ -46,7 +46,11 @@ from nnpatch_core.testing import causal_model_types, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "nnpatch_core" / "src" / "nnpatch_core"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(ROOT.glob("nnpatch_*/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 #: What may follow `nnpatch ` besides a command: the words of file formats and of prose.
 PROSE = {"checkpoint", "outcome", "plugin", "finds", "was", "and"}
 #: Of others, whom a message names: each argument, and whose it is.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -70,3 +71,14 @@ def test_all_name_the_same_pages(folder: str) -> None:
     urls = pyproject(CORE)["project"]["urls"]
     assert {"Homepage", "Documentation", "Source", "Issues", "Changelog"} <= set(urls)
     assert pyproject(folder)["project"]["urls"] == urls
+
+
+@pytest.mark.parametrize("folder", [CORE, *PLUGINS])
+def test_links_of_a_readme_work_on_an_index(folder: str) -> None:
+    """Each is absolute, and what it names in this repository is there."""
+    home = pyproject(CORE)["project"]["urls"]["Homepage"]
+    links = re.findall(r"\]\(([^)]*)\)", text_of(f"{folder}/README.md"))
+    assert home in {link.partition("#")[0] for link in links}
+    assert [link for link in links if not link.startswith("https://")] == []
+    inside = [link.removeprefix(f"{home}/blob/main/") for link in links if "/blob/main/" in link]
+    assert [path for path in inside if not (ROOT / path.partition("#")[0]).is_file()] == []
