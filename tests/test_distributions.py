@@ -82,3 +82,13 @@ def test_links_of_a_readme_work_on_an_index(folder: str) -> None:
     assert [link for link in links if not link.startswith("https://")] == []
     inside = [link.removeprefix(f"{home}/blob/main/") for link in links if "/blob/main/" in link]
     assert [path for path in inside if not (ROOT / path.partition("#")[0]).is_file()] == []
+
+
+# What repeats the lock ----------------------------------------------------------------------------
+
+
+def test_commits_are_checked_by_the_locked_ruff() -> None:
+    [locked] = re.findall(r"^ruff==(\S+)$", text_of("constraints.txt"), re.MULTILINE)
+    config = text_of(".pre-commit-config.yaml")
+    [found] = re.findall(r"/ruff-pre-commit\n(?: +#.*\n)* +rev: v(\S+)\n", config)
+    assert found == locked
