@@ -50,6 +50,7 @@ PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted(ROOT.glob("nnpatch_*/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / ".github").rglob("*.[my]*")),
 ]
 #: What may follow `nnpatch ` besides a command: the words of file formats and of prose.
 PROSE = {"checkpoint", "outcome", "plugin", "finds", "was", "and"}
