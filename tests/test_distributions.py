@@ -63,6 +63,12 @@ def test_plugins_need_the_core_of_their_minor_release(folder: str) -> None:
     }
 
 
+def test_the_citation_is_of_this_version() -> None:
+    found = dict(re.findall(r"^([a-z-]+): (\S.*)$", text_of("CITATION.cff"), re.MULTILINE))
+    assert found["version"].strip('"') == nnpatch_core.__version__
+    assert found["license"] == pyproject(CORE)["project"]["license"]
+
+
 # Where they live ----------------------------------------------------------------------------------
 
 
