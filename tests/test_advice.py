@@ -253,6 +253,11 @@ def test_commands_that_the_pages_name(page: Path) -> None:
     assert wrong == []
 
 
+def test_contributors_are_told_of_every_session() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert sessions() - set(re.findall(r"nox -s (\w+)", text)) == set()
+
+
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
