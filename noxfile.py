@@ -235,8 +235,9 @@ def attribution(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Run the code of README and docs, and build the pages; a warning is an error."""
+    """Run the code of READMEs and docs, and build the pages; a warning is an error."""
     install(session, *DOCUMENTING)
     install_smollm2(session)
-    session.run("pytest", "-c", "docs/pytest.ini", "README.md", "docs", *session.posargs)
+    pages = ("README.md", *(f"{name}/README.md" for name in DISTRIBUTIONS), "docs")
+    session.run("pytest", "-c", "docs/pytest.ini", *pages, *session.posargs)
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")

@@ -1,4 +1,4 @@
-"""Makes the python blocks of README.md and of each page of docs run as tests, offline.
+"""Makes the python blocks of each README and of each page of docs run as tests, offline.
 
 A page is one namespace, and runs in an empty folder. A block that begins with `>>>` is a doctest;
 the numbers it shows are compared to the digits shown. SmolLM2 is asked for by its name on the
@@ -97,19 +97,19 @@ def python_blocks(document: Document) -> Iterable[Region]:
 
 
 class Collector:
-    """A plugin rather than a hook of this file, which would not reach README.md above it."""
+    """A plugin rather than a hook of this file, which would not reach a README above it."""
 
     def __init__(self, collect: Any) -> None:
         self.pytest_collect_file = collect
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collect README.md and the pages of this folder."""
+    """Collect README.md, those of the distributions, and the pages of this folder."""
     page = Page()
     sybil = Sybil(
         path=str(DOCS.parent),
         parsers=[python_blocks],
-        patterns=["README.md", "docs/*.md"],
+        patterns=["README.md", "nnpatch_*/README.md", "docs/*.md"],
         document_types={".md": Document},
         setup=page.setup,
         teardown=page.teardown,

@@ -46,7 +46,12 @@ from nnpatch_core.testing import causal_model_types, tiny_model
 from tests.helpers.paths import ROOT
 
 PACKAGE = ROOT / "nnpatch_core" / "src" / "nnpatch_core"
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(ROOT.glob("nnpatch_*/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / ".github").rglob("*.[my]*")),
+]
 #: What may follow `nnpatch ` besides a command: the words of file formats and of prose.
 PROSE = {"checkpoint", "outcome", "plugin", "finds", "was", "and"}
 #: Of others, whom a message names: each argument, and whose it is.
@@ -246,6 +251,11 @@ def test_commands_that_the_pages_name(page: Path) -> None:
             wrong += wrong_commands(command)
         wrong += [each for each in wrong_installs(line) if "qwen2" not in each]
     assert wrong == []
+
+
+def test_contributors_are_told_of_every_session() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert sessions() - set(re.findall(r"nox -s (\w+)", text)) == set()
 
 
 @pytest.mark.parametrize(

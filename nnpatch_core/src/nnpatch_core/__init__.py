@@ -2,6 +2,7 @@
 
 from nnpatch_core import _versions  # noqa: F401 - first: refuses unsupported nnsight, transformers
 from nnpatch_core._selfcheck import check_release
+from nnpatch_core._version import __version__ as __version__
 from nnpatch_core.adapters import (
     Component,
     DecoderAPI,
@@ -16,7 +17,7 @@ from nnpatch_core.adapters import (
 )
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.infer import infer_adapter
-from nnpatch_core.metrics import MetricContext, per_prompt, reads_tokens
+from nnpatch_core.metrics import MetricContext, compares_answers, per_prompt, reads_tokens
 from nnpatch_core.patching import (
     ablation_patching,
     activation_patching,
@@ -57,6 +58,7 @@ __all__ = [
     "activation_patching",
     "attribution_patching",
     "cache_average",
+    "compares_answers",
     "decoder_components",
     "execution_order",
     "fused_projections",
