@@ -26,9 +26,9 @@ from nnpatch_core import (
     separate_projections,
 )
 from nnpatch_core.adapters import PartOfHead, consecutive
+from nnpatch_core.conformance import make_subject, why_skipped
 from nnpatch_core.errors import AdapterError, LayerError, PatchingError, UnknownNameError
 from nnpatch_core.testing import CHECKS, CheckError, parametrize_with_checks, run_checks, tiny_model
-from nnpatch_core.testing.conformance import make_subject, why_skipped
 from nnpatch_gemma import Gemma2
 from nnpatch_llama import Llama3
 

@@ -16,7 +16,7 @@ from nnpatch_core.errors import ReleaseWarning
 from nnpatch_core.patching import activation_patching
 from nnpatch_core.sites import Sites
 from nnpatch_core.sweep.lengths import Spoken
-from nnpatch_core.testing.models import tiny_api, tiny_model
+from nnpatch_core.testing import tiny_api, tiny_model
 
 _COMPONENTS = ["resid_pre", "q", "k", "v", "o", "attn", "mlp", "resid"]
 _HOLDS = "holds"

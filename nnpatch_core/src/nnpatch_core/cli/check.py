@@ -7,7 +7,7 @@ from typing import Any
 
 from nnpatch_core.cli.models import MODEL_HELP, find_api, loaded
 from nnpatch_core.cli.output import UsageError, say, say_json, say_table
-from nnpatch_core.testing.conformance import Result, run_checks
+from nnpatch_core.conformance import Result, run_checks
 
 
 def add_to(commands: Any) -> None:

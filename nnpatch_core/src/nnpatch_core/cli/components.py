@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnpatch_core._models import input_device
 from nnpatch_core._ranges import ranges
+from nnpatch_core._tiny import tiny_model
 from nnpatch_core.adapters import (
     Component,
     ModelAPI,
@@ -32,7 +33,6 @@ from nnpatch_core.plugins.inferring import (
     why_unclaimed,
 )
 from nnpatch_core.plugins.lookup import claimed
-from nnpatch_core.testing.models import tiny_model
 
 
 def add_to(commands: Any) -> None:

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from nnpatch_core._sizes import bounded, check_config
+from nnpatch_core._tiny import causal_model_types, tiny_model
 from nnpatch_core._upstream import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.cli.output import UsageError, first_line
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.plugins import find_adapter
-from nnpatch_core.testing.models import causal_model_types, tiny_model
 
 MODEL_HELP = (
     "a model's folder, a config.json, a model type such as llama (then a tiny random model), or "

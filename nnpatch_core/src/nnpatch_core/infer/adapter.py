@@ -12,14 +12,13 @@ from torch import nn
 from nnpatch_core._models import in_one_thread, module_of, with_weights
 from nnpatch_core.adapters import Component, DecoderAPI, Residual, described, table_of
 from nnpatch_core.components import COMPONENT_NAMES
+from nnpatch_core.conformance import Result, random_prompts, run_checks
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.infer.blocks import find_blocks
 from nnpatch_core.infer.counts import KEY_VALUE_HEADS, QUERY_HEADS, attribute_with, first_count
 from nnpatch_core.infer.heads import find_heads, no_heads
 from nnpatch_core.infer.kinds import separate, signature
 from nnpatch_core.infer.probe import LayerProbe, capture
-from nnpatch_core.testing.conformance import Result, run_checks
-from nnpatch_core.testing.conformance.subject import random_prompts
 from nnpatch_core.tracing import forward_hooks, in_words
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import attrs
 
 from nnpatch_core.adapters import DecoderAPI
+from nnpatch_core.conformance import Result
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.scaffold.source import adapter_source, call_source
-from nnpatch_core.testing.conformance import Result
 
 
 @attrs.frozen

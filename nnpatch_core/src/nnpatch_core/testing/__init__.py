@@ -6,13 +6,9 @@ with `pip install "nnpatch-core[testing]"`.
 
 from typing import TYPE_CHECKING, Any
 
-from nnpatch_core.testing.conformance import CHECKS, CheckError, Result, run_checks
-from nnpatch_core.testing.models import (
-    causal_model_types,
-    tiny_api,
-    tiny_model,
-    tiny_tokenizer,
-)
+from nnpatch_core._tiny import causal_model_types, tiny_model, tiny_tokenizer
+from nnpatch_core.conformance import CHECKS, CheckError, Result, run_checks
+from nnpatch_core.testing.adapter import tiny_api
 from nnpatch_core.testing.positions import check_seq_pos
 
 if TYPE_CHECKING:

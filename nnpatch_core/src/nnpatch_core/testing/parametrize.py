@@ -9,17 +9,19 @@ from typing import Any
 import attrs
 import pytest
 
+from nnpatch_core._tiny import tiny_model
 from nnpatch_core.adapters import ModelAPI
-from nnpatch_core.errors import PatchingError
-from nnpatch_core.plugins import find_adapter
-from nnpatch_core.testing.conformance.kit import (
+from nnpatch_core.conformance import (
     CHECKS,
+    CheckError,
+    Subject,
     check_known_failures,
+    make_subject,
     perform,
     why_skipped,
 )
-from nnpatch_core.testing.conformance.subject import CheckError, Subject, make_subject
-from nnpatch_core.testing.models import tiny_model
+from nnpatch_core.errors import PatchingError
+from nnpatch_core.plugins import find_adapter
 
 
 @attrs.frozen(eq=False)

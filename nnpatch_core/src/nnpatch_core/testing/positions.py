@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from nnpatch_core.conformance import CheckError
 from nnpatch_core.errors import PositionError
 from nnpatch_core.seq_pos import SeqPos, groups_of
-from nnpatch_core.testing.conformance.subject import CheckError
 
 
 def check_seq_pos(strategy: Any, lengths: Iterable[int] = range(1, 33)) -> None:

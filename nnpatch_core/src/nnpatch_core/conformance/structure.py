@@ -10,10 +10,10 @@ from torch import Tensor
 
 from nnpatch_core.adapters import component_names, find_component, head_columns, row_of, table_of
 from nnpatch_core.components import COMPONENT_NAMES
+from nnpatch_core.conformance.subject import CheckError, Subject
 from nnpatch_core.errors import HeadError, LayerError, PatchingError, UnknownNameError
 from nnpatch_core.site import Site, check_site, execution_order
 from nnpatch_core.sites import Sites
-from nnpatch_core.testing.conformance.subject import CheckError, Subject
 
 #: What configs call the number of layers.
 _LAYER_COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.adapters import head_columns
-from nnpatch_core.testing.conformance.subject import (
+from nnpatch_core.conformance.subject import (
     CheckError,
     Edit,
     Subject,

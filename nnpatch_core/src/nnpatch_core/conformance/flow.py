@@ -11,14 +11,14 @@ from torch.nn.functional import pad
 from nnpatch_core._rounding import as_typed
 from nnpatch_core.adapters import table_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.site import Site
-from nnpatch_core.testing.conformance.subject import (
+from nnpatch_core.conformance.subject import (
     CheckError,
     Edit,
     Subject,
     differentiable,
     nothing_to_see,
 )
+from nnpatch_core.site import Site
 
 _PADDING = 3
 _POSITION = 2

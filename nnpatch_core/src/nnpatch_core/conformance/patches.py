@@ -10,12 +10,12 @@ from torch import Tensor
 
 from nnpatch_core._models import vocab_size
 from nnpatch_core.adapters import head_columns
+from nnpatch_core.conformance.subject import CheckError, Edit, Subject
 from nnpatch_core.errors import EngineError
 from nnpatch_core.patching import activation_patching
 from nnpatch_core.site import Site
 from nnpatch_core.sites import SiteList, Sites
 from nnpatch_core.sweep.lengths import Spoken
-from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject
 
 #: How many tokens of the last prompt are padding, where there may be some.
 _PADDING = 2

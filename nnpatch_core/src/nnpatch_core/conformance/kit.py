@@ -10,9 +10,9 @@ import attrs
 
 from nnpatch_core._models import in_one_thread
 from nnpatch_core.adapters import ModelAPI, check_fits, component_names, find_component
+from nnpatch_core.conformance import flow, heads, patches, structure
+from nnpatch_core.conformance.subject import CheckError, Subject, make_subject
 from nnpatch_core.errors import UnknownNameError
-from nnpatch_core.testing.conformance import flow, heads, patches, structure
-from nnpatch_core.testing.conformance.subject import CheckError, Subject, make_subject
 
 Check: TypeAlias = Callable[[Subject], None]
 Status: TypeAlias = Literal["passed", "failed", "skipped", "known failure", "fixed"]

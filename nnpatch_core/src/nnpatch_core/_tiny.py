@@ -21,7 +21,6 @@ from nnpatch_core._upstream import (
     PreTrainedTokenizerFast,
     transformers,
 )
-from nnpatch_core.adapters import DecoderAPI, decoder_components
 from nnpatch_core.errors import AdapterError, UnknownNameError
 
 _WIDTH, _LAYERS, _HEADS, _DIM, _FEED_FORWARD, _LENGTH = 32, 3, 4, 8, 48, 128
@@ -222,11 +221,6 @@ def _settings(model_type: str) -> dict[str, Any]:
         for name, value in found.items()
         if value is not None
     }
-
-
-def tiny_api() -> DecoderAPI:
-    """An adapter for `tiny_model("llama")` and its like, from no plugin."""
-    return DecoderAPI("TinyLlama", ("llama", "mistral"), decoder_components())
 
 
 def tiny_tokenizer(texts: Iterable[str], **special: Any) -> PreTrainedTokenizerFast:
