@@ -24,15 +24,16 @@ from nnpatch_core.adapters import (
 from nnpatch_core.cli.models import INSTEAD, MODEL_HELP, find_api, weightless
 from nnpatch_core.cli.output import UsageError, say, say_aside, say_json, say_table
 from nnpatch_core.errors import PatchingError
-from nnpatch_core.plugins import Registry, load_plugins
-from nnpatch_core.plugins.inferring import (
+from nnpatch_core.plugins import (
     Inferred,
-    infer,
+    Registry,
+    claimed,
+    infer_unclaimed,
+    load_plugins,
     not_read_off,
     package_command,
     why_unclaimed,
 )
-from nnpatch_core.plugins.lookup import claimed
 
 
 def add_to(commands: Any) -> None:
@@ -127,7 +128,7 @@ def _adapter(
         except PatchingError as error:
             why = f"{why_unclaimed(model, registry)}; and none can be inferred: {error}; {instead}"
             raise UsageError(why) from error
-    inferred = infer(model, registry, instead)
+    inferred = infer_unclaimed(model, registry, instead)
     return inferred.adapter, inferred
 
 

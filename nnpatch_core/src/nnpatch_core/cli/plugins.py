@@ -7,8 +7,7 @@ import os
 from typing import Any
 
 from nnpatch_core.cli.output import say, say_json, say_table
-from nnpatch_core.plugins import Failure, Plugin, Registry, load_plugins
-from nnpatch_core.plugins.manager import ENVIRONMENT_VARIABLE
+from nnpatch_core.plugins import ENVIRONMENT_VARIABLE, Failure, Plugin, Registry, load_plugins
 
 
 def add_to(commands: Any) -> None:

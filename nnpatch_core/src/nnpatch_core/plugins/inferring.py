@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from torch import nn
 
+from nnpatch_core._tiny import tiny_model
 from nnpatch_core._warnings import warn
 from nnpatch_core.adapters import ModelAPI, component_names, heads_of, n_layers, table_of
 from nnpatch_core.components import COMPONENT_NAMES
@@ -37,7 +38,7 @@ class Inferred:
     unclaimed: str
 
 
-def infer(model: nn.Module, registry: Registry, instead: str) -> Inferred:
+def infer_unclaimed(model: nn.Module, registry: Registry, instead: str) -> Inferred:
     """Have an adapter read off a model: by the first plugin that can, ours last.
 
     Args:
@@ -104,9 +105,6 @@ def not_read_off(inferred: Inferred) -> list[str]:
 
 def package_command(model_type: Any) -> str | None:
     """The command that writes a package for a type; None where there is no tiny model of it."""
-    # Not before it is needed: the kit, which is there too, looks up plugins itself.
-    from nnpatch_core.testing.models import tiny_model
-
     try:
         tiny_model(model_type)
     except Exception:

@@ -13,7 +13,7 @@ from nnpatch_core._warnings import warn
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.errors import AdapterError, AdapterWarning, UnknownNameError
 from nnpatch_core.metrics import BUILTIN_METRICS, Metric, with_context
-from nnpatch_core.plugins.inferring import infer, told
+from nnpatch_core.plugins.inferring import infer_unclaimed, told
 from nnpatch_core.plugins.manager import Registered, Registry, load_plugins
 from nnpatch_core.seq_pos import BUILTIN_SEQ_POS, SeqPos
 
@@ -84,7 +84,7 @@ def _adapter_for(model: nn.Module | None) -> ModelAPI:
     adapter = claimed(model, registry, "choose one with api=")
     if adapter is not None:
         return adapter
-    inferred = infer(model, registry, "pass an adapter as api=")
+    inferred = infer_unclaimed(model, registry, "pass an adapter as api=")
     warn(told(inferred, model), AdapterWarning)
     return inferred.adapter
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Callable, Container, Iterable
@@ -21,9 +20,7 @@ from nnpatch_core.seq_pos import BUILTIN_SEQ_POS
 
 #: Limits what is loaded: entry-point or distribution names, separated by commas; empty is none.
 ENVIRONMENT_VARIABLE = "NNPATCH_PLUGINS"
-#: Modules of our own that implement hooks as plugins do; they are there whatever it is limited to.
-_BUILTIN = ("nnpatch_core.infer",)
-
+_PACKAGE = __name__.partition(".")[0]
 _INFER = "infer_model_api"
 
 T = TypeVar("T")
@@ -138,13 +135,17 @@ def load_plugins(report: bool = True) -> Registry:
             failures.append(failure)
             if report:
                 warn(str(failure), PluginWarning)
-    inferring = [_inferring(manager, plugin) for plugin in loaded if _INFER in plugin.hooks]
+    own, entry_point = _own_package()
+    _load(manager, own, entry_point)
+    readers = [*(plugin for plugin in loaded if _INFER in plugin.hooks), own]
     return Registry(
         plugins=tuple(loaded),
         adapters=tuple(collected.adapters),
         seq_pos=tuple(collected.seq_pos),
         metrics=tuple(collected.metrics),
-        inferring=(*inferring, *map(_builtin, _BUILTIN)),
+        inferring=tuple(
+            Registered(_INFER, _only(manager, plugin, _INFER), plugin) for plugin in readers
+        ),
         failures=tuple(failures),
         unknown=tuple(unknown),
     )
@@ -249,24 +250,14 @@ def _only(manager: pluggy.PluginManager, plugin: Plugin, hook: str) -> pluggy.Ho
     return manager.subset_hook_caller(hook, others)
 
 
-def _inferring(manager: pluggy.PluginManager, plugin: Plugin) -> Registered[Callable[..., Any]]:
-    return Registered(_INFER, _only(manager, plugin, _INFER), plugin)
-
-
-def _own_version() -> str:
+def _own_package() -> tuple[Plugin, metadata.EntryPoint]:
+    """Our own package, whose face has a hook too: it is there whatever plugins are limited to."""
     try:
-        return metadata.version("nnpatch-core")
+        version = metadata.version("nnpatch-core")
     except metadata.PackageNotFoundError:  # vendored, or a source tree that nobody installed
-        return "of unknown version"
-
-
-def _builtin(module: str) -> Registered[Callable[..., Any]]:
-    # By name, and not before it is needed: what it is made of looks up plugins itself.
-    plugin = Plugin("built in", "nnpatch-core", _own_version(), module, (_INFER,))
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(importlib.import_module(module), name=_registered_name(plugin))
-    return _inferring(manager, plugin)
+        version = "of unknown version"
+    entry_point = metadata.EntryPoint("built in", _PACKAGE, hookspecs.PROJECT)
+    return Plugin(entry_point.name, "nnpatch-core", version, _PACKAGE, (_INFER,)), entry_point
 
 
 def _call_hooks(
