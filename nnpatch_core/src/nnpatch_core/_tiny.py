@@ -147,8 +147,7 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **config: Any) -> Pr
             f"{len(types)} types of causal language models, such as {', '.join(like)}"
         )
     # What transformers says of a config that is not a real one is of no use to anybody.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         given = "these settings" if config else "generic settings"
         model = _build(model_type, {**_settings(model_type), **config}, given)
     model.train(False)

@@ -33,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with only_ours(), warnings.catch_warnings():
-            # What is wrong with plugins and models is in the output of the commands.
-            warnings.simplefilter("ignore")
+        # What is wrong with plugins and models is in the output of the commands.
+        with only_ours(), warnings.catch_warnings(action="ignore"):
             done: bool = arguments.run(arguments)
         sys.stdout.flush()
     except (PatchingError, UsageError) as error:

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from nnpatch_core._rounding import as_typed
 from nnpatch_core.adapters import table_of
 from nnpatch_core.batch import Batch
+from nnpatch_core.conformance.needs import Needs, any_of, component, declared
 from nnpatch_core.conformance.subject import (
     CheckError,
     Edit,
@@ -133,4 +134,16 @@ def check_gradients(subject: Subject) -> None:
             raise CheckError(f"no finite gradient reaches {place[0]} of layer {place[1]}")
 
 
-CHECKS = (check_residual, check_blocks, check_causal, check_padding, check_gradients)
+_NO_STREAM = "the adapter lacks the residual stream, or what is added to it"
+CHECKS: Needs = {
+    check_residual: (
+        declared("residual"),
+        any_of("resid_pre", otherwise=_NO_STREAM),
+        any_of("resid", otherwise=_NO_STREAM),
+        any_of("attn", "mlp", otherwise=_NO_STREAM),
+    ),
+    check_blocks: (component("resid_pre"), component("attn")),
+    check_causal: (component("resid"),),
+    check_padding: (declared("padding"),),
+    check_gradients: (),
+}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.adapters import head_columns
+from nnpatch_core.conformance.needs import Needs, any_of, heads
 from nnpatch_core.conformance.subject import (
     CheckError,
     Edit,
@@ -177,4 +178,16 @@ def _expect(what: str, changed: Tensor, expected: Tensor) -> None:
             raise CheckError(f"{what} {does} all or part of the heads {heads} of o")
 
 
-CHECKS = (check_query_heads, check_key_heads, check_value_heads, check_output_heads)
+CHECKS: Needs = {
+    check_query_heads: (heads("q"), heads("o")),
+    check_key_heads: (heads("k"), heads("o")),
+    check_value_heads: (heads("v"), heads("o")),
+    check_output_heads: (
+        heads("o"),
+        any_of(
+            "attn",
+            "resid",
+            otherwise="the adapter has neither attn nor resid, which o would reach",
+        ),
+    ),
+}

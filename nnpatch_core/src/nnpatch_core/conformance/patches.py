@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,12 +11,12 @@ from torch import Tensor
 
 from nnpatch_core._models import vocab_size
 from nnpatch_core.adapters import head_columns
+from nnpatch_core.conformance.needs import Needs, component, declared
 from nnpatch_core.conformance.subject import CheckError, Edit, Subject
-from nnpatch_core.errors import EngineError
+from nnpatch_core.errors import EngineError, PromptWarning
 from nnpatch_core.patching import activation_patching
 from nnpatch_core.site import Site
 from nnpatch_core.sites import SiteList, Sites
-from nnpatch_core.sweep.lengths import Spoken
 
 #: How many tokens of the last prompt are padding, where there may be some.
 _PADDING = 2
@@ -130,19 +131,20 @@ def check_cone_equals_full(subject: Subject) -> None:
     found = {}
     for engine in ("full", "cone"):
         try:
-            out = activation_patching(
-                subject.nnmodel,
-                subject.api,
-                # Padding is what is tested, so that nothing is to be said of it.
-                Spoken(Sites.from_sites(sites)),
-                tokens,
-                target.tokens,
-                best[:, 0],
-                best[:, 1],
-                attention_mask=mask,
-                engine=engine,
-                progress=False,
-            )
+            # Padding is what is tested, so that nothing is to be said of it.
+            with warnings.catch_warnings(action="ignore", category=PromptWarning):
+                out = activation_patching(
+                    subject.nnmodel,
+                    subject.api,
+                    Sites.from_sites(sites),
+                    tokens,
+                    target.tokens,
+                    best[:, 0],
+                    best[:, 1],
+                    attention_mask=mask,
+                    engine=engine,
+                    progress=False,
+                )
         except EngineError as error:
             raise CheckError(f"{error}; the adapter must declare cone=False") from error
         found[engine] = torch.cat([out.patched(name) for name in out])
@@ -195,11 +197,11 @@ def _columns(subject: Subject, name: str, layer: int, head: int | None, value: T
     return mask
 
 
-CHECKS = (
-    check_identity_patch,
-    check_patch_reaches_logits,
-    check_residual_is_everything,
-    check_edits_stay,
-    check_sweep,
-    check_cone_equals_full,
-)
+CHECKS: Needs = {
+    check_identity_patch: (),
+    check_patch_reaches_logits: (),
+    check_residual_is_everything: (component("resid"),),
+    check_edits_stay: (),
+    check_sweep: (),
+    check_cone_equals_full: (declared("cone"),),
+}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnpatch_core.adapters import component_names, find_component, head_columns, row_of, table_of
 from nnpatch_core.components import COMPONENT_NAMES
+from nnpatch_core.conformance.needs import Needs
 from nnpatch_core.conformance.subject import CheckError, Subject
 from nnpatch_core.errors import HeadError, LayerError, PatchingError, UnknownNameError
 from nnpatch_core.site import Site, check_site, execution_order
@@ -199,10 +200,10 @@ def _refuses(error: type[PatchingError], call: Callable[[], Any], what: str) -> 
     raise CheckError(f"{what} is not refused")
 
 
-CHECKS = (
-    check_model_type,
-    check_layers,
-    check_components,
-    check_execution_order,
-    check_undeclared,
-)
+CHECKS: Needs = {
+    check_model_type: (),
+    check_layers: (),
+    check_components: (),
+    check_execution_order: (),
+    check_undeclared: (),
+}
