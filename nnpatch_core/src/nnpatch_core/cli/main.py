@@ -67,8 +67,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _hint(words: Sequence[str], known: Iterable[str]) -> str:
-    names = list(known)
+def _hint(words: Sequence[str], names: Iterable[str]) -> str:
+    names = list(names)
     like = [match for word in words for match in get_close_matches(word.partition("=")[0], names)]
     return f" (did you mean {' or '.join(dict.fromkeys(like))}?)" if like else ""
 

@@ -1,4 +1,4 @@
-"""Adapters read off models whose type no plugin claims: who reads them, and what is said of it."""
+"""Has an adapter read off a model whose type no plugin claims, and says so."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Inferred:
         adapter: it has passed its checks.
         missing: component that it does without, to the reason.
         plugin: who has read it.
-        unclaimed: why none was found, in words.
+        unclaimed: why no plugin claims the type, in words.
     """
 
     adapter: ModelAPI
@@ -68,19 +68,19 @@ def infer_unclaimed(model: nn.Module, registry: Registry, instead: str) -> Infer
 
 
 def why_unclaimed(model: nn.Module, registry: Registry) -> str:
-    """That no plugin claims the model's type, which one would, and which failed."""
+    """Say that no plugin claims the model's type, which one would, and which failed."""
     model_type = getattr(model.config, "model_type", None)
-    known = how_to_get(str(model_type), registry)
+    offer = how_to_get(str(model_type), registry)
     failures = "".join(f"; {failure}" for failure in registry.failures)
-    return f"no plugin claims model_type {model_type!r}{f' ({known})' if known else ''}{failures}"
+    return f"no plugin claims model_type {model_type!r}{f' ({offer})' if offer else ''}{failures}"
 
 
-def told(inferred: Inferred, model: nn.Module) -> str:
-    """The warning: what was found, what was not and why, and how to keep it."""
+def warning_of(inferred: Inferred, model: nn.Module) -> str:
+    """Say what was inferred, what was not and why, and how to keep it."""
     adapter = inferred.adapter
     last = n_layers(adapter, model) - 1
     declared = [f"{tag}=False" for tag in ("padding", "cone") if not getattr(adapter, tag, True)]
-    found = [
+    sentences = [
         f"{inferred.unclaimed}: adapter {adapter.name!r} was inferred from the model, and passes "
         f"its checks. It has layers 0 to {last} at {adapter.layers} with "
         f"{', '.join(_with_heads(adapter, model))}",
@@ -88,11 +88,11 @@ def told(inferred: Inferred, model: nn.Module) -> str:
         *(f"Not read off: {line}" for line in not_read_off(inferred)),
         f"This runs the model many times in each call. To keep it, {_how_to_keep(model)}",
     ]
-    return ". ".join(found)
+    return ". ".join(sentences)
 
 
 def not_read_off(inferred: Inferred) -> list[str]:
-    """`q, k: why`, for what an inferred adapter does without."""
+    """Say `q, k: why` for the components that an inferred adapter does without."""
     lacking = [name for name in COMPONENT_NAMES if name not in component_names(inferred.adapter)]
     reasons: dict[str, list[str]] = {}
     for name in dict.fromkeys([*lacking, *inferred.missing]):
@@ -119,14 +119,15 @@ def _how_to_keep(model: nn.Module) -> str:
 
 
 def _with_heads(adapter: ModelAPI, model: nn.Module) -> list[str]:
-    """Each component, and the numbers of heads that it has in the layers."""
+    """Name each component, with the numbers of heads that it has in the layers."""
     counts: dict[str, set[int]] = {name: set() for name in component_names(adapter)}
     for layer in range(n_layers(adapter, model)):
-        for name, row in table_of(adapter, model, layer).items():
-            if row.heads is not None:
-                counts[name].add(heads_of(adapter, model, layer).count(row.heads))
-    return [f"{name} ({_counted(found)})" if found else name for name, found in counts.items()]
+        for name, component in table_of(adapter, model, layer).items():
+            if component.heads is not None:
+                counts[name].add(heads_of(adapter, model, layer).count(component.heads))
+    return [name + _counted(numbers) for name, numbers in counts.items()]
 
 
 def _counted(numbers: set[int]) -> str:
-    return f"{' or '.join(map(str, sorted(numbers)))} head{'' if numbers == {1} else 's'}"
+    counts = " or ".join(map(str, sorted(numbers)))
+    return f" ({counts} head{'' if numbers == {1} else 's'})" if numbers else ""

@@ -80,10 +80,10 @@ class Failure:
 
 @attrs.frozen(eq=False)
 class Registry:
-    """What the installed plugins offer, and which of them failed.
+    """All that the installed plugins offer, and which of them failed.
 
-    `inferring` has what reads an adapter off a model, ours last. `unknown` has the names that
-    `NNPATCH_PLUGINS` limits them to but that are not installed.
+    `inferring` has the hooks that read an adapter off a model, ours last. `unknown` has the names
+    that `NNPATCH_PLUGINS` limits them to but that are not installed.
     """
 
     plugins: tuple[Plugin, ...] = ()
@@ -117,7 +117,7 @@ def load_plugins(report: bool = True) -> Registry:
     failures: list[Failure] = []
     collected = _Collected()
     # Not in the order of folders, which differs from machine to machine.
-    installed = sorted(_installed(), key=lambda each: (_key(each[0].distribution), each[0].name))
+    installed = sorted(_installed(), key=lambda entry: (_key(entry[0].distribution), entry[0].name))
     unknown = _unknown(wanted or set(), [plugin for plugin, _ in installed])
     if report and unknown:
         names = ", ".join(plugin.name for plugin, _ in installed) or "none"
@@ -244,10 +244,9 @@ def _registered_name(plugin: Plugin) -> str:
 
 def _only(manager: pluggy.PluginManager, plugin: Plugin, hook: str) -> pluggy.HookCaller:
     """The hook, as far as this plugin implements it."""
-    others = [
-        other for name, other in manager.list_name_plugin() if name != _registered_name(plugin)
-    ]
-    return manager.subset_hook_caller(hook, others)
+    own = _registered_name(plugin)
+    left_out = [module for name, module in manager.list_name_plugin() if name != own]
+    return manager.subset_hook_caller(hook, left_out)
 
 
 def _own_package() -> tuple[Plugin, metadata.EntryPoint]:
@@ -293,7 +292,7 @@ def _adapter_register(
         name, types = instance.name, instance.model_types
         if not isinstance(name, str) or not name:
             raise TypeError(f"an adapter's name must be a non-empty string, got {name!r}")
-        if not isinstance(types, tuple | list) or not all(isinstance(each, str) for each in types):
+        if not isinstance(types, tuple | list) or not all(isinstance(name, str) for name in types):
             raise TypeError(f"model_types of {name!r} must be a tuple of strings, got {types!r}")
         into.append(Registered(name, instance, plugin))
 
