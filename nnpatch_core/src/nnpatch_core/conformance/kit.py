@@ -24,7 +24,7 @@ CHECKS: Mapping[str, Check] = {check.__name__: check for check in _NEEDS}
 
 @attrs.frozen
 class Result:
-    """What came of one check.
+    """The result of one check.
 
     Args:
         check: its name.
@@ -87,11 +87,11 @@ def run_checks(
         >>> {result.status for result in results}
         {'passed'}
     """
-    known = dict(known_failures or {})
+    reasons = dict(known_failures or {})
     wanted = [only] if isinstance(only, str) else list(CHECKS if only is None else only)
-    check_known_failures({**known, **dict.fromkeys(wanted, "")})
+    check_known_failures({**reasons, **dict.fromkeys(wanted, "")})
     subject = make_subject(api, nnmodel, layers)
-    return [_run(name, subject, known.get(name)) for name in wanted]
+    return [_run(name, subject, reasons.get(name)) for name in wanted]
 
 
 def perform(check: str, subject: Subject) -> None:
@@ -112,7 +112,7 @@ def perform(check: str, subject: Subject) -> None:
             raise
 
 
-def _run(name: str, subject: Subject, known: str | None) -> Result:
+def _run(name: str, subject: Subject, declared: str | None) -> Result:
     try:
         skipped = why_skipped(name, subject.api)
         if skipped is not None:
@@ -120,7 +120,7 @@ def _run(name: str, subject: Subject, known: str | None) -> Result:
         perform(name, subject)
     except Exception as error:
         reason = str(error) if isinstance(error, CheckError) else f"{type(error).__name__}: {error}"
-        if known is None:
+        if declared is None:
             return Result(name, "failed", reason)
-        return Result(name, "known failure", f"{known} ({reason})")
-    return Result(name, "passed") if known is None else Result(name, "fixed", known)
+        return Result(name, "known failure", f"{declared} ({reason})")
+    return Result(name, "passed") if declared is None else Result(name, "fixed", declared)

@@ -1,4 +1,4 @@
-"""What a plugin's tests need: the conformance kit, tiny random models, a tokenizer; all offline.
+"""All that a plugin's tests need: the conformance kit, tiny models, a tokenizer; all offline.
 
 `parametrize_with_checks` needs pytest, and `nnpatch_core.testing.strategies` hypothesis: both come
 with `pip install "nnpatch-core[testing]"`.
