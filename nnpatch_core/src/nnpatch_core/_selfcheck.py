@@ -34,15 +34,15 @@ def check_release() -> None:
     if not newer:
         return
     told = ", ".join(f"{name} {version}" for name, version in sorted(newer.items()))
-    known = _known(f"{told}, nnpatch-core {metadata.version('nnpatch-core')}")
-    if _read(known) == _HOLDS:
+    file = _known(f"{told}, nnpatch-core {metadata.version('nnpatch-core')}")
+    if _read(file) == _HOLDS:
         return
     # Padding is tried too; what it mixes is nobody's concern here.
     with warnings.catch_warnings(action="ignore"):
         verdict = _try()
     # A failure may pass, as one for want of memory does: it is tried again the next time.
     if verdict == _HOLDS:
-        _write(known)
+        _write(file)
     else:
         warn(
             f"nnpatch was not tested with {told}, and fails its self-check there: {verdict}. Do "
@@ -82,17 +82,17 @@ def _known(releases: str) -> Path:
     return Path(home) / "nnpatch" / "self-check" / environment
 
 
-def _read(known: Path) -> str | None:
+def _read(file: Path) -> str | None:
     try:
-        return known.read_text("utf-8").strip() or None
+        return file.read_text("utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
         return None
 
 
-def _write(known: Path) -> None:
+def _write(file: Path) -> None:
     # Where nothing can be kept, it is tried again the next time.
     try:
-        known.parent.mkdir(parents=True, exist_ok=True)
-        known.write_text(f"{_HOLDS}\n", "utf-8")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{_HOLDS}\n", "utf-8")
     except OSError:
         pass

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._hints import did_you_mean
+from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.errors import AdapterError, AdapterWarning, UnknownNameError

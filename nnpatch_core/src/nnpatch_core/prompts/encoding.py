@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from nnpatch_core._arguments import shown
+from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import PromptWarning, TokensError
 from nnpatch_core.prompts.rows import Prompt, UnusableError

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nnpatch_core import _html
-from nnpatch_core._arguments import check_flags, shown
+from nnpatch_core._arguments import check_flags
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import is_tokenizer, make_encoder
 from nnpatch_core.prompts.reading import Reader, is_messages

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from nnpatch_core._printable import named
 from nnpatch_core._ranges import ranges
 from nnpatch_core.errors import PatchingError, TokensError
 
@@ -123,12 +124,6 @@ def place(kind: str, name: str, column: str) -> str:
 def joined_places(table: Table, rows: Mapping[str, Sequence[Row]]) -> str:
     """Where the values of several columns stand, each with rows of its own; none is left out."""
     return " and ".join(table.places(column, each) for column, each in rows.items() if each)
-
-
-def named(name: Any) -> str:
-    """A column's name, on one line whatever it holds."""
-    text = str(name)
-    return text if text.isprintable() and text.strip() == text != "" else repr(text)
 
 
 def _labels(labels: Sequence[Any]) -> str:

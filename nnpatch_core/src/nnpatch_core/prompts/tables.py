@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from nnpatch_core._arguments import listed, shown
+from nnpatch_core._arguments import listed
+from nnpatch_core._printable import named, shown
 from nnpatch_core.errors import TokensError
-from nnpatch_core.prompts.rows import COLUMNS, Fault, Row, Table, named, place
+from nnpatch_core.prompts.rows import COLUMNS, Fault, Row, Table, place
 
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
 _AS_UTF8 = "save the file as UTF-8"
