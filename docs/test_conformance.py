@@ -9,8 +9,8 @@ import attrs
 import pytest
 
 from nnpatch_core._rounding import SHARES
+from nnpatch_core.conformance import why_skipped
 from nnpatch_core.testing import CHECKS, tiny_api
-from nnpatch_core.testing.conformance import why_skipped
 
 PAGE = Path(__file__).with_name("conformance.md").read_text(encoding="utf-8")
 API = tiny_api()

@@ -26,8 +26,7 @@ from nnpatch_core import (
     plan_sweep,
 )
 from nnpatch_core.errors import AdapterError, AdapterWarning
-from nnpatch_core.plugins import find_adapter, load_plugins
-from nnpatch_core.plugins.inferring import package_command
+from nnpatch_core.plugins import find_adapter, load_plugins, package_command
 from nnpatch_core.plugins.known import DISTRIBUTIONS
 from nnpatch_core.scaffold import package_names
 from nnpatch_core.testing import causal_model_types, tiny_model, tiny_tokenizer

@@ -16,7 +16,7 @@ from nnpatch_core.adapters import (
     separate_projections,
 )
 from nnpatch_core.errors import PatchingError
-from nnpatch_core.infer import infer_adapter
+from nnpatch_core.infer import infer_adapter, infer_model_api  # noqa: F401 - the second: a hook
 from nnpatch_core.metrics import MetricContext, compares_answers, per_prompt, reads_tokens
 from nnpatch_core.patching import (
     ablation_patching,

@@ -1,4 +1,4 @@
-"""What the user passes, read without trust: whatever it is, it gives our own error or none."""
+"""Reads arguments of the user without trust: whatever they are, the error is ours, or none."""
 
 from __future__ import annotations
 
@@ -6,31 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from nnpatch_core._printable import printable
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import PatchingError
 
-#: How much of a value an error shows.
-_MOST = 160
-
-
-def shown(value: Any) -> str:
-    """A value in one line, as an error shows it.
-
-    Examples:
-        >>> import torch
-        >>> shown([1, 2]), shown(torch.zeros(2, 1))
-        ('[1, 2]', 'tensor([[0.], [0.]])')
-    """
-    try:
-        line = " ".join(repr(value).split())
-    except Exception:  # an object may have a representation that fails
-        line = f"an object of the type {type(value).__name__}"
-    line = printable(line)
-    return line if len(line) <= _MOST else f"{line[:_MOST]}…"
+__all__ = ["check_flags", "listed", "shown"]
 
 
 def listed(values: Any) -> tuple[Any, ...] | None:
-    """What an iterable gives; None if it gives nothing one by one, as a tensor of no axes does."""
+    """List the items of an iterable; None if it has none to give, as a tensor of no axes has."""
     try:
         return tuple(values)
     except (TypeError, NotImplementedError):

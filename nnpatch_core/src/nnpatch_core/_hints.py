@@ -1,4 +1,4 @@
-"""What somebody who has misspelled a name may have meant."""
+"""Guesses the name that somebody has misspelled."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """` (did you mean Llama3?)`, for names that are alike but for case; "" if none is.
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """Say ` (did you mean Llama3?)` of names that are like this one, whatever their case.
 
     Examples:
         >>> did_you_mean("llama", ["Gemma2", "Llama3"])
@@ -16,8 +16,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
         ''
     """
     lowered: dict[str, list[str]] = {}
-    for each in known:
-        lowered.setdefault(each.lower(), []).append(each)
+    for registered in names:
+        lowered.setdefault(registered.lower(), []).append(registered)
     like = get_close_matches(name.lower(), lowered) if isinstance(name, str) else []
-    names = [each for match in like for each in lowered[match]]
-    return f" (did you mean {' or '.join(names)}?)" if names else ""
+    meant = [registered for match in like for registered in lowered[match]]
+    return f" (did you mean {' or '.join(meant)}?)" if meant else ""

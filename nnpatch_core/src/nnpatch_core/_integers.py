@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-from nnpatch_core._arguments import shown
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import PatchingError
 
 
@@ -45,10 +45,10 @@ def strict_ints(
     is_list = isinstance(values, Iterable) and getattr(values, "ndim", 1) > 0
     if isinstance(values, str | bytes) or not is_list:
         raise error(f"{what} must be a list of integers, got {shown(values)}")
-    given = list(values)
-    if any(isinstance(each, list | tuple) or getattr(each, "ndim", 0) for each in given):
+    items = list(values)
+    if any(isinstance(item, list | tuple) or getattr(item, "ndim", 0) for item in items):
         raise error(f"{what} must be one list of integers, got {shown(values)}{nested}")
-    numbers = tuple(strict_int(value, f"each of {what}", error) for value in given)
+    numbers = tuple(strict_int(item, f"each of {what}", error) for item in items)
     if not numbers:
         raise error(f"{what} is empty; give at least one")
     twice = sorted({number for number in numbers if numbers.count(number) > 1})

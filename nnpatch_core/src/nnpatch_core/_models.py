@@ -1,4 +1,4 @@
-"""What nnpatch asks of the model itself: its envoys, vocabulary, device, forward arguments."""
+"""Asks the model itself: for its envoys, vocabulary, device, forward arguments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nnpatch_core.errors import AdapterError, EngineError
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-#: What a model in use has: by which thread, and which model, as a copy has it too.
+#: The mark of a model in use: by which thread, and which model, as a copy has the mark too.
 _USER = "_nnpatch_user"
 
 
@@ -103,17 +103,17 @@ def _check_bare(wrapper: nn.Module) -> None:
 
 
 def _module(nnmodel: Any) -> nn.Module:
-    found = nnmodel._module if isinstance(nnmodel, Envoy) else nnmodel
-    if isinstance(found, nn.Module):
-        return found
-    if isinstance(found, str):
+    module = nnmodel._module if isinstance(nnmodel, Envoy) else nnmodel
+    if isinstance(module, nn.Module):
+        return module
+    if isinstance(module, str):
         hint = "; load it first, by AutoModelForCausalLM.from_pretrained"
     else:
-        owned = not isinstance(found, type) and isinstance(getattr(found, "model", None), nn.Module)
-        hint = "; it has a model, so pass its .model" if owned else ""
+        model = None if isinstance(module, type) else getattr(module, "model", None)
+        hint = "; it has a model, so pass its .model" if isinstance(model, nn.Module) else ""
     raise AdapterError(
         "nnmodel must be an NNsight, a TransformersModel or a Hugging Face model, "
-        f"got {type(found).__name__}{hint}"
+        f"got {type(module).__name__}{hint}"
     )
 
 
@@ -129,17 +129,17 @@ def _inside(nnmodel: Envoy) -> Any:
 
 def follow(root: Any, path: str) -> Any:
     """The envoy at a dotted path below `root`."""
-    found = root
+    envoy = root
     for part in path.split("."):
         if part.isdigit():
-            found = found[int(part)]
+            envoy = envoy[int(part)]
         elif part:
-            found = getattr(found, _attribute(part))
-    return found
+            envoy = getattr(envoy, _attribute(part))
+    return envoy
 
 
 def _attribute(part: str) -> str:
-    """What nnsight calls a child: one named like a value that it serves has a prefix."""
+    """Give nnsight's name of a child: one named like a value that it serves has a prefix."""
     owner = next((cls for cls in Envoy.__mro__ if part in vars(cls)), None)
     taken = owner is not None and inspect.isdatadescriptor(vars(owner)[part])
     return f"{Envoy.OVERLOAD_PREFIX}{part}" if taken else part
@@ -166,8 +166,8 @@ def most_tokens(model: nn.Module) -> int | None:
     """
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    named = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions"))
-    limit = next((found for found in named if isinstance(found, int)), None)
+    limits = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions"))
+    limit = next((limit for limit in limits if isinstance(limit, int)), None)
     if limit is None:
         return None
     embedding = _embedding(model)
@@ -175,7 +175,7 @@ def most_tokens(model: nn.Module) -> int | None:
         children = list(module.children())
         beside = [child for child in children if child is not embedding]
         # Only there, for what sees pictures has places of its own.
-        sizes = [_rows(child) for child in beside] if len(beside) < len(children) else []
+        sizes = [_embeddings(child) for child in beside] if len(beside) < len(children) else []
         # OPT and what is made after it leave the first two rows out.
         if limit in sizes or limit + 2 in sizes:
             return limit
@@ -185,7 +185,7 @@ def most_tokens(model: nn.Module) -> int | None:
     return None
 
 
-def _rows(module: nn.Module) -> int | None:
+def _embeddings(module: nn.Module) -> int | None:
     own = as_it_was(module)
     return own.num_embeddings if isinstance(own, nn.Embedding) else None
 
@@ -197,9 +197,9 @@ def pad_id(nnmodel: Any, model: nn.Module) -> int | None:
     # A model that sees pictures too keeps it with what it says of its text.
     text = config.get_text_config() if hasattr(config, "get_text_config") else None
     for owner in (tokenizer, config, text):
-        found = getattr(owner, "pad_token_id", None)
-        if isinstance(found, int) and found >= 0:
-            return found
+        token = getattr(owner, "pad_token_id", None)
+        if isinstance(token, int) and token >= 0:
+            return token
     return None
 
 
@@ -243,7 +243,7 @@ def forward_arguments(
     }
     # Some take `use_cache` among the keywords that they pass on to what is inside.
     passed = {"use_cache"} if wrapper or passes_on(model) else set()
-    given = {
+    arguments = {
         name: value
         for name, value in offered.items()
         if name in names or name in passed or (wrapper and name != "logits_to_keep")
@@ -251,7 +251,7 @@ def forward_arguments(
     return {
         "input_ids": batch.tokens[:, start:],
         "attention_mask": batch.mask,
-        **given,
+        **arguments,
         **(cache or {}),
     }
 
@@ -302,10 +302,10 @@ def in_one_thread(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
     @functools.wraps(function)
     def held(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        given = kwargs.get("nnmodel", args[place] if len(args) > place else None)
-        if not isinstance(given, Envoy | nn.Module):  # the function knows what to say of it
+        nnmodel: Any = kwargs.get("nnmodel", args[place] if len(args) > place else None)
+        if not isinstance(nnmodel, Envoy | nn.Module):  # the function knows what to say of it
             return function(*args, **kwargs)
-        with alone(module_of(given)):
+        with alone(module_of(nnmodel)):
             return function(*args, **kwargs)
 
     return held

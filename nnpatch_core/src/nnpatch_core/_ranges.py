@@ -13,6 +13,6 @@ def ranges(numbers: Iterable[int], to: str = "-") -> str:
         >>> ranges([0, 1, 2, 5]), ranges([0, 1, 2, 5], " to ")
         ('0-2, 5', '0 to 2, 5')
     """
-    runs = groupby(enumerate(numbers), lambda each: each[1] - each[0])
-    found = [[number for _, number in run] for _, run in runs]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}{to}{run[-1]}" for run in found)
+    runs = groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    spans = [[number for _, number in run] for _, run in runs]
+    return ", ".join(f"{span[0]}{to}{span[-1]}" if span[1:] else str(span[0]) for span in spans)

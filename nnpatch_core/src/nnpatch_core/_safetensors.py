@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._bytes import bytes_of
 from nnpatch_core._parts import part_of
+from nnpatch_core._printable import named, shown
 from nnpatch_core.errors import PatchingError
 
 _KEY = "nnpatch"
@@ -43,9 +43,9 @@ def write_file(
     """
     target = check_file(path, error)
     if not target.parent.is_dir():
-        raise error(f"{_named(path)} could not be written: there is no folder {target.parent}")
+        raise error(f"{named(path)} could not be written: there is no folder {target.parent}")
     # safetensors refuses tensors that share memory, as an ablation's two baselines do.
-    apart = {key: each.detach().cpu().contiguous().clone() for key, each in tensors.items()}
+    apart = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     whole = {**header, "writer": metadata.version(_WRITER)}
     whole["digest"] = _digest(whole, apart)
     try:
@@ -58,13 +58,13 @@ def write_file(
             part.chmod(usual if mode is None else mode)
             part.replace(target)
     except (OSError, SafetensorError) as cause:
-        raise error(f"{_named(path)} could not be written: {_reason(cause)}") from cause
+        raise error(f"{named(path)} could not be written: {_reason(cause)}") from cause
 
 
 def read_file(
     path: str | os.PathLike[str], form: str, what: str, error: type[PatchingError]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What `write_file` wrote: header and tensors.
+    """Read the header and the tensors that `write_file` wrote.
 
     Args:
         path: the file.
@@ -74,22 +74,22 @@ def read_file(
     """
     target = check_file(path, error)
     if not target.exists():
-        raise error(f"{_named(path)} is not {what}: there is no such file")
+        raise error(f"{named(path)} is not {what}: there is no such file")
     try:
         with safe_open(str(target), framework="pt") as file:
-            known = file.metadata() or {}
-            header = json.loads(known.get(_KEY, "{}"))
+            entries = file.metadata() or {}
+            header = json.loads(entries.get(_KEY, "{}"))
             _check_format(path, header, form, what, error)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        told, writer = header.pop("digest", None), header.get("writer")
-        found = _digest(header, tensors)
+        written, writer = header.pop("digest", None), header.get("writer")
+        digest = _digest(header, tensors)
     except error:
         raise
     # Anybody may have written the file, and two parsers look at it.
     except Exception as cause:
-        raise error(f"{_named(path)} is not {what}: {_reason(cause)}") from cause
-    if set(known) != {_KEY} or not isinstance(writer, str) or told != found:
-        raise error(f"{_named(path)} is damaged: its digest is not that of its content")
+        raise error(f"{named(path)} is not {what}: {_reason(cause)}") from cause
+    if set(entries) != {_KEY} or not isinstance(writer, str) or written != digest:
+        raise error(f"{named(path)} is damaged: its digest is not that of its content")
     del header["writer"]
     return header, tensors
 
@@ -103,38 +103,40 @@ def check_file(path: Any, error: type[PatchingError]) -> Path:
     """
     if not isinstance(path, str | os.PathLike):
         raise error(f"a file is named by a string or a path, got {shown(path)}")
-    named = os.fspath(path)
-    if not isinstance(named, str) or not named or "\0" in named:
-        raise error(f"a file is named by a string or a path, got {shown(named)}")
+    name = os.fspath(path)
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise error(f"a file is named by a string or a path, got {shown(name)}")
     try:
-        target = Path(os.path.realpath(named))
+        target = Path(os.path.realpath(name))
         kind = os.lstat(target).st_mode
     except FileNotFoundError:
-        if not named.endswith(os.sep):
+        if not name.endswith(os.sep):
             return target
-        raise error(f"{named!r} is not a file: it names a folder") from None
+        raise error(f"{name!r} is not a file: it names a folder") from None
     except (OSError, ValueError) as cause:
-        raise error(f"{named!r} is not a file: {_reason(cause)}") from cause
+        raise error(f"{name!r} is not a file: {_reason(cause)}") from cause
     if not stat.S_ISREG(kind):
         is_folder = stat.S_ISDIR(kind)
-        raise error(f"{named!r} is not a file" + ": it is a folder" * is_folder)
+        raise error(f"{name!r} is not a file" + ": it is a folder" * is_folder)
     return target
 
 
 def _check_format(
     path: str | os.PathLike[str], header: Any, form: str, what: str, error: type[PatchingError]
 ) -> None:
-    found = header.get("format") if isinstance(header, dict) else None
-    if found == form:
+    written = header.get("format") if isinstance(header, dict) else None
+    if written == form:
         return
-    told = f"{_named(path)} is not {what} of this version: its format is {shown(found)}, this "
-    told += f"version reads {form!r}"
-    if isinstance(found, str) and found.rpartition(" ")[0] == form.rpartition(" ")[0]:
-        kept = [header, header.get("info"), header.get("identity")]
-        names = (each.get(name) for each in kept if isinstance(each, dict) for name in _WRITERS)
-        writer = next((name for name in names if isinstance(name, str)), "another version")
-        told += f"; it was written by nnpatch-core {shown(writer)}, which reads it"
-    raise error(told)
+    message = (
+        f"{named(path)} is not {what} of this version: its format is {shown(written)}, this "
+        f"version reads {form!r}"
+    )
+    if isinstance(written, str) and written.rpartition(" ")[0] == form.rpartition(" ")[0]:
+        parts = [header, header.get("info"), header.get("identity")]
+        writers = (part.get(key) for part in parts if isinstance(part, dict) for key in _WRITERS)
+        writer = next((name for name in writers if isinstance(name, str)), "another version")
+        message += f"; it was written by nnpatch-core {shown(writer)}, which reads it"
+    raise error(message)
 
 
 #: Where a header has the version of nnpatch-core that wrote it.
@@ -142,13 +144,14 @@ _WRITERS = ("writer", _WRITER)
 
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Another word for another header, and for other names, types, shapes or bits of tensors."""
-    found = hashlib.blake2b(digest_size=16)
-    shapes = [[name, str(each.dtype), list(each.shape)] for name, each in sorted(tensors.items())]
-    found.update(json.dumps([header, shapes], sort_keys=True).encode())
-    for _, tensor in sorted(tensors.items()):
-        found.update(bytes_of(tensor).numpy().data)
-    return found.hexdigest()
+    """Digest the header, and the names, types, shapes and bits of the tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    in_order = sorted(tensors.items())
+    shapes = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in in_order]
+    digest.update(json.dumps([header, shapes], sort_keys=True).encode())
+    for _, tensor in in_order:
+        digest.update(bytes_of(tensor).numpy().data)
+    return digest.hexdigest()
 
 
 def _flush(path: Path) -> None:
@@ -156,14 +159,8 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _named(path: str | os.PathLike[str]) -> str:
-    """A path as a message shows it."""
-    found = os.fspath(path)
-    return found if found.isprintable() else repr(found)
-
-
 def _reason(cause: BaseException) -> str:
-    """An error of another library in one line."""
-    found = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    line = " ".join(found.split())[:200]
-    return (line if line.isprintable() else repr(line)) or type(cause).__name__
+    """Give the message of another library's error in one line."""
+    message = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
+    line = " ".join(message.split())[:200].rstrip()
+    return named(line) if line else type(cause).__name__

@@ -91,7 +91,7 @@ def with_edits(envoy: Envoy, root: Envoy) -> Envoy:
 def passes_on(model: nn.Module) -> bool:
     """Whether the model's forward hands keywords that it does not know to what is inside."""
     parameters = inspect.signature(type(model).forward).parameters.values()
-    return any(each.kind is each.VAR_KEYWORD for each in parameters)
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def cache_keywords(model: nn.Module) -> tuple[str, ...]:
@@ -106,8 +106,8 @@ def cache_keywords(model: nn.Module) -> tuple[str, ...]:
     own = [name for name in _CACHES if name in parameters]
     own += [
         name
-        for name, each in parameters.items()
-        if name not in own and Cache.__name__ in str(each.annotation)
+        for name, parameter in parameters.items()
+        if name not in own and Cache.__name__ in str(parameter.annotation)
     ]
     return tuple(own)
 
@@ -119,7 +119,7 @@ def recording(n_layers: int) -> Cache:
 
 
 def recorded(cache: Cache) -> list[KeysValues]:
-    """What a forward has left in a `recording` cache."""
+    """Read the keys and values that a forward has left in a `recording` cache."""
     layers: Sequence[Any] = cache.layers
     return [(layer.keys, layer.values) if layer.is_initialized else None for layer in layers]
 
@@ -160,8 +160,8 @@ def forward_of(module: nn.Module) -> Callable[..., Any] | None:
     for function in (own, forward_before(module)):
         plain = getattr(function, "__func__", function)
         if plain is not None and plain is not type(module).forward and not is_known(plain):
-            found: Callable[..., Any] = function
-            return found
+            foreign: Callable[..., Any] = function
+            return foreign
     return None
 
 

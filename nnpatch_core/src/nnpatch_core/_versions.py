@@ -19,7 +19,7 @@ TESTED = {"nnsight": "0.8.1", "torch": "2.13.0", "transformers": "5.24.0"}
 
 
 def _required() -> Iterator[Requirement]:
-    """What the distribution asks of the checked libraries."""
+    """Read the distribution's requirements on the checked libraries."""
     try:
         lines = metadata.requires(_DISTRIBUTION) or ()
     except metadata.PackageNotFoundError:  # vendored, or a source tree that nobody installed
@@ -41,9 +41,9 @@ def _installed(name: str) -> Version | None:
 
 def untested() -> dict[str, str]:
     """The libraries that are installed in a newer release than the tests know, and which."""
-    found = {name: _installed(name) for name in TESTED}
+    installed = {name: _installed(name) for name in TESTED}
     # A build's own mark, such as +cpu, makes no release newer.
-    public = {name: Version(version.public) for name, version in found.items() if version}
+    public = {name: Version(version.public) for name, version in installed.items() if version}
     return {
         name: str(version) for name, version in public.items() if version > Version(TESTED[name])
     }
@@ -56,17 +56,17 @@ def _bounds(requirement: Requirement) -> str:
 
 def _check(requirements: Iterable[Requirement]) -> None:
     """Raise `ImportError` if a library is installed in a version outside its range."""
-    found, mended = [], []
+    outside, mended = [], []
     for requirement in requirements:
         version = _installed(requirement.name)
         # Whoever installed a pre-release wants it: it counts by its place in the order.
         if version and not requirement.specifier.contains(version, prereleases=True):
             bounds = _bounds(requirement)
-            found.append(f"{requirement.name} {bounds}, but {version} is installed")
+            outside.append(f"{requirement.name} {bounds}, but {version} is installed")
             mended.append(f'"{requirement.name}{bounds}"')
-    if found:
+    if outside:
         raise ImportError(
-            f"{_DISTRIBUTION} needs {' and '.join(found)}; mend it with: "
+            f"{_DISTRIBUTION} needs {' and '.join(outside)}; mend it with: "
             f"pip install {' '.join(mended)}"
         )
 

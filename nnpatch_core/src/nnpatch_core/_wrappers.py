@@ -1,4 +1,4 @@
-"""What may stand around a model: looked through where its numbers stay, refused where not.
+"""Looks through a wrapper around a model where the numbers stay, and refuses it where not.
 
 All that nnpatch uses of PEFT and accelerate by name is here. Neither is imported: a model that one
 of them has wrapped has imported it.
@@ -33,11 +33,11 @@ def looked_through(model: nn.Module) -> list[tuple[nn.Module, str]]:
     Raises:
         AdapterError: one does more than to call what it wraps.
     """
-    found = []
+    wrappers = []
     while step := _step(model):
-        found.append((model, step))
+        wrappers.append((model, step))
         model = model.get_submodule(step)
-    return found
+    return wrappers
 
 
 def is_compiled(wrapper: nn.Module) -> bool:
@@ -60,8 +60,7 @@ def _step(model: nn.Module) -> str:
 def _peft_step(model: Any) -> str:
     peft: Any = sys.modules.get("peft")
     kinds = tuple(vars(peft)[name] for name in _PEFT_MODELS if name in vars(peft)) if peft else ()
-    found: bool = isinstance(model, kinds)
-    if not found:
+    if not isinstance(model, kinds):
         return ""
     active = model.active_adapter
     names = [active] if isinstance(active, str) else list(active)
@@ -78,7 +77,7 @@ def _peft_step(model: Any) -> str:
             "such as LoRA, can be swept as it is"
         )
     tuner = model.base_model
-    by_token = [each for each in configs if getattr(each, "alora_invocation_tokens", None)]
+    by_token = [config for config in configs if getattr(config, "alora_invocation_tokens", None)]
     if by_token or not _plain_forward(tuner):
         raise AdapterError(
             f"{_kind((by_token or configs)[0])} ({type(tuner).__name__}) looks at each call before "
@@ -138,7 +137,7 @@ def offload_hooks(module: Any) -> list[Any]:
     """The hooks by which accelerate brings a module's weights in when it runs."""
     hook = getattr(module, "_hf_hook", None)
     several = getattr(hook, "hooks", None) or [hook]
-    return [each for each in several if getattr(each, "offload", False)]
+    return [hook for hook in several if getattr(hook, "offload", False)]
 
 
 def offloaded(model: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -156,8 +155,8 @@ def offloaded(model: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor
     for depth in range(len(parts) - 1, -1, -1):
         for hook in offload_hooks(model.get_submodule(".".join(parts[:depth]))):
             with suppress(KeyError):
-                found: torch.Tensor = (hook.weights_map or {})[".".join(parts[depth:])]
-                return found
+                kept: torch.Tensor = (hook.weights_map or {})[".".join(parts[depth:])]
+                return kept
     return weight
 
 
@@ -166,8 +165,7 @@ def execution_device(module: Any) -> torch.device | None:
     for hook in offload_hooks(module):
         device = getattr(hook, "execution_device", None)
         if device is not None:
-            found = f"cuda:{device}" if isinstance(device, int) else device
-            return torch.device(found)
+            return torch.device(f"cuda:{device}" if isinstance(device, int) else device)
     return None
 
 

@@ -147,9 +147,9 @@ def _check_mask(name: str, mask: Any, tokens: Tensor) -> None:
         raise MaskError(f"{of} has no numbers that can be read: it is on {where_of(mask)}")
     if mask.shape != tokens.shape:
         raise MaskError(f"{of} must have its shape {list(tokens.shape)}, got {list(mask.shape)}")
-    other = mask[(mask != 0) & (mask != 1)]
-    if other.numel():
-        raise MaskError(f"{of} may hold only 0 and 1, got {other[0].item()}")
+    wrong = mask[(mask != 0) & (mask != 1)]
+    if wrong.numel():
+        raise MaskError(f"{of} may hold only 0 and 1, got {wrong[0].item()}")
     empty = (mask == 0).all(dim=1).nonzero().flatten().tolist()
     if empty:
         raise MaskError(f"{of} leaves no token in row {empty[0]}: each prompt needs at least one 1")

@@ -1,4 +1,4 @@
-"""What nnpatch raises: one class per kind of mistake, all of them also `ValueError`."""
+"""The errors that nnpatch raises: one class per kind of mistake, each also a `ValueError`."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ class PatchingError(ValueError):
 
     def __init__(self, *args: Any) -> None:
         # Messages name what others have written, such as the names of plugins.
-        shown = (printable(each, "\n\t") if isinstance(each, str) else each for each in args)
+        shown = (printable(arg, "\n\t") if isinstance(arg, str) else arg for arg in args)
         super().__init__(*shown)
 
 

@@ -42,7 +42,7 @@ def normalise(positions: Iterable[int], seq_len: int) -> Group:
         >>> normalise([-1, 0], seq_len=5)
         (0, 4)
     """
-    found: dict[int, int] = {}
+    spelled: dict[int, int] = {}
     for position in positions:
         if not -seq_len <= position < seq_len:
             raise PositionError(
@@ -50,13 +50,13 @@ def normalise(positions: Iterable[int], seq_len: int) -> Group:
                 f"allowed are {-seq_len} to {seq_len - 1}"
             )
         index = position % seq_len
-        if index in found:
+        if index in spelled:
             raise PositionError(
-                f"positions {found[index]} and {position} are the same token "
+                f"positions {spelled[index]} and {position} are the same token "
                 f"of a prompt of {seq_len} tokens"
             )
-        found[index] = position
-    return tuple(sorted(found))
+        spelled[index] = position
+    return tuple(sorted(spelled))
 
 
 def groups_of(strategy: SeqPos, seq_len: int) -> list[Group]:
@@ -65,14 +65,14 @@ def groups_of(strategy: SeqPos, seq_len: int) -> list[Group]:
     Raises:
         PositionError: the strategy broke a law, or its positions are not in the prompt.
     """
-    found = strategy.expand(seq_len)
-    given = list(found) if isinstance(found, Iterable) else [found]
-    if not given:
+    expanded: Any = strategy.expand(seq_len)
+    raw = list(expanded) if isinstance(expanded, Iterable) else [expanded]
+    if not raw:
         raise PositionError(f"{strategy!r} gives no positions for a prompt of {seq_len} tokens")
-    if not all(isinstance(group, Iterable) for group in given):
-        raise PositionError(f"{strategy!r} must give groups of positions, got {given!r}")
+    if not all(isinstance(group, Iterable) for group in raw):
+        raise PositionError(f"{strategy!r} must give groups of positions, got {raw!r}")
     what = f"the positions that {strategy!r} gives"
-    groups = [tuple(strict_int(each, what, PositionError) for each in group) for group in given]
+    groups = [tuple(strict_int(number, what, PositionError) for number in group) for group in raw]
     for group in groups:
         ascending = list(group) == sorted(set(group))
         if not group or not ascending or group[0] < 0 or group[-1] >= seq_len:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nnpatch_core.cli.models import MODEL_HELP, find_api, loaded
 from nnpatch_core.cli.output import UsageError, say, say_json, say_table
-from nnpatch_core.testing.conformance import Result, run_checks
+from nnpatch_core.conformance import Result, run_checks
 
 
 def add_to(commands: Any) -> None:
@@ -48,14 +48,14 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(arguments: argparse.Namespace) -> bool:
-    """Print what came of each check; whether all are as they should be."""
+    """Print the result of each check; whether all are as they should be."""
     api = find_api(arguments.adapter)
     names = api.model_types if arguments.model is None else (arguments.model,)
     if not names:
         raise UsageError(f"adapter {api.name!r} names no model type: name a model")
-    found = {}
+    by_model = {}
     for name in names:
-        found[name] = run_checks(
+        by_model[name] = run_checks(
             api,
             loaded(name),
             only=arguments.only,
@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> bool:
             known_failures=dict.fromkeys(arguments.known_failure, "declared to fail"),
         )
         if not arguments.json:
-            _print(api.name, name, found[name])
-    ok = all(result.ok for results in found.values() for result in results)
+            _print(api.name, name, by_model[name])
+    ok = all(result.ok for results in by_model.values() for result in results)
     if arguments.json:
         say_json(
             {
@@ -72,10 +72,10 @@ def run(arguments: argparse.Namespace) -> bool:
                 "ok": ok,
                 "models": {
                     name: [
-                        {"check": each.check, "status": each.status, "reason": each.reason}
-                        for each in results
+                        {"check": result.check, "status": result.status, "reason": result.reason}
+                        for result in results
                     ]
-                    for name, results in found.items()
+                    for name, results in by_model.items()
                 },
             }
         )
@@ -86,7 +86,7 @@ def _print(adapter: str, model: str, results: list[Result]) -> None:
     say(f"adapter {adapter} on {model}")
     say_table(
         ("check", "status", "reason"),
-        [(each.check, each.status, each.reason.partition("\n")[0]) for each in results],
+        [(result.check, result.status, result.reason.partition("\n")[0]) for result in results],
         "  ",
     )
     counts = {

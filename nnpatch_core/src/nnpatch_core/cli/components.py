@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnpatch_core._models import input_device
 from nnpatch_core._ranges import ranges
+from nnpatch_core._tiny import tiny_model
 from nnpatch_core.adapters import (
     Component,
     ModelAPI,
@@ -23,16 +24,16 @@ from nnpatch_core.adapters import (
 from nnpatch_core.cli.models import INSTEAD, MODEL_HELP, find_api, weightless
 from nnpatch_core.cli.output import UsageError, say, say_aside, say_json, say_table
 from nnpatch_core.errors import PatchingError
-from nnpatch_core.plugins import Registry, load_plugins
-from nnpatch_core.plugins.inferring import (
+from nnpatch_core.plugins import (
     Inferred,
-    infer,
+    Registry,
+    claimed,
+    infer_unclaimed,
+    load_plugins,
     not_read_off,
     package_command,
     why_unclaimed,
 )
-from nnpatch_core.plugins.lookup import claimed
-from nnpatch_core.testing.models import tiny_model
 
 
 def add_to(commands: Any) -> None:
@@ -73,7 +74,7 @@ def run(arguments: argparse.Namespace) -> bool:
                 "path": api.layers,
                 "layers": n_layers(api, model),
                 "kinds": [
-                    {"layers": layers, "components": _rows(api, model, layers[0])}
+                    {"layers": layers, "components": _records(api, model, layers[0])}
                     for layers in kinds
                 ],
                 "inferred": inferred is not None,
@@ -87,13 +88,13 @@ def run(arguments: argparse.Namespace) -> bool:
         say(f"{api.layers}.N, layer{'s' * (len(layers) > 1)} {ranges(layers)}")
         rows = [
             (
-                row["component"],
-                row["module"] or "(the layer)",
-                row["side"],
-                _shape(row["width"]),
-                _heads(row),
+                record["component"],
+                record["module"] or "(the layer)",
+                record["side"],
+                f"[batch, seq, {'?' if record['width'] is None else record['width']}]",
+                _heads(record),
             )
-            for row in _rows(api, model, layers[0])
+            for record in _records(api, model, layers[0])
         ]
         say_table(("component", "module", "side", "shape", "heads"), rows, "  ")
     if inferred is not None:
@@ -102,8 +103,8 @@ def run(arguments: argparse.Namespace) -> bool:
 
 
 def _instead(arguments: argparse.Namespace, registry: Registry) -> str:
-    """What to do about a type that there is no tiny model of."""
-    types = [each for found in registry.adapters for each in found.value.model_types]
+    """Say what to do about a type that there is no tiny model of."""
+    types = [name for adapter in registry.adapters for name in adapter.value.model_types]
     if arguments.adapter is not None or arguments.model in types:
         return INSTEAD
     return f"{INSTEAD}; and its adapter with --adapter, as no plugin has one"
@@ -112,7 +113,7 @@ def _instead(arguments: argparse.Namespace, registry: Registry) -> str:
 def _adapter(
     name: str | None, model: nn.Module, registry: Registry
 ) -> tuple[ModelAPI, Inferred | None]:
-    """The adapter of that name, or the one of the model's type; how it was inferred, if it was."""
+    """Find the adapter by its name or the model's type; say how it was inferred, if it was."""
     if name is not None:
         return find_api(name), None
     instead = "name an adapter with --adapter, a registered name or module:attribute"
@@ -127,7 +128,7 @@ def _adapter(
         except PatchingError as error:
             why = f"{why_unclaimed(model, registry)}; and none can be inferred: {error}; {instead}"
             raise UsageError(why) from error
-    inferred = infer(model, registry, instead)
+    inferred = infer_unclaimed(model, registry, instead)
     return inferred.adapter, inferred
 
 
@@ -142,60 +143,58 @@ def _say_how(inferred: Inferred, model_type: str) -> None:
 
 
 def _kinds(api: ModelAPI, model: nn.Module) -> list[list[int]]:
-    """Layers that have the same table and as many heads, together."""
-    found: dict[Any, list[int]] = {}
+    """Put layers together that have the same table and as many heads."""
+    kinds: dict[Any, list[int]] = {}
     for layer in range(n_layers(api, model)):
         heads = heads_of(api, model, layer) if _has_heads(api, model, layer) else None
         counts = None if heads is None else (heads.query, heads.key_value)
-        found.setdefault((id(table_of(api, model, layer)), counts), []).append(layer)
-    return list(found.values())
+        kinds.setdefault((id(table_of(api, model, layer)), counts), []).append(layer)
+    return list(kinds.values())
 
 
 def _has_heads(api: ModelAPI, model: nn.Module, layer: int) -> bool:
-    return any(row.heads is not None for row in table_of(api, model, layer).values())
+    return any(component.heads is not None for component in table_of(api, model, layer).values())
 
 
-def _rows(api: ModelAPI, model: nn.Module, layer: int) -> list[dict[str, Any]]:
+def _records(api: ModelAPI, model: nn.Module, layer: int) -> list[dict[str, Any]]:
+    """Describe each component of a layer, as JSON has it."""
     widths = _widths(api, model, layer)
-    found = []
-    for name, row in table_of(api, model, layer).items():
-        count = None if row.heads is None else heads_of(api, model, layer).count(row.heads)
-        found.append(
-            {
-                "component": name,
-                "module": row.module,
-                "side": row.side,
-                "width": widths.get(name),
-                "heads": count,
-                "kind": row.heads,
-                "columns": None if row.columns is None else repr(row.columns),
-            }
-        )
-    return found
+    return [
+        {
+            "component": name,
+            "module": component.module,
+            "side": component.side,
+            "width": widths.get(name),
+            "heads": component.heads and heads_of(api, model, layer).count(component.heads),
+            "kind": component.heads,
+            "columns": component.columns and repr(component.columns),
+        }
+        for name, component in table_of(api, model, layer).items()
+    ]
 
 
 def _widths(api: ModelAPI, model: nn.Module, layer: int) -> dict[str, int]:
-    """What a run without weights shows of the widths; a model that cannot be run so shows none."""
-    found: dict[str, int] = {}
+    """Read the widths off a forward without weights, as far as the model can run so."""
+    widths: dict[str, int] = {}
     module = model.get_submodule(api.layers).get_submodule(str(layer))
     hooks = []
-    for name, row in table_of(api, model, layer).items():
-        place = module.get_submodule(row.module)
-        if row.side == "input":
-            note = partial(_entered, found, name)
+    for name, component in table_of(api, model, layer).items():
+        place = module.get_submodule(component.module)
+        if component.side == "input":
+            note = partial(_entered, widths, name)
             hooks.append(place.register_forward_pre_hook(note, with_kwargs=True))
         else:
-            hooks.append(place.register_forward_hook(partial(_left, found, name, row)))
+            hooks.append(place.register_forward_hook(partial(_left, widths, name, component)))
     try:
-        _run(model)
+        _run_two_tokens(model)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return widths
 
 
-def _run(model: nn.Module) -> None:
-    """Run two tokens, to see shapes; without weights not every family gets to the end."""
+def _run_two_tokens(model: nn.Module) -> None:
+    """Show the shapes to hooks; without weights not every family gets to the end."""
     device = input_device(model) or torch.device("meta")
     tokens = torch.ones(1, 2, dtype=torch.int64, device=device)
     # Making a mask looks at values, which is impossible without; most take one that is made.
@@ -212,28 +211,24 @@ def _run(model: nn.Module) -> None:
         return
 
 
-def _entered(found: dict[str, int], name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
-    _note(found, name, next(iter((*args, *kwargs.values())), None))
+def _entered(widths: dict[str, int], name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
+    _note(widths, name, next(iter((*args, *kwargs.values())), None))
 
 
 def _left(
-    found: dict[str, int], name: str, row: Component, _: nn.Module, args: Any, output: Any
+    widths: dict[str, int], name: str, component: Component, _: nn.Module, args: Any, output: Any
 ) -> None:
-    _note(found, name, output[row.item] if isinstance(output, tuple | list) else output)
+    _note(widths, name, output[component.item] if isinstance(output, tuple | list) else output)
 
 
-def _note(found: dict[str, int], name: str, value: Any) -> None:
+def _note(widths: dict[str, int], name: str, value: Any) -> None:
     if isinstance(value, Tensor):
-        found[name] = value.shape[-1]
+        widths[name] = value.shape[-1]
 
 
-def _shape(width: int | None) -> str:
-    return f"[batch, seq, {'?' if width is None else width}]"
-
-
-def _heads(row: dict[str, Any]) -> str:
-    if row["heads"] is None:
+def _heads(record: dict[str, Any]) -> str:
+    if record["heads"] is None:
         return "-"
-    kind = row["kind"].replace("_", "/")
-    layout = "" if row["columns"] is None else f", {row['columns']}"
-    return f"{row['heads']} {kind}{layout}"
+    kind = record["kind"].replace("_", "/")
+    layout = "" if record["columns"] is None else f", {record['columns']}"
+    return f"{record['heads']} {kind}{layout}"

@@ -33,9 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with only_ours(), warnings.catch_warnings():
-            # What is wrong with plugins and models is in the output of the commands.
-            warnings.simplefilter("ignore")
+        # What is wrong with plugins and models is in the output of the commands.
+        with only_ours(), warnings.catch_warnings(action="ignore"):
             done: bool = arguments.run(arguments)
         sys.stdout.flush()
     except (PatchingError, UsageError) as error:
@@ -68,8 +67,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def _hint(words: Sequence[str], known: Iterable[str]) -> str:
-    names = list(known)
+def _hint(words: Sequence[str], names: Iterable[str]) -> str:
+    names = list(names)
     like = [match for word in words for match in get_close_matches(word.partition("=")[0], names)]
     return f" (did you mean {' or '.join(dict.fromkeys(like))}?)" if like else ""
 

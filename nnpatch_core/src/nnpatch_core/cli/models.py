@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import importlib
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from nnpatch_core._hints import did_you_mean
 from nnpatch_core._sizes import bounded, check_config
+from nnpatch_core._tiny import causal_model_types, tiny_model
 from nnpatch_core._upstream import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.cli.output import UsageError, first_line
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.plugins import find_adapter
-from nnpatch_core.testing.models import causal_model_types, tiny_model
 
 MODEL_HELP = (
     "a model's folder, a config.json, a model type such as llama (then a tiny random model), or "
@@ -34,10 +34,10 @@ def find_api(name: str) -> ModelAPI:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        adapter = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:
         raise UsageError(f"{name!r} cannot be imported: {type(error).__name__}: {error}") from error
-    return find_adapter(found)
+    return find_adapter(adapter)
 
 
 #: What to name in place of a type that there is no tiny model of.
@@ -87,8 +87,7 @@ def _read(loader: Any, name: str, **options: Any) -> Any:
         raise UsageError(f"{name!r} cannot be loaded as a model: {error}") from error
     except Exception as error:
         reason = first_line(str(error))
-        like = get_close_matches(name, causal_model_types())
-        hint = f" (did you mean {' or '.join(like)}?)" if like else ""
+        hint = did_you_mean(name, causal_model_types())
         raise UsageError(
             f"{name!r} is no model type of transformers{hint}, and cannot be loaded as a model: "
             f"{type(error).__name__}: {reason}"

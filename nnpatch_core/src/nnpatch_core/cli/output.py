@@ -1,4 +1,4 @@
-"""What commands print: a table for people, JSON for scripts."""
+"""Prints for commands: a table for people, JSON for scripts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class UsageError(ValueError):
 
 @contextmanager
 def only_ours() -> Iterator[None]:
-    """What plugins and models print goes to the standard error, so that JSON stays JSON."""
+    """Send the prints of plugins and models to the standard error, so that JSON stays JSON."""
     token = _OUTPUT.set(sys.stdout)
     try:
         with redirect_stdout(sys.stderr):
@@ -31,22 +31,22 @@ def only_ours() -> Iterator[None]:
 
 
 def say(text: str = "") -> None:
-    """A line on the standard output; names and reasons in it may be anybody's."""
+    """Print a line on the standard output; names and reasons in it may be anybody's."""
     _write(printable(text))
 
 
 def say_aside(text: str) -> None:
-    """A warning in one line on the standard error."""
+    """Print a warning in one line on the standard error."""
     sys.stderr.write(f"nnpatch: warning: {printable(first_line(text))}\n")
 
 
 def say_json(value: Any) -> None:
-    """A value as JSON on the standard output."""
+    """Print a value as JSON on the standard output."""
     _write(json.dumps(value, indent=2))
 
 
 def say_table(header: Sequence[str], rows: Sequence[Sequence[Any]], margin: str = "") -> None:
-    """Rows under a header, in columns as wide as they must be."""
+    """Print rows under a header, in columns as wide as they must be."""
     lines = [list(header), *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
     for line in lines:

@@ -7,8 +7,7 @@ import os
 from typing import Any
 
 from nnpatch_core.cli.output import say, say_json, say_table
-from nnpatch_core.plugins import Failure, Plugin, Registry, load_plugins
-from nnpatch_core.plugins.manager import ENVIRONMENT_VARIABLE
+from nnpatch_core.plugins import ENVIRONMENT_VARIABLE, Failure, Plugin, Registry, load_plugins
 
 
 def add_to(commands: Any) -> None:
@@ -79,12 +78,12 @@ def _listed(values: Any) -> str:
 def _registered(registry: Registry, plugin: Plugin) -> dict[str, Any]:
     return {
         "adapters": {
-            found.name: list(found.value.model_types)
-            for found in registry.adapters
-            if found.plugin == plugin
+            entry.name: list(entry.value.model_types)
+            for entry in registry.adapters
+            if entry.plugin == plugin
         },
-        "seq_pos": [found.name for found in registry.seq_pos if found.plugin == plugin],
-        "metrics": [found.name for found in registry.metrics if found.plugin == plugin],
+        "seq_pos": [entry.name for entry in registry.seq_pos if entry.plugin == plugin],
+        "metrics": [entry.name for entry in registry.metrics if entry.plugin == plugin],
     }
 
 

@@ -1,4 +1,4 @@
-"""From a model that nobody knows to an adapter for it, put through the checks on the spot."""
+"""Reads an adapter off a model that no plugin knows, and puts it through the checks."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from torch import nn
 from nnpatch_core._models import in_one_thread, module_of, with_weights
 from nnpatch_core.adapters import Component, DecoderAPI, Residual, described, table_of
 from nnpatch_core.components import COMPONENT_NAMES
+from nnpatch_core.conformance import Result, random_prompts, run_checks
 from nnpatch_core.errors import AdapterError
-from nnpatch_core.infer.blocks import find_blocks
+from nnpatch_core.infer.blocks import Blocks, find_blocks
 from nnpatch_core.infer.counts import KEY_VALUE_HEADS, QUERY_HEADS, attribute_with, first_count
-from nnpatch_core.infer.heads import find_heads, no_heads
+from nnpatch_core.infer.heads import HeadComponents, find_heads, no_heads
 from nnpatch_core.infer.kinds import separate, signature
-from nnpatch_core.infer.probe import LayerProbe, capture
-from nnpatch_core.testing.conformance import Result, run_checks
-from nnpatch_core.testing.conformance.subject import random_prompts
+from nnpatch_core.infer.probe import Calls, LayerProbe, capture
 from nnpatch_core.tracing import forward_hooks, in_words
 
 
 @attrs.frozen
 class Inference:
-    """What was read off a model.
+    """An adapter, read off a model.
 
     Args:
         adapter: the adapter, not yet put through any check.
@@ -39,9 +38,9 @@ class Inference:
 
 @attrs.frozen
 class _Layer:
-    """What was read off one layer."""
+    """The components of one layer, read off it."""
 
-    rows: dict[str, Component]
+    components: dict[str, Component]
     residual: Residual | None
     key_value: int | None
     missing: dict[str, str]
@@ -49,7 +48,7 @@ class _Layer:
 
 @in_one_thread
 def infer_adapter(nnmodel: Any, name: str | None = None) -> DecoderAPI:
-    """An adapter for a model that no plugin knows, read off its modules and what they do.
+    """Read an adapter off a model that no plugin knows, by its modules and what they do.
 
     The model is run on random tokens; each component is told by its effects, not by its name.
     Then the adapter is put through the checks of `nnpatch_core.testing`, on the first, the middle
@@ -72,7 +71,7 @@ def infer_adapter(nnmodel: Any, name: str | None = None) -> DecoderAPI:
 
 
 def checked(adapter: DecoderAPI, nnmodel: Any) -> DecoderAPI:
-    """An inferred adapter, with what its model cannot do declared.
+    """Put an inferred adapter through the checks, and declare what its model cannot do.
 
     Raises:
         AdapterError: a check fails; it says which.
@@ -89,14 +88,14 @@ def checked(adapter: DecoderAPI, nnmodel: Any) -> DecoderAPI:
 
 
 def _advice(model: nn.Module) -> str:
-    """How an adapter may still be had of a model that fails its checks."""
+    """Say how to get an adapter for a model that fails its checks."""
     if hooks := forward_hooks(model):
         return (
             f"The model has {in_words(hooks)}, which the checks see: infer the adapter without it, "
             "and pass it as api="
         )
-    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), None)
-    if dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled("cpu"):
+    dtypes = (weight.dtype for weight in model.parameters() if weight.is_floating_point())
+    if next(dtypes, None) in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled("cpu"):
         return (
             "In a type of few digits, rounding may look like an effect: infer the adapter from "
             "the model in float32, and pass it as api="
@@ -107,13 +106,13 @@ def _advice(model: nn.Module) -> str:
     )
 
 
-#: What an adapter says of its models, and the check that tells whether it is so.
+#: The declarations of an adapter that a check can refute.
 _DECLARED = {"padding": "check_padding", "cone": "check_cone_equals_full"}
 
 
 @in_one_thread
 def put_to_test(adapter: DecoderAPI, nnmodel: Any) -> tuple[DecoderAPI, list[Result]]:
-    """An inferred adapter, with what its model cannot do declared, and its checks."""
+    """Run the checks on an inferred adapter, and declare what its model cannot do."""
     layers = _sample(adapter, module_of(nnmodel))
     results = run_checks(adapter, nnmodel, layers=layers)
     for tag, check in _DECLARED.items():
@@ -152,13 +151,13 @@ def read_model(nnmodel: Any, name: str | None = None) -> Inference:
     path = max(lists, key=lambda path: (len(lists[path]), -path.count(".")))
     probes = lists[path]
     signatures = [signature(probe.layer) for probe in probes]
-    known: dict[Any, _Layer] = {}
+    read_layers: dict[Any, _Layer] = {}
     for number, (kind, probe) in enumerate(zip(signatures, probes, strict=True)):
-        if kind not in known:
-            known[kind] = _read_layer(probe, config, number)
-    layers = _consistent([known[kind] for kind in signatures])
+        if kind not in read_layers:
+            read_layers[kind] = _read_layer(probe, config, number)
+    layers = _consistent([read_layers[kind] for kind in signatures])
     modules = [probe.layer for probe in probes]
-    components, kinds, dropped = separate([layer.rows for layer in layers], modules)
+    components, kinds, dropped = separate([layer.components for layer in layers], modules)
     residuals = {layer.residual for layer in layers if _is_whole(layer)}
     whole = (
         all(map(_is_whole, layers)) and len(residuals) == 1 and not {"attn", "mlp"} & set(dropped)
@@ -180,7 +179,7 @@ def read_model(nnmodel: Any, name: str | None = None) -> Inference:
         kinds=kinds,
         residual=residuals.pop() if whole else None,
     )
-    missing = _missing(adapter, layers, dropped)
+    missing = _missing(layers, dropped)
     if isinstance(adapter.key_value_heads, int):
         missing["key_value_heads"] = (
             f"no attribute of the config is {adapter.key_value_heads}, so that the number itself "
@@ -192,80 +191,90 @@ def read_model(nnmodel: Any, name: str | None = None) -> Inference:
 def _read_layer(probe: LayerProbe, config: Any, number: int) -> _Layer:
     calls = probe.run()
     blocks = find_blocks(probe)
-    attention = blocks.rows.get("attn")
     missing = {
         name: f"no module gives what the layer adds to the residual stream as {name}"
         for name in ("attn", "mlp")
-        if name not in blocks.rows
+        if name not in blocks.components
     }
     if blocks.mixer is not None:
         missing["attn"] = f"{blocks.mixer}, which mixes tokens, is not called attention"
-    query = first_count(config, QUERY_HEADS, number)
-    rows, key_value = dict(blocks.rows), None
-    if blocks.mixer is not None:
-        missing |= no_heads(f"{blocks.mixer} is not called attention").missing
-    elif query is None:
-        missing |= no_heads(f"the config has none of {', '.join(QUERY_HEADS)}").missing
-    else:
-        other = first_count(config, KEY_VALUE_HEADS, number) or query
-        until = None if attention is None else calls[attention.module].ended
-        found = find_heads(probe, query, other if query % other == 0 else query, config, until)
-        if attention is None and not {"q", "k", "v"} <= set(found.rows):
-            # A gated convolution has something like a value, but is no attention.
-            found = no_heads("the layer has no attention that could be told")
-        rows |= found.rows
-        missing |= found.missing
-        key_value = found.key_value
+    heads = _read_heads(probe, calls, blocks, config, number)
+    components = blocks.components | heads.components
 
     def time(name: str) -> int:
-        call = calls[rows[name].module]
-        return call.begun if rows[name].side == "input" else call.ended
+        call = calls[components[name].module]
+        return call.begun if components[name].side == "input" else call.ended
 
-    ordered = {name: rows[name] for name in sorted(rows, key=time)}
-    stream = {"resid_pre": Component("", "input")}, {"resid": Component("", item=calls[""].item)}
-    return _Layer({**stream[0], **ordered, **stream[1]}, blocks.residual, key_value, missing)
+    ordered = {
+        "resid_pre": Component("", "input"),
+        **{name: components[name] for name in sorted(components, key=time)},
+        "resid": Component("", item=calls[""].item),
+    }
+    return _Layer(ordered, blocks.residual, heads.key_value, missing | heads.missing)
+
+
+def _read_heads(
+    probe: LayerProbe, calls: Calls, blocks: Blocks, config: Any, number: int
+) -> HeadComponents:
+    if blocks.mixer is not None:
+        return no_heads(f"{blocks.mixer} is not called attention")
+    query = first_count(config, QUERY_HEADS, number)
+    if query is None:
+        return no_heads(f"the config has none of {', '.join(QUERY_HEADS)}")
+    key_value = first_count(config, KEY_VALUE_HEADS, number) or query
+    key_value = key_value if query % key_value == 0 else query
+    attention = blocks.components.get("attn")
+    until = None if attention is None else calls[attention.module].ended
+    heads = find_heads(probe, query, key_value, config, until)
+    if attention is None and not {"q", "k", "v"} <= set(heads.components):
+        # A gated convolution has something like a value, but is no attention.
+        return no_heads("the layer has no attention that could be told")
+    return heads
 
 
 def _is_whole(layer: _Layer) -> bool:
-    return {"attn", "mlp"} <= set(layer.rows)
+    return {"attn", "mlp"} <= set(layer.components)
 
 
 def _consistent(layers: Sequence[_Layer]) -> list[_Layer]:
-    """The layers, without heads where one layer's projection is another's with other heads."""
+    """Drop keys and values where layers have one projection with different numbers of heads."""
     counts: dict[Component, set[int | None]] = {}
     for layer in layers:
-        for row in layer.rows.values():
-            if row.heads == "key_value":
-                counts.setdefault(row, set()).add(layer.key_value)
+        for component in layer.components.values():
+            if component.heads == "key_value":
+                counts.setdefault(component, set()).add(layer.key_value)
     if all(len(numbers) == 1 for numbers in counts.values()):
         return list(layers)
+    return [_without_key_value(layer) for layer in layers]
+
+
+def _without_key_value(layer: _Layer) -> _Layer:
+    kept = {
+        name: component
+        for name, component in layer.components.items()
+        if component.heads != "key_value"
+    }
     reason = "the number of key/value heads differs from layer to layer"
-    found = []
-    for layer in layers:
-        rows = {name: row for name, row in layer.rows.items() if row.heads != "key_value"}
-        lost = dict.fromkeys(set(layer.rows) - set(rows), reason)
-        found.append(attrs.evolve(layer, rows=rows, missing={**layer.missing, **lost}))
-    return found
+    lost = dict.fromkeys(set(layer.components) - set(kept), reason)
+    return attrs.evolve(layer, components=kept, missing={**layer.missing, **lost})
 
 
-def _missing(
-    adapter: DecoderAPI, layers: Sequence[_Layer], dropped: Mapping[str, str]
-) -> dict[str, str]:
-    """Why components are missing, by name."""
-    found: dict[str, str] = {}
+def _missing(layers: Sequence[_Layer], dropped: Mapping[str, str]) -> dict[str, str]:
+    """Say why components are missing, by name."""
+    missing: dict[str, str] = {}
     for name in COMPONENT_NAMES:
-        lacking = [number for number, layer in enumerate(layers) if name not in layer.rows]
+        lacking = [number for number, layer in enumerate(layers) if name not in layer.components]
         if name in dropped:
-            found[name] = dropped[name]
+            missing[name] = dropped[name]
         elif lacking:
             reasons = dict.fromkeys(layers[number].missing.get(name, "") for number in lacking)
             where = "" if len(lacking) == len(layers) else f"layers {lacking}: "
-            found[name] = where + "; ".join(reason for reason in reasons if reason)
-    return found
+            missing[name] = where + "; ".join(reason for reason in reasons if reason)
+    return missing
 
 
 def _sample(adapter: DecoderAPI, model: nn.Module) -> list[int]:
-    """The first, the middle and the last layer of each kind."""
+    """Choose the first, the middle and the last layer of each kind."""
     of_kind: dict[int, list[int]] = {}
     for layer in range(len(model.get_submodule(adapter.layers))):  # type: ignore[arg-type]
         of_kind.setdefault(id(table_of(adapter, model, layer)), []).append(layer)

@@ -1,4 +1,4 @@
-"""Which modules of a layer add to the residual stream, read off what adds up to what."""
+"""Finds the modules of a layer that add to the residual stream, by what adds up to what."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Pair: TypeAlias = tuple[str, str]
 
 @attrs.frozen
 class Blocks:
-    """The rows of a layer's blocks, and what the layer makes of them.
+    """The components of a layer that add to its residual stream.
 
     Args:
-        rows: `attn` and `mlp`, as far as there are such, in execution order.
+        components: `attn` and `mlp`, as far as there are such, in execution order.
         residual: as `DecoderAPI` has it.
         mixer: path of a block that mixes tokens without being attention by its name.
     """
 
-    rows: dict[str, Component]
+    components: dict[str, Component]
     residual: Residual | None
     mixer: str | None = None
 
 
 def find_blocks(probe: LayerProbe) -> Blocks:
-    """What a layer adds to the residual stream: one block that mixes tokens, one that does not."""
+    """Find the blocks that add to the residual stream: one that mixes tokens, one that does not."""
     calls = probe.run()
     layer = calls.get("")
     if layer is None or layer.entered is None or layer.left is None:
@@ -54,17 +54,17 @@ def find_blocks(probe: LayerProbe) -> Blocks:
 
 
 def _addable(calls: Calls, pre: Tensor) -> list[str]:
-    """Modules that give what could be added to the residual stream, outermost first."""
-    found = [
+    """List the modules whose output could be added to the residual stream, outermost first."""
+    paths = [
         path
         for path, call in calls.items()
         if path and call.left is not None and call.left.shape == pre.shape and call.left.any()
     ]
-    return sorted(found, key=lambda path: _depth(calls, path))
+    return sorted(paths, key=lambda path: _depth(calls, path))
 
 
 def _depth(calls: Calls, path: str) -> float:
-    """Outermost first; of equals, the one that comes first."""
+    """Sorts paths: outermost first; of equals, the one that comes first."""
     return path.count(".") + calls[path].begun / 1e6
 
 
@@ -78,14 +78,14 @@ def _left(calls: Calls, path: str) -> Tensor:
 def _matches(
     calls: Calls, pre: Tensor, resid: Tensor
 ) -> Iterator[tuple[Residual | None, Callable[[str, str], bool]]]:
-    """The ways in which a layer may use its two blocks, and a test of each."""
+    """Give the ways in which a layer may use its two blocks, and a test of each."""
 
-    def summed(one: str, other: str) -> bool:
-        total = pre + _left(calls, one) + _left(calls, other)
+    def summed(first: str, second: str) -> bool:
+        total = pre + _left(calls, first) + _left(calls, second)
         return bool(same(total, resid).all())
 
-    def scaled(one: str, other: str) -> bool:
-        parts = torch.stack([pre, _left(calls, one), _left(calls, other)], -1).float()
+    def scaled(first: str, second: str) -> bool:
+        parts = torch.stack([pre, _left(calls, first), _left(calls, second)], -1).float()
         solution = torch.linalg.lstsq(
             parts.flatten(0, -2), resid.float().flatten()[:, None]
         ).solution
@@ -93,10 +93,10 @@ def _matches(
             fits = same((parts @ solution)[..., 0], resid).all()
         return bool(fits and (solution.abs() > 1e-3).all())
 
-    def normed(one: str, other: str) -> bool:
+    def normed(first: str, second: str) -> bool:
         """Each sum is handed to a norm, whose output goes on."""
-        for norm in _fed(calls, pre + _left(calls, one)):
-            for last in _fed(calls, norm + _left(calls, other)):
+        for norm in _fed(calls, pre + _left(calls, first)):
+            for last in _fed(calls, norm + _left(calls, second)):
                 if same(last, resid).all():
                     return True
         return False
@@ -107,7 +107,7 @@ def _matches(
 
 
 def _fed(calls: Calls, value: Tensor) -> Iterator[Tensor]:
-    """What the modules give that are given `value`."""
+    """Give the outputs of the modules whose input is `value`."""
     for call in calls.values():
         if call.entered is None or call.left is None or call.entered.shape != value.shape:
             continue
@@ -118,24 +118,24 @@ def _fed(calls: Calls, value: Tensor) -> Iterator[Tensor]:
 def _named(
     probe: LayerProbe, calls: Calls, paths: tuple[str, ...], residual: Residual | None
 ) -> Blocks:
-    """Which of the blocks mixes tokens: attention, by its name or its class."""
+    """Name the blocks: the one that mixes tokens is attention, by its name or its class."""
     ordered = sorted(paths, key=lambda path: calls[path].begun)
-    # The first one depends on the layer's input alone; so does the other, if they are parallel.
+    # The first one depends on the layer's input alone; so does the second, if they are parallel.
     mixer = next((path for path in ordered if _mixes_tokens(probe, calls, path)), None)
-    rows, other = {}, None
+    components, unnamed = {}, None
     for path in ordered:
-        row = Component(path, item=calls[path].item)
+        component = Component(path, item=calls[path].item)
         if path != mixer:
-            rows["mlp"] = row
+            components["mlp"] = component
         elif _is_attention(probe, path):
-            rows["attn"] = row
+            components["attn"] = component
         else:
-            other = path
-    return Blocks(rows, residual, other)
+            unnamed = path
+    return Blocks(components, residual, unnamed)
 
 
 def _is_attention(probe: LayerProbe, path: str) -> bool:
-    """A norm after attention counts by the layer's children that come before it."""
+    """Whether a block, or for a norm behind it one of the layer's children, is called attention."""
     module = probe.layer.get_submodule(path)
     names = [path, type(module).__name__]
     if not any(True for _ in module.children()):
@@ -144,7 +144,7 @@ def _is_attention(probe: LayerProbe, path: str) -> bool:
 
 
 def _mixes_tokens(probe: LayerProbe, calls: Calls, path: str) -> bool:
-    """Whether what the module gives at a token depends on the tokens before."""
+    """Whether a module's output at a token depends on the tokens before."""
     position = 1
     changed = probe.run(None, lambda value: _turned(value, position), entry=True)
     if path not in changed:

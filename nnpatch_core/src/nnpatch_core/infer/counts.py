@@ -1,4 +1,4 @@
-"""Where a config says how many heads there are."""
+"""Finds the attribute of a config that says how many heads there are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_qu
 
 
 def first_count(config: Any, names: Sequence[str], layer: int) -> int | None:
-    """What the first of some attributes says of a layer."""
+    """Read how many a layer has, off the first attribute that says so."""
     for name in names:
         count = _of_layer(getattr(config, name, None), layer)
         if count is not None:
@@ -21,7 +21,7 @@ def first_count(config: Any, names: Sequence[str], layer: int) -> int | None:
 def attribute_with(
     config: Any, names: Sequence[str], counts: Sequence[int | None], default: str
 ) -> str | int:
-    """The attribute that gives each layer its count, or the count itself if there is none.
+    """Find the attribute that gives each layer its count; if there is none, give the count.
 
     A count of None is that of a layer whose heads nobody asks for.
     """

@@ -1,4 +1,4 @@
-"""Which modules of a layer project to heads, read off what turning their output round does."""
+"""Finds the projections of heads in a layer, by what turning their output round does."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ Part: TypeAlias = Literal["q", "k", "v"]
 
 
 @attrs.frozen
-class FoundHeads:
-    """The rows of a layer's heads.
+class HeadComponents:
+    """The components of a layer that have heads.
 
     Args:
-        rows: `q`, `k`, `v`, `o`, as far as they were found, in execution order.
-        key_value: how many key/value heads there are; None where no row has such heads.
+        components: `q`, `k`, `v`, `o`, as far as they were found, in execution order.
+        key_value: how many key/value heads there are; None where no component has such heads.
         missing: for each component that was not found, why.
     """
 
-    rows: dict[str, Component]
+    components: dict[str, Component]
     key_value: int | None
     missing: dict[str, str]
 
 
 class Changes(NamedTuple):
-    """What changes by more than rounding, and what changes at all."""
+    """Which numbers change by more than rounding, and which change at all."""
 
     clearly: Tensor
     ever: Tensor
@@ -63,7 +63,7 @@ class _Attention:
 
     @property
     def before(self) -> Tensor:
-        """What the output projection is handed, `[batch, seq, width]`."""
+        """The input of the output projection, `[batch, seq, width]`."""
         entered = self.calls[self.output].entered
         if entered is None:
             raise KeyError(self.output)
@@ -74,7 +74,7 @@ class _Attention:
         return value[..., consecutive(value.shape[-1], self.heads.query).to(value.device)]
 
     def after(self, path: str, columns: Tensor, position: int | None) -> Tensor:
-        """What the output projection is handed when columns of a module are turned round."""
+        """The input of the output projection when columns of a module are turned round."""
 
         def edit(value: Tensor) -> Tensor:
             edited = value.clone()
@@ -88,7 +88,7 @@ class _Attention:
         return entered
 
     def changed(self, path: str, columns: Tensor, position: int | None) -> Changes:
-        """`[seq, query heads, dim]`: where that differs from what it was, in some prompt."""
+        """`[seq, query heads, dim]`: where that input changes, in some prompt."""
         after = self.after(path, columns, position)
         clearly = self.by_head(~same(after, self.before)).any(0)
         return Changes(clearly, self.by_head(after != self.before).any(0))
@@ -106,8 +106,8 @@ class _Attention:
 
 def find_heads(
     probe: LayerProbe, query_heads: int, key_value_heads: int, config: Any, until: int | None
-) -> FoundHeads:
-    """The projections of a layer, as far as they can be told by what they do.
+) -> HeadComponents:
+    """Find the projections of a layer, as far as they can be told by what they do.
 
     Args:
         probe: the layer.
@@ -126,34 +126,34 @@ def find_heads(
             continue
         inner = [path for path in paths if calls[path].ended < calls[output].begun]
         heads = Heads(query_heads, key_value_heads, config)
-        found = _search(_Attention(probe, calls, output, heads), inner)
-        if found is not None:
-            return found
+        components = _search(_Attention(probe, calls, output, heads), inner)
+        if components is not None:
+            return components
         reason = f"nothing before {output} does to its heads what q, k or v would"
     return no_heads(reason)
 
 
-def no_heads(reason: str) -> FoundHeads:
-    """Nothing found, and why."""
-    return FoundHeads({}, None, dict.fromkeys(("q", "k", "v", "o"), reason))
+def no_heads(reason: str) -> HeadComponents:
+    """No component with heads, and why."""
+    return HeadComponents({}, None, dict.fromkeys(("q", "k", "v", "o"), reason))
 
 
 def _projections(probe: LayerProbe, calls: Calls, until: int | None) -> list[str]:
-    """Modules that hold one matrix, in the order of their calls; of nested ones the outermost."""
-    found: list[str] = []
+    """List modules that hold one matrix, in the order of calls; of nested ones the outermost."""
+    paths: list[str] = []
     for path, call in sorted(calls.items(), key=lambda item: item[1].begun):
-        inside = any(path.startswith(f"{other}.") for other in found)
+        inside = any(path.startswith(f"{outer}.") for outer in paths)
         late = until is not None and call.ended > until
         if path and call.left is not None and not inside and not late:
             module = as_it_was(probe.layer.get_submodule(path))
             matrices = [weight for weight in module.parameters() if weight.ndim == 2]
             if len(matrices) == 1 and not isinstance(module, nn.Embedding):
-                found.append(path)
-    return found
+                paths.append(path)
+    return paths
 
 
 def _outputs(probe: LayerProbe, calls: Calls, paths: list[str]) -> Iterator[str]:
-    """Modules that may be the output projection, the likeliest first.
+    """Give the modules that may be the output projection, the likeliest first.
 
     Where some earlier projection has values, turning it round turns what the output projection is
     handed round; at one token, it does something to later ones.
@@ -162,16 +162,16 @@ def _outputs(probe: LayerProbe, calls: Calls, paths: list[str]) -> Iterator[str]
     for path in reversed(paths):
         everywhere = probe.run(path, torch.neg)
         somewhere = probe.run(path, _turn_one)
-        for other in paths:
-            old = calls[other].entered
-            if old is None or calls[other].begun < calls[path].ended or not old.any():
+        for output in paths:
+            old = calls[output].entered
+            if old is None or calls[output].begun < calls[path].ended or not old.any():
                 continue
-            new = everywhere[other].entered if other in everywhere else None
-            near = somewhere[other].entered if other in somewhere else None
+            new = everywhere[output].entered if output in everywhere else None
+            near = somewhere[output].entered if output in somewhere else None
             if new is None or near is None or new.shape != old.shape:
                 continue
             if same(new, -old).all() and not same(near, old)[:, _LATER].all():
-                likely[other] = None
+                likely[output] = None
     yield from likely
     # Where keys and values come from one latent projection, nothing turns round; the queries tell.
     if paths and paths[-1] not in likely:
@@ -184,8 +184,8 @@ def _turn_one(value: Tensor) -> Tensor:
     return edited
 
 
-def _search(attention: _Attention, paths: list[str]) -> FoundHeads | None:
-    """q, k and v before an output projection; None if there is none of them."""
+def _search(attention: _Attention, paths: list[str]) -> HeadComponents | None:
+    """Find q, k and v before an output projection; None if there is none of them."""
     dim = attention.before.shape[-1] // attention.heads.query
     taken: set[tuple[str, int]] = set()
     value = _first(attention, paths, "v", dim, taken)
@@ -193,17 +193,18 @@ def _search(attention: _Attention, paths: list[str]) -> FoundHeads | None:
         attention = attrs.evolve(attention, heads=attrs.evolve(attention.heads, key_value=value[1]))
     key = _first(attention, paths, "k", None, taken)
     query = _first(attention, paths, "q", None if key is None else key[2], taken)
-    found = {"q": query, "k": key, "v": value}
-    rows = {part: entry[0] for part, entry in found.items() if entry is not None}
-    if "q" not in rows and "v" not in rows:
+    parts = {"q": query, "k": key, "v": value}
+    components = {part: match[0] for part, match in parts.items() if match is not None}
+    if "q" not in components and "v" not in components:
         # Nothing else tells that what was taken for the output projection is one.
         return None
-    rows = dict(sorted(rows.items(), key=lambda item: attention.calls[item[1].module].ended))
-    rows["o"] = Component(attention.output, "input", heads="query")
+    ended = {part: attention.calls[each.module].ended for part, each in components.items()}
+    components = {part: components[part] for part in sorted(components, key=ended.__getitem__)}
+    components["o"] = Component(attention.output, "input", heads="query")
     reason = f"none of {', '.join(paths)} does to each head what {{}} does"
-    missing = {part: reason.format(part) for part in found if part not in rows}
-    key_value = attention.heads.key_value if "k" in rows or "v" in rows else None
-    return FoundHeads(rows, key_value, missing)
+    missing = {part: reason.format(part) for part in parts if part not in components}
+    key_value = attention.heads.key_value if "k" in components or "v" in components else None
+    return HeadComponents(components, key_value, missing)
 
 
 def _first(
@@ -213,9 +214,9 @@ def _first(
     dim: int | None,
     taken: set[tuple[str, int]],
 ) -> tuple[Component, int, int] | None:
-    """The first row that does what the part does, how many key/value heads, and how wide.
+    """Find the first component that acts as the part, how many key/value heads, and how wide.
 
-    Columns in `taken` are another part's; those that are found are added.
+    Columns in `taken` are another part's; those of the component are added.
     """
     for path in reversed(paths):
         left = attention.calls[path].left
@@ -231,15 +232,15 @@ def _first(
                 kind: Literal["query", "key_value"] = "query" if part == "q" else "key_value"
                 item = attention.calls[path].item
                 taken |= own
-                row = Component(path, heads=kind, item=item, columns=layout)
-                return row, heads.key_value, columns.shape[1]
+                component = Component(path, heads=kind, item=item, columns=layout)
+                return component, heads.key_value, columns.shape[1]
     return None
 
 
 def _layouts(
     heads: Heads, part: Part, width: int, dim: int | None
 ) -> Iterator[tuple[Heads, HeadColumns | None]]:
-    """The layouts that a width allows, with the heads that it would then have."""
+    """Give the layouts that a width allows, with the heads that it would then have."""
     if part == "q":
         if width % heads.query == 0:
             yield heads, None

@@ -10,7 +10,7 @@ from nnpatch_core._wrappers import missing_weight
 from nnpatch_core.adapters import ModelAPI, described
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.infer.adapter import checked, read_model
-from nnpatch_core.plugins.hookspecs import hookimpl
+from nnpatch_core.plugins import hookimpl
 
 
 @hookimpl

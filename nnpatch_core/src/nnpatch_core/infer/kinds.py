@@ -1,19 +1,17 @@
-"""Layers of different kinds: which tables there are, and by which module a layer is told."""
+"""Finds the tables of layers of different kinds, and the module that tells each kind."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 
 from torch import nn
 
-from nnpatch_core.adapters import Component
-
-Rows = Mapping[str, Component]
+from nnpatch_core.adapters import Table
 
 
 def signature(layer: nn.Module) -> Hashable:
-    """What layers of one kind have in common: their modules, and the shapes of their weights."""
+    """Layers of one kind have one signature: their modules, and the shapes of their weights."""
     return frozenset(
         (path, type(module).__name__, *(tuple(p.shape) for p in module.parameters(recurse=False)))
         for path, module in layer.named_modules()
@@ -21,16 +19,16 @@ def signature(layer: nn.Module) -> Hashable:
 
 
 def separate(
-    tables: Sequence[Rows], layers: Sequence[nn.Module]
-) -> tuple[Rows, dict[str, Rows], dict[str, str]]:
-    """One table for most layers, and by a module that only they have, the tables of the others.
+    tables: Sequence[Table], layers: Sequence[nn.Module]
+) -> tuple[Table, dict[str, Table], dict[str, str]]:
+    """Find the table of most layers, and the module that tells which layers have another.
 
-    Where layers cannot be told apart, only the rows that they share are kept.
+    Where layers cannot be told apart, only the components that they share are kept.
 
     Returns:
         The table of most layers; path to table of the others; component to why it was dropped.
     """
-    distinct: list[Rows] = []
+    distinct: list[Table] = []
     for table in tables:
         if not any(map(partial(_alike, table), distinct)):
             distinct.append(table)
@@ -39,9 +37,9 @@ def separate(
     unmarked = [place for place, mark in marks.items() if mark is None]
     if len(unmarked) > 1:
         shared = {
-            name: row
-            for name, row in distinct[0].items()
-            if all(table.get(name) == row for table in distinct)
+            name: component
+            for name, component in distinct[0].items()
+            if all(table.get(name) == component for table in distinct)
         }
         names = {name for table in distinct for name in table} - set(shared)
         reason = "it is elsewhere in some layers, which no module tells apart"
@@ -55,24 +53,17 @@ def separate(
     return distinct[default], kinds, {}
 
 
-def _alike(one: Rows, other: Rows) -> bool:
-    """Equal, and in the same order."""
-    return list(one.items()) == list(other.items())
+def _alike(first: Table, second: Table) -> bool:
+    """Whether two tables are equal, and in the same order."""
+    return list(first.items()) == list(second.items())
 
 
-def _mark(table: Rows, tables: Sequence[Rows], layers: Sequence[nn.Module]) -> str | None:
-    """The path of a module that all layers with this table have, and no other layer."""
-    own = [
-        _paths(layer) for other, layer in zip(tables, layers, strict=True) if _alike(other, table)
-    ]
-    rest = [
-        _paths(layer)
-        for other, layer in zip(tables, layers, strict=True)
-        if not _alike(other, table)
-    ]
-    paths = set.intersection(*own).difference(*rest)
-    return min(paths, key=lambda path: (path.count("."), path), default=None)
-
-
-def _paths(layer: nn.Module) -> set[str]:
-    return {path for path, _ in layer.named_modules() if path}
+def _mark(table: Table, tables: Sequence[Table], layers: Sequence[nn.Module]) -> str | None:
+    """Find the path of a module that all layers with this table have, and no layer besides."""
+    own: list[set[str]] = []
+    rest: list[set[str]] = []
+    for its_table, layer in zip(tables, layers, strict=True):
+        paths = {path for path, _ in layer.named_modules() if path}
+        (own if _alike(its_table, table) else rest).append(paths)
+    marks = set.intersection(*own).difference(*rest)
+    return min(marks, key=lambda path: (path.count("."), path), default=None)

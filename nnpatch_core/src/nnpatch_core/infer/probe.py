@@ -23,7 +23,7 @@ _ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 @attrs.define(eq=False)
 class Call:
-    """What a module was given and gave, as far as it is `[batch, seq, width]`, and when.
+    """One call of a module: input and output, as far as they are `[batch, seq, width]`, and when.
 
     Args:
         entered: its first input.
@@ -47,12 +47,12 @@ Calls: TypeAlias = Mapping[str, Call]
 
 @attrs.frozen(eq=False)
 class LayerProbe:
-    """A layer, and the arguments that it was called with in a forward of `[batch, seq]` tokens."""
+    """A layer, and the arguments that it was called with in a forward of tokens, `shape`."""
 
     layer: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    run_shape: torch.Size
+    shape: torch.Size
 
     def run(
         self, path: str | None = None, edit: Edit | None = None, *, entry: bool = False
@@ -80,15 +80,11 @@ class LayerProbe:
                 continue
             calls[name] = Call()
             if name == path and edit is not None:
-                hooks.append(module.register_forward_hook(partial(_edited, edit, self.run_shape)))
-            hooks.append(
-                module.register_forward_pre_hook(
-                    partial(_begin, calls[name], clock, self.run_shape), with_kwargs=True
-                )
-            )
-            hooks.append(
-                module.register_forward_hook(partial(_end, calls[name], clock, self.run_shape))
-            )
+                hooks.append(module.register_forward_hook(partial(_edited, edit, self.shape)))
+            begin = partial(_begin, calls[name], clock, self.shape)
+            hooks.append(module.register_forward_pre_hook(begin, with_kwargs=True))
+            end = partial(_end, calls[name], clock, self.shape)
+            hooks.append(module.register_forward_hook(end))
         try:
             with evaluating(self.layer), torch.no_grad():
                 self.layer(*args, **kwargs)
@@ -99,7 +95,7 @@ class LayerProbe:
 
 
 def capture(model: nn.Module, batch: Batch) -> dict[str, list[LayerProbe]]:
-    """Run the model, and give each list of modules that behaves like its layers.
+    """Run the model, and find each list of modules that behaves like its layers.
 
     Returns:
         Path of the list to a probe of each layer: each ran once, in order, and was given what the
@@ -125,12 +121,12 @@ def capture(model: nn.Module, batch: Batch) -> dict[str, list[LayerProbe]]:
     finally:
         for hook in hooks:
             hook.remove()
-    found = {}
+    probes = {}
     for path, calls in seen.items():
         numbers = [number for number, *_ in calls]
         if numbers == list(range(len(lists[path]))) and _chained(calls):
-            found[path] = [probe for _, probe, *_ in calls]
-    return found
+            probes[path] = [probe for _, probe, *_ in calls]
+    return probes
 
 
 def _chained(calls: list[tuple[int, LayerProbe, Tensor | None, Tensor | None]]) -> bool:
@@ -145,69 +141,69 @@ def _chained(calls: list[tuple[int, LayerProbe, Tensor | None, Tensor | None]]) 
 def _note(
     seen: list[Any],
     number: int,
-    run: torch.Size,
+    shape: torch.Size,
     layer: nn.Module,
     args: Any,
     kwargs: Any,
     output: Any,
 ) -> None:
-    entered, left = _first(args, kwargs, run), _item(output, run)[1]
+    entered, left = _first(args, kwargs, shape), _item(output, shape)[1]
     # A family may fill a cache although it is told not to; a second run must not find it.
     fresh = tuple(None if isinstance(value, Cache) else value for value in args)
     named = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
-    probe = LayerProbe(layer, fresh, named, run)
+    probe = LayerProbe(layer, fresh, named, shape)
     seen.append((number, probe, entered, None if left is None else left.clone()))
 
 
-def _begin(call: Call, clock: Any, run: torch.Size, _: nn.Module, args: Any, kwargs: Any) -> None:
-    found = _first(args, kwargs, run)
-    call.entered = None if found is None else found.clone()
+def _begin(call: Call, clock: Any, shape: torch.Size, _: nn.Module, args: Any, kwargs: Any) -> None:
+    entered = _first(args, kwargs, shape)
+    call.entered = None if entered is None else entered.clone()
     call.begun = next(clock)
     call.times += 1
 
 
-def _end(call: Call, clock: Any, run: torch.Size, _: nn.Module, args: Any, output: Any) -> None:
-    call.item, found = _item(output, run)
-    call.left = None if found is None else found.clone()
+def _end(call: Call, clock: Any, shape: torch.Size, _: nn.Module, args: Any, output: Any) -> None:
+    call.item, left = _item(output, shape)
+    call.left = None if left is None else left.clone()
     call.ended = next(clock)
 
 
-def _edited(edit: Edit, run: torch.Size, _: nn.Module, args: Any, output: Any) -> Any:
-    item, found = _item(output, run)
-    if found is None:
+def _edited(edit: Edit, shape: torch.Size, _: nn.Module, args: Any, output: Any) -> Any:
+    item, left = _item(output, shape)
+    if left is None:
         return output
     if isinstance(output, tuple | list):
-        edited = edit(found).reshape(output[item].shape)
+        edited = edit(left).reshape(output[item].shape)
         return type(output)((*output[:item], edited, *output[item + 1 :]))
-    return edit(found).reshape(output.shape)
+    return edit(left).reshape(output.shape)
 
 
-def _activation(value: Any, run: torch.Size) -> Tensor | None:
+def _activation(value: Any, shape: torch.Size) -> Tensor | None:
     """`value` as `[batch, seq, width]`, if that is what it is, or all tokens in a row."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
-    if value.ndim == 2 and len(value) == run[0] * run[1]:
-        return value.view(*run, -1)
-    return value if value.ndim == 3 and value.shape[:2] == run else None
+    if value.ndim == 2 and len(value) == shape[0] * shape[1]:
+        return value.view(*shape, -1)
+    return value if value.ndim == 3 and value.shape[:2] == shape else None
 
 
-def _first(args: Any, kwargs: Any, run: torch.Size) -> Tensor | None:
+def _first(args: Any, kwargs: Any, shape: torch.Size) -> Tensor | None:
     """The first input, as a site of side "input" has it."""
-    return _activation(next(iter((*args, *kwargs.values())), None), run)
+    return _activation(next(iter((*args, *kwargs.values())), None), shape)
 
 
-def _item(output: Any, run: torch.Size) -> tuple[int, Tensor | None]:
+def _item(output: Any, shape: torch.Size) -> tuple[int, Tensor | None]:
     if not isinstance(output, tuple | list):
-        return 0, _activation(output, run)
+        return 0, _activation(output, shape)
     for item, value in enumerate(output):
-        found = _activation(value, run)
-        if found is not None:
-            return item, found
+        activation = _activation(value, shape)
+        if activation is not None:
+            return item, activation
     return 0, None
 
 
-def same(one: Tensor, other: Tensor) -> Tensor:
-    """Elementwise: whether two activations are equal but for rounding."""
-    scale = torch.maximum(one.abs().max(), other.abs().max()).float()
-    gap = (one.float() - other.float()).abs()
-    return gap <= _ROUNDING.get(one.dtype, 1e-4) * scale
+def same(first: Tensor, second: Tensor) -> Tensor:
+    """Tell, elementwise, whether two activations are equal but for rounding."""
+    scale = torch.maximum(first.abs().max(), second.abs().max()).float()
+    gap = (first.float() - second.float()).abs()
+    return gap <= _ROUNDING.get(first.dtype, 1e-4) * scale

@@ -1,4 +1,4 @@
-"""Adapters read off models whose type no plugin claims: who reads them, and what is said of it."""
+"""Has an adapter read off a model whose type no plugin claims, and says so."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from torch import nn
 
+from nnpatch_core._tiny import tiny_model
 from nnpatch_core._warnings import warn
 from nnpatch_core.adapters import ModelAPI, component_names, heads_of, n_layers, table_of
 from nnpatch_core.components import COMPONENT_NAMES
@@ -28,7 +29,7 @@ class Inferred:
         adapter: it has passed its checks.
         missing: component that it does without, to the reason.
         plugin: who has read it.
-        unclaimed: why none was found, in words.
+        unclaimed: why no plugin claims the type, in words.
     """
 
     adapter: ModelAPI
@@ -37,7 +38,7 @@ class Inferred:
     unclaimed: str
 
 
-def infer(model: nn.Module, registry: Registry, instead: str) -> Inferred:
+def infer_unclaimed(model: nn.Module, registry: Registry, instead: str) -> Inferred:
     """Have an adapter read off a model: by the first plugin that can, ours last.
 
     Args:
@@ -67,19 +68,19 @@ def infer(model: nn.Module, registry: Registry, instead: str) -> Inferred:
 
 
 def why_unclaimed(model: nn.Module, registry: Registry) -> str:
-    """That no plugin claims the model's type, which one would, and which failed."""
+    """Say that no plugin claims the model's type, which one would, and which failed."""
     model_type = getattr(model.config, "model_type", None)
-    known = how_to_get(str(model_type), registry)
+    offer = how_to_get(str(model_type), registry)
     failures = "".join(f"; {failure}" for failure in registry.failures)
-    return f"no plugin claims model_type {model_type!r}{f' ({known})' if known else ''}{failures}"
+    return f"no plugin claims model_type {model_type!r}{f' ({offer})' if offer else ''}{failures}"
 
 
-def told(inferred: Inferred, model: nn.Module) -> str:
-    """The warning: what was found, what was not and why, and how to keep it."""
+def warning_of(inferred: Inferred, model: nn.Module) -> str:
+    """Say what was inferred, what was not and why, and how to keep it."""
     adapter = inferred.adapter
     last = n_layers(adapter, model) - 1
     declared = [f"{tag}=False" for tag in ("padding", "cone") if not getattr(adapter, tag, True)]
-    found = [
+    sentences = [
         f"{inferred.unclaimed}: adapter {adapter.name!r} was inferred from the model, and passes "
         f"its checks. It has layers 0 to {last} at {adapter.layers} with "
         f"{', '.join(_with_heads(adapter, model))}",
@@ -87,11 +88,11 @@ def told(inferred: Inferred, model: nn.Module) -> str:
         *(f"Not read off: {line}" for line in not_read_off(inferred)),
         f"This runs the model many times in each call. To keep it, {_how_to_keep(model)}",
     ]
-    return ". ".join(found)
+    return ". ".join(sentences)
 
 
 def not_read_off(inferred: Inferred) -> list[str]:
-    """`q, k: why`, for what an inferred adapter does without."""
+    """Say `q, k: why` for the components that an inferred adapter does without."""
     lacking = [name for name in COMPONENT_NAMES if name not in component_names(inferred.adapter)]
     reasons: dict[str, list[str]] = {}
     for name in dict.fromkeys([*lacking, *inferred.missing]):
@@ -104,9 +105,6 @@ def not_read_off(inferred: Inferred) -> list[str]:
 
 def package_command(model_type: Any) -> str | None:
     """The command that writes a package for a type; None where there is no tiny model of it."""
-    # Not before it is needed: the kit, which is there too, looks up plugins itself.
-    from nnpatch_core.testing.models import tiny_model
-
     try:
         tiny_model(model_type)
     except Exception:
@@ -121,14 +119,15 @@ def _how_to_keep(model: nn.Module) -> str:
 
 
 def _with_heads(adapter: ModelAPI, model: nn.Module) -> list[str]:
-    """Each component, and the numbers of heads that it has in the layers."""
+    """Name each component, with the numbers of heads that it has in the layers."""
     counts: dict[str, set[int]] = {name: set() for name in component_names(adapter)}
     for layer in range(n_layers(adapter, model)):
-        for name, row in table_of(adapter, model, layer).items():
-            if row.heads is not None:
-                counts[name].add(heads_of(adapter, model, layer).count(row.heads))
-    return [f"{name} ({_counted(found)})" if found else name for name, found in counts.items()]
+        for name, component in table_of(adapter, model, layer).items():
+            if component.heads is not None:
+                counts[name].add(heads_of(adapter, model, layer).count(component.heads))
+    return [name + _counted(numbers) for name, numbers in counts.items()]
 
 
 def _counted(numbers: set[int]) -> str:
-    return f"{' or '.join(map(str, sorted(numbers)))} head{'' if numbers == {1} else 's'}"
+    counts = " or ".join(map(str, sorted(numbers)))
+    return f" ({counts} head{'' if numbers == {1} else 's'})" if numbers else ""

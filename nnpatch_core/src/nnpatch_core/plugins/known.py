@@ -1,4 +1,4 @@
-"""Which of our own distributions has an adapter for a type, for whoever has not installed it."""
+"""Names our own distribution that has an adapter for a type, where it is not installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def how_to_get(model_type: str, registry: Registry) -> str:
-    """What brings the adapter of ours for a type that no loaded plugin claims; "" if none does."""
+    """Say how to get our adapter for a type that no loaded plugin claims; "" if there is none."""
     for distribution, types in DISTRIBUTIONS.items():
         if model_type not in types:
             continue

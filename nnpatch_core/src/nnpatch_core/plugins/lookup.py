@@ -1,4 +1,4 @@
-"""From a name, or a model, to what is registered for it."""
+"""Finds adapters, metrics and position strategies: by name, or an adapter by its model."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._hints import did_you_mean
+from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.errors import AdapterError, AdapterWarning, UnknownNameError
 from nnpatch_core.metrics import BUILTIN_METRICS, Metric, with_context
-from nnpatch_core.plugins.inferring import infer, told
+from nnpatch_core.plugins.inferring import infer_unclaimed, warning_of
 from nnpatch_core.plugins.manager import Registered, Registry, load_plugins
 from nnpatch_core.seq_pos import BUILTIN_SEQ_POS, SeqPos
 
@@ -84,8 +84,8 @@ def _adapter_for(model: nn.Module | None) -> ModelAPI:
     adapter = claimed(model, registry, "choose one with api=")
     if adapter is not None:
         return adapter
-    inferred = infer(model, registry, "pass an adapter as api=")
-    warn(told(inferred, model), AdapterWarning)
+    inferred = infer_unclaimed(model, registry, "pass an adapter as api=")
+    warn(warning_of(inferred, model), AdapterWarning)
     return inferred.adapter
 
 
@@ -106,9 +106,9 @@ def claimed(model: nn.Module, registry: Registry, choice: str) -> ModelAPI | Non
             f"api=None finds an adapter by config.model_type, which {type(model).__name__} does "
             "not have: name an adapter, or pass one"
         )
-    claims = [found for found in registry.adapters if model_type in found.value.model_types]
+    claims = [claim for claim in registry.adapters if model_type in claim.value.model_types]
     if len(claims) > 1:
-        rivals = " and ".join(f"{found.name!r} of {found.plugin}" for found in claims)
+        rivals = " and ".join(f"{claim.name!r} of {claim.plugin}" for claim in claims)
         raise AdapterError(
             f"{len(claims)} adapters claim model_type {model_type!r}: {rivals}; {choice}"
         )
@@ -117,14 +117,14 @@ def claimed(model: nn.Module, registry: Registry, choice: str) -> ModelAPI | Non
 
 def _find(kind: str, name: str, builtin: Iterable[str], registered: Iterable[Registered[T]]) -> T:
     entries = list(registered)
-    matches = [found for found in entries if found.name == name]
+    matches = [entry for entry in entries if entry.name == name]
     if len(matches) == 1:
         return matches[0].value
     if matches:
-        rivals = " and ".join(str(found.plugin) for found in matches)
+        rivals = " and ".join(str(entry.plugin) for entry in matches)
         raise UnknownNameError(f"{kind} {name!r} is registered by {rivals}; pass the object itself")
-    known = sorted({*builtin, *(found.name for found in entries)})
+    names = sorted({*builtin, *(entry.name for entry in entries)})
     raise UnknownNameError(
-        f"unknown {kind} {name!r}{did_you_mean(name, known)}; "
-        f"there are {', '.join(known) or 'none'}"
+        f"unknown {kind} {name!r}{did_you_mean(name, names)}; "
+        f"there are {', '.join(names) or 'none'}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from collections.abc import Callable, Container, Iterable
@@ -21,9 +20,7 @@ from nnpatch_core.seq_pos import BUILTIN_SEQ_POS
 
 #: Limits what is loaded: entry-point or distribution names, separated by commas; empty is none.
 ENVIRONMENT_VARIABLE = "NNPATCH_PLUGINS"
-#: Modules of our own that implement hooks as plugins do; they are there whatever it is limited to.
-_BUILTIN = ("nnpatch_core.infer",)
-
+_PACKAGE = __name__.partition(".")[0]
 _INFER = "infer_model_api"
 
 T = TypeVar("T")
@@ -83,10 +80,10 @@ class Failure:
 
 @attrs.frozen(eq=False)
 class Registry:
-    """What the installed plugins offer, and which of them failed.
+    """All that the installed plugins offer, and which of them failed.
 
-    `inferring` has what reads an adapter off a model, ours last. `unknown` has the names that
-    `NNPATCH_PLUGINS` limits them to but that are not installed.
+    `inferring` has the hooks that read an adapter off a model, ours last. `unknown` has the names
+    that `NNPATCH_PLUGINS` limits them to but that are not installed.
     """
 
     plugins: tuple[Plugin, ...] = ()
@@ -120,7 +117,7 @@ def load_plugins(report: bool = True) -> Registry:
     failures: list[Failure] = []
     collected = _Collected()
     # Not in the order of folders, which differs from machine to machine.
-    installed = sorted(_installed(), key=lambda each: (_key(each[0].distribution), each[0].name))
+    installed = sorted(_installed(), key=lambda entry: (_key(entry[0].distribution), entry[0].name))
     unknown = _unknown(wanted or set(), [plugin for plugin, _ in installed])
     if report and unknown:
         names = ", ".join(plugin.name for plugin, _ in installed) or "none"
@@ -138,13 +135,17 @@ def load_plugins(report: bool = True) -> Registry:
             failures.append(failure)
             if report:
                 warn(str(failure), PluginWarning)
-    inferring = [_inferring(manager, plugin) for plugin in loaded if _INFER in plugin.hooks]
+    own, entry_point = _own_package()
+    _load(manager, own, entry_point)
+    readers = [*(plugin for plugin in loaded if _INFER in plugin.hooks), own]
     return Registry(
         plugins=tuple(loaded),
         adapters=tuple(collected.adapters),
         seq_pos=tuple(collected.seq_pos),
         metrics=tuple(collected.metrics),
-        inferring=(*inferring, *map(_builtin, _BUILTIN)),
+        inferring=tuple(
+            Registered(_INFER, _only(manager, plugin, _INFER), plugin) for plugin in readers
+        ),
         failures=tuple(failures),
         unknown=tuple(unknown),
     )
@@ -243,30 +244,19 @@ def _registered_name(plugin: Plugin) -> str:
 
 def _only(manager: pluggy.PluginManager, plugin: Plugin, hook: str) -> pluggy.HookCaller:
     """The hook, as far as this plugin implements it."""
-    others = [
-        other for name, other in manager.list_name_plugin() if name != _registered_name(plugin)
-    ]
-    return manager.subset_hook_caller(hook, others)
+    own = _registered_name(plugin)
+    left_out = [module for name, module in manager.list_name_plugin() if name != own]
+    return manager.subset_hook_caller(hook, left_out)
 
 
-def _inferring(manager: pluggy.PluginManager, plugin: Plugin) -> Registered[Callable[..., Any]]:
-    return Registered(_INFER, _only(manager, plugin, _INFER), plugin)
-
-
-def _own_version() -> str:
+def _own_package() -> tuple[Plugin, metadata.EntryPoint]:
+    """Our own package, whose face has a hook too: it is there whatever plugins are limited to."""
     try:
-        return metadata.version("nnpatch-core")
+        version = metadata.version("nnpatch-core")
     except metadata.PackageNotFoundError:  # vendored, or a source tree that nobody installed
-        return "of unknown version"
-
-
-def _builtin(module: str) -> Registered[Callable[..., Any]]:
-    # By name, and not before it is needed: what it is made of looks up plugins itself.
-    plugin = Plugin("built in", "nnpatch-core", _own_version(), module, (_INFER,))
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(importlib.import_module(module), name=_registered_name(plugin))
-    return _inferring(manager, plugin)
+        version = "of unknown version"
+    entry_point = metadata.EntryPoint("built in", _PACKAGE, hookspecs.PROJECT)
+    return Plugin(entry_point.name, "nnpatch-core", version, _PACKAGE, (_INFER,)), entry_point
 
 
 def _call_hooks(
@@ -302,7 +292,7 @@ def _adapter_register(
         name, types = instance.name, instance.model_types
         if not isinstance(name, str) or not name:
             raise TypeError(f"an adapter's name must be a non-empty string, got {name!r}")
-        if not isinstance(types, tuple | list) or not all(isinstance(each, str) for each in types):
+        if not isinstance(types, tuple | list) or not all(isinstance(name, str) for name in types):
             raise TypeError(f"model_types of {name!r} must be a tuple of strings, got {types!r}")
         into.append(Registered(name, instance, plugin))
 

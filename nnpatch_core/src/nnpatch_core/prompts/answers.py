@@ -1,4 +1,4 @@
-"""The token that an answer is, after its prompt."""
+"""Reads the token that an answer is, after its prompt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Answer:
 def read_answer(
     encoder: Encoder, prompt: Encoded, answer: str | int, *, space: bool, first: bool
 ) -> Answer:
-    """The token that an answer is.
+    """Read the token that an answer is.
 
     Args:
         encoder: tokenises.
@@ -69,12 +69,12 @@ def read_answer(
 
 
 def _after(encoder: Encoder, prompt: Encoded, spelled: str) -> tuple[int, ...]:
-    """The tokens that a text adds to its prompt's."""
+    """Find the tokens that a text adds to its prompt's."""
     whole, count = encoder.ids(prompt.text + spelled), len(prompt.ids)
     if whole[:count] == prompt.ids:
         return whole[count:]
     pairs = enumerate(zip(prompt.ids, whole, strict=False))
-    same = next((at for at, (one, other) in pairs if one != other), min(count, len(whole)))
+    same = next((at for at, (alone, joined) in pairs if alone != joined), min(count, len(whole)))
     advice = "begin the answer with a space"
     if prompt.text[-1:].isspace():
         advice = "take the white space off the end of the prompt"
@@ -87,10 +87,10 @@ def _after(encoder: Encoder, prompt: Encoded, spelled: str) -> tuple[int, ...]:
 
 
 def _other_spelling(encoder: Encoder, prompt: Encoded, answer: str, space: bool) -> str:
-    """The advice to spell an answer the other way, where that makes it one token."""
-    other = answer if space else f" {answer}"
+    """Advise to spell an answer the other way, where that makes it one token."""
+    respelled = answer if space else f" {answer}"
     try:
-        single = len(_after(encoder, prompt, other)) == 1
+        single = len(_after(encoder, prompt, respelled)) == 1
     except UnusableError:
         single = False
     if not single:

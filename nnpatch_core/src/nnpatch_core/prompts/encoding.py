@@ -1,4 +1,4 @@
-"""Prompts as a tokenizer cuts them, and what it adds to them."""
+"""Cuts prompts into tokens, apart from those that the tokenizer adds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from nnpatch_core._arguments import shown
+from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import PromptWarning, TokensError
 from nnpatch_core.prompts.rows import Prompt, UnusableError
@@ -51,7 +51,7 @@ class Encoded:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """What is run."""
+        """The tokens that are run."""
         return self.opening + self.ids
 
 
@@ -77,14 +77,14 @@ class Encoder:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token."""
-        return [str(self.tokenizer.decode([each])) for each in ids]
+        return [str(self.tokenizer.decode([token])) for token in ids]
 
     @cached_property
     def special(self) -> frozenset[int]:
         """Tokens that stand for no text, such as the one that opens a turn."""
-        found = {*getattr(self.tokenizer, "added_tokens_decoder", ())}
-        found.update(getattr(self.tokenizer, "all_special_ids", ()))
-        return frozenset(found - {getattr(self.tokenizer, "unk_token_id", None)})
+        added = {*getattr(self.tokenizer, "added_tokens_decoder", ())}
+        added.update(getattr(self.tokenizer, "all_special_ids", ()))
+        return frozenset(added - {getattr(self.tokenizer, "unk_token_id", None)})
 
     @cached_property
     def vocab_size(self) -> int:
@@ -93,7 +93,7 @@ class Encoder:
         return max(len(self.tokenizer), 1 + max(map(int, self.tokenizer.get_vocab().values())))
 
     def encode(self, prompt: Prompt) -> Encoded:
-        """A prompt's tokens.
+        """Cut a prompt into tokens.
 
         Raises:
             UnusableError: the template refuses it, or nothing is left of it.
@@ -109,19 +109,19 @@ class Encoder:
         text = self._rendered(messages, prefilled)
         ids = self.ids(text)
         if not ids:
-            raise UnusableError(TokensError, f"{prompt!r} has no tokens")
+            raise UnusableError(TokensError, f"{shown(prompt)} has no tokens")
         return Encoded(text, (), ids, (), not prefilled)
 
     def _plain(self, text: str) -> Encoded:
         ids, whole = self.ids(text), tuple(self.tokenizer(text)["input_ids"])
         if not ids:
-            raise UnusableError(TokensError, f"{text!r} has no tokens")
+            raise UnusableError(TokensError, f"{shown(text)} has no tokens")
         places = range(len(whole) - len(ids), -1, -1)
         start = next((at for at in places if whole[at : at + len(ids)] == ids), None)
         if start is None:
             raise UnusableError(
                 TokensError,
-                f"the tokenizer cuts {text!r} differently with its special tokens, into "
+                f"the tokenizer cuts {shown(text)} differently with its special tokens, into "
                 f"{self.pieces(whole)}, than without, into {self.pieces(ids)}",
             )
         opening, end = whole[:start], whole[start + len(ids) :]
@@ -147,9 +147,9 @@ class Encoder:
         return str(text)
 
 
-def is_tokenizer(given: Any) -> bool:
-    """Whether it can be used as a Hugging Face tokenizer."""
-    return callable(given) and hasattr(given, "decode")
+def is_tokenizer(value: Any) -> bool:
+    """Whether a value can be used as a Hugging Face tokenizer."""
+    return callable(value) and hasattr(value, "decode")
 
 
 def make_encoder(
@@ -160,7 +160,7 @@ def make_encoder(
     options: Mapping[str, Any] | None,
     messages: bool,
 ) -> Encoder:
-    """An encoder, whose arguments go together.
+    """Make an encoder, if its arguments go together.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
@@ -195,8 +195,8 @@ def make_encoder(
     if chat or messages:
         template = options.get("chat_template") or getattr(tokenizer, "chat_template", None)
         if template is None:
-            given = "chat=True needs" if chat else "prompts that are messages need"
-            raise TokensError(f"{given} a tokenizer with a chat template, and this has none")
+            cause = "chat=True needs" if chat else "prompts that are messages need"
+            raise TokensError(f"{cause} a tokenizer with a chat template, and this has none")
         unknown = [name for name in options if name not in _OWN and name not in str(template)]
         if unknown:
             warn(

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from nnpatch_core import _html
-from nnpatch_core._arguments import check_flags, shown
+from nnpatch_core._arguments import check_flags
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import is_tokenizer, make_encoder
 from nnpatch_core.prompts.reading import Reader, is_messages
-from nnpatch_core.prompts.rows import COLUMNS, Prompt, Table, TextPair, joined_places
+from nnpatch_core.prompts.rows import COLUMNS, PROMPTS, Prompt, Table, TextPair, joined_places
 from nnpatch_core.prompts.tables import from_file, from_frame, from_lists
 
 MultiToken = Literal["raise", "first", "drop"]
@@ -211,7 +212,7 @@ class PromptPairs:
         )
 
     def arguments(self) -> dict[str, Any]:
-        """What `activation_patching` takes, by keyword."""
+        """The arguments of `activation_patching`, by keyword."""
         left_out = ("pairs", "dropped")
         return {
             field.name: getattr(self, field.name)
@@ -220,7 +221,7 @@ class PromptPairs:
         }
 
     def ablation_arguments(self) -> dict[str, Any]:
-        """What `ablation_patching` takes, by keyword: it runs the source prompts."""
+        """The arguments of `ablation_patching`, by keyword: it runs the source prompts."""
         return {
             "tokens": self.source_tokens,
             "attention_mask": self.source_attention_mask,
@@ -268,8 +269,8 @@ class PromptPairs:
                     f"unknown {name} {shown(value)}; there are {', '.join(_CHOICES[name])}"
                 )
         messages = {
-            run: [row for row in table.rows if is_messages(row.values[COLUMNS.index(run)])]
-            for run in ("source", "target")
+            name: [row for row in table.rows if is_messages(row.values[at])]
+            for at, name in enumerate(PROMPTS)
         }
         encoder = make_encoder(
             tokenizer,
@@ -294,7 +295,7 @@ class PromptPairs:
             drop=faulty == "drop" or multi_token == "drop",
         )
         kept, dropped = reader.read(table)
-        prompts = [read.prompts[run].tokens for run in ("source", "target") for read in kept]
+        prompts = [read.prompts[name].tokens for name in PROMPTS for read in kept]
         tokens, mask = _padded(prompts, getattr(tokenizer, "pad_token_id", None) or 0)
         n = len(kept)
         return cls(
@@ -315,15 +316,15 @@ class PromptPairs:
 
 
 def _check_call(
-    function: str, name: str, given: Any, tokenizer: Any, options: Mapping[str, Any]
+    function: str, name: str, table: Any, tokenizer: Any, options: Mapping[str, Any]
 ) -> None:
     """Raise for a table and a tokenizer that changed places, and for unknown options."""
-    if is_tokenizer(given) and not is_tokenizer(tokenizer):
+    if is_tokenizer(table) and not is_tokenizer(tokenizer):
         raise TokensError(
             f"{function}({name}, tokenizer) takes the tokenizer second, and got it first"
         )
-    known = inspect.signature(PromptPairs.from_texts).parameters.values()
-    names = [each.name for each in known if each.kind is each.KEYWORD_ONLY]
+    parameters = inspect.signature(PromptPairs.from_texts).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     for option in options:
         if option in names:
             continue
@@ -339,9 +340,9 @@ def _check_call(
         raise TypeError(f"{function}() got an unexpected keyword argument {option!r}{hint}")
 
 
-def _padded(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
-    """Tokens and mask, `[prompts, seq]`, left-padded."""
-    width = max(map(len, rows))
-    tokens = [[filler] * (width - len(row)) + list(row) for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+def _padded(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
+    """Pad prompts on the left: tokens and mask, `[prompts, seq]`."""
+    width = max(map(len, prompts))
+    tokens = [[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(tokens, device="cpu"), torch.tensor(mask, device="cpu")

@@ -1,4 +1,4 @@
-"""From the rows of a table to tokens and answers: every fault is found before one is raised."""
+"""Reads tokens and answers off the rows of a table; every fault is found before one is raised."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from nnpatch_core._integers import strict_int
+from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import (
     AnswerError,
@@ -21,6 +22,7 @@ from nnpatch_core.prompts.answers import FIRST, Answer, read_answer
 from nnpatch_core.prompts.encoding import Encoded, Encoder
 from nnpatch_core.prompts.rows import (
     COLUMNS,
+    PROMPTS,
     Fault,
     Prompt,
     Row,
@@ -31,21 +33,24 @@ from nnpatch_core.prompts.rows import (
     joined_places,
     report,
 )
-from nnpatch_core.prompts.turns import warn_of_ended_turns, warn_of_texts_in_chat
+from nnpatch_core.prompts.turns import warn_of_turns
 
-_RUNS = ("source", "target")
 #: Letters of a prompt that a warning shows.
 _TAIL = 60
 
 
 @attrs.frozen
 class Read:
-    """A row that can be used: its prompts and answers by run."""
+    """A row that can be used: its prompts, and their answers, by the prompt's column."""
 
     row: Row
     pair: TextPair
     prompts: Mapping[str, Encoded]
     answers: Mapping[str, Answer]
+
+    def given(self, column: str) -> Any:
+        """A value of the row, as the user gave it."""
+        return getattr(self.pair, column)
 
 
 @attrs.frozen
@@ -67,7 +72,7 @@ class Reader:
     drop: bool
 
     def read(self, table: Table) -> tuple[list[Read], list[tuple[TextPair, str]]]:
-        """The rows that can be used, and those left out, each with the reason.
+        """Read the rows that can be used; give those left out too, each with the reason.
 
         Raises:
             PatchingError: rows are faulty and not to be left out, or none is left.
@@ -80,12 +85,12 @@ class Reader:
         """
         kept, faulty, dropped = [], [], []
         for row in table.rows:
-            found = self._row(table, row)
-            if isinstance(found, Read):
-                kept.append(found)
+            read = self._row(table, row)
+            if isinstance(read, Read):
+                kept.append(read)
             else:
-                faulty.append(found)
-                dropped.append((row.pair, "; ".join(map(str, found))))
+                faulty.append(read)
+                dropped.append((row.pair, "; ".join(map(str, read))))
         if faulty and not self.drop:
             raise error_of(table, faulty)
         if not kept:
@@ -101,77 +106,74 @@ class Reader:
         self._warn_of_answers(table, kept)
         self._warn_of_integers(table, kept)
         self._warn_of_ends(kept)
-        self._warn_of_turns(table, kept)
+        texts = {
+            name: [(read.row, text) for read in kept if isinstance(text := read.given(name), str)]
+            for name in PROMPTS
+        }
+        warn_of_turns(self.encoder, table, texts)
         return kept, dropped
 
     def _row(self, table: Table, row: Row) -> Read | list[Fault]:
-        """A row's prompts and answers, or all that is wrong with them."""
+        """Read a row's prompts and answers; or give all that is wrong with them."""
         if row.faults:
             return list(row.faults)
-        given = dict(zip(COLUMNS, row.values, strict=True))
+        cells = dict(zip(COLUMNS, row.values, strict=True))
         faults: list[Fault] = []
         values: dict[str, Any] = {}
         prompts: dict[str, Encoded] = {}
         answers: dict[str, Answer] = {}
-        for run in _RUNS:
-            with _noted(table.place(row, run), faults):
-                values[run] = _prompt(given[run])
-                prompts[run] = self.encoder.encode(values[run])
-        for run in _RUNS:
-            column = f"{run}_answer"
+        for name in PROMPTS:
+            with _noted(table.place(row, name), faults):
+                values[name] = _prompt(cells[name])
+                prompts[name] = self.encoder.encode(values[name])
+        for name in PROMPTS:
+            column = f"{name}_answer"
             with _noted(table.place(row, column), faults):
-                values[column] = _answer(given[column], column in self.ids)
+                values[column] = _answer(cells[column], column in self.ids)
                 # Without its prompt nobody knows its tokens.
-                if run in prompts:
-                    answers[run] = read_answer(
+                if name in prompts:
+                    answers[name] = read_answer(
                         self.encoder,
-                        prompts[run],
+                        prompts[name],
                         values[column],
                         space=self.space,
                         first=self.first,
                     )
         if not faults and answers["source"].token == answers["target"].token:
-            shown = " and ".join(repr(values[f"{run}_answer"]) for run in _RUNS)
-            message = f"answers {shown} begin with one token"
+            both = " and ".join(repr(values[f"{name}_answer"]) for name in PROMPTS)
+            message = f"answers {both} begin with one token"
             faults.append(Fault(table.place(row, "source_answer"), message, AnswerError))
-        if faults:
-            return faults
-        return Read(row, TextPair(**values), prompts, answers)
+        return faults or Read(row, TextPair(**values), prompts, answers)
 
     def _warn_of_answers(self, table: Table, kept: Sequence[Read]) -> None:
         """Say once which answers were not taken as they were spelled."""
         spaced = _where(table, kept, lambda answer: answer.spaced)
         if spaced is not None:
-            where, read, run = spaced
-            given, text = getattr(read.pair, f"{run}_answer"), _tail(read.prompts[run].text)
+            where, read, name = spaced
+            spelled, text = read.given(f"{name}_answer"), _tail(read.prompts[name].text)
             warn(
-                f"answers without their space were joined to their prompts by one: {given!r} "
-                f"follows {text!r} as {read.answers[run].spelled!r} ({where}). Spell them with "
+                f"answers without their space were joined to their prompts by one: {spelled!r} "
+                f"follows {text!r} as {read.answers[name].spelled!r} ({where}). Spell them with "
                 "their space to silence this, or pass space=False to join them as they are",
                 AnswerWarning,
             )
         cut = _where(table, kept, lambda answer: answer.cut)
         if cut is not None:
-            where, read, run = cut
-            first = self.encoder.pieces([read.answers[run].token])[0]
-            warn(f"{FIRST}: {first!r} of {read.answers[run].spelled!r} ({where})", AnswerWarning)
+            where, read, name = cut
+            first = self.encoder.pieces([read.answers[name].token])[0]
+            warn(f"{FIRST}: {first!r} of {read.answers[name].spelled!r} ({where})", AnswerWarning)
 
     def _warn_of_integers(self, table: Table, kept: Sequence[Read]) -> None:
         """Say once that a DataFrame's integers are ids: pandas makes them of digits unasked."""
-        texts = [run for run in _RUNS if f"{run}_answer" not in self.ids]
-        found = {
-            f"{run}_answer": [read for read in kept if read.answers[run].spelled is None]
-            for run in texts
-        }
-        first = next(((name, reads[0]) for name, reads in found.items() if reads), None)
-        if table.kind != "row" or first is None:
+        texts = [name for name in PROMPTS if f"{name}_answer" not in self.ids]
+        ids = _where(table, kept, lambda answer: answer.spelled is None, texts)
+        if table.kind != "row" or ids is None:
             return
-        name, read = first
-        given = getattr(read.pair, name)
-        places = joined_places(table, {name: [r.row for r in each] for name, each in found.items()})
+        places, read, name = ids
+        token = read.given(f"{name}_answer")
         warn(
-            f"integers were taken as token ids: {given} is the token "
-            f"{self.encoder.pieces([given])[0]!r} ({places}). answers='ids' says so and silences "
+            f"integers were taken as token ids: {token} is the token "
+            f"{self.encoder.pieces([token])[0]!r} ({places}). answers='ids' says so and silences "
             "this; pandas.read_csv(path, dtype=str) reads digits as text",
             AnswerWarning,
         )
@@ -186,15 +188,6 @@ class Reader:
                 PromptWarning,
             )
 
-    def _warn_of_turns(self, table: Table, kept: Sequence[Read]) -> None:
-        prompts = {run: [(read.row, getattr(read.pair, run)) for read in kept] for run in _RUNS}
-        texts = {
-            run: [(row, text) for row, text in each if isinstance(text, str)]
-            for run, each in prompts.items()
-        }
-        tell = warn_of_texts_in_chat if self.encoder.chat else warn_of_ended_turns
-        tell(self.encoder, table, texts)
-
 
 @contextmanager
 def _noted(place: str, faults: list[Fault]) -> Iterator[None]:
@@ -206,62 +199,59 @@ def _noted(place: str, faults: list[Fault]) -> Iterator[None]:
 
 
 def _where(
-    table: Table, kept: Iterable[Read], concerns: Callable[[Answer], bool]
+    table: Table,
+    kept: Iterable[Read],
+    concerns: Callable[[Answer], bool],
+    prompts: Iterable[str] = PROMPTS,
 ) -> tuple[str, Read, str] | None:
-    """Where the answers stand that something concerns, and the first of them."""
-    found = {run: [read for read in kept if concerns(read.answers[run])] for run in _RUNS}
-    rows = {f"{run}_answer": [read.row for read in reads] for run, reads in found.items()}
-    for run, reads in found.items():
-        if reads:
-            return joined_places(table, rows), reads[0], run
-    return None
+    """Find where the answers stand that something concerns, the first of them, and its prompt."""
+    concerned = {name: [read for read in kept if concerns(read.answers[name])] for name in prompts}
+    rows = {f"{name}_answer": [read.row for read in reads] for name, reads in concerned.items()}
+    firsts = ((reads[0], name) for name, reads in concerned.items() if reads)
+    return next(((joined_places(table, rows), read, name) for read, name in firsts), None)
 
 
 def _tail(text: str) -> str:
     return text if len(text) <= _TAIL else f"…{text[-_TAIL:]}"
 
 
-def _prompt(given: Any) -> Prompt:
-    if isinstance(given, str):
-        if not given:
+def _prompt(value: Any) -> Prompt:
+    if isinstance(value, str):
+        if not value:
             raise UnusableError(TokensError, "must be a non-empty text, got ''")
-        return given
-    return _messages(given)
-
-
-def is_messages(given: Any) -> bool:
-    """Whether a prompt is meant as the messages of a chat."""
-    sequence = isinstance(given, Sequence) and not isinstance(given, str | bytes)
-    return sequence and len(given) > 0 and all(isinstance(each, Mapping) for each in given)
-
-
-def _messages(given: Any) -> Prompt:
-    if not is_messages(given):
+        return value
+    if not is_messages(value):
         raise UnusableError(
-            TokensError, f"must be a non-empty text, or a list of messages, got {given!r}"
+            TokensError, f"must be a non-empty text, or a list of messages, got {shown(value)}"
         )
-    for message in given:
+    for message in value:
         if not isinstance(message.get("role"), str) or "content" not in message:
             raise UnusableError(
-                TokensError, f"a message needs a 'role' and a 'content', got {dict(message)!r}"
+                TokensError, f"a message needs a 'role' and a 'content', got {shown(dict(message))}"
             )
-    return tuple(dict(message) for message in given)
+    return tuple(dict(message) for message in value)
 
 
-def _answer(given: Any, ids: bool) -> str | int:
-    if isinstance(given, str) and not ids:
-        if not given:
+def is_messages(prompt: Any) -> bool:
+    """Whether a prompt is meant as the messages of a chat."""
+    is_list = isinstance(prompt, Sequence) and not isinstance(prompt, str | bytes)
+    return is_list and len(prompt) > 0 and all(isinstance(item, Mapping) for item in prompt)
+
+
+def _answer(value: Any, ids: bool) -> str | int:
+    if isinstance(value, str) and not ids:
+        if not value:
             raise UnusableError(TokensError, "must be a non-empty text or a token id, got ''")
-        return given
-    if isinstance(given, str):
-        digits = given.strip()
+        return value
+    if isinstance(value, str):
+        digits = value.strip()
         if digits.isascii() and digits.isdigit():
             return int(digits)
-        raise UnusableError(AnswerError, f"must be a token id, got {given!r}")
+        raise UnusableError(AnswerError, f"must be a token id, got {shown(value)}")
     try:
-        return strict_int(given, "an answer", TokensError)
+        return strict_int(value, "an answer", TokensError)
     except PatchingError:
-        kind = f"{given!r} ({type(given).__name__})"
+        kind = f"{shown(value)} ({type(value).__name__})"
         raise UnusableError(
             TokensError, f"must be a non-empty text or a token id, got {kind}"
         ) from None

@@ -1,4 +1,4 @@
-"""Rows of a table of prompts, and what is wrong with them in words that find them again."""
+"""Rows of a table of prompts, and their faults, in words by which the user finds them again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from nnpatch_core._printable import named
 from nnpatch_core._ranges import ranges
 from nnpatch_core.errors import PatchingError, TokensError
 
-COLUMNS = ("source", "target", "source_answer", "target_answer")
+PROMPTS = ("source", "target")
+COLUMNS = (*PROMPTS, "source_answer", "target_answer")
 #: A text, or the messages of a chat, each with its `role` and `content`.
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
 #: Faults that an error or a warning shows, one a line.
@@ -59,8 +61,8 @@ class Row:
     """A row as it was read.
 
     Args:
-        label: what the user knows it by: a number, or the label of an index.
-        values: what stands in it, in the order of `COLUMNS`.
+        label: the user's name of it: a number, or the label of an index.
+        values: its prompts and answers, in the order of `COLUMNS`.
         faults: what was wrong with it before anybody looked at its values.
         position: which row it is, from 0, where other rows may have its label too.
     """
@@ -84,7 +86,7 @@ class Row:
 
 @attrs.frozen
 class Table:
-    """What the user gave, row by row.
+    """The user's prompts and answers, row by row.
 
     Args:
         kind: what a row is called: `"pair"`, `"row"` or `"line"`.
@@ -97,11 +99,11 @@ class Table:
     rows: tuple[Row, ...]
 
     def place(self, row: Row, column: str) -> str:
-        """Where one value of a row stands."""
+        """Say where one value of a row stands."""
         return place(self.kind, row.name, self.names[COLUMNS.index(column)])
 
     def places(self, column: str, rows: Iterable[Row]) -> str:
-        """Where the values of several rows stand, in one column."""
+        """Say where the values of several rows stand, in one column."""
         rows = list(rows)
         labels = [row.label for row in rows]
         where = self.kind if len(labels) == 1 else f"{self.kind}s"
@@ -114,21 +116,15 @@ class Table:
 
 
 def place(kind: str, name: str, column: str) -> str:
-    """Where one value stands, such as `line 3, column clean`."""
+    """Say where one value stands, such as `line 3, column clean`."""
     if kind == "pair":
         return f"{named(column)} of pair {name}"
     return f"{kind} {name}, column {named(column)}"
 
 
 def joined_places(table: Table, rows: Mapping[str, Sequence[Row]]) -> str:
-    """Where the values of several columns stand, each with rows of its own; none is left out."""
-    return " and ".join(table.places(column, each) for column, each in rows.items() if each)
-
-
-def named(name: Any) -> str:
-    """A column's name, on one line whatever it holds."""
-    text = str(name)
-    return text if text.isprintable() and text.strip() == text != "" else repr(text)
+    """Say where the values of several columns stand, each with rows of its own."""
+    return " and ".join(table.places(column, its) for column, its in rows.items() if its)
 
 
 def _labels(labels: Sequence[Any]) -> str:
@@ -139,15 +135,15 @@ def _labels(labels: Sequence[Any]) -> str:
 
 
 def report(faulty: Sequence[Sequence[Fault]]) -> str:
-    """The faults of some rows, one row a line, the first of them where there are many."""
+    """List the faults of some rows, one row a line, the first of them where there are many."""
     lines = ["; ".join(map(str, faults)) for faults in faulty]
     more = len(lines) - _SHOWN
     return "\n".join(lines[:_SHOWN] + ([f"and {more} more"] if more > 0 else []))
 
 
 def error_of(table: Table, faulty: Sequence[Sequence[Fault]]) -> PatchingError:
-    """The error that says what is wrong with some rows, and what can be done about it."""
-    faults = [fault for each in faulty for fault in each]
+    """Make the error that says what is wrong with some rows, and what can be done about it."""
+    faults = [fault for its in faulty for fault in its]
     kinds = {fault.error for fault in faults}
     advice = list(dict.fromkeys(fault.advice for fault in faults if fault.advice))
     opening = []

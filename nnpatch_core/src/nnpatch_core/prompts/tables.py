@@ -1,4 +1,4 @@
-"""Tables of prompts, as lists, a DataFrame or a CSV file: rows that know where they stand."""
+"""Reads tables of prompts off lists, a DataFrame or a CSV file, into rows that know their place."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from nnpatch_core._arguments import listed, shown
+from nnpatch_core._arguments import listed
+from nnpatch_core._printable import named, shown
 from nnpatch_core.errors import TokensError
-from nnpatch_core.prompts.rows import COLUMNS, Fault, Row, Table, named, place
+from nnpatch_core.prompts.rows import COLUMNS, Fault, Row, Table, place
 
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
 _AS_UTF8 = "save the file as UTF-8"
-#: What other programs put between fields, where it is no comma.
+#: Separators of fields that other programs write in place of a comma.
 _SEPARATORS = (";", "\t", "|")
 
 
 def from_lists(columns: Sequence[Any]) -> Table:
-    """The rows of four lists, in the order of `COLUMNS`.
+    """Take the rows off four lists, in the order of `COLUMNS`.
 
     Raises:
         TokensError: they are no lists, or not equally long.
     """
     lists = []
     for name, column in zip(COLUMNS, columns, strict=True):
-        found = None if isinstance(column, str | bytes | Mapping) else listed(column)
-        if found is None:
+        cells = None if isinstance(column, str | bytes | Mapping) else listed(column)
+        if cells is None:
             raise TokensError(f"{name} must be a list of texts, got {shown(column)}")
-        lists.append(found)
+        lists.append(cells)
     lengths = [len(column) for column in lists]
     if len(set(lengths)) > 1:
         sizes = ", ".join(f"{name} {n}" for name, n in zip(COLUMNS, lengths, strict=True))
         raise TokensError(f"the lists of texts must be equally long, got {sizes}")
     values = enumerate(zip(*lists, strict=True))
-    return Table("pair", COLUMNS, tuple(Row(number, each) for number, each in values))
+    return Table("pair", COLUMNS, tuple(Row(number, cells) for number, cells in values))
 
 
 def from_frame(frame: Any, renamed: Mapping[str, str] | None) -> Table:
-    """The rows of a DataFrame, known by the labels of its index.
+    """Take the rows off a DataFrame; the labels of its index name them.
 
     Raises:
         TokensError: it is none, or a column is missing or stands twice.
@@ -66,7 +67,7 @@ def from_frame(frame: Any, renamed: Mapping[str, str] | None) -> Table:
 
 
 def from_file(path: Any, renamed: Mapping[str, str] | None) -> Table:
-    """The rows of a CSV file, known by the lines that they begin in; the header is line 1.
+    """Take the rows off a CSV file; the lines that they begin in name them; the header is line 1.
 
     Raises:
         TokensError: it cannot be read as one, or a column is missing or stands twice.
@@ -101,12 +102,12 @@ def _row(number: int, cells: list[str], header: list[str], places: list[int]) ->
         if value is None:
             fault(header[at], f"is missing: {fields}")
         elif not _is_utf8(value):
-            fault(header[at], f"is not UTF-8: {_readable(value)!r}", _AS_UTF8)
+            fault(header[at], f"is not UTF-8: {shown(_readable(value))}", _AS_UTF8)
     return Row(number, _read(values), tuple(faults))
 
 
 def _read(values: Sequence[Any]) -> tuple[Any, ...]:
-    """A row's values, in which JSON of messages is the messages: a cell holds no list."""
+    """Read JSON of messages among a row's values, since a cell holds no list."""
     return (*map(_messages_or_text, values[:2]), *values[2:])
 
 
@@ -114,19 +115,19 @@ def _messages_or_text(value: Any) -> Any:
     if not isinstance(value, str) or not re.match(r"\s*\[\s*\{", value):
         return value
     try:
-        found = json.loads(value)
+        messages = json.loads(value)
     # Deeply nested brackets are no messages either.
     except (ValueError, RecursionError):
         return value
-    messages = isinstance(found, list) and all(
-        isinstance(each, dict) and isinstance(each.get("role"), str) and "content" in each
-        for each in found
+    valid = isinstance(messages, list) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and "content" in message
+        for message in messages
     )
-    return found if messages else value
+    return messages if valid else value
 
 
 def _text(path: Any) -> str:
-    """The file's text; bytes that are no UTF-8 are kept for `_is_utf8` to find."""
+    """Read the file's text; bytes that are no UTF-8 are kept for `_is_utf8` to find."""
     try:
         with open(os.fspath(path), "rb") as file:
             content = file.read()
@@ -145,24 +146,24 @@ def _check_separator(text: str, path: str) -> None:
     """Raise `TokensError` for a file whose fields are not separated by commas, or which says so."""
     first = next((line for line in re.split(r"[\r\n]+", text) if line.strip()), "")
     # Some programs write such a line for Excel, in front of the header.
-    told = re.fullmatch(r'"?sep=(.)"?[,;\s]*', first)
-    if told and told[1] == ",":
-        raise TokensError(f"{path}, line 1: it is {first!r} and no header; take this line out")
-    found = next((each for each in _SEPARATORS if each in first), None)
-    if told:
-        found = told[1]
-    elif found is None or "," in first:
+    declared = re.fullmatch(r'"?sep=(.)"?[,;\s]*', first)
+    if declared and declared[1] == ",":
+        raise TokensError(f"{path}, line 1: it is {shown(first)} and no header; take this line out")
+    separator = next((letter for letter in _SEPARATORS if letter in first), None)
+    if declared:
+        separator = declared[1]
+    elif separator is None or "," in first:
         return
-    skipped = ", skiprows=1" if told else ""
-    read = f"pandas.read_csv(path, sep={found!r}{skipped}, dtype=str)"
+    skipped = ", skiprows=1" if declared else ""
+    read = f"pandas.read_csv(path, sep={separator!r}{skipped}, dtype=str)"
     raise TokensError(
-        f"{path}, line 1: the fields are separated by {found!r}: save the file with commas, or use "
-        f"PromptPairs.from_dataframe({read}, tokenizer)"
+        f"{path}, line 1: the fields are separated by {separator!r}: save the file with commas, or "
+        f"use PromptPairs.from_dataframe({read}, tokenizer)"
     )
 
 
 def _lines(text: str, path: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows that are not empty, each with the line that it begins in."""
+    """Give the rows that are not empty, each with the line that it begins in."""
     # Strict: a quote that nobody closed would swallow the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     begin = 1
@@ -186,14 +187,16 @@ def _readable(text: str) -> bytes:
 
 
 def _names(renamed: Any, present: list[Any]) -> tuple[Any, ...]:
-    """What the columns are called in this table."""
+    """Find the user's names of the columns."""
     if renamed is not None and not isinstance(renamed, Mapping):
-        raise TokensError(f"columns must be a mapping, such as {{'source': 'clean'}}: {renamed!r}")
+        raise TokensError(
+            f"columns must be a mapping, such as {{'source': 'clean'}}: {shown(renamed)}"
+        )
     renamed = dict(renamed or {})
     unknown = sorted(set(renamed) - set(COLUMNS), key=repr)
     if unknown:
         raise TokensError(
-            f"columns= renames {unknown[0]!r}; it may rename {', '.join(COLUMNS)}"
+            f"columns= renames {shown(unknown[0])}; it may rename {', '.join(COLUMNS)}"
             f"{_other_way(unknown, renamed)}"
         )
     names = tuple(renamed.get(name, name) for name in COLUMNS)
@@ -201,19 +204,21 @@ def _names(renamed: Any, present: list[Any]) -> tuple[Any, ...]:
     if missing:
         there = ", ".join(map(named, present)) or "none"
         raise TokensError(
-            f"no column {missing[0]!r}; there are {there}{_did_you_mean(names, present, renamed)}"
+            f"no column {shown(missing[0])}; there are {there}"
+            f"{_did_you_mean(names, present, renamed)}"
         )
     for at, name in enumerate(names):
         if name in names[:at]:
             both = f"{COLUMNS[names.index(name)]} and {COLUMNS[at]}"
-            raise TokensError(f"columns= reads {both} from one column, {name!r}")
-        if present.count(name) > 1:
-            raise TokensError(f"column {name!r} stands {present.count(name)} times in the table")
+            raise TokensError(f"columns= reads {both} from one column, {shown(name)}")
+        times = present.count(name)
+        if times > 1:
+            raise TokensError(f"column {shown(name)} stands {times} times in the table")
     return names
 
 
 def _other_way(unknown: Sequence[Any], renamed: Mapping[Any, Any]) -> str:
-    """The advice for a renaming that is misspelled, or the wrong way round."""
+    """Advise on a renaming that is misspelled, or the wrong way round."""
     like = get_close_matches(str(unknown[0]), COLUMNS, n=1)
     if like:
         return f"; did you mean {like[0]!r}?"
@@ -223,11 +228,11 @@ def _other_way(unknown: Sequence[Any], renamed: Mapping[Any, Any]) -> str:
         own if name in unknown else name: name if name in unknown else own
         for name, own in renamed.items()
     }
-    return f"; it is the wrong way round: columns={turned!r}"
+    return f"; it is the wrong way round: columns={shown(turned)}"
 
 
 def _did_you_mean(names: Sequence[Any], present: Sequence[Any], renamed: Mapping[str, Any]) -> str:
-    """The renaming that would find the missing columns, where others are called much the same."""
+    """Name the renaming that would find the missing columns, where names are much the same."""
     free = [own for own in present if isinstance(own, str) and own not in names]
     meant: dict[str, Any] = {}
     for column, name in zip(COLUMNS, names, strict=True):
@@ -238,4 +243,4 @@ def _did_you_mean(names: Sequence[Any], present: Sequence[Any], renamed: Mapping
         for like in get_close_matches(wanted, plain, n=1, cutoff=0.8):
             meant[column] = plain[like]
             free.remove(plain[like])
-    return f"; did you mean columns={ {**renamed, **meant}!r}?" if meant else ""
+    return f"; did you mean columns={shown({**renamed, **meant})}?" if meant else ""

@@ -1,4 +1,4 @@
-"""Texts that a chat template rendered already, and how much of it."""
+"""Recognises texts that a chat template rendered already."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_turns(encoder: Encoder) -> Turns | None:
     opened = _rendered(encoder, [_USER], True)
     if closed is None or opened is None:
         return None
-    marks = {each for each in encoder.ids(closed) if _is_mark(encoder, each)}
+    marks = {token for token in encoder.ids(closed) if _is_mark(encoder, token)}
     opening = opened[len(closed) :] if opened.startswith(closed) else _behind(opened)
     endings = []
     # Where nothing opens the assistant's turn, a message's end is where the answer begins.
@@ -53,30 +53,38 @@ def read_turns(encoder: Encoder) -> Turns | None:
     return Turns(frozenset(marks), tuple(endings), opening.strip())
 
 
-def warn_of_texts_in_chat(
+def warn_of_turns(
     encoder: Encoder, table: Table, texts: Mapping[str, Sequence[tuple[Row, str]]]
 ) -> None:
-    """Say once which texts that become messages were rendered already.
+    """Say once which texts a chat template rendered already, where that matters.
+
+    With `chat` they are rendered once more; without, they may end a turn and open none.
 
     Args:
         encoder: tokenises.
         table: has the rows.
-        texts: by run, the rows whose prompt is a text.
+        texts: by the prompt's column, the rows whose prompt is a text.
 
     Warns:
         PromptWarning: there are some.
     """
     turns = read_turns(encoder) if any(texts.values()) else None
-    if turns is None:
-        return
-    found = {
-        run: [(row, turns.marks.intersection(encoder.ids(text))) for row, text in rows]
-        for run, rows in texts.items()
+    if turns is not None:
+        tell = _warn_of_marks if encoder.chat else _warn_of_endings
+        tell(turns, encoder, table, texts)
+
+
+def _warn_of_marks(
+    turns: Turns, encoder: Encoder, table: Table, texts: Mapping[str, Sequence[tuple[Row, str]]]
+) -> None:
+    marks = {
+        column: [(row, turns.marks.intersection(encoder.ids(text))) for row, text in pairs]
+        for column, pairs in texts.items()
     }
-    rows = {run: [row for row, marks in each if marks] for run, each in found.items()}
-    count = len({id(row) for each in rows.values() for row in each})
+    rows = {column: [row for row, its in pairs if its] for column, pairs in marks.items()}
+    count = len({id(row) for marked in rows.values() for row in marked})
     if count:
-        mark = min(mark for each in found.values() for _, marks in each for mark in marks)
+        mark = min(mark for pairs in marks.values() for _, its in pairs for mark in its)
         kind = table.kind if len(table.rows) == 1 else f"{table.kind}s"
         hold = "holds" if count == 1 else "hold"
         warn(
@@ -88,39 +96,31 @@ def warn_of_texts_in_chat(
         )
 
 
-def warn_of_ended_turns(
-    encoder: Encoder, table: Table, texts: Mapping[str, Sequence[tuple[Row, str]]]
+def _warn_of_endings(
+    turns: Turns, encoder: Encoder, table: Table, texts: Mapping[str, Sequence[tuple[Row, str]]]
 ) -> None:
-    """Say once which rendered texts end a turn and open none.
-
-    Args:
-        encoder: tokenises.
-        table: has the rows.
-        texts: by run, the rows whose prompt is a text.
-
-    Warns:
-        PromptWarning: there are some.
-    """
-    turns = read_turns(encoder) if any(texts.values()) else None
-    if turns is None or not turns.endings:
-        return
-
-    def ended(text: str) -> str | None:
-        end = text.rstrip()
-        if turns.opening and end.endswith(turns.opening):
-            return None
-        return next((ending for ending in turns.endings if end.endswith(ending)), None)
-
-    rows = {run: [row for row, text in each if ended(text)] for run, each in texts.items()}
-    endings = [ended(text) for each in texts.values() for _, text in each if ended(text)]
-    if endings:
+    endings = {
+        column: [(row, ending) for row, text in pairs if (ending := _ending(turns, text))]
+        for column, pairs in texts.items()
+    }
+    if any(endings.values()):
+        first = next(ending for pairs in endings.values() for _, ending in pairs)
+        rows = {column: [row for row, _ in pairs] for column, pairs in endings.items()}
         warn(
-            f"a prompt that ends with {endings[0]!r} ends a turn and opens none "
+            f"a prompt that ends with {first!r} ends a turn and opens none "
             f"({joined_places(table, rows)}), so that the answer is read where the next turn's "
             "opening belongs: render with add_generation_prompt=True, or with "
             "continue_final_message=True where the answer goes on with the last message",
             PromptWarning,
         )
+
+
+def _ending(turns: Turns, text: str) -> str | None:
+    """Find the end of a turn in which a text ends; None if it opens a turn, or ends in none."""
+    end = text.rstrip()
+    if turns.opening and end.endswith(turns.opening):
+        return None
+    return next((ending for ending in turns.endings if end.endswith(ending)), None)
 
 
 def _rendered(encoder: Encoder, messages: Sequence[Mapping[str, str]], opened: bool) -> str | None:

@@ -1,4 +1,4 @@
-"""A whole package for an adapter: what a third party installs, tests and goes on from."""
+"""Writes a whole package for an adapter, for a third party to install, test and go on from."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from typing import Any
 import attrs
 
 from nnpatch_core.adapters import DecoderAPI
+from nnpatch_core.conformance import Result
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.scaffold.source import adapter_source, call_source
-from nnpatch_core.testing.conformance import Result
 
 
 @attrs.frozen
 class Names:
-    """What things are called in a package.
+    """The names of things in a package.
 
     Args:
         short: such as `gpt-neox`.
@@ -32,12 +32,12 @@ class Names:
 
     @property
     def distribution(self) -> str:
-        """What pip installs."""
+        """The name that pip installs."""
         return f"nnpatch-{self.short}"
 
     @property
     def module(self) -> str:
-        """What Python imports."""
+        """The name that Python imports."""
         return self.distribution.replace("-", "_")
 
     @property
@@ -80,7 +80,7 @@ def write_package(
 
     Args:
         folder: where to.
-        names: what things are called.
+        names: the names of things in it.
         adapter: the adapter, under its name.
         missing: component to why it could not be read off.
         results: of the checks that it was put through.
@@ -158,8 +158,8 @@ def _module(names: Names, adapter: DecoderAPI, missing: Mapping[str, str]) -> st
     notes = ""
     if missing:
         lines = [f"{name}: {reason}." for name, reason in missing.items()]
-        told = [fill(line, 94, subsequent_indent="  ") for line in lines]
-        notes = indent("\n".join(["Not read off the model:", *told]), "# ") + "\n"
+        filled = [fill(line, 94, subsequent_indent="  ") for line in lines]
+        notes = indent("\n".join(["Not read off the model:", *filled]), "# ") + "\n"
     return f'''\
 """nnpatch plugin: the adapter for {adapter.model_types[0]} models."""
 
@@ -215,8 +215,8 @@ def _readme(
     names: Names, adapter: DecoderAPI, missing: Mapping[str, str], results: Sequence[Result]
 ) -> str:
     failed = [result for result in results if not result.ok]
-    told = "".join(f"- `{name}`: {reason}.\n" for name, reason in missing.items())
-    lacking = f"\nNot read off the model, and so not in the table:\n\n{told}" if missing else ""
+    reasons = "".join(f"- `{name}`: {reason}.\n" for name, reason in missing.items())
+    lacking = f"\nNot read off the model, and so not in the table:\n\n{reasons}" if missing else ""
     faults = "".join(f"- `{result.check}`: {result.reason}\n" for result in failed)
     broken = f"\nChecks that fail, to be mended before use:\n\n{faults}" if failed else ""
     return f"""\

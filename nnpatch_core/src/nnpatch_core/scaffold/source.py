@@ -1,4 +1,4 @@
-"""An adapter as the Python source that makes it, in as few lines as its table allows."""
+"""Writes the Python source that makes an adapter, in as few lines as its table allows."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def adapter_source(adapter: DecoderAPI, variable: str) -> tuple[str, set[str]]:
     names = {"DecoderAPI"}
     arguments: dict[str, Any] = {
         "name": _text(adapter.name),
-        "model_types": "(" + "".join(f"{_text(each)}, " for each in adapter.model_types).strip(),
+        "model_types": "(" + "".join(f"{_text(name)}, " for name in adapter.model_types).strip(),
         "components": _table(adapter.components, names, 1, "components="),
     }
     arguments["model_types"] += ")"
@@ -84,8 +84,8 @@ def call_source(function: str, value: Any, settings: Mapping[str, Any], before: 
         >>> call_source("tiny_model", "llama", {"hidden_act": "relu"}, "return ")
         'tiny_model("llama", hidden_act="relu")'
     """
-    given = [(f"{name}=", _literal(each)) for name, each in settings.items()]
-    return _written(_Call(function, (("", _literal(value)), *given)), 1, before)
+    keywords = [(f"{name}=", _literal(setting)) for name, setting in settings.items()]
+    return _written(_Call(function, (("", _literal(value)), *keywords)), 1, before)
 
 
 def _literal(value: Any) -> str:
@@ -94,7 +94,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]"
     if isinstance(value, dict):
-        items = (f"{_text(name)}: {_literal(each)}" for name, each in value.items())
+        items = (f"{_text(name)}: {_literal(item)}" for name, item in value.items())
         return f"{{{', '.join(items)}}}"
     return repr(value)
 
@@ -110,13 +110,13 @@ def _kinds(kinds: Mapping[str, Table], names: set[str]) -> str:
 
 
 def _table(table: Table, names: set[str], depth: int, before: str) -> str:
-    """A table by the functions that make the common ones, or row by row."""
+    """Write a table by the function that makes it, or one component after the other."""
     call = _common(table, names)
-    return _rows(table, names, depth) if call is None else _written(call, depth, before)
+    return _by_component(table, names, depth) if call is None else _written(call, depth, before)
 
 
 def _common(table: Table, names: set[str]) -> _Call | None:
-    """`decoder_components(...)`, if it makes just this table."""
+    """Write `decoder_components(...)`, if it makes just this table."""
     if not {"attn", "mlp"} <= set(table):
         return None
     attn, mlp = table["attn"].module, table["mlp"].module
@@ -136,73 +136,73 @@ def _common(table: Table, names: set[str]) -> _Call | None:
 
 
 def _projections(table: Table) -> list[tuple[Table, _Call | str | None, tuple[str, ...]]]:
-    """What may stand for the heads: the rows, their source, and the names that it needs."""
-    found: list[tuple[Table, _Call | str | None, tuple[str, ...]]] = [
+    """List the usual tables of heads, each with its source and the names that this needs."""
+    candidates: list[tuple[Table, _Call | str | None, tuple[str, ...]]] = [
         (separate_projections(), None, ()),
         ({}, "{}", ()),
     ]
     if not set(_HEADS) <= set(table):
-        return found
+        return candidates
     parents = {table[name].module.rpartition(".")[0] for name in _HEADS}
     if len(parents) == 1:
         parent = parents.pop()
         own = {name: table[name].module.rpartition(".")[2] for name in _HEADS}
-        given = [] if parent == "self_attn" else [("", _text(parent))]
-        given += [(f"{name}=", _text(own[name])) for name in _HEADS if own[name] != f"{name}_proj"]
-        source = _Call("separate_projections", tuple(given))
-        found.append((separate_projections(parent, **own), source, ("separate_projections",)))
+        named = [(f"{name}=", _text(own[name])) for name in _HEADS if own[name] != f"{name}_proj"]
+        before = [] if parent == "self_attn" else [("", _text(parent))]
+        source = _Call("separate_projections", (*before, *named))
+        candidates.append((separate_projections(parent, **own), source, ("separate_projections",)))
     for layout in (Fused, Interleaved):
         qkv, o = table["q"].module, table["o"].module
         arguments = (("", _text(qkv)), ("", _text(o)), ("", layout.__name__))
         source = _Call("fused_projections", arguments)
-        rows = fused_projections(qkv, o, layout)
-        found.append((rows, source, ("fused_projections", layout.__name__)))
-    return found
+        heads = fused_projections(qkv, o, layout)
+        candidates.append((heads, source, ("fused_projections", layout.__name__)))
+    return candidates
 
 
-def _rows(table: Table, names: set[str], depth: int) -> str:
+def _by_component(table: Table, names: set[str], depth: int) -> str:
     if not table:
         return "{}"
     names.add("Component")
     inner = _INDENT * (depth + 1)
     lines = []
-    for name, row in table.items():
+    for name, component in table.items():
         key = f"{_text(name)}: "
-        lines.append(f"{inner}{key}{_written(_row(name, row, names), depth + 1, key)},")
+        lines.append(f"{inner}{key}{_written(_component(name, component, names), depth + 1, key)},")
     return "\n".join(["{", *lines, f"{_INDENT * depth}}}"])
 
 
-def _row(name: str, row: Component, names: set[str]) -> _Call:
-    arguments: list[tuple[str, _Call | str]] = [("", _text(row.module))]
-    if row.side == "input":
-        arguments.append(("", _text(row.side)))
-    if row.heads is not None:
-        arguments.append(("heads=", _text(row.heads)))
-    if row.item:
-        arguments.append(("item=", str(row.item)))
-    if row.columns is not None:
-        if not isinstance(row.columns, Fused | Interleaved | PartOfHead):
+def _component(name: str, component: Component, names: set[str]) -> _Call:
+    arguments: list[tuple[str, _Call | str]] = [("", _text(component.module))]
+    if component.side == "input":
+        arguments.append(("", _text(component.side)))
+    if component.heads is not None:
+        arguments.append(("heads=", _text(component.heads)))
+    if component.item:
+        arguments.append(("item=", str(component.item)))
+    if component.columns is not None:
+        if not isinstance(component.columns, Fused | Interleaved | PartOfHead):
             raise AdapterError(f"columns of {name!r} is a function: it has no source here")
-        names.add(type(row.columns).__name__)
-        arguments.append(("columns=", repr(row.columns).replace("'", '"')))
+        names.add(type(component.columns).__name__)
+        arguments.append(("columns=", repr(component.columns).replace("'", '"')))
     return _Call("Component", tuple(arguments))
 
 
 def _written(value: _Call | str, depth: int, before: str) -> str:
-    """On one line, if it fits behind what comes before it; else an argument a line."""
+    """Write a call on one line, if it fits behind `before`; else with an argument a line."""
     line = _line(value)
     fits = len(_INDENT) * depth + len(before) + len(line) + len(",") <= _WIDTH
     if isinstance(value, str) or fits or not value.arguments:
         return line
     inner = _INDENT * (depth + 1)
-    lines = [f"{inner}{name}{_written(each, depth + 1, name)}," for name, each in value.arguments]
+    lines = [f"{inner}{name}{_written(item, depth + 1, name)}," for name, item in value.arguments]
     return "\n".join([f"{value.function}(", *lines, f"{_INDENT * depth})"])
 
 
 def _line(value: _Call | str) -> str:
     if isinstance(value, str):
         return value
-    return f"{value.function}({', '.join(name + _line(each) for name, each in value.arguments)})"
+    return f"{value.function}({', '.join(name + _line(item) for name, item in value.arguments)})"
 
 
 def _text(value: str) -> str:

@@ -1,4 +1,4 @@
-"""What a plugin's tests need: the conformance kit, tiny random models, a tokenizer; all offline.
+"""All that a plugin's tests need: the conformance kit, tiny models, a tokenizer; all offline.
 
 `parametrize_with_checks` needs pytest, and `nnpatch_core.testing.strategies` hypothesis: both come
 with `pip install "nnpatch-core[testing]"`.
@@ -6,13 +6,9 @@ with `pip install "nnpatch-core[testing]"`.
 
 from typing import TYPE_CHECKING, Any
 
-from nnpatch_core.testing.conformance import CHECKS, CheckError, Result, run_checks
-from nnpatch_core.testing.models import (
-    causal_model_types,
-    tiny_api,
-    tiny_model,
-    tiny_tokenizer,
-)
+from nnpatch_core._tiny import causal_model_types, tiny_model, tiny_tokenizer
+from nnpatch_core.conformance import CHECKS, CheckError, Result, run_checks
+from nnpatch_core.testing.adapter import tiny_api
 from nnpatch_core.testing.positions import check_seq_pos
 from nnpatch_core.tracing import Trace, traces
 

@@ -9,17 +9,19 @@ from typing import Any
 import attrs
 import pytest
 
+from nnpatch_core._tiny import tiny_model
 from nnpatch_core.adapters import ModelAPI
-from nnpatch_core.errors import PatchingError
-from nnpatch_core.plugins import find_adapter
-from nnpatch_core.testing.conformance.kit import (
+from nnpatch_core.conformance import (
     CHECKS,
+    CheckError,
+    Subject,
     check_known_failures,
+    make_subject,
     perform,
     why_skipped,
 )
-from nnpatch_core.testing.conformance.subject import CheckError, Subject, make_subject
-from nnpatch_core.testing.models import tiny_model
+from nnpatch_core.errors import PatchingError
+from nnpatch_core.plugins import find_adapter
 
 
 @attrs.frozen(eq=False)
@@ -76,18 +78,18 @@ def parametrize_with_checks(
             "models must map a name to a function that makes a model, such as "
             f"{{'tiny': lambda: tiny_model('llama')}}, got {type(models).__name__}"
         )
-    known = dict(known_failures or {})
-    check_known_failures(known)
+    reasons = dict(known_failures or {})
+    check_known_failures(reasons)
     adapters = [find_adapter(each) for each in (api if isinstance(api, list | tuple) else [api])]
     if not adapters:
         raise PatchingError("parametrize_with_checks takes an adapter, or a list of at least one")
     return pytest.mark.parametrize(
-        "check", [each for adapter in adapters for each in _cases(adapter, models, known)]
+        "check", [case for adapter in adapters for case in _cases(adapter, models, reasons)]
     )
 
 
 def _cases(
-    api: ModelAPI, models: Mapping[str, Callable[[], Any]] | None, known: Mapping[str, str]
+    api: ModelAPI, models: Mapping[str, Callable[[], Any]] | None, reasons: Mapping[str, str]
 ) -> Iterable[Any]:
     made = models or {name: _tiny(name) for name in api.model_types}
     for label, make in made.items():
@@ -97,8 +99,8 @@ def _cases(
             skipped = why_skipped(name, api)
             if skipped is not None:
                 marks.append(pytest.mark.skip(reason=skipped))
-            elif name in known:
-                marks.append(pytest.mark.xfail(reason=known[name], strict=True))
+            elif name in reasons:
+                marks.append(pytest.mark.xfail(reason=reasons[name], strict=True))
             yield pytest.param(
                 BoundCheck(name, subject), id=f"{api.name}-{label}-{name}", marks=marks
             )

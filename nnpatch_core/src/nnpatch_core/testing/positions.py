@@ -1,13 +1,13 @@
-"""What every position strategy must do, held against one of a third party."""
+"""Holds a third party's position strategy to the laws of every strategy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+from nnpatch_core.conformance import CheckError
 from nnpatch_core.errors import PositionError
 from nnpatch_core.seq_pos import SeqPos, groups_of
-from nnpatch_core.testing.conformance.subject import CheckError
 
 
 def check_seq_pos(strategy: Any, lengths: Iterable[int] = range(1, 33)) -> None:
@@ -53,7 +53,7 @@ def check_seq_pos(strategy: Any, lengths: Iterable[int] = range(1, 33)) -> None:
 def _groups(strategy: SeqPos, length: int) -> list[tuple[int, ...]] | None:
     """The groups, or None if the prompt is refused as too short."""
     try:
-        given = strategy.expand(length)
+        groups = strategy.expand(length)
     except PositionError:
         return None
     except Exception as error:
@@ -62,20 +62,20 @@ def _groups(strategy: SeqPos, length: int) -> list[tuple[int, ...]] | None:
             f"PositionError: {error}"
         ) from error
     try:
-        return groups_of(_Given(given, strategy), length)
+        return groups_of(_Expanded(groups, strategy), length)
     except PositionError as error:
         raise CheckError(str(error)) from error
 
 
-class _Given:
-    """A strategy that gives what another one gave."""
+class _Expanded:
+    """A strategy, with the groups that it gave."""
 
     def __init__(self, groups: Any, strategy: SeqPos) -> None:
         self._groups, self._strategy = groups, strategy
         self.one_by_one = strategy.one_by_one
 
     def expand(self, seq_len: int) -> Any:
-        """The groups of the other one."""
+        """The groups that the strategy gave."""
         return self._groups
 
     def __repr__(self) -> str:

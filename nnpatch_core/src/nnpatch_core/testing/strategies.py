@@ -17,13 +17,13 @@ def positions(seq_len: int, *, max_size: int | None = None) -> st.SearchStrategy
     Examples:
         >>> from hypothesis import given
         >>> @given(positions(5))
-        ... def test(found):
-        ...     assert len({position % 5 for position in found}) == len(found)
+        ... def test(chosen):
+        ...     assert len({position % 5 for position in chosen}) == len(chosen)
         >>> test()
     """
-    spelled = st.integers(-seq_len, seq_len - 1)
+    anywhere = st.integers(-seq_len, seq_len - 1)
     return st.lists(
-        spelled, min_size=1, max_size=max_size or seq_len, unique_by=lambda each: each % seq_len
+        anywhere, min_size=1, max_size=max_size or seq_len, unique_by=lambda each: each % seq_len
     )
 
 

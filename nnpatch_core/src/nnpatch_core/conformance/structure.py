@@ -1,4 +1,4 @@
-"""Checks of what an adapter says: that it is there, and is what it is said to be."""
+"""Checks that all an adapter declares is there, and is as it declares."""
 
 from __future__ import annotations
 
@@ -8,18 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from nnpatch_core.adapters import (
-    component_names,
-    component_of,
-    find_component,
-    head_columns,
-    table_of,
-)
+from nnpatch_core.adapters import component_names, find_component, head_columns, table_of
 from nnpatch_core.components import COMPONENT_NAMES
+from nnpatch_core.conformance.needs import Needs
+from nnpatch_core.conformance.subject import CheckError, Subject
 from nnpatch_core.errors import HeadError, LayerError, PatchingError, UnknownNameError
 from nnpatch_core.site import Site, check_site, execution_order
 from nnpatch_core.sites import Sites
-from nnpatch_core.testing.conformance.subject import CheckError, Subject
 
 #: What configs call the number of layers.
 _LAYER_COUNTS = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
@@ -64,11 +59,11 @@ def check_layers(subject: Subject) -> None:
 
 
 def _first(values: Any) -> Tensor:
-    found = next((value for value in values if isinstance(value, Tensor)), None)
-    if found is None or found.ndim != 3:
-        shape = None if found is None else list(found.shape)
+    tensor = next((value for value in values if isinstance(value, Tensor)), None)
+    if tensor is None or tensor.ndim != 3:
+        shape = None if tensor is None else list(tensor.shape)
         raise CheckError(f"a layer takes and gives [batch, seq, width], got {shape}")
-    return found
+    return tensor
 
 
 def check_components(subject: Subject) -> None:
@@ -77,46 +72,40 @@ def check_components(subject: Subject) -> None:
     The residual stream and what is added to it have one width; q and k, and v and o, have heads of
     one size; two parts of one projection share no column.
     """
-    found = subject.run(subject.target, subject.places).activations
-    width = {found[place].shape[-1] for place in found if place[0] in ("resid_pre", "resid")}
-    if len(width) > 1:
-        raise CheckError(f"the residual stream is {sorted(width)} wide")
+    activations = subject.run(subject.target, subject.places).activations
+    widths = {place: activation.shape[-1] for place, activation in activations.items()}
+    stream = {width for (name, _), width in widths.items() if name in ("resid_pre", "resid")}
+    if len(stream) > 1:
+        raise CheckError(f"the residual stream is {sorted(stream)} wide")
     for name, layer in subject.places:
-        wide = found[name, layer].shape[-1]
-        if name in ("attn", "mlp") and width and wide not in width:
+        width = widths[name, layer]
+        if name in ("attn", "mlp") and stream and width not in stream:
             raise CheckError(
-                f"{name} of layer {layer} is {wide} wide, the residual stream {width.pop()}"
+                f"{name} of layer {layer} is {width} wide, the residual stream {stream.pop()}"
             )
     for layer in subject.layers:
-        _check_columns(
-            subject,
-            layer,
-            {
-                name: found[name, layer].shape[-1]
-                for name in table_of(subject.api, subject.model, layer)
-            },
-        )
+        table = table_of(subject.api, subject.model, layer)
+        _check_columns(subject, layer, {name: widths[name, layer] for name in table})
 
 
 def _check_columns(subject: Subject, layer: int, widths: dict[str, int]) -> None:
     columns = {}
     for name, width in widths.items():
-        found = head_columns(subject.api, subject.model, layer, name, width)
-        if found is not None:
-            columns[name] = found
-    for one, other in (("q", "k"), ("v", "o")):
-        if one in columns and other in columns:
-            sizes = columns[one].shape[1], columns[other].shape[1]
-            if sizes[0] != sizes[1]:
-                raise CheckError(
-                    f"a head of {one} has {sizes[0]} columns in layer {layer}, one of {other} "
-                    f"{sizes[1]}"
-                )
+        of_heads = head_columns(subject.api, subject.model, layer, name, width)
+        if of_heads is not None:
+            columns[name] = of_heads
+    for pair in (("q", "k"), ("v", "o")):
+        sizes = [columns[name].shape[1] for name in pair if name in columns]
+        if len(set(sizes)) > 1:
+            raise CheckError(
+                f"a head of {pair[0]} has {sizes[0]} columns in layer {layer}, one of {pair[1]} "
+                f"{sizes[1]}"
+            )
     taken: dict[Any, set[int]] = {}
-    for name, found in columns.items():
-        row = subject.api_row(name, layer)
-        own = set(found.flatten().tolist())
-        shared = taken.setdefault((row.module, row.side, row.item), set())
+    for name, of_heads in columns.items():
+        component = subject.component(name, layer)
+        own = set(of_heads.flatten().tolist())
+        shared = taken.setdefault((component.module, component.side, component.item), set())
         if shared & own:
             raise CheckError(f"{name} of layer {layer} shares columns with another component")
         shared |= own
@@ -131,24 +120,21 @@ def check_execution_order(subject: Subject) -> None:
     def note(module: str, layer: int, side: str, *_: Any) -> None:
         reached.append((module, layer, side))
 
-    rows = {
-        place: component_of(subject.api, subject.model, place[1], place[0])
-        for place in subject.places
-    }
-    for (_, layer), row in rows.items():
-        module = layers.get_submodule(str(layer)).get_submodule(row.module)
-        visit = partial(note, row.module, layer, row.side)
-        if row.side == "input":
+    components = {place: subject.component(*place) for place in subject.places}
+    for (_, layer), component in components.items():
+        module = layers.get_submodule(str(layer)).get_submodule(component.module)
+        visit = partial(note, component.module, layer, component.side)
+        if component.side == "input":
             hooks.append(module.register_forward_pre_hook(visit))
         else:
             hooks.append(module.register_forward_hook(visit))
     subject.run_plain(subject.target, hooks)
     # Components of one module were noted once each; they are reached together.
-    sites = [subject.site(name, layer) for name, layer in rows]
+    sites = [subject.site(name, layer) for name, layer in components]
     expected = []
     for site in execution_order(sites, subject.nnmodel):
-        row = rows[site.component, site.layer]
-        expected.append((row.module, site.layer, row.side))
+        component = components[site.component, site.layer]
+        expected.append((component.module, site.layer, component.side))
     if reached == expected:
         return
     for place in dict.fromkeys(expected):
@@ -179,11 +165,11 @@ def check_undeclared(subject: Subject) -> None:
     for name, layer in subject.places:
         outside = Site.get_site(api, name, subject.n_layers)
         _refuses(LayerError, partial(check_site, outside, model), f"layer {outside.layer}")
-        row = subject.api_row(name, layer)
-        if row.heads is None:
+        component = subject.component(name, layer)
+        if component.heads is None:
             _refuses(HeadError, partial(Site.get_site, api, name, layer, 0), f"a head of {name}")
         else:
-            count = subject.heads(layer).count(row.heads)
+            count = subject.heads(layer).count(component.heads)
             beyond = Site.get_site(api, name, layer, count)
             _refuses(HeadError, partial(check_site, beyond, model), f"head {count} of {name}")
     for layer in subject.layers:
@@ -199,17 +185,17 @@ def _refuses(error: type[PatchingError], call: Callable[[], Any], what: str) -> 
         call()
     except error:
         return
-    except Exception as other:
+    except Exception as wrong:
         raise CheckError(
-            f"{what} is refused with {type(other).__name__}, not {error.__name__}: {other}"
-        ) from other
+            f"{what} is refused with {type(wrong).__name__}, not {error.__name__}: {wrong}"
+        ) from wrong
     raise CheckError(f"{what} is not refused")
 
 
-CHECKS = (
-    check_model_type,
-    check_layers,
-    check_components,
-    check_execution_order,
-    check_undeclared,
-)
+CHECKS: Needs = {
+    check_model_type: (),
+    check_layers: (),
+    check_components: (),
+    check_execution_order: (),
+    check_undeclared: (),
+}

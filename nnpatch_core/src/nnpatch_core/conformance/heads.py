@@ -1,4 +1,4 @@
-"""Checks of the heads, by turning one round (x to -x) and looking at what `o` has of it.
+"""Checks of the heads, by turning one round (x to -x) and looking at what changes in `o`.
 
 Turning round keeps every norm over heads as it is, so families that normalise q and k pass too.
 """
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.adapters import head_columns
-from nnpatch_core.testing.conformance.subject import (
+from nnpatch_core.conformance.needs import Needs, any_of, heads
+from nnpatch_core.conformance.subject import (
+    POSITION,
     CheckError,
     Edit,
     Subject,
     nothing_to_see,
 )
 
-_POSITION = 2
 _CLEAR = 2
 
 
@@ -24,12 +25,12 @@ def check_query_heads(subject: Subject) -> None:
     """A head of q at a position reaches that head of o, at that position, and nothing else."""
     for layer, before in _layers(subject, "q"):
         for head in range(subject.heads(layer).query):
-            changed = _changed(subject, layer, "q", head, before, [_POSITION])
+            changed = _changed(subject, layer, "q", head, before, [POSITION])
             expected = torch.zeros_like(changed, dtype=torch.bool)
-            expected[_POSITION, head] = True
+            expected[POSITION, head] = True
             _expect(f"q L{layer} H{head}", changed, expected)
             # A gate, column by column, would reach no more than its own part of the head.
-            part = _changed(subject, layer, "q", head, before, [_POSITION], _half)
+            part = _changed(subject, layer, "q", head, before, [POSITION], _half)
             _expect(f"half of q L{layer} H{head}", part, expected)
 
 
@@ -38,14 +39,14 @@ def check_key_heads(subject: Subject) -> None:
     for layer, before in _layers(subject, "k"):
         for head in range(subject.heads(layer).key_value):
             what, own = f"k L{layer} H{head}", _group(subject, layer, head)
-            changed = _changed(subject, layer, "k", head, before, [_POSITION])
-            if (changed[:_POSITION] == _CLEAR).any():
-                raise CheckError(f"{what} at position {_POSITION} reaches o at earlier positions")
-            _expect(what, changed[_POSITION:].amax(0)[None], own[None])
-            later = changed[_POSITION + 1 :].amax(0)[None]
+            changed = _changed(subject, layer, "k", head, before, [POSITION])
+            if (changed[:POSITION] == _CLEAR).any():
+                raise CheckError(f"{what} at position {POSITION} reaches o at earlier positions")
+            _expect(what, changed[POSITION:].amax(0)[None], own[None])
+            later = changed[POSITION + 1 :].amax(0)[None]
             _expect(f"{what}, at later positions,", later, own[None])
-            part = _changed(subject, layer, "k", head, before, [_POSITION], _half)
-            _expect(f"half of {what}", part[_POSITION:].amax(0)[None], own[None])
+            part = _changed(subject, layer, "k", head, before, [POSITION], _half)
+            _expect(f"half of {what}", part[POSITION:].amax(0)[None], own[None])
             if _turned(subject, layer, "k", head, before).any():
                 raise CheckError(f"{what} turns o round, as only a value does")
 
@@ -70,19 +71,19 @@ def check_output_heads(subject: Subject) -> None:
     if not layers:
         raise CheckError(nothing_to_see(f"{name}, and o with heads"))
     for layer in layers:
-        found = subject.run(subject.target, [("o", layer), (name, layer)]).activations
-        before, width = found[name, layer], found["o", layer].shape[-1]
+        activations = subject.run(subject.target, [("o", layer), (name, layer)]).activations
+        before, width = activations[name, layer], activations["o", layer].shape[-1]
         for head in range(subject.heads(layer).query):
-            site = subject.site("o", layer, head, [_POSITION])
+            site = subject.site("o", layer, head, [POSITION])
             after = subject.run(subject.target, [(name, layer)], {site: torch.neg})
             value = after.activations[name, layer]
             changed = subject.differs(value, before).any(-1).any(0)
-            if changed.nonzero().flatten().tolist() != [_POSITION]:
+            if changed.nonzero().flatten().tolist() != [POSITION]:
                 raise CheckError(
                     f"{site.label} reaches {name} at the positions "
-                    f"{changed.nonzero().flatten().tolist()}, not at {_POSITION} alone"
+                    f"{changed.nonzero().flatten().tolist()}, not at {POSITION} alone"
                 )
-            reached = (value != before)[:, _POSITION].any(0)
+            reached = (value != before)[:, POSITION].any(0)
             if _own_columns_alone(subject, layer, head, reached, width):
                 raise CheckError(f"{site.label} reaches of {name} no columns but its own")
 
@@ -104,8 +105,8 @@ def _layers(subject: Subject, name: str) -> list[tuple[int, Tensor]]:
     layers = subject.with_heads(name, "o")
     if not layers:
         raise CheckError(nothing_to_see(f"{name} and o with heads"))
-    found = subject.run(subject.target, [("o", layer) for layer in layers]).activations
-    return [(layer, found["o", layer]) for layer in layers]
+    activations = subject.run(subject.target, [("o", layer) for layer in layers]).activations
+    return [(layer, activations["o", layer]) for layer in layers]
 
 
 def _after(
@@ -116,7 +117,7 @@ def _after(
     positions: list[int] | None,
     edit: Edit = torch.neg,
 ) -> Tensor:
-    """What o has when a head is edited."""
+    """The activation of o when a head is edited."""
     site = subject.site(name, layer, head, positions)
     run = subject.run(subject.target, [("o", layer)], {site: edit})
     return run.activations["o", layer]
@@ -177,4 +178,16 @@ def _expect(what: str, changed: Tensor, expected: Tensor) -> None:
             raise CheckError(f"{what} {does} all or part of the heads {heads} of o")
 
 
-CHECKS = (check_query_heads, check_key_heads, check_value_heads, check_output_heads)
+CHECKS: Needs = {
+    check_query_heads: (heads("q"), heads("o")),
+    check_key_heads: (heads("k"), heads("o")),
+    check_value_heads: (heads("v"), heads("o")),
+    check_output_heads: (
+        heads("o"),
+        any_of(
+            "attn",
+            "resid",
+            otherwise="the adapter has neither attn nor resid, which o would reach",
+        ),
+    ),
+}

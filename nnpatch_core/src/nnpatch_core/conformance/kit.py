@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import attrs
 
 from nnpatch_core._models import in_one_thread
-from nnpatch_core.adapters import ModelAPI, check_fits, component_names, find_component
+from nnpatch_core.adapters import ModelAPI, check_fits
+from nnpatch_core.conformance import flow, heads, patches, structure
+from nnpatch_core.conformance.needs import Check, Needs
+from nnpatch_core.conformance.subject import CheckError, Subject, make_subject
 from nnpatch_core.errors import UnknownNameError
-from nnpatch_core.testing.conformance import flow, heads, patches, structure
-from nnpatch_core.testing.conformance.subject import CheckError, Subject, make_subject
 
-Check: TypeAlias = Callable[[Subject], None]
 Status: TypeAlias = Literal["passed", "failed", "skipped", "known failure", "fixed"]
 
+_NEEDS: Needs = {**structure.CHECKS, **patches.CHECKS, **heads.CHECKS, **flow.CHECKS}
 #: Check name to the check, in the order in which they are run.
-CHECKS: Mapping[str, Check] = {
-    check.__name__: check
-    for check in (*structure.CHECKS, *patches.CHECKS, *heads.CHECKS, *flow.CHECKS)
-}
-#: The components that a check needs.
-_NEEDED: Mapping[Check, tuple[str, ...]] = {
-    patches.check_residual_is_everything: ("resid",),
-    heads.check_query_heads: ("q", "o"),
-    heads.check_key_heads: ("k", "o"),
-    heads.check_value_heads: ("v", "o"),
-    heads.check_output_heads: ("o",),
-    flow.check_blocks: ("resid_pre", "attn"),
-    flow.check_causal: ("resid",),
-}
+CHECKS: Mapping[str, Check] = {check.__name__: check for check in _NEEDS}
 
 
 @attrs.frozen
 class Result:
-    """What came of one check.
+    """The result of one check.
 
     Args:
         check: its name.
@@ -57,25 +45,8 @@ class Result:
 
 def why_skipped(check: str, api: ModelAPI) -> str | None:
     """Why a check does not apply to an adapter, by what it declares; None if it applies."""
-    declared = component_names(api)
-    function = CHECKS[check]
-    for name in _NEEDED.get(function, ()):
-        if name not in declared:
-            return f"the adapter has no {name}"
-        if name in ("q", "k", "v", "o") and find_component(api, name).heads is None:
-            return f"the adapter's {name} has no heads"
-    if function is heads.check_output_heads and not {"attn", "resid"} & set(declared):
-        return "the adapter has neither attn nor resid, which o would reach"
-    if function is flow.check_padding and not getattr(api, "padding", True):
-        return "the adapter declares padding=False"
-    if function is patches.check_cone_equals_full and not getattr(api, "cone", True):
-        return "the adapter declares cone=False"
-    if function is flow.check_residual:
-        if getattr(api, "residual", "sum") is None:
-            return "the adapter declares residual=None"
-        if not {"resid_pre", "resid"} <= set(declared) or not {"attn", "mlp"} & set(declared):
-            return "the adapter lacks the residual stream, or what is added to it"
-    return None
+    reasons = (need(api) for need in _NEEDS[CHECKS[check]])
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def check_known_failures(known_failures: Mapping[str, str]) -> None:
@@ -116,11 +87,11 @@ def run_checks(
         >>> {result.status for result in results}
         {'passed'}
     """
-    known = dict(known_failures or {})
+    reasons = dict(known_failures or {})
     wanted = [only] if isinstance(only, str) else list(CHECKS if only is None else only)
-    check_known_failures({**known, **dict.fromkeys(wanted, "")})
+    check_known_failures({**reasons, **dict.fromkeys(wanted, "")})
     subject = make_subject(api, nnmodel, layers)
-    return [_run(name, subject, known.get(name)) for name in wanted]
+    return [_run(name, subject, reasons.get(name)) for name in wanted]
 
 
 def perform(check: str, subject: Subject) -> None:
@@ -130,8 +101,7 @@ def perform(check: str, subject: Subject) -> None:
         CheckError: what is wrong with the adapter.
         AdapterError: its table does not fit the model, which is why the check cannot run.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         try:
             CHECKS[check](subject)
         except CheckError:
@@ -142,7 +112,7 @@ def perform(check: str, subject: Subject) -> None:
             raise
 
 
-def _run(name: str, subject: Subject, known: str | None) -> Result:
+def _run(name: str, subject: Subject, declared: str | None) -> Result:
     try:
         skipped = why_skipped(name, subject.api)
         if skipped is not None:
@@ -150,7 +120,7 @@ def _run(name: str, subject: Subject, known: str | None) -> Result:
         perform(name, subject)
     except Exception as error:
         reason = str(error) if isinstance(error, CheckError) else f"{type(error).__name__}: {error}"
-        if known is None:
+        if declared is None:
             return Result(name, "failed", reason)
-        return Result(name, "known failure", f"{known} ({reason})")
-    return Result(name, "passed") if known is None else Result(name, "fixed", known)
+        return Result(name, "known failure", f"{declared} ({reason})")
+    return Result(name, "passed") if declared is None else Result(name, "fixed", declared)

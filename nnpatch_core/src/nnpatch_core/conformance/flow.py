@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -11,22 +9,24 @@ from torch.nn.functional import pad
 from nnpatch_core._rounding import as_typed
 from nnpatch_core.adapters import table_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.site import Site
-from nnpatch_core.testing.conformance.subject import (
+from nnpatch_core.conformance.needs import Needs, any_of, component, declared
+from nnpatch_core.conformance.subject import (
+    POSITION,
     CheckError,
     Edit,
     Subject,
     differentiable,
     nothing_to_see,
+    put,
 )
+from nnpatch_core.site import Site
 
 _PADDING = 3
-_POSITION = 2
 
 
 def check_residual(subject: Subject) -> None:
     """A layer gives `resid_pre + attn + mlp`, or each times a number of its own if "scaled"."""
-    found = subject.run(subject.target, subject.places).activations
+    activations = subject.run(subject.target, subject.places).activations
     kind = getattr(subject.api, "residual", "sum")
     seen = False
     for layer in subject.layers:
@@ -35,9 +35,9 @@ def check_residual(subject: Subject) -> None:
         if not blocks or "resid" not in table or "resid_pre" not in table:
             continue
         seen = True
-        resid = found["resid", layer]
+        resid = activations["resid", layer]
         resid = resid if resid.dtype is torch.float64 else resid.float()
-        named = (found[name, layer] for name in ("resid_pre", *blocks))
+        named = (activations[name, layer] for name in ("resid_pre", *blocks))
         parts = torch.stack([part.to(resid.device, resid.dtype) for part in named], -1)
         if kind == "sum":
             total = parts.sum(-1)
@@ -58,11 +58,11 @@ def check_blocks(subject: Subject) -> None:
     layers = [layer for layer, table in tables.items() if {"resid_pre", "attn"} <= set(table)]
     if not layers:
         raise CheckError(nothing_to_see("resid_pre and attn"))
-    later = list(range(_POSITION + 1, subject.target.seq_len))
+    later = list(range(POSITION + 1, subject.target.seq_len))
     for layer in layers:
         blocks = [(name, layer) for name in ("attn", "mlp") if name in tables[layer]]
         before = subject.run(subject.target, blocks).activations
-        edit: dict[Site, Edit] = {subject.site("resid_pre", layer, None, [_POSITION]): torch.neg}
+        edit: dict[Site, Edit] = {subject.site("resid_pre", layer, None, [POSITION]): torch.neg}
         after = subject.run(subject.target, blocks, edit).activations
         attn, mlp = ("attn", layer), ("mlp", layer)
         if not subject.differs(after[attn], before[attn])[:, later].any():
@@ -70,14 +70,10 @@ def check_blocks(subject: Subject) -> None:
         if mlp not in blocks:
             continue
         # With what attention brings held as it was, later tokens see nothing of the edit.
-        edit[subject.site("attn", layer, None, later)] = partial(_given, before[attn][:, later])
+        edit[subject.site("attn", layer, None, later)] = put(before[attn][:, later])
         held = subject.run(subject.target, blocks, edit).activations
         if subject.differs(held[mlp], before[mlp])[:, later].any():
             raise CheckError(f"mlp of layer {layer} brings something from earlier tokens to later")
-
-
-def _given(value: Tensor, _: Tensor) -> Tensor:
-    return value
 
 
 def check_causal(subject: Subject) -> None:
@@ -85,10 +81,10 @@ def check_causal(subject: Subject) -> None:
     tokens = subject.target.tokens.clone()
     tokens[:, -1] = subject.source.tokens[:, -1]
     places = [place for place in subject.places if place[0] in ("resid", "resid_pre")]
-    one = subject.run(subject.target, places).activations
-    other = subject.run(Batch(tokens, subject.target.mask), places).activations
+    before = subject.run(subject.target, places).activations
+    after = subject.run(Batch(tokens, subject.target.mask), places).activations
     for place in places:
-        differs = subject.differs(one[place], other[place]).any(-1).any(0)
+        differs = subject.differs(before[place], after[place]).any(-1).any(0)
         if differs[:-1].any() or not differs[-1]:
             raise CheckError(
                 f"changing the last token changes {place[0]} of layer {place[1]} at the positions "
@@ -101,13 +97,13 @@ def check_padding(subject: Subject) -> None:
     batch = subject.target
     drawn = subject.source.tokens.flip(-1)[:, :_PADDING]
     padded = Batch(torch.cat([drawn, batch.tokens], 1), pad(batch.mask, (_PADDING, 0)))
-    one, other = subject.run(batch, subject.places), subject.run(padded, subject.places)
+    plain, shifted = subject.run(batch, subject.places), subject.run(padded, subject.places)
     for name, layer in subject.places:
         what = f"padding on the left changes {name} of layer {layer}"
         subject.expect_same(
-            other.activations[name, layer][:, _PADDING:], one.activations[name, layer], what
+            shifted.activations[name, layer][:, _PADDING:], plain.activations[name, layer], what
         )
-    subject.expect_same(other.logits, one.logits, "padding on the left changes the logits")
+    subject.expect_same(shifted.logits, plain.logits, "padding on the left changes the logits")
 
 
 def check_gradients(subject: Subject) -> None:
@@ -125,12 +121,24 @@ def check_gradients(subject: Subject) -> None:
         loss = (
             logits * torch.linspace(-1, 1, logits.shape[-1], dtype=logits.dtype, device="cpu")
         ).sum()
-        found: list[Tensor | None] = list(
+        gradients: list[Tensor | None] = list(
             torch.autograd.grad(loss, list(run.activations.values()), allow_unused=True)
         )
-    for place, gradient in zip(run.activations, found, strict=True):
+    for place, gradient in zip(run.activations, gradients, strict=True):
         if gradient is None or not gradient.isfinite().all() or not gradient.any():
             raise CheckError(f"no finite gradient reaches {place[0]} of layer {place[1]}")
 
 
-CHECKS = (check_residual, check_blocks, check_causal, check_padding, check_gradients)
+_NO_STREAM = "the adapter lacks the residual stream, or what is added to it"
+CHECKS: Needs = {
+    check_residual: (
+        declared("residual"),
+        any_of("resid_pre", otherwise=_NO_STREAM),
+        any_of("resid", otherwise=_NO_STREAM),
+        any_of("attn", "mlp", otherwise=_NO_STREAM),
+    ),
+    check_blocks: (component("resid_pre"), component("attn")),
+    check_causal: (component("resid"),),
+    check_padding: (declared("padding"),),
+    check_gradients: (),
+}

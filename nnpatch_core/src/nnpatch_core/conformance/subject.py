@@ -1,4 +1,4 @@
-"""What a check looks at: an adapter on a model, with two batches of prompts to run."""
+"""The subject of a check: an adapter on a model, with two batches of prompts to run."""
 
 from __future__ import annotations
 
@@ -35,20 +35,27 @@ from nnpatch_core.errors import AdapterError
 from nnpatch_core.site import Site, execution_order
 from nnpatch_core.tracing import forward
 
-#: Given a site's part of the activation of this run, what to put there.
+#: Makes of a site's part of the activation what is put there.
 Edit: TypeAlias = Callable[[Tensor], Tensor]
 
 #: Prompts are longer than the window of the tiny models that have one.
 _LENGTH, _PROMPTS = 8, 4
+#: The position that checks edit: there are tokens before it and behind it.
+POSITION = 2
 
 
 class CheckError(AssertionError):
-    """What a check found to be wrong with an adapter."""
+    """A fault of an adapter, found by a check."""
 
 
 def nothing_to_see(what: str) -> str:
-    """Why a check that looks at `what` fails where no layer has it, rather than pass."""
+    """Say why a check of `what` fails, rather than pass, where no layer has it."""
     return f"no layer that is looked at has {what}: take a model that has one"
+
+
+def put(value: Tensor) -> Edit:
+    """Put a value there, whatever the activation is."""
+    return lambda _: value
 
 
 @attrs.frozen(eq=False)
@@ -113,8 +120,8 @@ class Subject:
             if all(name in table and table[name].heads for name in names)
         ]
 
-    def api_row(self, name: str, layer: int) -> Component:
-        """Where a component is in a layer."""
+    def component(self, name: str, layer: int) -> Component:
+        """A component of a layer."""
         return component_of(self.api, self.model, layer, name)
 
     def heads(self, layer: int) -> Heads:
@@ -149,14 +156,14 @@ class Subject:
 
         def visit(traced: Any) -> None:
             for site in visited:
-                found = site.read(traced, batch.tokens.shape)
+                activation = site.read(traced, batch.tokens.shape)
                 if id(site) not in reading:
-                    site.write(traced, edits[site](site.select(found, traced)), batch.mask)
+                    site.write(traced, edits[site](site.select(activation, traced)), batch.mask)
                     continue
-                kept[site.component, site.layer] = found if gradients else found.clone()
+                kept[site.component, site.layer] = activation if gradients else activation.clone()
                 if gradients:
                     # What was read may be a view; what follows must depend on it, not on its base.
-                    site.replace(traced, found)
+                    site.replace(traced, activation)
 
         with evaluating(self.model):
             logits = forward(self.nnmodel, batch, visit, gradients=gradients)
@@ -176,24 +183,24 @@ class Subject:
         logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
         return logits
 
-    def differs(self, one: Tensor, other: Tensor) -> Tensor:
+    def differs(self, first: Tensor, second: Tensor) -> Tensor:
         """Elementwise: whether two activations differ by more than rounding."""
-        one, other = _comparable(one, other)
-        scale = torch.maximum(one.abs().max(), other.abs().max())
-        return ~((one - other).abs() <= self.rounding * scale)
+        first, second = _comparable(first, second)
+        scale = torch.maximum(first.abs().max(), second.abs().max())
+        return ~((first - second).abs() <= self.rounding * scale)
 
-    def expect_same(self, one: Tensor, other: Tensor, what: str) -> None:
+    def expect_same(self, first: Tensor, second: Tensor, what: str) -> None:
         """Raise `CheckError` if two activations differ by more than rounding."""
-        wrong = self.differs(one, other)
+        wrong = self.differs(first, second)
         if wrong.any():
-            one, other = _comparable(one, other)
-            raise CheckError(f"{what}: off by up to {(one - other).abs().max().item():.3g}")
+            first, second = _comparable(first, second)
+            raise CheckError(f"{what}: off by up to {(first - second).abs().max().item():.3g}")
 
 
-def _comparable(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def _comparable(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """The two on one device, in a type in which their difference is exact enough."""
-    dtype = torch.float64 if torch.float64 in (one.dtype, other.dtype) else torch.float32
-    return one.detach().to(dtype), other.detach().to(one.device, dtype)
+    dtype = torch.float64 if torch.float64 in (first.dtype, second.dtype) else torch.float32
+    return first.detach().to(dtype), second.detach().to(first.device, dtype)
 
 
 @contextmanager
@@ -202,7 +209,7 @@ def differentiable(model: Any) -> Iterator[None]:
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     weights = [getattr(embedding, "weight", None), *model.parameters()]
     # That on which everything depends.
-    weight = next(each for each in weights if each is not None and each.is_floating_point())
+    weight = next(weight for weight in weights if weight is not None and weight.is_floating_point())
     asked = weight.requires_grad
     with torch.inference_mode(False), torch.enable_grad():
         weight.requires_grad = True

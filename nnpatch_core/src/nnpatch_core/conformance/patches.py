@@ -1,21 +1,21 @@
-"""Checks of what a patch does: nothing, where it puts back what was there; else what it says."""
+"""Checks that a patch changes its site alone, and nothing where it puts back its own value."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from nnpatch_core._models import vocab_size
 from nnpatch_core.adapters import head_columns
-from nnpatch_core.errors import AdapterWarning, EngineError, PromptWarning
+from nnpatch_core.conformance.needs import Needs, component, declared
+from nnpatch_core.conformance.subject import POSITION, CheckError, Edit, Subject, put
+from nnpatch_core.errors import EngineError, PromptWarning
 from nnpatch_core.patching import activation_patching
 from nnpatch_core.site import Site
 from nnpatch_core.sites import SiteList, Sites
-from nnpatch_core.testing.conformance.subject import CheckError, Edit, Subject
 
 #: How many tokens of the last prompt are padding, where there may be some.
 _PADDING = 2
@@ -54,7 +54,7 @@ def check_residual_is_everything(subject: Subject) -> None:
         if name not in ("resid_pre", "resid"):
             continue
         value = source.activations[name, layer]
-        edits: dict[Site, Edit] = {subject.site(name, layer): partial(_given, value)}
+        edits: dict[Site, Edit] = {subject.site(name, layer): put(value)}
         patched = subject.run(subject.target, edits=edits).logits
         what = f"{name} of layer {layer}, patched at every position, does not make the source run"
         subject.expect_same(patched, source.logits, what)
@@ -63,16 +63,15 @@ def check_residual_is_everything(subject: Subject) -> None:
 def check_edits_stay(subject: Subject) -> None:
     """An edit of one head or position reaches no other head or position of that component."""
     plain = subject.run(subject.target, subject.places).activations
-    position = 2
     for name, layer in subject.places:
         before = plain[name, layer]
         for head in _each(subject, name, layer):
-            site = subject.site(name, layer, head, [position])
+            site = subject.site(name, layer, head, [POSITION])
             after = subject.run(subject.target, [(name, layer)], {site: _other}).activations[
                 name, layer
             ]
             allowed = torch.zeros_like(before, dtype=torch.bool)
-            allowed[:, position] = _columns(subject, name, layer, head, before)
+            allowed[:, POSITION] = _columns(subject, name, layer, head, before)
             changed = after != before
             if not changed[allowed].all() or changed[~allowed].any():
                 raise CheckError(f"an edit of {site.label} changes more, or less, than that")
@@ -81,7 +80,7 @@ def check_edits_stay(subject: Subject) -> None:
 def check_sweep(subject: Subject) -> None:
     """A sweep of every component runs; the last layer's residual stream restores the source."""
     names = list(dict.fromkeys(name for name, _ in subject.places))
-    rows = torch.arange(len(subject.source), device="cpu")
+    prompts = torch.arange(len(subject.source), device="cpu")
     source, target = (subject.run(batch).logits for batch in (subject.source, subject.target))
     out = activation_patching(
         subject.nnmodel,
@@ -98,7 +97,7 @@ def check_sweep(subject: Subject) -> None:
     )
     for name in names:
         swept = out.swept(name)
-        if not swept.any() or not torch.isfinite(out.patched(name)[swept][:, rows]).all():
+        if not swept.any() or not torch.isfinite(out.patched(name)[swept][:, prompts]).all():
             raise CheckError(f"a sweep of {name} gives no numbers, or some that are not finite")
     if ("resid", subject.n_layers - 1) in subject.places:
         value = out["resid"].flatten()[-1:]
@@ -117,7 +116,7 @@ def check_cone_equals_full(subject: Subject) -> None:
     mask = torch.ones_like(target.mask)
     if getattr(subject.api, "padding", True):
         mask[-1, :_PADDING] = 0
-    positions = ([2], [target.seq_len - 1], [3, 5])
+    positions = ([POSITION], [target.seq_len - 1], [3, 5])
     sites = [
         subject.site(name, layer, head, seq_pos)
         for name, layer in subject.places
@@ -127,13 +126,11 @@ def check_cone_equals_full(subject: Subject) -> None:
     logits = subject.run(target).logits
     # Answers must be ids that a prompt could hold, which some models have fewer of than logits.
     best = logits[:, : vocab_size(subject.model)].topk(2).indices
-    found = {}
+    patched = {}
     for engine in ("full", "cone"):
         try:
-            with warnings.catch_warnings():
-                # Padding is what is tested, so that nothing is to be said of it.
-                warnings.simplefilter("ignore", AdapterWarning)
-                warnings.simplefilter("ignore", PromptWarning)
+            # Padding is what is tested, so that nothing is to be said of it.
+            with warnings.catch_warnings(action="ignore", category=PromptWarning):
                 out = activation_patching(
                     subject.nnmodel,
                     subject.api,
@@ -148,8 +145,8 @@ def check_cone_equals_full(subject: Subject) -> None:
                 )
         except EngineError as error:
             raise CheckError(f"{error}; the adapter must declare cone=False") from error
-        found[engine] = torch.cat([out.patched(name) for name in out])
-    gap = (found["full"] - found["cone"]).abs().max().item()
+        patched[engine] = torch.cat([out.patched(name) for name in out])
+    gap = (patched["full"] - patched["cone"]).abs().max().item()
     if not gap <= subject.rounding * logits.abs().max().item():
         raise CheckError(
             f"the cone engine is off by up to {gap:.3g} from whole forwards; if the model keeps "
@@ -169,8 +166,8 @@ def _listed(subject: Subject) -> SiteList:
 
 
 def _heads(subject: Subject, name: str, layer: int) -> list[int]:
-    row = subject.api_row(name, layer)
-    return [] if row.heads is None else list(range(subject.heads(layer).count(row.heads)))
+    kind = subject.component(name, layer).heads
+    return [] if kind is None else list(range(subject.heads(layer).count(kind)))
 
 
 def _each(subject: Subject, name: str, layer: int) -> Sequence[int | None]:
@@ -181,10 +178,6 @@ def _each(subject: Subject, name: str, layer: int) -> Sequence[int | None]:
 def _other(old: Tensor) -> Tensor:
     """Other numbers, however large the old ones are."""
     return torch.where(old == 0, torch.ones_like(old), -old)
-
-
-def _given(value: Tensor, _: Tensor) -> Tensor:
-    return value
 
 
 def _columns(subject: Subject, name: str, layer: int, head: int | None, value: Tensor) -> Tensor:
@@ -198,11 +191,11 @@ def _columns(subject: Subject, name: str, layer: int, head: int | None, value: T
     return mask
 
 
-CHECKS = (
-    check_identity_patch,
-    check_patch_reaches_logits,
-    check_residual_is_everything,
-    check_edits_stay,
-    check_sweep,
-    check_cone_equals_full,
-)
+CHECKS: Needs = {
+    check_identity_patch: (),
+    check_patch_reaches_logits: (),
+    check_residual_is_everything: (component("resid"),),
+    check_edits_stay: (),
+    check_sweep: (),
+    check_cone_equals_full: (declared("cone"),),
+}

@@ -21,11 +21,10 @@ from nnpatch_core._upstream import (
     PreTrainedTokenizerFast,
     transformers,
 )
-from nnpatch_core.adapters import DecoderAPI, decoder_components
 from nnpatch_core.errors import AdapterError, UnknownNameError
 
 _WIDTH, _LAYERS, _HEADS, _DIM, _FEED_FORWARD, _LENGTH = 32, 3, 4, 8, 48, 128
-#: What a config is offered, under each name that some family has for it; it takes what it knows.
+#: The settings that a config is offered, under each name that some family has for one.
 _OFFERED: Mapping[str, Any] = {
     "vocab_size": 64,
     "bos_token_id": 1,
@@ -93,7 +92,7 @@ _GEMMA3_VISION: Mapping[str, Any] = {
     "image_size": 28,
     "patch_size": 14,
 }
-#: What a family needs besides; None takes an offer back.
+#: Settings that a family needs besides; None takes an offer back.
 _FAMILIES: Mapping[str, Mapping[str, Any]] = {
     # In as many groups as it has by default, with more than one head in each.
     "codegen": {"n_head": 8, "rotary_dim": 2},
@@ -148,10 +147,9 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **config: Any) -> Pr
             f"{len(types)} types of causal language models, such as {', '.join(like)}"
         )
     # What transformers says of a config that is not a real one is of no use to anybody.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        given = "these settings" if config else "generic settings"
-        model = _build(model_type, {**_settings(model_type), **config}, given)
+    with warnings.catch_warnings(action="ignore"):
+        which = "these settings" if config else "generic settings"
+        model = _build(model_type, {**_settings(model_type), **config}, which)
     model.train(False)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -163,7 +161,7 @@ def tiny_model(model_type: str = "llama", *, seed: int = 0, **config: Any) -> Pr
     return model
 
 
-def _build(model_type: str, settings: Mapping[str, Any], given: str) -> PreTrainedModel:
+def _build(model_type: str, settings: Mapping[str, Any], which: str) -> PreTrainedModel:
     try:
         check_config(settings)
         # Without memory first: a setting of another name may leave a model of billions.
@@ -174,12 +172,12 @@ def _build(model_type: str, settings: Mapping[str, Any], given: str) -> PreTrain
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise _unfit(
-            f"no tiny model of type {model_type!r} can be built with {given}: {reason}"
+            f"no tiny model of type {model_type!r} can be built with {which}: {reason}"
         ) from error
-    size = sum(each.numel() for each in (*built.parameters(), *built.buffers()))
+    size = sum(tensor.numel() for tensor in (*built.parameters(), *built.buffers()))
     if size > _MOST_PARAMETERS:
         raise _unfit(
-            f"a model of type {model_type!r} has {size} parameters and buffers with {given}, and a "
+            f"a model of type {model_type!r} has {size} parameters and buffers with {which}, and a "
             f"tiny one at most {_MOST_PARAMETERS}"
         )
     # A fresh config: building a model may change it.
@@ -203,30 +201,25 @@ def _from_config(config: Any) -> PreTrainedModel:
 
 
 def _settings(model_type: str) -> dict[str, Any]:
-    """What the family's config knows of what is offered, each thing under one name."""
+    """Choose what the family's config knows of what is offered, each thing under one name."""
     kind = CONFIG_MAPPING[model_type]
-    known = set(getattr(kind, "attribute_map", {}))
+    names = set(getattr(kind, "attribute_map", {}))
     for base in kind.__mro__:
-        known |= set(getattr(base, "__annotations__", {}))
-        known |= set(inspect.signature(base).parameters)
-    found = {name: value for name, value in _OFFERED.items() if name in known}
+        names |= set(getattr(base, "__annotations__", {}))
+        names |= set(inspect.signature(base).parameters)
+    settings = {name: value for name, value in _OFFERED.items() if name in names}
     for alias, name in getattr(kind, "attribute_map", {}).items():
-        if alias != name and name in found:
-            found.pop(alias, None)
-    if "kv_lora_rank" in found and "num_key_value_heads" in found:
+        if alias != name and name in settings:
+            settings.pop(alias, None)
+    if "kv_lora_rank" in settings and "num_key_value_heads" in settings:
         # Latent attention gives each query head a key and a value of its own.
-        found["num_key_value_heads"] = _HEADS
-    found |= _FAMILIES.get(model_type, {})
+        settings["num_key_value_heads"] = _HEADS
+    settings |= _FAMILIES.get(model_type, {})
     return {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in found.items()
+        for name, value in settings.items()
         if value is not None
     }
-
-
-def tiny_api() -> DecoderAPI:
-    """An adapter for `tiny_model("llama")` and its like, from no plugin."""
-    return DecoderAPI("TinyLlama", ("llama", "mistral"), decoder_components())
 
 
 def tiny_tokenizer(texts: Iterable[str], **special: Any) -> PreTrainedTokenizerFast:
