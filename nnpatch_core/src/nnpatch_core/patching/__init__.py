@@ -1,6 +1,6 @@
 """The patching algorithms: what is put where, and what is reported."""
 
-from nnpatch_core.interventions.averages import cache_average
+from nnpatch_core.interventions import cache_average
 from nnpatch_core.patching.ablation import ablation_patching
 from nnpatch_core.patching.activation import activation_patching
 from nnpatch_core.patching.attribution import attribution_patching
