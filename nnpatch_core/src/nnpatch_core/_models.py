@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -150,7 +150,7 @@ def _embedding(model: Any) -> Any:
 
 
 def vocab_size(model: nn.Module) -> int | None:
-    """How many token ids the model's embedding has, if it says."""
+    """Count the token ids of the model's embedding, if it says."""
     embedding = _embedding(model)
     own = as_it_was(embedding) if isinstance(embedding, nn.Module) else embedding
     count = getattr(own, "num_embeddings", None)
@@ -158,7 +158,7 @@ def vocab_size(model: nn.Module) -> int | None:
 
 
 def most_tokens(model: nn.Module) -> int | None:
-    """How many tokens a prompt may have, where the model has a table of positions; else None.
+    """Say how many tokens a prompt may have, where the model has a table of positions; else None.
 
     That is an embedding of positions beside that of tokens, as GPT-2 and OPT have, or a table of
     sines that is made once, as GPT-J and CTRL have. Models that compute their positions as they
@@ -204,7 +204,7 @@ def pad_id(nnmodel: Any, model: nn.Module) -> int | None:
 
 
 def input_device(model: nn.Module) -> torch.device | None:
-    """Where the model wants its tokens, or None if it does not say.
+    """Find the device on which the model wants its tokens; None if it does not say.
 
     An embedding that is moved in as it is needed wants them where it then is.
     """
@@ -257,16 +257,25 @@ def forward_arguments(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off, and each module's training flag as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
+def _switched_off(flag: str, owners: Iterable[Any]) -> Iterator[None]:
+    switched = [owner for owner in owners if getattr(owner, flag)]
+    for owner in switched:
+        setattr(owner, flag, False)
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        for owner in switched:
+            setattr(owner, flag, True)
+
+
+def evaluating(model: nn.Module) -> AbstractContextManager[None]:
+    """Switch dropout off; afterwards each module's training flag is as it was."""
+    return _switched_off("training", model.modules())
+
+
+def frozen(model: nn.Module) -> AbstractContextManager[None]:
+    """Ask for no gradient of a weight; afterwards each weight's flag is as it was."""
+    return _switched_off("requires_grad", model.parameters())
 
 
 @contextmanager
@@ -309,16 +318,3 @@ def in_one_thread(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
 
     return held
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """No weight asks for a gradient, and each one's flag as it was afterwards."""
-    asking = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in asking:
-        weight.requires_grad = False
-    try:
-        yield
-    finally:
-        for weight in asking:
-            weight.requires_grad = True

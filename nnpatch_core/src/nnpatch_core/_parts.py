@@ -1,4 +1,4 @@
-"""Where a file is written until it is whole; what a kill leaves of it is cleaned up later."""
+"""Writes a file apart until it is whole; the leavings of a kill are cleaned up later."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def part_of(target: Path) -> Iterator[Path]:
 
 
 def clean_up(folder: Path) -> None:
-    """Remove from a folder what processes that were killed have left of `part_of` there."""
+    """Remove from a folder the files that killed processes have left of `part_of` there."""
     with contextlib.suppress(OSError):
         for left in folder.glob(f"{_PREFIX}*"):
             lock = _lock(left, wait=False)

@@ -161,7 +161,7 @@ def offloaded(model: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor
 
 
 def execution_device(module: Any) -> torch.device | None:
-    """Where a module runs whose weights are elsewhere until then; None if it is not told."""
+    """Find the device on which a module runs whose weights are elsewhere; None if nobody says."""
     for hook in offload_hooks(module):
         device = getattr(hook, "execution_device", None)
         if device is not None:

@@ -135,7 +135,7 @@ def has_numbers(tensor: Tensor) -> bool:
 
 
 def where_of(tensor: Tensor) -> str:
-    """Where and how a tensor lies, for an error."""
+    """Say in an error on which device a tensor is, and in which layout."""
     return f"device {str(tensor.device)!r}, with the layout {tensor.layout}"
 
 

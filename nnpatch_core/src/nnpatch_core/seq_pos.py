@@ -65,7 +65,15 @@ def groups_of(strategy: SeqPos, seq_len: int) -> list[Group]:
     Raises:
         PositionError: the strategy broke a law, or its positions are not in the prompt.
     """
-    expanded: Any = strategy.expand(seq_len)
+    return checked_groups(strategy, strategy.expand(seq_len), seq_len)
+
+
+def checked_groups(strategy: SeqPos, expanded: Any, seq_len: int) -> list[Group]:
+    """Hold what a strategy gave for a prompt to the laws of a strategy.
+
+    Raises:
+        PositionError: as for `groups_of`.
+    """
     raw = list(expanded) if isinstance(expanded, Iterable) else [expanded]
     if not raw:
         raise PositionError(f"{strategy!r} gives no positions for a prompt of {seq_len} tokens")

@@ -13,7 +13,6 @@ from nnpatch_core._models import input_device
 from nnpatch_core._ranges import ranges
 from nnpatch_core._tiny import tiny_model
 from nnpatch_core.adapters import (
-    Component,
     ModelAPI,
     check_fits,
     heads_of,
@@ -184,7 +183,7 @@ def _widths(api: ModelAPI, model: nn.Module, layer: int) -> dict[str, int]:
             note = partial(_entered, widths, name)
             hooks.append(place.register_forward_pre_hook(note, with_kwargs=True))
         else:
-            hooks.append(place.register_forward_hook(partial(_left, widths, name, component)))
+            hooks.append(place.register_forward_hook(partial(_left, widths, name, component.item)))
     try:
         _run_two_tokens(model)
     finally:
@@ -212,16 +211,13 @@ def _run_two_tokens(model: nn.Module) -> None:
 
 
 def _entered(widths: dict[str, int], name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
-    _note(widths, name, next(iter((*args, *kwargs.values())), None))
+    _left(widths, name, 0, _, args, (*args, *kwargs.values()))
 
 
 def _left(
-    widths: dict[str, int], name: str, component: Component, _: nn.Module, args: Any, output: Any
+    widths: dict[str, int], name: str, item: int, _: nn.Module, args: Any, output: Any
 ) -> None:
-    _note(widths, name, output[component.item] if isinstance(output, tuple | list) else output)
-
-
-def _note(widths: dict[str, int], name: str, value: Any) -> None:
+    value = output[item] if isinstance(output, tuple | list) and output else output
     if isinstance(value, Tensor):
         widths[name] = value.shape[-1]
 

@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
+from nnpatch_core._hints import did_you_mean
 from nnpatch_core._printable import printable
 from nnpatch_core._upstream import disable_progress_bar
 from nnpatch_core.cli import check, components, new_adapter, plugins
@@ -56,21 +56,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if argv and not argv[0].startswith("-") and argv[0] not in commands:
         parser.error(
             f"unknown command {argv[0]!r}; there are {', '.join(commands)}"
-            f"{_hint(argv[:1], commands)}"
+            f"{did_you_mean(argv[0], commands)}"
         )
     arguments, unknown = parser.parse_known_args(argv)
     if unknown:
         # An option may stand before the command, where it is the program's.
         chosen = commands.get(argv[0], parser)
         options = [name for action in chosen._actions for name in action.option_strings]
-        chosen.error(f"unrecognized arguments: {' '.join(unknown)}{_hint(unknown, options)}")
+        hints = (did_you_mean(word.partition("=")[0], options) for word in unknown)
+        chosen.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
     return arguments
-
-
-def _hint(words: Sequence[str], names: Iterable[str]) -> str:
-    names = list(names)
-    like = [match for word in words for match in get_close_matches(word.partition("=")[0], names)]
-    return f" (did you mean {' or '.join(dict.fromkeys(like))}?)" if like else ""
 
 
 def _refused(reason: str) -> int:

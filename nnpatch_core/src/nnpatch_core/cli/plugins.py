@@ -87,23 +87,15 @@ def _registered(registry: Registry, plugin: Plugin) -> dict[str, Any]:
     }
 
 
+def _identity(plugin: Plugin) -> dict[str, Any]:
+    names = ("name", "distribution", "version", "module")
+    return {name: getattr(plugin, name) for name in names}
+
+
 def _as_json(registry: Registry, plugin: Plugin) -> dict[str, Any]:
-    return {
-        "name": plugin.name,
-        "distribution": plugin.distribution,
-        "version": plugin.version,
-        "module": plugin.module,
-        "hooks": list(plugin.hooks),
-        **_registered(registry, plugin),
-    }
+    own = _registered(registry, plugin)
+    return {**_identity(plugin), "hooks": list(plugin.hooks), **own}
 
 
 def _failure_as_json(failure: Failure) -> dict[str, str]:
-    return {
-        "name": failure.plugin.name,
-        "distribution": failure.plugin.distribution,
-        "version": failure.plugin.version,
-        "module": failure.plugin.module,
-        "stage": failure.stage,
-        "error": failure.reason,
-    }
+    return {**_identity(failure.plugin), "stage": failure.stage, "error": failure.reason}

@@ -151,7 +151,7 @@ def check_execution_order(subject: Subject) -> None:
 
 
 def check_undeclared(subject: Subject) -> None:
-    """What the adapter or the model does not have is refused, with the fitting error."""
+    """A component, layer or head that is not there is refused, with the fitting error."""
     api, model = subject.api, subject.model
     declared = component_names(api)
     missing = [name for name in COMPONENT_NAMES if name not in declared]

@@ -91,7 +91,7 @@ class Subject:
 
     @property
     def n_layers(self) -> int:
-        """How many layers the model has."""
+        """The number of layers of the model."""
         return n_layers(self.api, self.model)
 
     @property
@@ -125,7 +125,7 @@ class Subject:
         return component_of(self.api, self.model, layer, name)
 
     def heads(self, layer: int) -> Heads:
-        """How many heads a layer has."""
+        """The numbers of heads of a layer."""
         return heads_of(self.api, self.model, layer)
 
     def site(

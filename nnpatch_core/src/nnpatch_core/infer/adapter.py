@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from nnpatch_core._models import in_one_thread, module_of, with_weights
-from nnpatch_core.adapters import Component, DecoderAPI, Residual, described, table_of
+from nnpatch_core._wrappers import missing_weight
+from nnpatch_core.adapters import Component, DecoderAPI, ModelAPI, Residual, described, table_of
 from nnpatch_core.components import COMPONENT_NAMES
 from nnpatch_core.conformance import Result, random_prompts, run_checks
 from nnpatch_core.errors import AdapterError
@@ -19,6 +20,7 @@ from nnpatch_core.infer.counts import KEY_VALUE_HEADS, QUERY_HEADS, attribute_wi
 from nnpatch_core.infer.heads import HeadComponents, find_heads, no_heads
 from nnpatch_core.infer.kinds import separate, signature
 from nnpatch_core.infer.probe import Calls, LayerProbe, capture
+from nnpatch_core.plugins import hookimpl
 from nnpatch_core.tracing import forward_hooks, in_words
 
 
@@ -67,10 +69,29 @@ def infer_adapter(nnmodel: Any, name: str | None = None) -> DecoderAPI:
         >>> adapter.layers, adapter.components["k"].columns
         ('transformer.h', Fused(part='k'))
     """
-    return checked(read_model(nnmodel, name).adapter, nnmodel)
+    return _checked(read_model(nnmodel, name).adapter, nnmodel)
 
 
-def checked(adapter: DecoderAPI, nnmodel: Any) -> DecoderAPI:
+@hookimpl
+def infer_model_api(model: nn.Module, lacks: Callable[[str, str], None]) -> ModelAPI:
+    """Read an adapter off the model and put it through the conformance kit.
+
+    Raises:
+        AdapterError: the model has no weights, or nothing like layers, or a check fails.
+    """
+    if missing_weight(model) is not None:
+        raise AdapterError(
+            f"{described(model)} has no weights, so that it cannot be run: load it with them (in "
+            "nnsight by dispatch=True)"
+        )
+    read = read_model(model)
+    adapter = _checked(read.adapter, model)
+    for name, reason in read.missing.items():
+        lacks(name, reason)
+    return adapter
+
+
+def _checked(adapter: DecoderAPI, nnmodel: Any) -> DecoderAPI:
     """Put an inferred adapter through the checks, and declare what its model cannot do.
 
     Raises:

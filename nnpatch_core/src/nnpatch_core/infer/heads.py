@@ -42,7 +42,7 @@ class HeadComponents:
 
 
 class Changes(NamedTuple):
-    """Which numbers change by more than rounding, and which change at all."""
+    """The numbers that change by more than rounding, and those that change at all."""
 
     clearly: Tensor
     ever: Tensor

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Container, Iterable
 from importlib import metadata
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
 import pluggy
@@ -22,6 +22,7 @@ from nnpatch_core.seq_pos import BUILTIN_SEQ_POS
 ENVIRONMENT_VARIABLE = "NNPATCH_PLUGINS"
 _PACKAGE = __name__.partition(".")[0]
 _INFER = "infer_model_api"
+_ADAPTERS, _SEQ_POS, _METRICS = "register_model_apis", "register_seq_pos", "register_metrics"
 
 T = TypeVar("T")
 
@@ -95,11 +96,8 @@ class Registry:
     unknown: tuple[str, ...] = ()
 
 
-@attrs.define
-class _Collected:
-    adapters: list[Registered[ModelAPI]] = attrs.field(factory=list)
-    seq_pos: list[Registered[Callable[..., Any]]] = attrs.field(factory=list)
-    metrics: list[Registered[Callable[..., Any]]] = attrs.field(factory=list)
+#: The hook that something is registered by, to all that is.
+_Collected: TypeAlias = dict[str, list[Registered[Any]]]
 
 
 def load_plugins(report: bool = True) -> Registry:
@@ -115,7 +113,7 @@ def load_plugins(report: bool = True) -> Registry:
     wanted = _wanted(os.environ.get(ENVIRONMENT_VARIABLE))
     loaded: list[Plugin] = []
     failures: list[Failure] = []
-    collected = _Collected()
+    collected: _Collected = {hook: [] for hook in (_ADAPTERS, _SEQ_POS, _METRICS)}
     # Not in the order of folders, which differs from machine to machine.
     installed = sorted(_installed(), key=lambda entry: (_key(entry[0].distribution), entry[0].name))
     unknown = _unknown(wanted or set(), [plugin for plugin, _ in installed])
@@ -140,9 +138,9 @@ def load_plugins(report: bool = True) -> Registry:
     readers = [*(plugin for plugin in loaded if _INFER in plugin.hooks), own]
     return Registry(
         plugins=tuple(loaded),
-        adapters=tuple(collected.adapters),
-        seq_pos=tuple(collected.seq_pos),
-        metrics=tuple(collected.metrics),
+        adapters=tuple(collected[_ADAPTERS]),
+        seq_pos=tuple(collected[_SEQ_POS]),
+        metrics=tuple(collected[_METRICS]),
         inferring=tuple(
             Registered(_INFER, _only(manager, plugin, _INFER), plugin) for plugin in readers
         ),
@@ -263,11 +261,11 @@ def _call_hooks(
     manager: pluggy.PluginManager, plugin: Plugin, collected: _Collected
 ) -> Failure | None:
     """Call the hooks of this plugin alone; what it registers counts only if all of them succeed."""
-    own = _Collected()
+    own: _Collected = {hook: [] for hook in collected}
     registers = {
-        "register_model_apis": _adapter_register(plugin, own.adapters),
-        "register_seq_pos": _named_register(plugin, own.seq_pos, BUILTIN_SEQ_POS),
-        "register_metrics": _named_register(plugin, own.metrics, BUILTIN_METRICS),
+        _ADAPTERS: _adapter_register(plugin, own[_ADAPTERS]),
+        _SEQ_POS: _named_register(plugin, own[_SEQ_POS], BUILTIN_SEQ_POS),
+        _METRICS: _named_register(plugin, own[_METRICS], BUILTIN_METRICS),
     }
     for hook, register in registers.items():
         try:
@@ -276,9 +274,8 @@ def _call_hooks(
             raise
         except BaseException as error:
             return Failure(plugin, f"hook {hook}", error)
-    collected.adapters += own.adapters
-    collected.seq_pos += own.seq_pos
-    collected.metrics += own.metrics
+    for hook, registered in own.items():
+        collected[hook] += registered
     return None
 
 

@@ -88,7 +88,7 @@ class Encoder:
 
     @cached_property
     def vocab_size(self) -> int:
-        """How many token ids there are."""
+        """The number of token ids."""
         # An id may be left out, so that counting them is not enough.
         return max(len(self.tokenizer), 1 + max(map(int, self.tokenizer.get_vocab().values())))
 
@@ -162,12 +162,7 @@ def make_encoder(
 ) -> Encoder:
     """Make an encoder, if its arguments go together.
 
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        chat: whether a plain text is a user's message.
-        system: a system message before it.
-        options: of the chat template.
-        messages: whether there are prompts that are messages.
+    They are those of `Encoder`; `messages` is whether there are prompts that are messages.
 
     Raises:
         TokensError: they do not.

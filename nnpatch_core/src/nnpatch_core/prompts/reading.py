@@ -55,7 +55,7 @@ class Read:
 
 @attrs.frozen
 class Reader:
-    """How rows are read.
+    """Reads rows of prompts.
 
     Args:
         encoder: tokenises.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import attrs
 
@@ -11,6 +12,8 @@ from nnpatch_core.errors import PromptWarning
 from nnpatch_core.prompts.encoding import Encoder
 from nnpatch_core.prompts.rows import Row, Table, joined_places
 
+#: By the prompt's column, the rows whose prompt is a text, and the text.
+Texts: TypeAlias = Mapping[str, Sequence[tuple[Row, str]]]
 #: Stands for a message in a template; no template has it in its own text.
 _CONTENT = "some-message-of-nnpatch"
 _USER = {"role": "user", "content": _CONTENT}
@@ -19,7 +22,7 @@ _ASSISTANT = {"role": "assistant", "content": _CONTENT}
 
 @attrs.frozen
 class Turns:
-    """How a chat template writes turns.
+    """The marks by which a chat template writes turns.
 
     Args:
         marks: the special tokens around a user's message.
@@ -34,7 +37,7 @@ class Turns:
 
 
 def read_turns(encoder: Encoder) -> Turns | None:
-    """How the tokenizer's chat template writes turns; None without one that can be rendered."""
+    """Learn how the chat template writes turns; None without one that can be rendered."""
     closed = _rendered(encoder, [_USER], False)
     opened = _rendered(encoder, [_USER], True)
     if closed is None or opened is None:
@@ -53,9 +56,7 @@ def read_turns(encoder: Encoder) -> Turns | None:
     return Turns(frozenset(marks), tuple(endings), opening.strip())
 
 
-def warn_of_turns(
-    encoder: Encoder, table: Table, texts: Mapping[str, Sequence[tuple[Row, str]]]
-) -> None:
+def warn_of_turns(encoder: Encoder, table: Table, texts: Texts) -> None:
     """Say once which texts a chat template rendered already, where that matters.
 
     With `chat` they are rendered once more; without, they may end a turn and open none.
@@ -63,7 +64,7 @@ def warn_of_turns(
     Args:
         encoder: tokenises.
         table: has the rows.
-        texts: by the prompt's column, the rows whose prompt is a text.
+        texts: the prompts that are texts.
 
     Warns:
         PromptWarning: there are some.
@@ -74,9 +75,7 @@ def warn_of_turns(
         tell(turns, encoder, table, texts)
 
 
-def _warn_of_marks(
-    turns: Turns, encoder: Encoder, table: Table, texts: Mapping[str, Sequence[tuple[Row, str]]]
-) -> None:
+def _warn_of_marks(turns: Turns, encoder: Encoder, table: Table, texts: Texts) -> None:
     marks = {
         column: [(row, turns.marks.intersection(encoder.ids(text))) for row, text in pairs]
         for column, pairs in texts.items()
@@ -96,9 +95,7 @@ def _warn_of_marks(
         )
 
 
-def _warn_of_endings(
-    turns: Turns, encoder: Encoder, table: Table, texts: Mapping[str, Sequence[tuple[Row, str]]]
-) -> None:
+def _warn_of_endings(turns: Turns, encoder: Encoder, table: Table, texts: Texts) -> None:
     endings = {
         column: [(row, ending) for row, text in pairs if (ending := _ending(turns, text))]
         for column, pairs in texts.items()

@@ -94,7 +94,13 @@ def write_package(
     """
     if folder.exists():
         raise AdapterError(f"{folder} exists already: nothing is overwritten")
-    files = _files(names, adapter, missing, results, settings)
+    files = {
+        "pyproject.toml": _pyproject(names, adapter),
+        "README.md": _readme(names, adapter, missing, results),
+        f"src/{names.module}/__init__.py": _module(names, adapter, missing),
+        f"src/{names.module}/py.typed": "",
+        f"tests/test_{names.module}.py": _tests(names, adapter, settings),
+    }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -107,22 +113,6 @@ def write_package(
     except OSError as error:
         raise AdapterError(f"the package cannot be written to {folder}: {error}") from error
     return [folder / path for path in files]
-
-
-def _files(
-    names: Names,
-    adapter: DecoderAPI,
-    missing: Mapping[str, str],
-    results: Sequence[Result],
-    settings: Mapping[str, Any],
-) -> dict[str, str]:
-    return {
-        "pyproject.toml": _pyproject(names, adapter),
-        "README.md": _readme(names, adapter, missing, results),
-        f"src/{names.module}/__init__.py": _module(names, adapter, missing),
-        f"src/{names.module}/py.typed": "",
-        f"tests/test_{names.module}.py": _tests(names, adapter, settings),
-    }
 
 
 def _pyproject(names: Names, adapter: DecoderAPI) -> str:

@@ -21,6 +21,7 @@ from nnpatch_core.adapters import (
 from nnpatch_core.errors import AdapterError
 
 _HEADS = ("q", "k", "v", "o")
+_OPTIONAL = ("layers", "query_heads", "key_value_heads", "kinds", "residual", "padding", "cone")
 _INDENT = " " * 4
 _WIDTH = 88
 
@@ -52,27 +53,19 @@ def adapter_source(adapter: DecoderAPI, variable: str) -> tuple[str, set[str]]:
         ['DecoderAPI', 'decoder_components']
     """
     names = {"DecoderAPI"}
-    arguments: dict[str, Any] = {
+    types = [_text(name) for name in adapter.model_types]
+    arguments = {
         "name": _text(adapter.name),
-        "model_types": "(" + "".join(f"{_text(name)}, " for name in adapter.model_types).strip(),
+        "model_types": f"({', '.join(types)}{',' * (len(types) == 1)})",
         "components": _table(adapter.components, names, 1, "components="),
     }
-    arguments["model_types"] += ")"
-    if len(adapter.model_types) > 1:
-        arguments["model_types"] = arguments["model_types"].replace(",)", ")")
     default = DecoderAPI(adapter.name, adapter.model_types, adapter.components)
-    for name in ("layers", "query_heads", "key_value_heads"):
+    for name in _OPTIONAL:
         value = getattr(adapter, name)
         if callable(value):
             raise AdapterError(f"{name} of {adapter.name!r} is a function: it has no source here")
         if value != getattr(default, name):
-            arguments[name] = _text(value) if isinstance(value, str) else repr(value)
-    if adapter.kinds:
-        arguments["kinds"] = _kinds(adapter.kinds, names)
-    for name in ("residual", "padding", "cone"):
-        value = getattr(adapter, name)
-        if value != getattr(default, name):
-            arguments[name] = _text(value) if isinstance(value, str) else repr(value)
+            arguments[name] = _kinds(value, names) if name == "kinds" else _literal(value)
     lines = [f"{_INDENT}{name}={value}," for name, value in arguments.items()]
     return "\n".join([f"{variable} = DecoderAPI(", *lines, ")"]), names
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from nnpatch_core.conformance import CheckError
 from nnpatch_core.errors import PositionError
-from nnpatch_core.seq_pos import SeqPos, groups_of
+from nnpatch_core.seq_pos import SeqPos, checked_groups
 
 
 def check_seq_pos(strategy: Any, lengths: Iterable[int] = range(1, 33)) -> None:
@@ -53,7 +53,7 @@ def check_seq_pos(strategy: Any, lengths: Iterable[int] = range(1, 33)) -> None:
 def _groups(strategy: SeqPos, length: int) -> list[tuple[int, ...]] | None:
     """The groups, or None if the prompt is refused as too short."""
     try:
-        groups = strategy.expand(length)
+        expanded = strategy.expand(length)
     except PositionError:
         return None
     except Exception as error:
@@ -62,21 +62,6 @@ def _groups(strategy: SeqPos, length: int) -> list[tuple[int, ...]] | None:
             f"PositionError: {error}"
         ) from error
     try:
-        return groups_of(_Expanded(groups, strategy), length)
+        return checked_groups(strategy, expanded, length)
     except PositionError as error:
         raise CheckError(str(error)) from error
-
-
-class _Expanded:
-    """A strategy, with the groups that it gave."""
-
-    def __init__(self, groups: Any, strategy: SeqPos) -> None:
-        self._groups, self._strategy = groups, strategy
-        self.one_by_one = strategy.one_by_one
-
-    def expand(self, seq_len: int) -> Any:
-        """The groups that the strategy gave."""
-        return self._groups
-
-    def __repr__(self) -> str:
-        return repr(self._strategy)
