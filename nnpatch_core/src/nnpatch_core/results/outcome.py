@@ -286,8 +286,10 @@ class Outcome(Mapping[str, Tensor]):
         grey. A component with heads that was swept position by position has a row for each head.
 
         The picture is at most 16 inches wide. Where panels do not fit, positions at which no panel
-        has anything that was run are left out, and named below; then columns are narrower, and
-        labels and panels are where there is room for them. Labels have their positions then.
+        has anything that was run are left out; then columns are narrower, and labels and panels are
+        where there is room for them. Labels have their positions then. Layers in which no panel has
+        anything that was swept are left out where they are most of the layers. A note below names
+        all that is left out, and says why.
 
         Args:
             sites: site names to draw; None is all.
@@ -298,8 +300,9 @@ class Outcome(Mapping[str, Tensor]):
                 default it is that too, but at least 1 on the scale `"restored"`, and on
                 `"change"` the size of the metric in the unpatched run (1 where that is 0), so that
                 what is next to nothing looks like it.
-            crop: True leaves positions out where nothing was run, wherever there are others; False
-                keeps them; None is as there is room.
+            crop: True leaves out every position where nothing was run and every layer where nothing
+                was swept, wherever there are others; False keeps them; None leaves positions out
+                where there is no room, and layers where they are most of them.
 
         Returns:
             A `matplotlib.figure.Figure`, which a notebook shows as a picture, or a

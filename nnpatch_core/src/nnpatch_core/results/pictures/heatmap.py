@@ -93,7 +93,7 @@ def _matplotlib(sheet: Sheet) -> Any:
         axis.set_axis_off()
     figure.suptitle(sheet.title, fontsize=10).set_parse_math(sheet.own)
     if sheet.note:
-        figure.supxlabel(sheet.note, fontsize=8)
+        figure.supxlabel(sheet.note, fontsize=8, wrap=True)
     # As wide as beside a low picture.
     aspect = max(20.0, 3.0 * layout.rows * layout.height)
     figure.colorbar(image, ax=list(places), label=sheet.legend, fraction=0.05, aspect=aspect)
