@@ -101,8 +101,8 @@ def test_panels_find_a_place(counts, rows):
     made = [Panel("p", np.zeros((rows, n)), ("r",) * rows, ("c",) * n, "", "") for n in counts]
     grid = lay_out(made)
     assert grid.width <= 16
-    assert grid.rows * grid.across >= len(made) > (grid.rows - 1) * grid.across
-    assert grid.rows * grid.height <= 36.1
+    assert grid.down * grid.across >= len(made) > (grid.down - 1) * grid.across
+    assert grid.down * grid.height <= 36.1
     assert 0 < grid.column <= 0.42
 
 

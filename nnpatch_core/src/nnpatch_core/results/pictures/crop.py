@@ -1,4 +1,4 @@
-"""What a picture leaves out: lines, of all panels alike, that show nothing."""
+"""Cropping: lines that show nothing are left out of all panels alike."""
 
 from __future__ import annotations
 

@@ -19,19 +19,19 @@ class Panel:
 
     Args:
         name: the site name.
-        values: `[rows, columns]`, nan where nothing was swept.
-        rows, columns: a label for each.
-        row_title, column_title: the words beside the labels.
+        values: `[up, across]`, nan where nothing was swept.
+        up, across: a label for each line up, and for each column across.
+        up_title, across_title: the words beside the labels.
         positions: whether the columns are the positions of the prompts.
-        layers: for each row its layer; None where rows are none.
+        layers: for each line up its layer; None where the lines are none.
     """
 
     name: str
     values: NDArray[np.float64]
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    row_title: str
-    column_title: str
+    up: tuple[str, ...]
+    across: tuple[str, ...]
+    up_title: str
+    across_title: str
     positions: bool = False
     layers: tuple[int, ...] | None = None
 
@@ -40,7 +40,7 @@ class Panel:
         if not self.positions:
             return self
         values = self.values[:, list(kept)]
-        return attrs.evolve(self, values=values, columns=tuple(labels[n] for n in kept))
+        return attrs.evolve(self, values=values, across=tuple(labels[n] for n in kept))
 
     def keep_layers(self, kept: Collection[int]) -> Panel:
         """The panel with some of its layers; others as they are."""
@@ -50,7 +50,7 @@ class Panel:
         return attrs.evolve(
             self,
             values=self.values[lines],
-            rows=tuple(self.rows[line] for line in lines),
+            up=tuple(self.up[line] for line in lines),
             layers=tuple(self.layers[line] for line in lines),
         )
 
@@ -72,19 +72,19 @@ def panel(name: str, axes: Sequence[Axis], values: Tensor, tokens: Sequence[str]
     names = [axis.name for axis in axes]
     layers = tuple(range(len(numbers))) if names[0] == "layer" else None
     if len(names) == 1:
-        (rows,) = names
+        (up,) = names
         column = numbers[:, None]
-        return Panel(name, column, labels[rows], ("",), titles[rows], "", layers=layers)
-    rows, columns = names[:2]
+        return Panel(name, column, labels[up], ("",), titles[up], "", layers=layers)
+    up, across = names[:2]
     if len(names) == 2:
         return Panel(
             name,
             numbers,
-            labels[rows],
-            labels[columns],
-            titles[rows],
-            titles[columns],
-            positions=columns == "position",
+            labels[up],
+            labels[across],
+            titles[up],
+            titles[across],
+            positions=across == "position",
             layers=layers,
         )
     layer, position, head = names
