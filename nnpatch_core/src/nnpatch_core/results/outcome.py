@@ -1,8 +1,8 @@
 """The labelled outcome of a sweep.
 
 `Outcome` holds what was measured and hands each question on: values and other figures to
-`statistics`, rows and arrays to `tables`, a choice of cells to `selection`, heatmaps to `pictures`,
-pages of a notebook to `notebook`, and files to `file`.
+`statistics`, rows and arrays to `tables`, a choice of cells to `selection`, another outcome beside
+it to `compare`, heatmaps to `pictures`, pages of a notebook to `notebook`, and files to `file`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from nnpatch_core._arguments import check_flags, shown
 from nnpatch_core._integers import strict_int
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import file, selection, tables
-from nnpatch_core.results.agreement import Agreement, agreement
+from nnpatch_core.results.agreement import Agreement
+from nnpatch_core.results.compare import compare
 from nnpatch_core.results.formats import (
     FLAG,
     INFO,
@@ -362,7 +363,7 @@ class Outcome(Mapping[str, Tensor]):
             >>> estimate.agreement(out).cells  # the other 12 of 27 are known
             15
         """
-        return agreement(self, exact, top_k)
+        return compare(self, exact, top_k)
 
     def to_dataframe(self, per_prompt: bool = False) -> pandas.DataFrame:
         """One row a cell: site, layer, position, token, head, value; nan where not swept.
