@@ -468,3 +468,10 @@ def test_the_bound_is_seldom_wrong(rest: int, checked: int, seed: int) -> None:
         right += missed <= Screening("a", 1, rest, checked, largest).missed_at_most(0.9)
     # Six standard deviations below what it must be.
     assert right > 200 * 0.9 - 6 * (200 * 0.09) ** 0.5
+
+
+@pytest.mark.parametrize("confidence", [0, 1, 1.5, float("nan"), None, "0.95", True, [0.5], 1j])
+def test_a_confidence_is_between_0_and_1(confidence):
+    screening = Screening("attribution", chosen=2, rest=10, checked=2, largest=0.1)
+    with pytest.raises(OutcomeError, match="confidence must be between 0 and 1, got"):
+        screening.missed_at_most(confidence)

@@ -686,3 +686,26 @@ def test_library_that_is_not_installed(library, interactive, monkeypatch):
             monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(OutcomeError, match=rf"needs {library}: pip install 'nnpatch-core\[plot\]'"):
         found.plot(interactive=interactive)
+
+
+@pytest.mark.parametrize("k", [-1, 1.5, "3", True, None])
+def test_a_number_of_worst_cells_is_a_count(k):
+    with pytest.raises(OutcomeError, match="k must be"):
+        agreement(row(1, 2), row(2, 1)).worst(k)
+
+
+def test_names_of_users_are_shown_in_one_short_line():
+    long = "\x1b[31m" + "x" * 5000
+    one, other = made({long: row(1, 2)}), made({"mlp": row(1, 2)})
+    for left, right in ((one, other), (one, made({long: row(1, 2, 3)}))):
+        with pytest.raises(OutcomeError) as caught:
+            left.agreement(right)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 600
+    for call in (lambda: other.for_metric(long), lambda: other[long], lambda: one["mlp"]):
+        with pytest.raises(OutcomeError) as caught:
+            call()
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 600
+    with pytest.raises(OutcomeError, match="title must be a text, got 5"):
+        other.agreement(other).plot(title=5)

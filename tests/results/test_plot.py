@@ -86,7 +86,7 @@ def test_sites_of_ones_own_are_rows():
 
 def test_interactive_figure_says_the_same():
     out = sweep(Sites(["resid", "k"], layers=[1], seq_pos_type="each"))
-    figure = out.plot(interactive=True, title="Mine", limit=2.0)
+    figure = out.plot(interactive=True, title="Mine", limit=2.0, crop=False)
     assert figure.layout.title.text == "Mine"
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmid) == (-2, 0)
     assert figure.layout.xaxis.ticktext == TOKENS

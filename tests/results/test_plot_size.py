@@ -1,7 +1,5 @@
 """Pictures that fit and do not shout: their width, what is left out, and the scale of colours."""
 
-import re
-
 import attrs
 import matplotlib
 import numpy as np
@@ -10,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnpatch_core import Sites, ablation_patching, activation_patching, attribution_patching
+from nnpatch_core import Site, Sites, ablation_patching, activation_patching, attribution_patching
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.pictures.layout import lay_out
 from nnpatch_core.results.pictures.panels import Panel
@@ -103,8 +101,8 @@ def test_panels_find_a_place(counts, rows):
     made = [Panel("p", np.zeros((rows, n)), ("r",) * rows, ("c",) * n, "", "") for n in counts]
     grid = lay_out(made)
     assert grid.width <= 16
-    assert grid.rows * grid.across >= len(made) > (grid.rows - 1) * grid.across
-    assert grid.rows * grid.height <= 36.1
+    assert grid.down * grid.across >= len(made) > (grid.down - 1) * grid.across
+    assert grid.down * grid.height <= 36.1
     assert 0 < grid.column <= 0.42
 
 
@@ -170,10 +168,10 @@ def test_each_reason_is_told():
     )
     # In the last layer nothing but the last token matters, though the runs differ.
     last = Sites("attn", layers=[2], seq_pos_type="each")
-    assert re.fullmatch(
+    assert texts(outcome(80, 4, last).plot())[0] == (
         "positions 0-3 are left out: source and target are the same there; "
-        "positions 4-78 are left out: nothing reads what is there",
-        texts(outcome(80, 4, last).plot())[0],
+        "positions 4-78 are left out: nothing reads what is there; "
+        "layers 0-1 are left out: nothing was swept there"
     )
 
 
@@ -191,6 +189,97 @@ def test_where_nothing_was_run_all_is_shown():
 def test_sites_without_positions_are_not_cropped():
     assert columns(outcome(80, 20, Sites("q", seq_pos_type="last")).plot(crop=True)) == [4]
     assert columns(outcome(80, 20, Sites("resid")).plot(crop=True)) == [1]
+
+
+# Layers that were not swept ----------------------------------------------------------------------
+
+
+def rows(figure):
+    """The labels of the rows of each panel, and its numbers."""
+    if isinstance(figure, matplotlib.figure.Figure):
+        return [
+            ([label.get_text() for label in axis.get_yticklabels()], axis.images[0].get_array())
+            for axis in panels(figure)
+        ]
+    return [
+        (list(axis.ticktext), np.array(trace.z, dtype=float))
+        for axis, trace in zip(figure.select_yaxes(), figure.data, strict=True)
+    ]
+
+
+def layered(layers, names=("resid", "mlp"), **options):
+    return outcome(5, 3, Sites(list(names), layers=layers, seq_pos_type="each"), **options)
+
+
+LEFT_OUT = "layers 0, 2 are left out: nothing was swept there"
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_layers_are_left_out_where_most_were_not_swept(interactive):
+    out = layered([1])
+    figure = out.plot(interactive=interactive)
+    assert texts(figure)[0] == LEFT_OUT
+    assert columns(figure) == [5, 5]
+    for name, (labels, numbers) in zip(out, rows(figure), strict=True):
+        assert labels == ["1"]
+        assert np.allclose(np.asarray(numbers), out[name][1:2].numpy())
+    kept = out.plot(interactive=interactive, crop=False)
+    assert [labels for labels, _ in rows(kept)] == [["0", "1", "2"]] * 2
+    assert not texts(kept)[0]
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+@pytest.mark.parametrize("layers", [None, [0, 1, 2], [0, 2]])
+def test_most_layers_are_all_layers(layers, interactive):
+    figure = layered(layers).plot(interactive=interactive)
+    assert [labels for labels, _ in rows(figure)] == [["0", "1", "2"]] * 2
+    assert not texts(figure)[0]
+
+
+def test_a_user_may_leave_out_any_layer():
+    figure = layered([0, 2]).plot(crop=True)
+    assert [labels for labels, _ in rows(figure)] == [["0", "2"]] * 2
+    said = "positions 0-2 are left out: source and target are the same there; "
+    assert texts(figure)[0] == f"{said}layer 1 is left out: nothing was swept there"
+
+
+@pytest.mark.parametrize("interactive", [False, True])
+def test_a_layer_of_one_panel_is_kept_in_all(interactive):
+    """Heads have rows of their own, and lists of sites have no layers."""
+    get = Site.get_site
+    few = [get(tiny_api(), "mlp", 1, seq_pos=[3]), get(tiny_api(), "mlp", 2, seq_pos=[4])]
+    listed, out = outcome(5, 3, Sites.from_sites(few)), layered([1], ["resid", "k"])
+    assert [len(labels) for labels, _ in rows(listed.plot(interactive=interactive, crop=True))] == [
+        2
+    ]
+    figure = out.plot(interactive=interactive)
+    assert [labels for labels, _ in rows(figure)] == [["1"], ["1.0", "1.1"]]
+    cells = {**out.cells, "k": layered([2], ["k"]).cells["k"]}
+    both = attrs.evolve(out, cells=cells).plot(interactive=interactive)
+    assert [len(labels) for labels, _ in rows(both)] == [3, 6]
+    alone = attrs.evolve(out, cells=cells).plot(interactive=interactive, sites=["k"])
+    assert [labels for labels, _ in rows(alone)] == [["2.0", "2.1"]]
+
+
+def test_layers_without_positions_are_left_out_too():
+    heads = outcome(5, 3, Sites("q", layers=[2], seq_pos_type="last")).plot()
+    assert [labels for labels, _ in rows(heads)] == [["2"]]
+    assert columns(heads) == [4]
+    together = outcome(5, 3, Sites("resid", layers=[0])).plot()
+    assert [labels for labels, _ in rows(together)] == [["0"]]
+    assert texts(together)[0] == "layers 1-2 are left out: nothing was swept there"
+
+
+def test_a_long_note_is_not_cut_off():
+    sites = Sites("resid", layers=[1], seq_pos_type="custom", seq_pos=[2, 3, 4, 70, 71, 79])
+    figure = outcome(80, 4, sites).plot()
+    assert len(texts(figure)[0]) > 150
+    figure.canvas.draw()
+    # The note is all of it; it is drawn in several lines.
+    extent = figure._supxlabel.get_window_extent()
+    assert extent.height > 3 * 8
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
 
 
 # Colours -----------------------------------------------------------------------------------------

@@ -1,4 +1,10 @@
-"""The labelled outcome of a sweep."""
+"""The labelled outcome of a sweep, and what is made of it.
+
+Where a line belongs: a figure of the raw metrics in `statistics`; rows, frames and arrays in
+`tables`; a choice among cells in `selection`; a drawing in `pictures`; a notebook's page in
+`notebook`; what is saved in the metadata of a field, by `formats`; a check of a whole outcome in
+`whole`; how an axis is named and shown in `axes`.
+"""
 
 from nnpatch_core.results.agreement import Agreement
 from nnpatch_core.results.outcome import Outcome

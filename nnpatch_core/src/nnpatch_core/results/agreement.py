@@ -1,20 +1,19 @@
-"""How well an estimated outcome agrees with an exact one."""
+"""The agreement of an estimated outcome with an exact one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._html import block, preformatted
 from nnpatch_core._integers import strict_int
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import tables
-from nnpatch_core.results.parts import Cells, Scale
+from nnpatch_core.results.parts import Scale
 from nnpatch_core.results.pictures import draw_agreement
 from nnpatch_core.results.statistics import recall, sign_agreement, spearman
 from nnpatch_core.sites import Axis
@@ -22,7 +21,17 @@ from nnpatch_core.sites import Axis
 if TYPE_CHECKING:
     import pandas
 
-    from nnpatch_core.results.outcome import Outcome
+
+#: The columns of the printed table.
+_COLUMNS = (
+    "cells",
+    "left out",
+    " top",
+    "recall",
+    "signs",
+    "rank corr.",
+    "rank corr. of sizes",
+)
 
 
 @attrs.frozen(eq=False)
@@ -33,7 +42,7 @@ class ComparedCells:
         axes: the axes of its grid.
         index: `[cells, axes]`, the place of each cell.
         estimate, exact: `[cells]`, the two values of each, finite.
-        left_out: how many cells more there are, whose values are not both finite.
+        left_out: the number of further cells, whose values are not both finite.
     """
 
     axes: tuple[Axis, ...]
@@ -45,15 +54,15 @@ class ComparedCells:
 
 @attrs.frozen(eq=False, repr=False)
 class Agreement:
-    """How well an estimate agrees with what is exact, cell by cell; `Outcome.agreement` makes it.
+    """An estimate beside what is exact, cell by cell; `Outcome.agreement` makes it.
 
-    Cells count that the one estimates and the other measured. What an estimate knows, because
-    nothing else would be put there or because a screen has measured it, agrees by itself.
+    Cells count that the one estimates and the other measured. A cell that an estimate knows,
+    because its patch changes no answer or because a screen has measured it, agrees by itself.
 
     Args:
         sites: site name to its cells.
-        top_k: how many of the largest cells `recall` and `sign_agreement` are about.
-        kinds: what the estimate and what the exact outcome swept.
+        top_k: the number of largest cells that `recall` and `sign_agreement` are about.
+        kinds: the kind of the estimate and of the exact outcome.
         metric: the metric of both.
         scale: the scale of both.
         magnitude: whether the values are sizes, without a sign.
@@ -69,7 +78,8 @@ class Agreement:
         ...     tiny_model("llama"), None, Sites(["attn", "mlp"], seq_pos_type="each"),
         ...     source, target, torch.tensor([1]), torch.tensor([2]), progress=False,
         ... )
-        >>> print(out.agreement(out, top_k=5))
+        >>> agreement = out.agreement(out, top_k=5)
+        >>> print(agreement)
               cells left out  top recall signs rank corr. rank corr. of sizes
         all      18        0    5   1.00  1.00       1.00                1.00
         attn      9        0    5   1.00  1.00       1.00                1.00
@@ -114,51 +124,95 @@ class Agreement:
 
     @property
     def cells(self) -> int:
-        """How many cells are compared."""
+        """The number of cells that are compared.
+
+        Examples:
+            >>> out.agreement(out).cells
+            27
+        """
         return len(self._exact)
 
     @property
     def left_out(self) -> int:
-        """How many cells are not, for one of their values is nan or infinite."""
+        """The number of cells that are not compared, for one of their values is not finite.
+
+        Examples:
+            >>> out.agreement(out).left_out
+            0
+        """
         return sum(one.left_out for one in self.sites.values())
 
     @property
     def rank_correlation(self) -> float:
-        """Spearman's correlation of the values; nan for fewer than 2 cells, or a constant."""
+        """Spearman's correlation of the values; nan for fewer than 2 cells, or a constant.
+
+        Examples:
+            >>> round(out.agreement(out).rank_correlation, 6)
+            1.0
+        """
         return spearman(self._estimate, self._exact)
 
     @property
     def rank_correlation_of_sizes(self) -> float:
-        """Spearman's correlation of the absolute values, which decide on the strongest cells."""
+        """Spearman's correlation of the absolute values, which decide on the strongest cells.
+
+        Examples:
+            >>> round(out.agreement(out).rank_correlation_of_sizes, 6)
+            1.0
+        """
         return spearman(np.abs(self._estimate), np.abs(self._exact))
 
     @property
     def recall(self) -> float:
-        """Which share of the `top_k` cells of largest exact size are the estimate's `top_k` too.
+        """The share of the `top_k` cells of largest exact size that are the estimate's `top_k` too.
 
         Cells that tie for the last places have an equal part of a place each, so that the order of
         cells does not matter, and a constant estimate finds what chance would. With no more cells
         than `top_k` it is 1; with none, nan.
+
+        Examples:
+            >>> out.agreement(out).recall
+            1.0
         """
         return recall(self._estimate, self._exact, self._top)
 
     @property
     def sign_agreement(self) -> float:
-        """Which share of the `top_k` cells of largest exact size the estimate gives their sign.
+        """The share of the `top_k` cells of largest exact size that the estimate gives their sign.
 
         Signs of smaller cells may be those of rounding. Cells that are exactly 0 have none and do
         not count; where all do not, and for sizes, it is nan.
+
+        Examples:
+            >>> out.agreement(out).sign_agreement
+            1.0
         """
         if self.magnitude:
             return float("nan")
         return sign_agreement(self._estimate, self._exact, self._top)
 
     def by_site(self) -> dict[str, Agreement]:
-        """Site name to the agreement of its cells alone."""
+        """Site name to the agreement of its cells alone.
+
+        Examples:
+            >>> list(out.agreement(out).by_site())
+            ['mlp', 'k']
+        """
         return {name: attrs.evolve(self, sites={name: one}) for name, one in self.sites.items()}
 
     def worst(self, k: int = 10) -> list[dict[str, Any]]:
-        """The `k` cells that the estimate misses by most: site, labels of the axes, both values."""
+        """The `k` cells that the estimate misses by most: site, labels of the axes, both values.
+
+        Raises:
+            OutcomeError: a `k` that is no number of cells.
+
+        Examples:
+            >>> [list(row) for row in out.agreement(out).worst(1)]
+            [['site', 'layer', 'position', 'token', 'estimate', 'exact']]
+        """
+        k = strict_int(k, "k", OutcomeError)
+        if k < 0:
+            raise OutcomeError(f"k must be at least 0, got {k}")
         rows = tables.rows(tables.compared_blocks(self), self.tokens)
         return sorted(rows, key=lambda row: -abs(row["estimate"] - row["exact"]))[:k]
 
@@ -169,6 +223,10 @@ class Agreement:
 
         Raises:
             OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`).
+
+        Examples:
+            >>> list(out.agreement(out).to_dataframe())
+            ['site', 'layer', 'position', 'token', 'head', 'estimate', 'exact']
         """
         return tables.frame(tables.compared_blocks(self), self.tokens)
 
@@ -180,8 +238,8 @@ class Agreement:
         Args:
             interactive: a plotly figure, which tells each cell under the mouse, instead of a
                 matplotlib one.
-            label: how many of the worst cells have their names beside them.
-            title: by default model, metric and what is compared.
+            label: the number of worst cells that have their names beside them.
+            title: by default model, metric and the kinds of both outcomes.
 
         Returns:
             A `matplotlib.figure.Figure` or a `plotly.graph_objects.Figure`.
@@ -190,6 +248,10 @@ class Agreement:
             OutcomeError: matplotlib or plotly is not installed (`pip install
                 nnpatch-core[plot]`), no cells to draw, a `label` that is no count, or a title that
                 is no text.
+
+        Examples:
+            >>> out.agreement(out).plot().axes[0].get_xlabel()
+            'exact: activation (restored)'
         """
         return draw_agreement(self, interactive=interactive, label=label, title=title)
 
@@ -204,104 +266,3 @@ class Agreement:
     @property
     def _top(self) -> int:
         return min(self.top_k, self.cells)
-
-
-def agreement(estimate: Outcome, exact: Outcome, top_k: int) -> Agreement:
-    """Compare two outcomes cell by cell; see `Outcome.agreement`.
-
-    Raises:
-        OutcomeError: outcomes that cannot be compared, or a `top_k` that is not positive.
-    """
-    top_k = strict_int(top_k, "top_k", OutcomeError)
-    if top_k < 1:
-        raise OutcomeError(f"top_k must be at least 1, got {top_k}")
-    if not hasattr(exact, "magnitudes"):
-        raise OutcomeError(f"an estimate is compared with an Outcome, got {shown(exact)}")
-    for what in ("metric", "scale"):
-        one, other = getattr(estimate, what), getattr(exact, what)
-        if one != other:
-            raise OutcomeError(
-                f"the estimate has the {what} {one!r} and the exact outcome {other!r}"
-            )
-    # Either as sizes makes both so.
-    if estimate.magnitude or exact.magnitude:
-        estimate, exact = estimate.magnitudes(), exact.magnitudes()
-    names = [name for name in estimate if name in exact.cells]
-    if not names:
-        raise OutcomeError(
-            f"the estimate has the sites {list(estimate)} and the exact outcome {list(exact)}: "
-            "none is in both"
-        )
-    # An estimate knows some zeros exactly, which would be all that is compared.
-    if not estimate.estimated and not any(_measured(exact.cells[name]) for name in names):
-        raise OutcomeError(
-            f"no cell of {names} was both estimated and measured exactly: it is the wrong way "
-            f"round, as {exact.kind!r} is the estimate, and {estimate.kind!r} was measured; call "
-            "estimate.agreement(exact)"
-        )
-    sites = {name: _compared(name, estimate, exact) for name in names}
-    if not any(len(one.index) + one.left_out for one in sites.values()):
-        raise OutcomeError(f"no cell of {names} was both estimated and measured exactly")
-    return Agreement(
-        sites=sites,
-        top_k=top_k,
-        kinds=(estimate.kind, exact.kind),
-        metric=exact.metric,
-        scale=exact.scale,
-        magnitude=exact.magnitude,
-        tokens=exact.tokens,
-        model=exact.info["model"],
-    )
-
-
-_COLUMNS = (
-    "cells",
-    "left out",
-    " top",
-    "recall",
-    "signs",
-    "rank corr.",
-    "rank corr. of sizes",
-)
-
-
-def _measured(cells: Cells) -> bool:
-    """Whether they are not estimates alone, beside what is known to change nothing."""
-    return bool(cells.exact.all()) or bool((cells.exact & ~cells.known.all(1)).any())
-
-
-def _compared(name: str, estimate: Outcome, exact: Outcome) -> ComparedCells:
-    axes = estimate.axes(name)
-    _check_axes(name, axes, exact.axes(name))
-    both = estimate.swept(name) & exact.exact(name)
-    if estimate.estimated:
-        both &= ~estimate.exact(name)
-    values = [outcome[name][both].double().numpy() for outcome in (estimate, exact)]
-    finite = np.isfinite(values).all(0)
-    return ComparedCells(
-        axes,
-        both.nonzero().numpy()[finite],
-        values[0][finite],
-        values[1][finite],
-        left_out=int((~finite).sum()),
-    )
-
-
-def _check_axes(name: str, estimate: Sequence[Axis], exact: Sequence[Axis]) -> None:
-    names = [", ".join(axis.name for axis in axes) for axes in (estimate, exact)]
-    if names[0] != names[1]:
-        raise OutcomeError(
-            f"{name!r} has the axes {names[0]} in the estimate and {names[1]} in the exact outcome"
-        )
-    for one, other in zip(estimate, exact, strict=True):
-        if len(one.labels) != len(other.labels):
-            raise OutcomeError(
-                f"the axis {one.name} of {name!r} has {len(one.labels)} places in the estimate and "
-                f"{len(other.labels)} in the exact outcome"
-            )
-        for first, second in zip(one.labels, other.labels, strict=True):
-            if first != second:
-                raise OutcomeError(
-                    f"the axis {one.name} of {name!r} has {first!r} in the estimate where the "
-                    f"exact outcome has {second!r}"
-                )

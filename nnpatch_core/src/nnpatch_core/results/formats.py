@@ -31,7 +31,7 @@ _OF_A_SITE = ("cells", "axes")
 
 
 class Format(Protocol):
-    """How a value is taken apart into what stands in a file, and put together again."""
+    """A format takes a value apart into what stands in a file, and puts it together again."""
 
     def leaves(self, way: str, names: Names) -> Iterator[tuple[str, Json | Array]]:
         """The ways to all that stands in the file, with what stands there."""

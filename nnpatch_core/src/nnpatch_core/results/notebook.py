@@ -1,4 +1,4 @@
-"""How a notebook shows an outcome."""
+"""An outcome as a notebook shows it."""
 
 from __future__ import annotations
 

@@ -1,9 +1,14 @@
-"""The labelled outcome of a sweep."""
+"""The labelled outcome of a sweep.
+
+`Outcome` holds what was measured and hands each question on: values and other figures to
+`statistics`, rows and arrays to `tables`, a choice of cells to `selection`, another outcome beside
+it to `compare`, heatmaps to `pictures`, pages of a notebook to `notebook`, and files to `file`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -14,7 +19,8 @@ from nnpatch_core._arguments import check_flags, shown
 from nnpatch_core._integers import strict_int
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import file, selection, tables
-from nnpatch_core.results.agreement import Agreement, agreement
+from nnpatch_core.results.agreement import Agreement
+from nnpatch_core.results.compare import compare
 from nnpatch_core.results.formats import (
     FLAG,
     INFO,
@@ -38,6 +44,8 @@ if TYPE_CHECKING:
     import pandas
     import xarray
 
+_NAN = float("nan")
+
 
 @attrs.frozen(eq=False, repr=False)
 class Outcome(Mapping[str, Tensor]):
@@ -47,19 +55,36 @@ class Outcome(Mapping[str, Tensor]):
     (for components with heads); cells that were not swept are 0. The labelled forms have nan there.
 
     Args:
-        kind: what was swept, such as `"activation"` or `"ablation (zero)"`.
+        kind: the kind of sweep, such as `"activation"` or `"ablation (zero)"`.
         scale: `"restored"`: (mean patched - mean target) / (mean source - mean target), so that 0
             is the target run and 1 the source run; `"change"`: mean patched - mean unpatched, in
             the metric's unit.
         cells: site name to the cells that were swept.
         raw: metric to site name to the metric of each patched run, `[cells, batch]`.
         baselines: metric to the unpatched runs' values.
-        prompts: what was run.
+        prompts: the prompts that were run.
         metric: the metric that the mapping shows.
         info: adapter, model, engine and versions.
         magnitude: whether values are sizes: the mean over the prompts of how far each moved,
             without a sign.
         screening: how the cells that were measured were chosen, where others are estimates.
+
+    Examples:
+        >>> import torch
+        >>> from nnpatch_core import Sites, activation_patching, attribution_patching
+        >>> from nnpatch_core.testing import tiny_model
+        >>> sites = Sites(["mlp", "k"], seq_pos_type="each")
+        >>> source, target = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 9, 7]])
+        >>> answers = torch.tensor([1]), torch.tensor([2])
+        >>> arguments = (tiny_model("llama"), None, sites, source, target, *answers)
+        >>> out = activation_patching(*arguments, progress=False)
+        >>> out
+        Outcome(activation, logit_difference: mlp [3, 3], k [3, 3, 2])
+        >>> out["mlp"][0, 0]
+        tensor(0.)
+        >>> estimate = attribution_patching(*arguments, progress=False)
+
+    The examples of the methods go on from here.
     """
 
     # Each names the format that it is saved in; see `nnpatch_core.results.formats`.
@@ -83,8 +108,12 @@ class Outcome(Mapping[str, Tensor]):
     __hash__ = object.__hash__
 
     def __getitem__(self, name: str) -> Tensor:
-        """The values of a site name, 0 where nothing was swept."""
-        return self._cells(name).place(cell_values(self, self._key(name)), 0.0)
+        """The values of a site name, float32, 0 where nothing was swept.
+
+        Raises:
+            NotSweptError: the site name was not swept; it is a `KeyError` too.
+        """
+        return self._placed(name, cell_values, 0.0)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.cells)
@@ -101,22 +130,42 @@ class Outcome(Mapping[str, Tensor]):
 
     @property
     def estimated(self) -> bool:
-        """Whether some cells are estimates."""
+        """True if some cells are estimates.
+
+        Examples:
+            >>> out.estimated, estimate.estimated
+            (False, True)
+        """
         return not all(bool(cells.exact.all()) for cells in self.cells.values())
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics that were measured."""
+        """The metrics that were measured.
+
+        Examples:
+            >>> out.metrics
+            ('logit_difference',)
+        """
         return tuple(self.raw)
 
     @property
     def baseline(self) -> Baseline:
-        """The unpatched runs' values of the metric."""
+        """The metric of the unpatched runs, in its unit.
+
+        Examples:
+            >>> out.baseline.source.shape
+            torch.Size([1])
+        """
         return self.baselines[self.metric]
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """A label for each position."""
+        """A label for each position: a text, or an id where no tokenizer was at hand.
+
+        Examples:
+            >>> out.tokens
+            ('5', '6|9', '7')
+        """
         return tuple(
             self.prompts.label(position) for position in range(self.prompts.target_tokens.shape[1])
         )
@@ -126,19 +175,38 @@ class Outcome(Mapping[str, Tensor]):
 
         Raises:
             OutcomeError: the metric was not measured.
+
+        Examples:
+            >>> out.for_metric("logit_difference").metric
+            'logit_difference'
         """
         if not isinstance(metric, str) or metric not in self.raw:
-            raise OutcomeError(
-                f"no metric {shown(metric)} was measured; there are {list(self.raw)}"
-            )
+            there = shown(list(self.raw))
+            raise OutcomeError(f"no metric {shown(metric)} was measured; there are {there}")
         return attrs.evolve(self, metric=metric)
 
     def axes(self, name: str) -> tuple[Axis, ...]:
-        """The axes of a site name's tensor."""
+        """The axes of a site name's tensor.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+
+        Examples:
+            >>> [axis.name for axis in out.axes("k")]
+            ['layer', 'position', 'kv_head']
+        """
         return self._cells(name).axes
 
     def swept(self, name: str) -> Tensor:
-        """Which cells of a site name were swept, bool, of the shape of its tensor."""
+        """The cells of a site name that were swept, bool, of its tensor's shape.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+
+        Examples:
+            >>> out.swept("mlp").shape, bool(out.swept("mlp").all())
+            (torch.Size([3, 3]), True)
+        """
         cells = self._cells(name)
         return cells.place(torch.ones(len(cells.index), dtype=torch.bool, device="cpu"), 0.0)
 
@@ -148,6 +216,13 @@ class Outcome(Mapping[str, Tensor]):
         In every prompt what would be put is, bitwise, what was there: the value is the unpatched
         run's own, exactly, and the cone engine did not run it. `cells[name].elided` has it for each
         prompt.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+
+        Examples:
+            >>> out.elided("mlp")[0].tolist()  # the prompts begin alike
+            [True, False, False]
         """
         cells = self._cells(name)
         return cells.place(cells.elided.all(-1), False)
@@ -160,6 +235,13 @@ class Outcome(Mapping[str, Tensor]):
         `resid` left of the last token. Estimates mark these cells, which need no gradient; a
         measured sweep runs them and marks none. A cell may be both unread and `elided`.
         `cells[name].unread` has it for each prompt.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+
+        Examples:
+            >>> estimate.unread("mlp")[-1].tolist(), estimate.elided("mlp")[-1].tolist()
+            ([True, True, False], [True, False, False])
         """
         cells = self._cells(name)
         unread = (cells.unread | ~cells.present).all(-1) & cells.unread.any(-1)
@@ -170,23 +252,41 @@ class Outcome(Mapping[str, Tensor]):
 
         They were measured, or are known without: in every prompt they are elided or unread, so that
         they change no answer.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+
+        Examples:
+            >>> bool(out.exact("mlp").all()), estimate.exact("mlp")[-1].tolist()
+            (True, [True, True, False])
         """
         cells = self._cells(name)
         return cells.place(cells.exact, False)
 
     def flat(self, name: str) -> Tensor:
-        """Which cells of a site name are estimated to be 0, bool, of the shape of its tensor.
+        """The cells of a site name that are estimated to be 0, bool, of its tensor's shape.
 
         Something else would be put there, and the gradient says nothing about it: either nothing
         comes after it, as beyond a sliding window, or the model is saturated there. Measure them.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+
+        Examples:
+            >>> bool(estimate.flat("mlp").any())
+            False
         """
-        return self._cells(name).place(flat_cells(self, self._key(name)), False)
+        return self._placed(name, flat_cells, False)
 
     def magnitudes(self) -> Outcome:
         """The same sweep, its values as sizes: the mean over the prompts of how far each moved.
 
         This is the contribution c(n) of Kramár et al., "AtP*" (2024). Where effects of opposite
         sign meet in a batch, it is not the absolute value of their mean.
+
+        Examples:
+            >>> bool((out.magnitudes()["k"] >= 0).all())
+            True
         """
         return attrs.evolve(self, magnitude=True)
 
@@ -194,17 +294,30 @@ class Outcome(Mapping[str, Tensor]):
         """The metric of each patched run, `[..., batch]`, in its unit; nan where not swept.
 
         A prompt that has no token there is in that run as it was.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+
+        Examples:
+            >>> out.patched("k").shape
+            torch.Size([3, 3, 2, 1])
         """
-        return self._cells(name).place(self.raw[self.metric][self._key(name)], float("nan"))
+        return self._cells(name).place(self.raw[self.metric][self._key(name)], _NAN)
 
     def per_prompt(self, name: str) -> Tensor:
         """Each prompt's own value, `[..., batch]`, on the outcome's scale.
 
         It is nan where nothing was swept, and for a prompt that has no token there; a prompt whose
         own source and target run agree has inf or nan on the scale `"restored"`.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+
+        Examples:
+            >>> torch.allclose(out.per_prompt("mlp")[..., 0], out["mlp"], atol=1e-5)
+            True
         """
-        values = prompt_values(self, self._key(name))
-        return self._cells(name).place(values, float("nan"))
+        return self._placed(name, prompt_values, _NAN)
 
     def strongest(self, k: int = 10, sites: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The `k` cells of the largest absolute value: site, labels of the axes, value.
@@ -213,12 +326,18 @@ class Outcome(Mapping[str, Tensor]):
         gave nan comes first, for something went wrong there.
 
         Args:
-            k: how many, at most.
+            k: the number of cells, at most.
             sites: site names to look at, such as `["q", "o"]` for heads alone; None is all.
 
         Raises:
             OutcomeError: a `k` that is no number of cells, or a site name that was not swept (a
                 `KeyError` too).
+
+        Examples:
+            >>> for row in out.strongest(2, sites=["k"]):
+            ...     print(list(row))
+            ['site', 'layer', 'position', 'head', 'token', 'value']
+            ['site', 'layer', 'position', 'head', 'token', 'value']
         """
         k = strict_int(k, "k", OutcomeError)
         if k < 0:
@@ -226,21 +345,25 @@ class Outcome(Mapping[str, Tensor]):
         return selection.strongest(self, k, selection.find_names(self.cells, sites))
 
     def agreement(self, exact: Outcome, top_k: int = 20) -> Agreement:
-        """How well this outcome, as an estimate, agrees with an exact one.
+        """Compare this outcome, as an estimate, with an exact one, cell by cell.
 
         Compared are the cells that this outcome estimates and the other measured, matched by site
         name and place; of two measured outcomes all that both swept. If either is of `magnitudes`,
         both are.
 
         Args:
-            exact: what the estimate is of; the prompts are not compared.
-            top_k: how many of the strongest cells are to be found.
+            exact: the measured outcome; the prompts are not compared.
+            top_k: the number of strongest cells that `recall` and `sign_agreement` are about.
 
         Raises:
             OutcomeError: the wrong way round, another metric or scale, no site in both, other axes
                 of a site, no cell in both, or a `top_k` that is not positive.
+
+        Examples:
+            >>> estimate.agreement(out).cells  # the other 12 of 27 are known
+            15
         """
-        return agreement(self, exact, top_k)
+        return compare(self, exact, top_k)
 
     def to_dataframe(self, per_prompt: bool = False) -> pandas.DataFrame:
         """One row a cell: site, layer, position, token, head, value; nan where not swept.
@@ -254,6 +377,10 @@ class Outcome(Mapping[str, Tensor]):
 
         Raises:
             OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`).
+
+        Examples:
+            >>> list(out.to_dataframe())
+            ['site', 'layer', 'position', 'token', 'head', 'value']
         """
         check_flags(per_prompt=per_prompt)
         made = tables.prompt_blocks if per_prompt else tables.cell_blocks
@@ -267,6 +394,10 @@ class Outcome(Mapping[str, Tensor]):
 
         Raises:
             OutcomeError: xarray is not installed (`pip install nnpatch-core[xarray]`).
+
+        Examples:
+            >>> out.to_xarray()["k"].dims
+            ('layer', 'position', 'kv_head')
         """
         check_flags(per_prompt=per_prompt)
         return tables.dataset(self, bool(per_prompt))
@@ -286,8 +417,10 @@ class Outcome(Mapping[str, Tensor]):
         grey. A component with heads that was swept position by position has a row for each head.
 
         The picture is at most 16 inches wide. Where panels do not fit, positions at which no panel
-        has anything that was run are left out, and named below; then columns are narrower, and
-        labels and panels are where there is room for them. Labels have their positions then.
+        has anything that was run are left out; then columns are narrower, and labels and panels are
+        where there is room for them. Labels have their positions then. Layers in which no panel has
+        anything that was swept are left out where they are most of the layers. A note below names
+        all that is left out, and says why.
 
         Args:
             sites: site names to draw; None is all.
@@ -297,9 +430,10 @@ class Outcome(Mapping[str, Tensor]):
             limit: the value of the darkest colours; `"largest"` is the largest absolute value. By
                 default it is that too, but at least 1 on the scale `"restored"`, and on
                 `"change"` the size of the metric in the unpatched run (1 where that is 0), so that
-                what is next to nothing looks like it.
-            crop: True leaves positions out where nothing was run, wherever there are others; False
-                keeps them; None is as there is room.
+                a tiny effect looks tiny.
+            crop: True leaves out every position where nothing was run and every layer where nothing
+                was swept, wherever there are others; False keeps them; None leaves positions out
+                where there is no room, and layers where they are most of them.
 
         Returns:
             A `matplotlib.figure.Figure`, which a notebook shows as a picture, or a
@@ -309,6 +443,10 @@ class Outcome(Mapping[str, Tensor]):
             OutcomeError: matplotlib or plotly is not installed (`pip install
                 nnpatch-core[plot]`), nothing to draw, a limit that is not positive, or a site name
                 that was not swept (a `KeyError` too).
+
+        Examples:
+            >>> [axis.get_title() for axis in out.plot().axes]
+            ['mlp', 'k', '']
         """
         return draw_outcome(
             self, sites=sites, interactive=interactive, title=title, limit=limit, crop=crop
@@ -321,18 +459,36 @@ class Outcome(Mapping[str, Tensor]):
 
         Raises:
             OutcomeError: it cannot be written, as on a full disk; the old file is as it was.
+
+        Examples:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     out.save(f"{folder}/out.safetensors")
+            ...     again = Outcome.load(f"{folder}/out.safetensors")
+            >>> torch.equal(again["k"], out["k"])
+            True
         """
         file.write(path, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Outcome:
-        """Read what `save` wrote.
+        """Read an outcome that `save` wrote.
 
         Raises:
             OutcomeError: the file is not an outcome, not of this version, or damaged; or its parts
                 do not fit together.
+
+        Examples:
+            >>> Outcome.load("nowhere.safetensors")  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            nnpatch_core.errors.OutcomeError: nowhere.safetensors is not an outcome: there is ...
         """
         return file.read(path, cls)
+
+    def _placed(self, name: str, figures: Callable[[Outcome, str], Tensor], fill: float) -> Tensor:
+        """Figures of a site name's swept cells, `[cells, ...]`, in its grid."""
+        key = self._key(name)
+        return self.cells[key].place(figures(self, key), fill)
 
     def _key(self, name: str) -> str:
         return selection.find_name(self.cells, name)

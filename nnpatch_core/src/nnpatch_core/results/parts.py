@@ -43,7 +43,17 @@ def check_size(shape: tuple[int, ...], values: int) -> None:
 
 @attrs.frozen(eq=False)
 class Baseline:
-    """A metric of the unpatched runs, `[batch]` each; an ablation's one run is both."""
+    """A metric of the unpatched runs, `[batch]` each, in its unit.
+
+    Args:
+        source: of the run where activations were taken.
+        target: of the run that was patched; an ablation's one run is both.
+
+    Examples:
+        >>> import torch
+        >>> Baseline(source=torch.tensor([2.0]), target=torch.tensor([-1.0])).target
+        tensor([-1.])
+    """
 
     source: Tensor = attrs.field(metadata=stored(Array(NUMBERS, ("batch",))))
     target: Tensor = attrs.field(metadata=stored(Array(NUMBERS, ("batch",))))
@@ -54,9 +64,22 @@ class Prompts:
     """The prompts as they were run: left-padded, `[batch, seq]`; an ablation's are both.
 
     Args:
-        source_tokens, target_tokens: token ids.
-        source_mask, target_mask: 1 for a token, 0 for padding.
+        source_tokens, target_tokens: token ids, int64 or int32.
+        source_mask, target_mask: 1 for a token, 0 for padding, int64.
         strings: the text of each token id that occurs, where a tokenizer was at hand.
+
+    Examples:
+        >>> import torch
+        >>> source, target = torch.tensor([[0, 5, 6]]), torch.tensor([[4, 5, 7]])
+        >>> mask = torch.tensor([[0, 1, 1]])
+        >>> texts = {5: "of", 6: " France", 7: " Japan"}
+        >>> prompts = Prompts(source, mask, target, mask, texts)
+        >>> prompts.text(0)
+        ("'of France'", "'of Japan'")
+        >>> [prompts.label(position) for position in range(3)]
+        ['(padding)', 'of', ' France| Japan']
+        >>> prompts.same()
+        tensor([ True,  True, False])
     """
 
     source_tokens: Tensor = attrs.field(metadata=stored(Array(IDS, ("batch", "seq"))))
@@ -65,10 +88,10 @@ class Prompts:
     target_mask: Tensor = attrs.field(metadata=stored(Array(PLACES, ("batch", "seq"))))
     strings: Mapping[int, str] = attrs.field(factory=dict, metadata=stored(STRINGS))
 
-    def text(self, row: int) -> tuple[str, str]:
+    def text(self, prompt: int) -> tuple[str, str]:
         """A prompt of the source run and of the target run; token ids where no text is known."""
-        runs = ((self.source_tokens, self.source_mask), (self.target_tokens, self.target_mask))
-        source, target = (tokens[row][mask[row].bool()].tolist() for tokens, mask in runs)
+        sides = ((self.source_tokens, self.source_mask), (self.target_tokens, self.target_mask))
+        source, target = (tokens[prompt][mask[prompt].bool()].tolist() for tokens, mask in sides)
         return self._spelled(source), self._spelled(target)
 
     def same(self) -> Tensor:
@@ -83,18 +106,17 @@ class Prompts:
 
         `strip` leaves out the spaces around each, for a picture.
         """
-        found: dict[str, None] = {}
+        texts: dict[str, None] = {}
         for tokens, mask in (
             (self.source_tokens, self.source_mask),
             (self.target_tokens, self.target_mask),
         ):
             for token in tokens[mask[:, position].bool(), position].tolist():
                 text = self.strings.get(token, str(token)).replace("\n", "\\n")
-                found[(text.strip() or repr(text)) if strip else text] = None
-        shown = list(found)
-        if not shown:
+                texts[(text.strip() or repr(text)) if strip else text] = None
+        if not texts:
             return "(padding)"
-        return "|".join(shown[:2]) + ("|…" if len(shown) > 2 else "")
+        return "|".join(list(texts)[:2]) + ("|…" if len(texts) > 2 else "")
 
     def _spelled(self, tokens: list[int]) -> str:
         if not self.strings:
@@ -104,19 +126,37 @@ class Prompts:
 
 @attrs.frozen(eq=False)
 class Cells:
-    """Which cells of one site name were swept.
+    """The cells of one site name that were swept.
 
     Args:
         axes: the axes of the result.
-        index: `[cells, axes]`, the place of each swept cell.
-        present: `[cells, batch]`, bool: which prompts have a token where the cell patches.
+        index: `[cells, axes]`, int64, the place of each swept cell: its index on the axes.
+        present: `[cells, batch]`, bool: where a prompt has a token that the cell patches.
         elided: `[cells, batch]`, bool: where what would be put is, bitwise, what was there, so that
             the patched run is the unpatched one. A prompt without a token there counts.
         unread: `[cells, batch]`, bool: where nothing that the answer depends on reads what the cell
             patches, or what of it would change. A prompt without a token there does not count. Only
             estimates mark it.
-        exact: `[cells]`, bool: which cells were measured, or are known without; the others are
+        exact: `[cells]`, bool: the cells that were measured, or are known without; the others are
             estimates.
+
+    Examples:
+        >>> import torch
+        >>> from nnpatch_core.sites import Axis
+        >>> present = torch.ones(1, 2, dtype=torch.bool)
+        >>> cells = Cells(
+        ...     axes=(Axis("layer", (0, 1)), Axis("position", (0, 1, 2))),
+        ...     index=torch.tensor([[1, 2]]),
+        ...     present=present,
+        ...     elided=~present,
+        ...     unread=~present,
+        ...     exact=torch.tensor([True]),
+        ... )
+        >>> cells.shape
+        (2, 3)
+        >>> cells.place(torch.tensor([0.5]), fill=0.0)
+        tensor([[0.0000, 0.0000, 0.0000],
+                [0.0000, 0.0000, 0.5000]])
     """
 
     axes: tuple[Axis, ...] = attrs.field(metadata=stored(_AXES))

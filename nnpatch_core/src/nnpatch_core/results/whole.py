@@ -1,6 +1,6 @@
-"""Whether the parts of an outcome can be, and fit each other.
+"""The checks of an outcome as a whole: its parts can be, and fit each other.
 
-Each is of its format already: see `formats`.
+Each part is of its format already; see `formats`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a picture leaves out: lines, of all panels alike, that show nothing."""
+"""Cropping: lines that show nothing are left out of all panels alike."""
 
 from __future__ import annotations
 
@@ -34,25 +34,44 @@ class Lines:
 
 
 def cropped(
-    panels: Sequence[Panel], positions: Lines, crop: bool | None
+    panels: Sequence[Panel], layers: Lines, positions: Lines, crop: bool | None
 ) -> tuple[Sequence[Panel], str]:
-    """The panels without the positions where nothing was run, and a note of these.
+    """The panels without the layers and positions that show nothing, and a note of these.
 
     Args:
         panels: the panels.
+        layers: the layers of the model, for the panels that have them.
         positions: the positions of the prompts, for the panels that have them.
-        crop: True leaves out, False does not, None does where there is no room.
+        crop: True leaves out, False does not; None leaves positions out where there is no room, and
+            layers where most show nothing.
     """
+    panels, below = _without_layers(panels, layers, crop)
+    panels, beside = _without_positions(panels, positions, crop)
+    return panels, "; ".join([*beside, *below])
+
+
+def _without_layers(
+    panels: Sequence[Panel], layers: Lines, crop: bool | None
+) -> tuple[Sequence[Panel], list[str]]:
+    count, used = len(layers.labels), layers.used
+    if not crop and (crop is False or 2 * len(used) >= count):
+        return panels, []
+    return [each.keep_layers(used) for each in panels], _left_out("layer", layers, used)
+
+
+def _without_positions(
+    panels: Sequence[Panel], positions: Lines, crop: bool | None
+) -> tuple[Sequence[Panel], list[str]]:
     count, wide = len(positions.labels), are_wide(panels)
     kept = list(range(count))
     if crop or (crop is None and wide):
         kept = positions.used
     if not wide and len(kept) == count:
-        return panels, ""
+        return panels, []
     # Not all columns are there or have room for a label, so that each label says its position.
     labels = [f"{number} {short(token)}" for number, token in enumerate(positions.labels)]
     shown = [each.keep_positions(kept, labels) for each in panels]
-    return shown, "; ".join(_left_out("position", positions, kept))
+    return shown, _left_out("position", positions, kept)
 
 
 def short(text: str) -> str:

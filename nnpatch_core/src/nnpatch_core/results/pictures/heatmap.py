@@ -20,14 +20,14 @@ _DOTS = 100
 
 @attrs.frozen(eq=False)
 class Sheet:
-    """What is drawn.
+    """Panels with all that stands around them.
 
     Args:
         panels: the heatmaps.
-        layout: where they stand.
+        layout: their places.
         title: above them.
         own: whether the user wrote the title, who may have meant markup in it.
-        note: what was left out.
+        note: below them; it names the lines that were left out.
         legend: of the colours.
         limit: the value of the darkest colours.
     """
@@ -56,10 +56,10 @@ def _matplotlib(sheet: Sheet) -> Any:
     extra("matplotlib.figure", "plot")
     from nnpatch_core.results.pictures.figure import Picture
 
-    figure = Picture(figsize=(layout.width, layout.rows * (layout.height + 1.1) + 0.5), dpi=_DOTS)
+    figure = Picture(figsize=(layout.width, layout.down * (layout.height + 1.1) + 0.5), dpi=_DOTS)
     figure.set_layout_engine("constrained")
     places = figure.subplots(
-        layout.rows, layout.across, squeeze=False, width_ratios=layout.weights(panels)
+        layout.down, layout.across, squeeze=False, width_ratios=layout.weights(panels)
     ).ravel()
     colour_map = colours.colormaps[_COLOURS].with_extremes(bad=_NOT_SWEPT)
     image: Any = None
@@ -74,18 +74,18 @@ def _matplotlib(sheet: Sheet) -> Any:
             interpolation="nearest",
         )
         axis.set_title(each.name).set_parse_math(False)
-        axis.set_xlabel(each.column_title)
-        axis.set_ylabel(each.row_title)
-        marked = ticks(len(each.columns), layout.column)
+        axis.set_xlabel(each.across_title)
+        axis.set_ylabel(each.up_title)
+        marked = ticks(len(each.across), layout.column)
         axis.set_xticks(
             marked,
-            [short(each.columns[tick]) for tick in marked],
+            [short(each.across[tick]) for tick in marked],
             rotation=60,
             ha="right",
             rotation_mode="anchor",
         )
-        marked = ticks(len(each.rows), layout.height / len(each.rows))
-        axis.set_yticks(marked, [each.rows[tick] for tick in marked])
+        marked = ticks(len(each.up), layout.height / len(each.up))
+        axis.set_yticks(marked, [each.up[tick] for tick in marked])
         axis.tick_params(labelsize=8, length=2)
         for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
             label.set_parse_math(False)  # a token may be a dollar sign
@@ -93,9 +93,9 @@ def _matplotlib(sheet: Sheet) -> Any:
         axis.set_axis_off()
     figure.suptitle(sheet.title, fontsize=10).set_parse_math(sheet.own)
     if sheet.note:
-        figure.supxlabel(sheet.note, fontsize=8)
+        figure.supxlabel(sheet.note, fontsize=8, wrap=True)
     # As wide as beside a low picture.
-    aspect = max(20.0, 3.0 * layout.rows * layout.height)
+    aspect = max(20.0, 3.0 * layout.down * layout.height)
     figure.colorbar(image, ax=list(places), label=sheet.legend, fraction=0.05, aspect=aspect)
     return figure
 
@@ -103,46 +103,46 @@ def _matplotlib(sheet: Sheet) -> Any:
 def _plotly(sheet: Sheet) -> Any:
     panels, layout = sheet.panels, sheet.layout
     plotly, subplots = extra("plotly.graph_objects", "plot"), extra("plotly.subplots", "plot")
-    high = min(max(420, 180 + 17 * max(len(each.rows) for each in panels)), 3200 // layout.rows)
+    high = min(max(420, 180 + 17 * max(len(each.up) for each in panels)), 3200 // layout.down)
     figure = subplots.make_subplots(
-        rows=layout.rows,
+        rows=layout.down,
         cols=layout.across,
         subplot_titles=[in_plotly(each.name) for each in panels],
         column_widths=layout.weights(panels),
-        vertical_spacing=min(150 / (layout.rows * high), 1 / layout.rows),
+        vertical_spacing=min(150 / (layout.down * high), 1 / layout.down),
     )
     for number, each in enumerate(panels):
         place = {"row": number // layout.across + 1, "col": number % layout.across + 1}
-        columns = [in_plotly(column) for column in each.columns]
-        rows = [in_plotly(row) for row in each.rows]
+        across = [in_plotly(label) for label in each.across]
+        up = [in_plotly(label) for label in each.up]
         figure.add_trace(
             plotly.Heatmap(
                 z=each.values.tolist(),
-                customdata=[[f"{row}, {column}" for column in columns] for row in rows],
+                customdata=[[f"{line}, {column}" for column in across] for line in up],
                 coloraxis="coloraxis",
                 hovertemplate=(
-                    f"{in_plotly(each.name)}: {each.row_title}, {each.column_title} %{{customdata}}"
+                    f"{in_plotly(each.name)}: {each.up_title}, {each.across_title} %{{customdata}}"
                     "<br>%{z:.3f}<extra></extra>"
                 ),
             ),
             **place,
         )
         # Numbered, not named by the labels: a token that occurs twice is two columns.
-        marked = ticks(len(columns), layout.column)
+        marked = ticks(len(across), layout.column)
         figure.update_xaxes(
-            title_text=each.column_title,
+            title_text=each.across_title,
             tickangle=-45,
             tickvals=marked,
-            ticktext=[columns[tick] for tick in marked],
+            ticktext=[across[tick] for tick in marked],
             **place,
         )
-        marked = ticks(len(rows), high / _DOTS / len(rows))
+        marked = ticks(len(up), high / _DOTS / len(up))
         figure.update_yaxes(
-            title_text=each.row_title,
+            title_text=each.up_title,
             title_standoff=4,
             tickfont_size=10,
             tickvals=marked,
-            ticktext=[rows[tick] for tick in marked],
+            ticktext=[up[tick] for tick in marked],
             **place,
         )
     figure.update_layout(
@@ -158,7 +158,7 @@ def _plotly(sheet: Sheet) -> Any:
             "cmax": sheet.limit,
             "colorbar": {"title": {"text": sheet.legend, "side": "right"}},
         },
-        height=layout.rows * high,
+        height=layout.down * high,
     )
     figure.update_xaxes(showgrid=False, zeroline=False)
     figure.update_yaxes(showgrid=False, zeroline=False)

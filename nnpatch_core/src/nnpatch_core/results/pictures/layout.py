@@ -1,4 +1,4 @@
-"""Where the panels of a picture stand, and which lines have room for a label."""
+"""The layout of a picture: the places of its panels, and the lines that have room for a label."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _ROW, _LOWEST, _HIGHEST = 0.2, 3.0, 32.0
 
 @attrs.frozen
 class Layout:
-    """Panels in rows and columns; sizes in inches.
+    """The places of panels; sizes in inches.
 
     Args:
-        rows: panels below one another.
+        down: panels below one another.
         across: panels beside one another.
         width: of the picture.
         height: of a panel.
         column: the width of a panel's column.
     """
 
-    rows: int
+    down: int
     across: int
     width: float
     height: float
     column: float
 
     def weights(self, panels: Sequence[Panel]) -> list[float]:
-        """How wide the panels beside one another are, each against the others."""
-        if self.rows > 1:
+        """The widths of the panels beside one another, each against the others."""
+        if self.down > 1:
             return [1.0] * self.across
-        return [max(1.6, self.column * len(each.columns)) for each in panels]
+        return [max(1.6, self.column * len(each.across)) for each in panels]
 
 
 def are_wide(panels: Sequence[Panel]) -> bool:
@@ -48,23 +48,23 @@ def are_wide(panels: Sequence[Panel]) -> bool:
 
 
 def lay_out(panels: Sequence[Panel]) -> Layout:
-    """Place panels beside one another; in several rows where there is no room."""
-    highest = max(len(each.rows) for each in panels)
-    for rows in range(1, len(panels) + 1):
-        across = math.ceil(len(panels) / rows)
+    """Place panels beside one another, and below where there is no room."""
+    highest = max(len(each.up) for each in panels)
+    for down in range(1, len(panels) + 1):
+        across = math.ceil(len(panels) / down)
         column = _COLUMN
         if _width(panels, across, _COLUMN) > _WIDEST:
             column = _LEAST_COLUMN
         if _width(panels, across, column) <= _WIDEST:
             break
-    rows = math.ceil(len(panels) / across)
+    down = math.ceil(len(panels) / across)
     width = min(_width(panels, across, _COLUMN), _WIDEST)
-    height = min(max(_LOWEST, _ROW * highest), max(_LOWEST, _HIGHEST / rows))
-    columns = max(len(each.columns) for each in panels)
-    if rows == 1:
-        columns = sum(len(each.columns) for each in panels)
+    height = min(max(_LOWEST, _ROW * highest), max(_LOWEST, _HIGHEST / down))
+    columns = max(len(each.across) for each in panels)
+    if down == 1:
+        columns = sum(len(each.across) for each in panels)
     room = width - _BAR - across * _BESIDE
-    return Layout(rows, across, width, height, min(_COLUMN, room / columns))
+    return Layout(down, across, width, height, min(_COLUMN, room / columns))
 
 
 def ticks(count: int, inches: float) -> list[int]:
@@ -75,7 +75,7 @@ def ticks(count: int, inches: float) -> list[int]:
 
 def _width(panels: Sequence[Panel], across: int, column: float) -> float:
     """Inches that panels take, so many of them beside each other."""
-    widths = [max(1.6, column * len(each.columns)) + _BESIDE for each in panels]
+    widths = [max(1.6, column * len(each.across)) + _BESIDE for each in panels]
     if across == len(panels):
         return sum(widths) + _BAR
     return across * max(widths) + _BAR

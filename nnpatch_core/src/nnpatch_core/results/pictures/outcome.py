@@ -22,6 +22,8 @@ from nnpatch_core.results.words import legend, model_name
 if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
 
+_NOT_SWEPT = "nothing was swept there"
+
 
 def draw_outcome(
     outcome: Outcome, *, sites: Any, interactive: Any, title: Any, limit: Any, crop: Any
@@ -40,8 +42,8 @@ def draw_outcome(
     names = find_names(outcome.cells, sites)
     if not names:
         raise OutcomeError("sites is empty: there is nothing to draw")
-    positions = range(outcome.prompts.target_tokens.shape[1])
-    tokens = tuple(outcome.prompts.label(position, strip=True) for position in positions)
+    width = outcome.prompts.target_tokens.shape[1]
+    tokens = tuple(outcome.prompts.label(position, strip=True) for position in range(width))
     panels = [
         panel(
             name,
@@ -57,7 +59,8 @@ def draw_outcome(
     of_colours = legend(outcome.scale, outcome.magnitude)
     if largest < most:
         of_colours += f"; the largest is {largest:.3g}"
-    kept, note = cropped(panels, Lines(tokens, _idle_positions(outcome, names)), crop)
+    layers, positions = _layers(outcome, names), _positions(outcome, names, tokens)
+    kept, note = cropped(panels, layers, positions, crop)
     about = f"{model_name(outcome.info['model'])}: {outcome.kind}, {outcome.metric}"
     own = title is not None
     sheet = Sheet(kept, lay_out(kept), title or about, own, note, of_colours, most)
@@ -87,9 +90,22 @@ def _floor(outcome: Outcome) -> float:
     return size if 0 < size < float("inf") else 1.0
 
 
-def _idle_positions(outcome: Outcome, names: Sequence[str]) -> tuple[str, ...]:
-    """For each position why none of the sites was run there; empty where one was."""
-    count = outcome.prompts.target_tokens.shape[1]
+def _layers(outcome: Outcome, names: Sequence[str]) -> Lines:
+    """The model's layers, idle where none of the sites was swept; none without such an axis."""
+    labels: tuple[str, ...] = ()
+    swept: set[int] = set()
+    for name in names:
+        first = outcome.axes(name)[0]
+        if first.name == "layer":
+            labels = tuple(map(str, first.labels))
+            swept.update(outcome.cells[name].index[:, 0].tolist())
+    idle = ("" if number in swept else _NOT_SWEPT for number in range(len(labels)))
+    return Lines(labels, tuple(idle))
+
+
+def _positions(outcome: Outcome, names: Sequence[str], tokens: tuple[str, ...]) -> Lines:
+    """The positions of the prompts, idle where none of the sites was run."""
+    count = len(tokens)
     swept, run, changed = torch.zeros(3, count, dtype=torch.bool, device="cpu")
     for name in names:
         axes = [axis.name for axis in outcome.axes(name)]
@@ -106,11 +122,11 @@ def _idle_positions(outcome: Outcome, names: Sequence[str]) -> tuple[str, ...]:
         if run[position]:
             words.append("")
         elif not swept[position]:
-            words.append("nothing was swept there")
+            words.append(_NOT_SWEPT)
         elif outcome.scale == "restored" and same[position]:
             words.append("source and target are the same there")
         elif changed[position]:
             words.append("nothing reads what is there")
         else:
             words.append("nothing changes there")
-    return tuple(words)
+    return Lines(tokens, tuple(words))

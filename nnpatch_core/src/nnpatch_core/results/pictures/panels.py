@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import attrs
 import numpy as np
@@ -19,26 +19,40 @@ class Panel:
 
     Args:
         name: the site name.
-        values: `[rows, columns]`, nan where nothing was swept.
-        rows, columns: a label for each.
-        row_title, column_title: the words beside the labels.
+        values: `[up, across]`, nan where nothing was swept.
+        up, across: a label for each line up, and for each column across.
+        up_title, across_title: the words beside the labels.
         positions: whether the columns are the positions of the prompts.
+        layers: for each line up its layer; None where the lines are none.
     """
 
     name: str
     values: NDArray[np.float64]
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    row_title: str
-    column_title: str
+    up: tuple[str, ...]
+    across: tuple[str, ...]
+    up_title: str
+    across_title: str
     positions: bool = False
+    layers: tuple[int, ...] | None = None
 
     def keep_positions(self, kept: Sequence[int], labels: Sequence[str]) -> Panel:
         """The panel with some of its positions, under new labels for all; others as they are."""
         if not self.positions:
             return self
         values = self.values[:, list(kept)]
-        return attrs.evolve(self, values=values, columns=tuple(labels[n] for n in kept))
+        return attrs.evolve(self, values=values, across=tuple(labels[n] for n in kept))
+
+    def keep_layers(self, kept: Collection[int]) -> Panel:
+        """The panel with some of its layers; others as they are."""
+        if self.layers is None:
+            return self
+        lines = [line for line, layer in enumerate(self.layers) if layer in kept]
+        return attrs.evolve(
+            self,
+            values=self.values[lines],
+            up=tuple(self.up[line] for line in lines),
+            layers=tuple(self.layers[line] for line in lines),
+        )
 
 
 def panel(name: str, axes: Sequence[Axis], values: Tensor, tokens: Sequence[str]) -> Panel:
@@ -56,23 +70,35 @@ def panel(name: str, axes: Sequence[Axis], values: Tensor, tokens: Sequence[str]
         labels["position"] = tuple(tokens)
     titles = {axis.name: AXES[axis.name].title for axis in axes}
     names = [axis.name for axis in axes]
+    layers = tuple(range(len(numbers))) if names[0] == "layer" else None
     if len(names) == 1:
-        (rows,) = names
-        return Panel(name, numbers[:, None], labels[rows], ("",), titles[rows], "")
-    rows, columns = names[:2]
+        (up,) = names
+        column = numbers[:, None]
+        return Panel(name, column, labels[up], ("",), titles[up], "", layers=layers)
+    up, across = names[:2]
     if len(names) == 2:
         return Panel(
             name,
             numbers,
-            labels[rows],
-            labels[columns],
-            titles[rows],
-            titles[columns],
-            positions=columns == "position",
+            labels[up],
+            labels[across],
+            titles[up],
+            titles[across],
+            positions=across == "position",
+            layers=layers,
         )
     layer, position, head = names
     n_layers, n_positions, n_heads = numbers.shape
     by_head = numbers.transpose(0, 2, 1).reshape(n_layers * n_heads, n_positions)
     numbered = tuple(f"{a}.{b}" for a in labels[layer] for b in labels[head])
     title = f"layer.{titles[head]}"
-    return Panel(name, by_head, numbered, labels[position], title, titles[position], positions=True)
+    return Panel(
+        name,
+        by_head,
+        numbered,
+        labels[position],
+        title,
+        titles[position],
+        positions=True,
+        layers=tuple(number for number in range(n_layers) for _ in range(n_heads)),
+    )

@@ -156,7 +156,7 @@ def _plotly(
 
 
 def _ranges(groups: Sequence[Points]) -> tuple[tuple[float, float], tuple[float, float]]:
-    """What the axes show: all points and 0, and some room."""
+    """The limits of both axes: they hold all points and 0, with some room."""
 
     def around(values: list[NDArray[np.float64]]) -> tuple[float, float]:
         every = np.concatenate(values)
@@ -168,12 +168,12 @@ def _ranges(groups: Sequence[Points]) -> tuple[tuple[float, float], tuple[float,
 
 
 def _share(value: Any, limits: tuple[float, float]) -> Any:
-    """Where a value is between the limits, from 0 to 1."""
+    """The place of a value between the limits, from 0 to 1."""
     return (value - limits[0]) / (limits[1] - limits[0])
 
 
 def _heights(y: NDArray[np.float64], limits: tuple[float, float]) -> NDArray[np.float64]:
-    """How high the labels of points stand, from 0 to 1: in the points' order, with gaps."""
+    """The heights of the labels of points, from 0 to 1: in the points' order, with gaps."""
     gap = min(_GAP, 1 / max(len(y), 1))
     order = np.argsort(y, kind="stable")
     steps = gap * np.arange(len(y))
