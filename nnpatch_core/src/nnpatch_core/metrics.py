@@ -19,7 +19,7 @@ from nnpatch_core.errors import AnswerError, MetricError, PatchingError
 
 @attrs.frozen(eq=False)
 class MetricContext:
-    """What a metric may look at besides the logits it is given.
+    """All that a metric may look at besides its logits.
 
     Args:
         source_answer_index: `[batch]`, the token that the source prompt calls for.
@@ -169,7 +169,7 @@ def _declare(metric: _Function, word: str, value: Any) -> _Function:
 
 
 def _declared(metric: Any, word: str) -> Any:
-    """What was declared of a metric, on it or on the method that calls it; None if nothing."""
+    """A declaration of a metric, on it or on the method that calls it; None if there is none."""
     places = (metric, getattr(type(metric), "__call__", None))  # noqa: B004 - the method itself
     found = (getattr(place, word, None) for place in places)
     return next((value for value in found if value is not None), None)
@@ -336,12 +336,12 @@ def measure(
 
 
 def as_numbers(value: Tensor) -> Tensor:
-    """What a metric gave, in float32 on the CPU, without a gradient."""
+    """The numbers of a metric, in float32 on the CPU, without a gradient."""
     return value.detach().to("cpu", torch.float32)
 
 
 def called(name: str, metric: Metric, logits: Tensor, context: MetricContext) -> Tensor:
-    """What a metric gives for `logits`, which it may change, if it is one number for each prompt.
+    """The value of a metric for `logits`, which it may change: one number for each prompt.
 
     Raises:
         MetricError: it is something else; the metric raised, or changed the context.
@@ -370,7 +370,7 @@ def _versions(context: MetricContext) -> list[int]:
 
 
 def one_each(name: str, value: Any, count: int) -> Tensor:
-    """What a metric gave, if it is one number for each of `count` prompts.
+    """The value of a metric itself, if it is one number for each of `count` prompts.
 
     Raises:
         MetricError: it is something else.

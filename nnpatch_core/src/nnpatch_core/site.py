@@ -33,7 +33,7 @@ from nnpatch_core.tracing import BoundSite, Cell, PatchedTokens, Patches, put_si
 
 @attrs.define
 class _Memory:
-    """What one site has cached: a value, or a sum over prompts and their number."""
+    """The cache of one site: a value, or a sum over prompts and their number."""
 
     value: Tensor | None = None
     prompts: int = 0
@@ -122,7 +122,7 @@ class Site:
 
     @property
     def value(self) -> Tensor:
-        """What `cache` has kept: `[batch, positions, width]`, or `[1, ...]` for an average.
+        """The value that `cache` has kept: `[batch, positions, width]`, or `[1, ...]` for an average.
 
         Raises:
             PatchingError: nothing was cached.

@@ -68,7 +68,7 @@ class Grid:
 
 
 class SweepSites(Protocol):
-    """What a sweep can be asked to patch: `Sites`, or a list of sites by `Sites.from_sites`."""
+    """The sites of a sweep: `Sites`, or a list of the user's own by `Sites.from_sites`."""
 
     def grids(self, nnmodel: Any, api: Any, seq_len: int) -> dict[str, Grid]:
         """Site name to its cells, for prompts of `seq_len` tokens."""

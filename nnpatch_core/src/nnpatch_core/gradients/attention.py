@@ -176,7 +176,7 @@ class Attention:
             )
 
     def _run(self, jobs: Sequence[tuple[int, int]], groups: Sequence[Group]) -> Tensor:
-        """What the heads hand on, `[jobs, seq, width]`."""
+        """The mix of values that the heads hand on, `[jobs, seq, width]`."""
         o = self.places.o
         path = f"{o.api.layers}.{o.layer}.{self.places.module}"
         which = torch.tensor([prompt for prompt, _ in jobs], device="cpu")
@@ -204,7 +204,7 @@ class Attention:
     def _projections(
         self, jobs: Sequence[tuple[int, int]], groups: Sequence[Group]
     ) -> dict[Location, Tensor]:
-        """What the projections give in each row, `[jobs, seq, width]` for each location."""
+        """The outputs of the projections in each row, `[jobs, seq, width]` for each location."""
         which = torch.tensor([prompt for prompt, _ in jobs], device="cpu")
         kinds = torch.tensor([kind for _, kind in jobs], device="cpu")
         real = self.intervention.mask.bool().cpu()[which]

@@ -40,7 +40,7 @@ class Estimator:
         return torch.zeros(shape, dtype=torch.float64, device="cpu")
 
     def activations(self, places: Iterable[Place]) -> dict[Location, Tensor]:
-        """What was at some places, in the graph."""
+        """The activations at some places, in the graph."""
         return {place.location: self.graph.activations[place.location] for place in places}
 
     def add(self, total: Tensor, terms: Terms, gradients: Mapping[Location, Tensor]) -> None:

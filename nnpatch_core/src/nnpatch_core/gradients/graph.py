@@ -181,7 +181,7 @@ def open_graph(
 
 
 def _kept(value: Any) -> Any:
-    """What is kept of a call's arguments: no graph, and no cache, which must not be added to."""
+    """The arguments of a call without their graph, and without a cache, which would be added to."""
     if isinstance(value, Cache):
         return None
     if isinstance(value, Tensor):

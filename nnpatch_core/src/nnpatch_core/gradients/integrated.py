@@ -34,7 +34,7 @@ from nnpatch_core.tracing import (
 
 @attrs.frozen(eq=False)
 class Entries:
-    """What is kept of a target run, so that it can be begun again before any layer with a site.
+    """A target run, kept so that it can begin again before any layer with a site.
 
     Args:
         logits: `[batch, vocab]`.
@@ -170,7 +170,7 @@ class Paths:
     def _gradients(
         self, terms: Terms, share: Tensor, given: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What was at the place, `[batch, seq, width]`, and gradients along its path.
+        """The activation at the place, `[batch, seq, width]`, and gradients along its path.
 
         These are `[steps, batch, seq, width]` for each metric, in float32 at least.
         """

@@ -15,7 +15,7 @@ _COPIES = 3
 
 @attrs.frozen
 class GraphLimits:
-    """What attribution may hold at once.
+    """The most that attribution may hold at once.
 
     Args:
         prompts: prompts whose graphs are kept together.

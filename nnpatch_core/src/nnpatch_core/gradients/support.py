@@ -58,7 +58,7 @@ def _quantised(module: Any) -> bool:
 
 
 def _problem(module: Any, dtype: torch.dtype) -> str | None:
-    """What is wrong with the gradient of a linear module, by running it; None if nothing is."""
+    """The fault of a linear module's gradient, told by running it; None if there is none."""
     width = getattr(module, "in_features", None)
     if not isinstance(width, int):
         return "does not say what it takes, so that its gradient cannot be tried"

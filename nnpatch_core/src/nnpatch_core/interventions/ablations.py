@@ -166,7 +166,7 @@ def read_ablation(
     ablation: Ablation,
     names: Mapping[str, str] | None = None,
 ) -> AblationRuns:
-    """What the user passes as a run that is ablated, checked.
+    """Read the run that the user ablates, and check it.
 
     Args:
         nnmodel: the model, wrapped by nnsight.

@@ -14,7 +14,7 @@ from nnpatch_core.prompts import PromptPairs
 
 @attrs.frozen(eq=False)
 class PairArguments:
-    """What a call says about its two runs, by its keywords, unchecked; None is left out."""
+    """The arguments of a call about its two runs, by their names, unchecked; None is left out."""
 
     source_tokens: Any
     target_tokens: Any
@@ -28,7 +28,7 @@ class PairArguments:
 
 @attrs.frozen(eq=False)
 class RunArguments:
-    """What a call says about the one run of an ablation, by its keywords, unchecked."""
+    """The arguments of a call about the one run of an ablation, by their names, unchecked."""
 
     tokens: Any
     answer_index: Any = None

@@ -1,4 +1,4 @@
-"""What the user passes as prompts, checked against the model and packed."""
+"""The user's prompts, checked against the model and packed."""
 
 from __future__ import annotations
 

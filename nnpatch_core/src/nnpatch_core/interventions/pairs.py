@@ -129,7 +129,7 @@ class PairRuns:
 
 
 def read_pairs(nnmodel: Any, given: PairArguments, *, confident: bool = False) -> PairRuns:
-    """What the user passes as two runs, checked.
+    """Read the two runs that the user passes, and check them.
 
     Args:
         nnmodel: the model, wrapped by nnsight.

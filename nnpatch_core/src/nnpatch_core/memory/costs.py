@@ -7,7 +7,7 @@ import attrs
 
 @attrs.frozen
 class Costs:
-    """What a row costs, as far as the planner must know.
+    """The costs of a patched run, as far as the planner must know.
 
     Args:
         token: bytes that a layer needs for each token of a row while it runs.

@@ -49,14 +49,14 @@ class Gathered:
         return f"{alone}, or with @reads_tokens, if it reads but a few" if self.whole else alone
 
     def words(self, needed: int, batch: int) -> str:
-        """What is needed, in words."""
+        """The need, in words."""
         names = ", ".join(map(repr, self.metrics))
         return f"the logits of {batch} prompts, given to {names} together, {in_units(needed)}"
 
 
 @attrs.frozen(eq=False)
 class Limits:
-    """What a sweep may use, and what follows from it.
+    """The memory that a sweep may use, and what follows from it.
 
     Args:
         needs: what the sweep needs.

@@ -158,7 +158,7 @@ def budget_of(checkpoint: Checkpoint | None, memory_budget: Any) -> Any:
 
 
 def _shown(value: str | None) -> str:
-    """What a file says, as a message may show it."""
+    """Words of a file, as a message may show them."""
     said = "none" if value is None else value
     return said if said.isprintable() and len(said) < _SHOWN else repr(said[:_SHOWN])
 

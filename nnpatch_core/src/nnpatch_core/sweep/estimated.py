@@ -100,7 +100,7 @@ class _Estimate:
         self._kept = self._open(chunks[0]) if len(chunks) == 1 else None
 
     def context(self) -> MetricContext:
-        """What metrics compare with: the recorded runs are the unpatched ones too."""
+        """The context that metrics compare with: the recorded runs are the unpatched ones too."""
         if self._kept is not None:
             return self._runs.context(self._kept.source_logits, self._kept.logits)
         return self._runs.unpatched(self._estimation.sweep, self._estimation.chunks)

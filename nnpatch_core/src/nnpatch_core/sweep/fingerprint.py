@@ -70,7 +70,7 @@ _MOST = 50_000
 
 @attrs.frozen
 class Fingerprint:
-    """What could be told of an object.
+    """An object in a few letters, as far as it could be told.
 
     Args:
         digest: a short word.
@@ -82,7 +82,7 @@ class Fingerprint:
 
 
 def fingerprint(value: Any) -> Fingerprint:
-    """What can be told of a callable, or of another object that a sweep depends on.
+    """A callable, or another object that a sweep depends on, in a few letters.
 
     Functions count by their bytecode, constants, defaults and closures, and by the globals that
     they read; instances by their class's code and their attributes; tensors and arrays by their
@@ -107,7 +107,7 @@ def fingerprint(value: Any) -> Fingerprint:
 
 
 def settings(config: Any) -> dict[str, Any] | None:
-    """What a Hugging Face config says of what its model computes."""
+    """The settings of a Hugging Face config that its model computes by."""
     if not callable(getattr(config, "to_dict", None)):
         return None
     return {name: value for name, value in config.to_dict().items() if name not in _ASIDE}
@@ -218,7 +218,7 @@ class _Walk:
         self.say(*sorted(words))
 
     def _named(self, value: Any) -> None:
-        """What an installed library has: by name, and by what is installed."""
+        """Count an object of an installed library, by its name and the library's version."""
         module = getattr(value, "__module__", None) or "builtins"
         name = getattr(value, "__qualname__", getattr(value, "__name__", type(value).__name__))
         self.say("named", module, name, _version(module))
@@ -314,7 +314,7 @@ class _Walk:
             self._cannot(value)
 
     def _state(self, value: Any) -> None:
-        """What an instance keeps, in slots and elsewhere."""
+        """The attributes of an instance, in slots and elsewhere."""
         names = set(getattr(value, "__dict__", ()))
         for kind in type(value).__mro__:
             slots = vars(kind).get("__slots__", ())

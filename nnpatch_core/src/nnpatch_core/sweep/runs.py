@@ -22,7 +22,7 @@ PutOf: TypeAlias = Callable[[Sweep, slice], tuple["Tensor | None", Intervention]
 
 @attrs.frozen(eq=False)
 class Put:
-    """What is put at the sites of a sweep.
+    """The values that are put at the sites of a sweep.
 
     Args:
         mask: `[batch, seq]`: 1 where it can be put.
@@ -88,11 +88,11 @@ class Runs(Protocol):
         ...
 
     def put(self, sweep: Sweep) -> Put:
-        """What is put at the sites; this may run the model."""
+        """The values that are put at the sites; this may run the model."""
         ...
 
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
-        """What metrics compare with, given `[batch, vocab]` of the unpatched runs."""
+        """The context that metrics compare with, given `[batch, vocab]` of the unpatched runs."""
         ...
 
     def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:

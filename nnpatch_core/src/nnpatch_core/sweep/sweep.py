@@ -62,7 +62,7 @@ class Options:
 
 @attrs.frozen(eq=False)
 class Sweep:
-    """What is patched, and how it is measured.
+    """The cells that are patched, and how they are measured.
 
     Args:
         layout: the cells.
