@@ -171,8 +171,8 @@ def _declare(metric: _Function, word: str, value: Any) -> _Function:
 def _declared(metric: Any, word: str) -> Any:
     """A declaration of a metric, on it or on the method that calls it; None if there is none."""
     places = (metric, getattr(type(metric), "__call__", None))  # noqa: B004 - the method itself
-    found = (getattr(place, word, None) for place in places)
-    return next((value for value in found if value is not None), None)
+    declared = (getattr(place, word, None) for place in places)
+    return next((value for value in declared if value is not None), None)
 
 
 def is_per_prompt(metric: Any) -> bool:
@@ -300,16 +300,16 @@ def name_metrics(spec: MetricSpec, find: Callable[[str], Metric]) -> dict[str, M
         items = [(_name_of(metric), metric) for metric in several]
     if not items:
         raise MetricError("metric is empty; name at least one")
-    found: dict[str, Metric] = {}
+    named: dict[str, Metric] = {}
     for name, metric in items:
         if not isinstance(name, str):
             raise MetricError(f"the names of metrics must be strings, got {shown(name)}")
         if not (isinstance(metric, str) or callable(metric)):
             raise MetricError(f"a metric must be a name or a callable, got {shown(metric)}")
-        if name in found:
+        if name in named:
             raise MetricError(f"two metrics are called {name!r}; name them with a dict")
-        found[name] = find(metric) if isinstance(metric, str) else with_context(metric)
-    return found
+        named[name] = find(metric) if isinstance(metric, str) else with_context(metric)
+    return named
 
 
 def _name_of(metric: Any) -> str:
@@ -394,8 +394,8 @@ def columns_read(metrics: Mapping[str, Metric], context: MetricContext) -> Tenso
     """
     if not all(map(reads_some, metrics.values())):
         return None
-    found = [_columns_of(name, metric, context) for name, metric in metrics.items()]
-    return torch.unique(torch.cat(found))  # type: ignore[no-any-return]
+    ids = [_columns_of(name, metric, context) for name, metric in metrics.items()]
+    return torch.unique(torch.cat(ids))  # type: ignore[no-any-return]
 
 
 def _columns_of(name: str, metric: Metric, context: MetricContext) -> Tensor:
@@ -423,5 +423,5 @@ def _columns_of(name: str, metric: Metric, context: MetricContext) -> Tensor:
             f"metric {name!r} declares that it reads the tokens {ids!r}: they must be a tensor of "
             f"ids from 0 to {vocab - 1}"
         )
-    found: Tensor = ids.flatten().cpu().long()
-    return found
+    flat: Tensor = ids.flatten().cpu().long()
+    return flat

@@ -122,7 +122,7 @@ class Site:
 
     @property
     def value(self) -> Tensor:
-        """The value that `cache` has kept: `[batch, positions, width]`, or `[1, ...]` for an average.
+        """The value that `cache` kept: `[batch, positions, width]`, or `[1, ...]` for an average.
 
         Raises:
             PatchingError: nothing was cached.
@@ -152,13 +152,13 @@ class Site:
             PatchingError: one of its kinds, if the model does not have the site.
         """
         check_site(self, module_of(nnmodel))
-        found = self.select(self.read(nnmodel), nnmodel)
+        part = self.select(self.read(nnmodel), nnmodel)
         memory = self._memory
         if not average:
-            memory.value, memory.prompts = found.detach(), 0
-            return found
+            memory.value, memory.prompts = part.detach(), 0
+            return part
         # In float64, so that it stays exact over a large data set; on the CPU, as not all have it.
-        total = found.detach().float().sum(0, keepdim=True).cpu().double()
+        total = part.detach().float().sum(0, keepdim=True).cpu().double()
         if memory.prompts and memory.value is not None:
             if memory.value.shape != total.shape:
                 raise PositionError(
@@ -166,8 +166,8 @@ class Site:
                     f"this run has {total.shape[1]}: name positions from the end"
                 )
             total = memory.value + total
-        memory.value, memory.prompts = total, memory.prompts + len(found)
-        return found
+        memory.value, memory.prompts = total, memory.prompts + len(part)
+        return part
 
     def clear(self) -> None:
         """Forget what was cached."""

@@ -198,9 +198,9 @@ class Sites:
 
 def _seq_len(tokens: Tensor | PromptPairs) -> int:
     """The width of the prompts; `TokensError` where they are none."""
-    found = tokens.target_tokens if isinstance(tokens, PromptPairs) else tokens
-    check_tokens("tokens", found)
-    return found.shape[1]
+    given = tokens.target_tokens if isinstance(tokens, PromptPairs) else tokens
+    check_tokens("tokens", given)
+    return given.shape[1]
 
 
 def _site_list(sites: Any) -> tuple[AnySite, ...]:
@@ -237,18 +237,18 @@ class SiteList:
         model = module_of(nnmodel)
         if api is not None:
             find_adapter(api)
-        found: dict[str, list[AnySite]] = {}
+        by_name: dict[str, list[AnySite]] = {}
         for cell in self.sites:
             for site in cell.sites:
                 check_site(site, model, seq_len)
-            found.setdefault(cell.name, []).append(cell)
+            by_name.setdefault(cell.name, []).append(cell)
         return {
             name: Grid(
                 (Axis("site", tuple(cell.label for cell in cells)),),
                 tuple((index,) for index in range(len(cells))),
                 tuple(cells),
             )
-            for name, cells in found.items()
+            for name, cells in by_name.items()
         }
 
 
@@ -268,11 +268,11 @@ def _component_names(names: Any) -> tuple[str, ...]:
     for name in given:
         if not isinstance(name, str):
             raise UnknownNameError(f"a component is named by a string, got {shown(name)}")
-    found = tuple(canonical_name(name) for name in given)
-    for name in found:
-        if found.count(name) > 1:
+    canonical = tuple(canonical_name(name) for name in given)
+    for name in canonical:
+        if canonical.count(name) > 1:
             raise UnknownNameError(f"site_names names {name!r} more than once: {list(given)}")
-    return found
+    return canonical
 
 
 def _strategy(seq_pos_type: Any, seq_pos: Any) -> SeqPos:

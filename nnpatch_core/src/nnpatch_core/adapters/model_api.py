@@ -57,10 +57,10 @@ class ModelAPI(Protocol):
 
 def _model_types(values: Iterable[str]) -> tuple[str, ...]:
     # A single string would be taken for its letters.
-    found = () if isinstance(values, str) else tuple(values)
-    if not found or not all(isinstance(value, str) for value in found):
+    types = () if isinstance(values, str) else tuple(values)
+    if not types or not all(isinstance(value, str) for value in types):
         raise AdapterError(f"model_types must be a tuple of strings, got {values!r}")
-    return found
+    return types
 
 
 def _table(components: Table) -> Table:

@@ -25,7 +25,7 @@ def cotangents(
     Raises:
         MetricError: a metric has no gradient, or one that is not finite.
     """
-    found = {}
+    gradients = {}
     for name, metric in metrics.items():
         leaf = logits.detach().clone().requires_grad_()
         with torch.enable_grad():
@@ -48,10 +48,10 @@ def cotangents(
             raise MetricError(
                 f"metric {name!r} has a gradient that is not finite in prompts {rows}"
             )
-        found[name] = gradient
-    return found
+        gradients[name] = gradient
+    return gradients
 
 
 def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
-    found: Tensor | None = torch.autograd.grad(value, leaf, allow_unused=True)[0]
-    return torch.zeros_like(leaf) if found is None else found
+    gradient: Tensor | None = torch.autograd.grad(value, leaf, allow_unused=True)[0]
+    return torch.zeros_like(leaf) if gradient is None else gradient

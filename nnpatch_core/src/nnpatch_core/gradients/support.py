@@ -84,11 +84,11 @@ def _tried(module: nn.Module, width: int, dtype: torch.dtype) -> str | None:
         module(here)
     with torch.enable_grad():
         given = here.requires_grad_()
-        found = module(given)
-        if not found.requires_grad:
+        output = module(given)
+        if not output.requires_grad:
             return "has no gradient"
-        change = (module(given + step) - found).detach()
-        gradient: Any = torch.autograd.grad(found, given, change, allow_unused=True)[0]
+        change = (module(given + step) - output).detach()
+        gradient: Any = torch.autograd.grad(output, given, change, allow_unused=True)[0]
     if gradient is None:
         return "has no gradient"
     expected = float((change.double() ** 2).sum())

@@ -120,7 +120,7 @@ def effect(gradient: Tensor, difference: Tensor, columns: Tensor | None) -> Tens
 
 
 def change(intervention: Intervention, place: Place, activation: Tensor, cell: int = 0) -> Tensor:
-    """The value that is put less the one that was there, `[batch, seq, width]`, in float32 at least.
+    """The value put less the one that was there, `[batch, seq, width]`, in float32 at least.
 
     It is 0 where nothing is put.
 

@@ -43,17 +43,17 @@ def memory_budget(given: Any, model: nn.Module) -> int:
         if device is not None and device.type == "cuda":
             return int(torch.cuda.mem_get_info(device)[0]) // 2
         return host_memory()
-    found = 0
+    count = 0
     if isinstance(given, str) and (match := _BUDGET.fullmatch(given)):
-        found = int(float(match[1]) * _UNITS[match[2]])
+        count = int(float(match[1]) * _UNITS[match[2]])
     elif isinstance(given, int) and not isinstance(given, bool):
-        found = given
-    if found < 1:
+        count = given
+    if count < 1:
         raise MemoryBudgetError(
             "memory_budget must be a positive number of bytes, or a string such as '4 GiB', "
             f"got {shown(given)}"
         )
-    return found
+    return count
 
 
 def host_memory() -> int:
@@ -136,9 +136,9 @@ def _keys(api: ModelAPI, text: Any, layer: int, width: int) -> int:
 
 
 def _embedding_width(model: Any) -> int:
-    found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     # Any parameter will do for a rough measure.
-    weight = next(model.parameters()) if found is None else found.weight
+    weight = next(model.parameters()) if embedding is None else embedding.weight
     return int(weight.shape[-1])
 
 
@@ -157,5 +157,5 @@ def _width(model: nn.Module, location: Location, width: int) -> int:
     """How wide the activation at a location is, as far as its module tells."""
     path, side, _ = location
     module = model.get_submodule(path.rstrip("."))
-    found = getattr(module, "in_features" if side == "input" else "out_features", None)
-    return found if isinstance(found, int) else width
+    features = getattr(module, "in_features" if side == "input" else "out_features", None)
+    return features if isinstance(features, int) else width

@@ -103,7 +103,7 @@ def fingerprint(value: Any) -> Fingerprint:
     except RecursionError:
         # How deep it came depends on who called.
         return Fingerprint("", (f"{type(value).__name__}, which is nested too deeply",))
-    return Fingerprint(walk.found.hexdigest(), tuple(sorted(walk.untold)))
+    return Fingerprint(walk.digest.hexdigest(), tuple(sorted(walk.untold)))
 
 
 def settings(config: Any) -> dict[str, Any] | None:
@@ -117,7 +117,7 @@ class _Walk:
     """One pass over an object and what it refers to."""
 
     def __init__(self, seen: Mapping[int, int]) -> None:
-        self.found = hashlib.blake2b(digest_size=6)
+        self.digest = hashlib.blake2b(digest_size=6)
         self.untold: set[str] = set()
         #: Objects by address, and how many came before: an object may hold itself.
         self._seen = dict(seen)
@@ -128,7 +128,7 @@ class _Walk:
         """Count words."""
         for each in words:
             content = each if isinstance(each, bytes) else str(each).encode(errors="replace")
-            self.found.update(b"%d:" % len(content) + content)
+            self.digest.update(b"%d:" % len(content) + content)
 
     def see(self, *values: Any) -> None:
         """Count objects and what they refer to."""
@@ -214,7 +214,7 @@ class _Walk:
             walk.see(value)
             self.untold |= walk.untold
             self._alive += walk._alive
-            words.append(walk.found.digest())
+            words.append(walk.digest.digest())
         self.say(*sorted(words))
 
     def _named(self, value: Any) -> None:
@@ -235,7 +235,7 @@ class _Walk:
             self._cannot(value)
             return
         self.say("array", value.dtype, list(value.shape), len(flat))
-        self.found.update(flat.data)
+        self.digest.update(flat.data)
 
     def _network(self, value: nn.Module) -> None:
         self.say("network", checksum(value))
@@ -347,7 +347,7 @@ def _is_simple(value: Any) -> bool:
 
 def _globals_read(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, Any]:
     """The globals that code reads; of a module only what it takes of it."""
-    found = {}
+    attributes = {}
     steps = list(dis.get_instructions(code))
     for place, step in enumerate(steps):
         if step.opname not in ("LOAD_GLOBAL", "LOAD_NAME") or step.argval not in names:
@@ -357,8 +357,8 @@ def _globals_read(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, A
             if not isinstance(value, types.ModuleType) or later.opname not in _ATTRIBUTE_READS:
                 break
             name, value = f"{name}.{later.argval}", getattr(value, later.argval, None)
-        found[name] = value
-    return found
+        attributes[name] = value
+    return attributes
 
 
 def _installed(value: Any) -> bool:

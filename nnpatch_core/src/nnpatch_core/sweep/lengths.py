@@ -46,8 +46,8 @@ def warn_of_lengths(sites: SweepSites, source: Batch | None, target: Batch) -> N
 def _mixes(sites: SweepSites, seq_len: int) -> bool:
     """Whether places count that prompts of different lengths do not share."""
     if isinstance(sites, SiteList):
-        found = {_positions(cell) for cell in sites.sites} - {frozenset()}
-        return len(found) > 1 or any(_from_start(each, seq_len) for each in found)
+        named = {_positions(cell) for cell in sites.sites} - {frozenset()}
+        return len(named) > 1 or any(_from_start(each, seq_len) for each in named)
     if not isinstance(sites, Sites):
         return False
     strategy: SeqPos = sites.strategy

@@ -64,19 +64,19 @@ def try_out(
             _try_without(name, metric, rows, columns_read({name: metric}, context))
 
 
-def _differ(found: Tensor, expected: Tensor) -> bool:
+def _differ(numbers: Tensor, expected: Tensor) -> bool:
     known = ~expected.isnan()
-    return not torch.allclose(found[known], expected[known], **_SAME, equal_nan=True)
+    return not torch.allclose(numbers[known], expected[known], **_SAME, equal_nan=True)
 
 
 def _try_again(name: str, metric: Metric, context: MetricContext, before: Baseline) -> None:
     runs = (context.source_logits, before.source), (context.target_logits, before.target)
     for logits, expected in runs:
-        found = measure({name: metric}, logits, context)[name]
-        if _differ(found, expected):
+        numbers = measure({name: metric}, logits, context)[name]
+        if _differ(numbers, expected):
             raise MetricError(
                 f"metric {name!r} gives another number when it is called again with the same "
-                f"logits ({_first(found, expected)}): it keeps something between calls, or is "
+                f"logits ({_first(numbers, expected)}): it keeps something between calls, or is "
                 "random. What it must know of each prompt it can take from the context"
             )
 
@@ -105,16 +105,16 @@ def _try_in_company(name: str, metric: Metric, companies: Iterable[_Rows]) -> No
     advice = "take the declaration away, and it is given all prompts in their order"
     for company in companies:
         try:
-            found = measure({name: metric}, company.logits, company.context)[name]
+            numbers = measure({name: metric}, company.logits, company.context)[name]
         except MetricError as error:
             raise MetricError(
                 f"metric {name!r} is declared with per_prompt, but cannot be called on some of the "
                 f"prompts ({error}): {advice}"
             ) from error
-        if _differ(found, company.expected):
+        if _differ(numbers, company.expected):
             raise MetricError(
                 f"metric {name!r} is declared with per_prompt, but gives a prompt another number "
-                f"in other company ({_first(found, company.expected)}): {advice}"
+                f"in other company ({_first(numbers, company.expected)}): {advice}"
             )
 
 
@@ -143,16 +143,16 @@ def _try_without(name: str, metric: Metric, rows: _Rows, columns: Tensor | None)
         return
     for what, moved in _moved(rows.logits, others):
         try:
-            found = as_numbers(called(name, metric, moved, rows.context))
+            numbers = as_numbers(called(name, metric, moved, rows.context))
         except MetricError as error:
             raise MetricError(
                 f"metric {name!r} reads logits of tokens that it did not declare with reads_tokens:"
                 f" where they are {what}, it cannot be called ({error})"
             ) from error
-        if _differ(found, rows.expected):
+        if _differ(numbers, rows.expected):
             raise MetricError(
                 f"metric {name!r} reads logits of tokens that it did not declare with reads_tokens:"
-                f" where they are {what}, it gives {_first(found, rows.expected)}"
+                f" where they are {what}, it gives {_first(numbers, rows.expected)}"
             )
 
 
@@ -180,8 +180,8 @@ def _moved(logits: Tensor, others: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield what, moved
 
 
-def _first(found: Tensor, expected: Tensor) -> str:
+def _first(numbers: Tensor, expected: Tensor) -> str:
     """The first number that is another, and what it should be."""
-    same = torch.isclose(found, expected, **_SAME, equal_nan=True) | expected.isnan()
+    same = torch.isclose(numbers, expected, **_SAME, equal_nan=True) | expected.isnan()
     row = int((~same).nonzero()[0]) if not same.all() else 0
-    return f"{float(found[row]):.6g} instead of {float(expected[row]):.6g}"
+    return f"{float(numbers[row]):.6g} instead of {float(expected[row]):.6g}"

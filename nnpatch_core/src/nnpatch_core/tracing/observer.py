@@ -69,7 +69,7 @@ def traces(nnmodel: Any) -> Iterator[list[Trace]]:
 
 def report(model: nn.Module, rows: int, tokens: int, *, gradients: bool) -> None:
     """Tell whoever looks on at `model`, the Hugging Face model itself, of a forward."""
-    for name, found in model.__dict__.copy().items():
+    for name, seen in model.__dict__.copy().items():
         # What a copy of the model has is the list of the model that it is a copy of.
-        if name.startswith(_OBSERVER) and found[1] == id(model):
-            found[0].append(Trace(rows, tokens, gradients))
+        if name.startswith(_OBSERVER) and seen[1] == id(model):
+            seen[0].append(Trace(rows, tokens, gradients))

@@ -91,9 +91,9 @@ def _logits(output: Any, model: Any) -> Tensor:
     headless = not hasattr(output, "logits") and hasattr(output, "last_hidden_state")
     logits = output.logits if hasattr(output, "logits") else output[0]
     if headless or not isinstance(logits, Tensor) or logits.ndim != 3:
-        found = "hidden states" if headless else f"{list(getattr(logits, 'shape', []))}"
+        told = "hidden states" if headless else f"{list(getattr(logits, 'shape', []))}"
         raise AdapterError(
-            f"{type(model).__name__} gives {found}, where a language model gives logits "
+            f"{type(model).__name__} gives {told}, where a language model gives logits "
             "[batch, seq, vocab]: load it by AutoModelForCausalLM"
         )
     return logits
