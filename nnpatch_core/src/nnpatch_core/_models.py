@@ -73,10 +73,9 @@ def with_weights(nnmodel: Any) -> nn.Module:
     return model
 
 
-def envoy_at(nnmodel: Any, path: str) -> Any:
-    """The envoy at a dotted path of the Hugging Face model under `nnmodel`."""
-    inside = path_inside(nnmodel._module)
-    return follow(nnmodel, f"{inside}.{path}" if inside else path)
+def envoy_of(nnmodel: Any) -> Any:
+    """The envoy of the Hugging Face model under `nnmodel`."""
+    return follow(nnmodel, path_inside(nnmodel._module))
 
 
 def _path_inside(module: nn.Module) -> str:

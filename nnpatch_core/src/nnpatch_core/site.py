@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnpatch_core._arguments import listed, shown
 from nnpatch_core._integers import strict_int
-from nnpatch_core._models import module_of
+from nnpatch_core._models import envoy_of, module_of
 from nnpatch_core.adapters import (
     ModelAPI,
     Place,
@@ -205,7 +205,8 @@ class Site:
         Raises:
             AdapterError: it is not of that shape, where `run` is `(batch, seq)`.
         """
-        return read(nnmodel, self._place(nnmodel), None if run is None else (run[0], run[1]))
+        shape = None if run is None else (run[0], run[1])
+        return read(envoy_of(nnmodel), self._place(nnmodel), shape)
 
     def select(self, activation: Tensor, nnmodel: Any) -> Tensor:
         """The site's part of the component's whole activation, a copy."""
@@ -243,7 +244,7 @@ class Site:
 
     def replace(self, nnmodel: Any, activation: Tensor) -> None:
         """Put a whole activation `[batch, seq, width]` at the site's component, inside a trace."""
-        write(nnmodel, self._place(nnmodel), activation)
+        write(envoy_of(nnmodel), self._place(nnmodel), activation)
 
     def _place(self, nnmodel: Any) -> Place:
         return place_of(self.api, module_of(nnmodel), self.layer, self.component)
@@ -371,19 +372,22 @@ def bind_cells(cells: Iterable[AnySite], nnmodel: Any, seq_len: int) -> Patches:
     model = module_of(nnmodel)
     places: dict[tuple[int, int, str], Place] = {}
     groups: dict[tuple[int, ...] | None, Group] = {}
-    bound = []
-    for cell in cells:
-        sites = []
-        for site in cell.sites:
-            at = (id(site.api), site.layer, site.component)
-            if at not in places:
-                places[at] = place_of(site.api, model, site.layer, site.component)
-            if site.seq_pos not in groups:
-                groups[site.seq_pos] = site.group(seq_len)
-            sites.append(BoundSite(places[at], site.head, groups[site.seq_pos]))
-        sites.sort(key=lambda site: (site.place.layer, site.place.order))
-        bound.append(Cell(tuple(sites), cell.label))
-    return Patches(nnmodel, tuple(bound))
+
+    def bound(site: Site) -> BoundSite:
+        at = (id(site.api), site.layer, site.component)
+        if at not in places:
+            places[at] = place_of(site.api, model, site.layer, site.component)
+        if site.seq_pos not in groups:
+            groups[site.seq_pos] = site.group(seq_len)
+        return BoundSite(places[at], site.head, groups[site.seq_pos])
+
+    def bound_cell(cell: AnySite) -> Cell:
+        sites = map(bound, cell.sites)
+        return Cell(
+            tuple(sorted(sites, key=lambda site: (site.place.layer, site.place.order))), cell
+        )
+
+    return Patches(nnmodel, tuple(map(bound_cell, cells)))
 
 
 def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:

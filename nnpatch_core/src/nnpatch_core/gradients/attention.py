@@ -14,7 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._models import envoy_at, module_of
+from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import as_typed, rounding
 from nnpatch_core.adapters import Location, ModelAPI, Place, heads_of, place_of, table_of
 from nnpatch_core.errors import GradientError
@@ -235,6 +235,6 @@ def _with_all(effects: Tensor) -> Tensor:
 def _put(traced: Any, place: Place, value: Tensor) -> None:
     # Skipped rather than overwritten: what it would compute is not needed.
     if place.component.side == "output" and place.component.item == 0:
-        envoy_at(traced, place.path).skip(value)
+        follow(traced, place.path).skip(value)
     else:
         write(traced, place, value)

@@ -44,14 +44,13 @@ class Layout:
         """
         real = mask.bool().cpu()
         # Looked up by positions, of which there are far fewer than cells.
-        known: dict[tuple[int, ...], Tensor] = {}
-        present = []
-        for cell in self.patches.cells:
-            for site in cell.sites:
-                if site.positions not in known:
-                    known[site.positions] = real[:, list(site.positions)].any(1)
-            present.append(torch.stack([known[site.positions] for site in cell.sites]).any(0))
-        return torch.stack(present)
+        groups: dict[frozenset[tuple[int, ...]], int] = {}
+        numbers = [
+            groups.setdefault(frozenset(site.positions for site in cell.sites), len(groups))
+            for cell in self.patches.cells
+        ]
+        present = [real[:, sorted({p for each in group for p in each})].any(1) for group in groups]
+        return torch.stack(present)[numbers]
 
     def only(self, kept: Tensor) -> Layout:
         """Some of the cells; `kept` is `[cells]`, bool."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnpatch_core._models import envoy_at
+from nnpatch_core._models import follow
 from nnpatch_core.adapters import Component, Place
 from nnpatch_core.errors import AdapterError
 
@@ -19,14 +19,14 @@ def read(traced: Any, place: Place, shape: tuple[int, int] | None = None) -> Ten
     """The whole activation `[batch, seq, width]` at a place, inside a trace.
 
     Args:
-        traced: the model that is traced.
+        traced: the envoy of the Hugging Face model that is traced.
         place: where.
         shape: `(batch, seq)` of the run, if it is known: the activation is held to it.
 
     Raises:
         AdapterError: the activation has another shape.
     """
-    activation = read_component(envoy_at(traced, place.path), place.component, shape)
+    activation = read_component(follow(traced, place.path), place.component, shape)
     if shape is not None and activation.shape[:2] != shape:
         raise AdapterError(
             f"component {place.name!r} of adapter {place.api.name!r} must be "
@@ -38,7 +38,7 @@ def read(traced: Any, place: Place, shape: tuple[int, int] | None = None) -> Ten
 
 def write(traced: Any, place: Place, activation: Tensor) -> None:
     """Put a whole activation `[batch, seq, width]` at a place, inside a trace."""
-    write_component(envoy_at(traced, place.path), place.component, activation)
+    write_component(follow(traced, place.path), place.component, activation)
 
 
 def read_component(

@@ -41,11 +41,16 @@ class Cell:
 
     Args:
         sites: the sites.
-        label: a short name.
+        named: the user's `Site` or `MultiSite`.
     """
 
     sites: tuple[BoundSite, ...]
-    label: str
+    named: Any
+
+    @property
+    def label(self) -> str:
+        """A short name for a table or a picture."""
+        return str(self.named.label)
 
 
 @attrs.frozen(eq=False)
