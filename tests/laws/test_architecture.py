@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,38 @@ def violations() -> Iterator[str]:
             ground = here == there == len(FLOORS) - 1
             if there <= here and module[0] != target[0] and not ground:
                 yield f"{'.'.join(module)} imports {'.'.join(target)}, which stands no lower"
+
+
+#: The page that shows them to people.
+PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
+
+
+def test_the_page_shows_the_floors() -> None:
+    table = PAGE.read_text("utf-8").split("## The floors")[1].split("## ")[0]
+    rows = re.findall(r"^\| \d+ \| (.*?) \|", table, re.MULTILINE)
+    shown = [set(re.findall(r"`(.*?)`", row)) for row in rows]
+    first, second, *others = ({*floor} for floor in FLOORS)
+    expected = [first | second, *({*floor} for floor in others)]
+    assert shown == [{"_*" if room == "_" else room for room in floor} for floor in expected]
+
+
+def test_the_page_names_what_there_is() -> None:
+    table = PAGE.read_text("utf-8").split("## To change something")[1].split("## ")[0]
+    paths = re.findall(r"`([\w/]+(?:\.py|/))`", table)
+    assert len(paths) > 20
+    assert [path for path in paths if not (PACKAGE / path).exists()] == []
+
+
+def test_docstrings_say_what_things_are() -> None:
+    """None begins with "What", which makes its reader look for the noun."""
+    found = [
+        f"{file.relative_to(PACKAGE)}:{getattr(node, 'lineno', 1)}"
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and (ast.get_docstring(node) or "").startswith("What ")
+    ]
+    assert found == []
 
 
 def test_every_room_has_a_floor() -> None:
