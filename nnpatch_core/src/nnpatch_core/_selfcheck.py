@@ -13,12 +13,12 @@ import torch
 
 from nnpatch_core._versions import untested
 from nnpatch_core._warnings import warn
+from nnpatch_core.components import COMPONENT_NAMES
 from nnpatch_core.errors import PromptWarning, ReleaseWarning
 from nnpatch_core.patching import activation_patching
 from nnpatch_core.sites import Sites
 from nnpatch_core.testing import tiny_api, tiny_model
 
-_COMPONENTS = ["resid_pre", "q", "k", "v", "o", "attn", "mlp", "resid"]
 _HOLDS = "holds"
 #: How far the engines may be apart; in practice it is a hundredth of this.
 _GAP = 1e-3
@@ -58,7 +58,7 @@ def _try() -> str:
     target = torch.tensor([[5, 16, 7, 8], [0, 9, 12, 3]], device="cpu")
     mask = torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]], device="cpu")
     answers = torch.tensor([20, 21], device="cpu"), torch.tensor([30, 31], device="cpu")
-    model, sites = tiny_model("llama"), Sites(_COMPONENTS, seq_pos_type="each")
+    model, sites = tiny_model("llama"), Sites(COMPONENT_NAMES, seq_pos_type="each")
     try:
         with warnings.catch_warnings():
             # Padding is tried too; the columns that it mixes are nobody's concern here.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: The components of a layer that nnpatch knows, in execution order.
 COMPONENT_NAMES = ("resid_pre", "q", "k", "v", "o", "attn", "mlp", "resid")
+#: Those that bring nothing to another token before their layer ends.
+OWN_TOKEN = ("q", "o", "attn", "mlp", "resid")
 _ALIASES = {"z": "o"}
 
 

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.adapters import Location, Place
+from nnpatch_core.components import OWN_TOKEN
 from nnpatch_core.seq_pos import Group
 from nnpatch_core.tracing import BoundSite, Cell, Intervention, as_patched, differs
-
-#: In the last layer these reach no other token: left of the last one, nothing depends on them.
-_OWN_TOKEN = ("q", "o", "attn", "mlp", "resid")
 
 
 @attrs.frozen(eq=False)
@@ -183,7 +181,8 @@ def still(
         for cell, own in each.by_cell(intervention):
             other = differs(activation, place, intervention, cell=cell).cpu()
             read = real.expand_as(other).clone()
-            if place.layer == place.n_layers - 1 and place.name in _OWN_TOKEN:
+            if place.layer == place.n_layers - 1 and place.name in OWN_TOKEN:
+                # After the last layer only the last token is looked at.
                 read[:, :-1] = False
             masks = torch.stack([other, read, other & read, real.expand_as(other)])
             own.add(counts, _by_slot(masks, own.groups).float())
