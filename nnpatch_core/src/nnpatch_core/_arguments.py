@@ -9,8 +9,6 @@ import numpy as np
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import PatchingError
 
-__all__ = ["check_flags", "listed", "shown"]
-
 
 def listed(values: Any) -> tuple[Any, ...] | None:
     """List the items of an iterable; None if it has none to give, as a tensor of no axes has."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from nnpatch_core._arguments import shown
+from nnpatch_core._printable import shown
 from nnpatch_core.batch import has_numbers, where_of
 from nnpatch_core.errors import AnswerError, MetricError, PatchingError
 

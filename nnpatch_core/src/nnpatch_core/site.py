@@ -9,9 +9,10 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._arguments import listed, shown
+from nnpatch_core._arguments import listed
 from nnpatch_core._integers import strict_int
 from nnpatch_core._models import envoy_of, module_of
+from nnpatch_core._printable import shown
 from nnpatch_core.adapters import (
     ModelAPI,
     Place,

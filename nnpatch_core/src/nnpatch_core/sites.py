@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import attrs
 from torch import Tensor, nn
 
-from nnpatch_core._arguments import listed, shown
+from nnpatch_core._arguments import listed
 from nnpatch_core._integers import strict_ints
 from nnpatch_core._models import module_of
+from nnpatch_core._printable import shown
 from nnpatch_core.adapters import (
     ModelAPI,
     check_head,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._hints import did_you_mean
 from nnpatch_core._integers import strict_int
+from nnpatch_core._printable import shown
 from nnpatch_core.adapters.components import Component
 from nnpatch_core.adapters.heads import Heads, consecutive
 from nnpatch_core.adapters.model_api import ModelAPI, Table

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from nnpatch_core._arguments import shown
+from nnpatch_core._printable import shown
 from nnpatch_core.engine.cone import open_cone, why_not_cone, why_rather_not_cone
 from nnpatch_core.engine.execution import Execution
 from nnpatch_core.engine.full import no_reason, open_full

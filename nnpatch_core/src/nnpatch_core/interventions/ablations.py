@@ -8,10 +8,11 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from nnpatch_core._arguments import check_flags, shown
+from nnpatch_core._arguments import check_flags
 from nnpatch_core._arrays import Booleans
 from nnpatch_core._integers import strict_seed
 from nnpatch_core._models import module_of, vocab_size
+from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments

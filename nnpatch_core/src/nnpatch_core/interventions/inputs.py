@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._models import module_of, most_tokens, pad_id, vocab_size
+from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch, make_batch
 from nnpatch_core.errors import MaskError, TokensError
 from nnpatch_core.prompts import PromptPairs

@@ -10,8 +10,8 @@ import psutil
 import torch
 from torch import nn
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._models import input_device, vocab_size
+from nnpatch_core._printable import shown
 from nnpatch_core.adapters import OUTPUT, STAGES, Location, ModelAPI
 from nnpatch_core.errors import AdapterError, MemoryBudgetError
 from nnpatch_core.memory.costs import Costs

@@ -12,8 +12,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._integers import strict_int, strict_seed
+from nnpatch_core._printable import shown
 from nnpatch_core.engine import Choice
 from nnpatch_core.errors import PatchingError, UnknownNameError
 from nnpatch_core.results import Cells, Outcome, Screening

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._integers import strict_int
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.agreement import Agreement, ComparedCells
 from nnpatch_core.results.parts import Cells

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeAlias
 import attrs
 import torch
 
-from nnpatch_core._arguments import shown
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 
 #: `"sites"` and `"metrics"`, each to the names of an outcome.

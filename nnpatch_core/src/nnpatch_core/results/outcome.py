@@ -15,8 +15,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._arguments import check_flags, shown
+from nnpatch_core._arguments import check_flags
 from nnpatch_core._integers import strict_int
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import file, selection, tables
 from nnpatch_core.results.agreement import Agreement

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from nnpatch_core._arguments import shown
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.formats import COUNT, SIZE, TEXT, stored
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nnpatch_core._arguments import listed, shown
+from nnpatch_core._arguments import listed
+from nnpatch_core._printable import shown
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import NotSweptError, OutcomeError
 from nnpatch_core.results import tables

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nnpatch_core._arguments import shown
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale, check_size
 

@@ -9,8 +9,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._integers import strict_int
+from nnpatch_core._printable import shown
 from nnpatch_core.adapters import Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import PatchingError

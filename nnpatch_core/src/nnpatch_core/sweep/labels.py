@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnpatch_core._arguments import shown
+from nnpatch_core._printable import shown
 from nnpatch_core._upstream import nnsight, transformers
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError

@@ -9,8 +9,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._arguments import shown
 from nnpatch_core._models import module_of
+from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.adapters import check_fits, of_other_type
 from nnpatch_core.errors import AdapterWarning, PatchingError, PositionError

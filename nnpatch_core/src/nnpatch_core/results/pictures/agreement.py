@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnpatch_core._arguments import check_flags, shown
+from nnpatch_core._arguments import check_flags
 from nnpatch_core._integers import strict_int
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import tables
 from nnpatch_core.results.pictures.scatter import Points, scatter

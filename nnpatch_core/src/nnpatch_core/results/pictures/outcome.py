@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nnpatch_core._arguments import check_flags, shown
+from nnpatch_core._arguments import check_flags
+from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.pictures.crop import Lines, cropped
 from nnpatch_core.results.pictures.heatmap import Sheet, draw
