@@ -127,7 +127,7 @@ class AblationRuns:
         for name, metric in sweep.metrics.items():
             if self.others is None and is_comparing(metric):
                 own = getattr(metric, "__name__", name)
-                told = repr(name) if own == name else f"{name!r} ({own!r})"
+                told = f"{name!r} ({own!r})" if own.isidentifier() and own != name else repr(name)
                 raise AnswerError(
                     f"metric {told} compares two answers: pass {self.other_name}=, "
                     "or another metric"
