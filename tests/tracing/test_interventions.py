@@ -20,7 +20,15 @@ from nnpatch_core.adapters import Place as BoundPlace
 from nnpatch_core.engine import choose_engines
 from nnpatch_core.interventions import PairArguments, read_pairs
 from nnpatch_core.interventions.pairs import PairRuns
-from nnpatch_core.sweep import Method, Options, Put, Sweep, estimate_sweep, measure_sweep, prepare
+from nnpatch_core.sweep import (
+    Options,
+    Repairs,
+    Sweep,
+    Values,
+    estimate_sweep,
+    measure_sweep,
+    prepare,
+)
 from nnpatch_core.testing import tiny_api, tiny_model
 from nnpatch_core.tracing import Cell, Intervention, PatchedTokens
 from tests.helpers.attribution import wide
@@ -85,14 +93,14 @@ class Runs(PairRuns):
 
     make: Make
 
-    def put(self, sweep: Sweep) -> Put:
-        plain = super().put(sweep)
+    def values(self, sweep: Sweep) -> Values:
+        plain = super().values(sweep)
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor | None, Intervention]:
             logits, recorded = plain.of(some, chunk)
             return logits, self.make(recorded, some.patches.cells)
 
-        return Put(plain.mask, of, plain.depends)
+        return Values(plain.mask, of, plain.depends)
 
 
 MAKES: dict[str, Make] = {
@@ -204,7 +212,7 @@ def test_gradients(make: str, batch_size: int | None) -> None:
     cells = [*SINGLE, *(SEVERAL if make == "by cell" else SEVERAL[1:])]
     with wide():
         sweep, runs = prepared(model, cells, make, batch_size=batch_size)
-        out = estimate_sweep(sweep.to_estimate(), runs, Method(None, False, False))
+        out = estimate_sweep(sweep.to_estimate(), runs, Repairs(None, False, False))
         targets = out.baseline.target
         for cell, patched in zip(cells, values(out, cells), strict=True):
             pairs = zip(SOURCES, TARGETS, ANSWERS, OTHERS, patched - targets, strict=True)
@@ -218,8 +226,8 @@ def test_gradients(make: str, batch_size: int | None) -> None:
                 assert float(value) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", [Method(3, False, False), Method(None, True, True)])
-def test_repairs_refuse_what_depends_on_the_cell(method: Method) -> None:
+@pytest.mark.parametrize("method", [Repairs(3, False, False), Repairs(None, True, True)])
+def test_repairs_refuse_what_depends_on_the_cell(method: Repairs) -> None:
     sweep, runs = prepared(tiny_model("llama"), SINGLE, "by cell")
     with pytest.raises(PatchingError, match="defined for values that are the same in every cell"):
         estimate_sweep(sweep.to_estimate(), runs, method)
@@ -240,7 +248,7 @@ def test_a_cell_that_changes_nothing_is_elided() -> None:
     sweep, runs = prepared(tiny_model("llama"), SINGLE, "add")
     runs = attrs.evolve(runs, make=lambda recorded, cells: EverySecond(recorded.mask))
     out = measure_sweep(sweep, runs, choose_engines("cone", sweep.patches))
-    estimate = estimate_sweep(sweep.to_estimate(), runs, Method(None, False, False))
+    estimate = estimate_sweep(sweep.to_estimate(), runs, Repairs(None, False, False))
     every = [bool(each) for name in out for each in out.elided(name)]
     assert every == [bool(each) for name in estimate for each in estimate.elided(name)]
     # By name, in the order of the list.

@@ -17,7 +17,7 @@ from nnpatch_core.engine.plan import Bucket
 from nnpatch_core.engine.prefix import prefix
 from nnpatch_core.engine.target import TargetRun
 from nnpatch_core.engine.unembedding import Unembedding
-from nnpatch_core.tracing import Intervention, Patches, forward, of_rows, read, write
+from nnpatch_core.tracing import Intervention, Patches, forward, of_rows, read, skip, write
 
 
 class Ascent:
@@ -89,7 +89,7 @@ class Ascent:
             self.unembedding.restrict(traced, self.columns)
 
     def _enter(self, envoy: Any, layer: int) -> None:
-        """Before a layer: rows join, and all else that the layer takes gets as many."""
+        """Before a layer: rows join, and masks and positions get a row for each of them."""
         args, kwargs = envoy.inputs
         name = None if args else next(iter(kwargs))
         hidden = args[0] if name is None else kwargs[name]
@@ -140,7 +140,7 @@ class Ascent:
             hidden = self._joined(hidden, 0, count, target.outputs, layer)
             hidden = self._edited(hidden, layer, OUTPUT, own=True)
         rest = target.rests[layer]
-        envoy.skip(hidden if rest is None else (hidden, *rest))
+        skip(envoy, hidden if rest is None else (hidden, *rest))
 
     def _joined(self, hidden: Tensor, came: int, count: int, kept: Any, layer: int) -> Tensor:
         """`hidden` `[came, ...]`, with the rows that enter after those."""

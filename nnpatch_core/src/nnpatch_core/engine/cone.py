@@ -92,7 +92,7 @@ class ConeExecution:
 
     @property
     def begun(self) -> int:
-        """The plan tells."""
+        """As the plan has it."""
         return self.plan.begun
 
     def work(self, done: Booleans) -> float:

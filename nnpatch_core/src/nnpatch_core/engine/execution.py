@@ -45,7 +45,7 @@ class Execution(Protocol):
 
     @property
     def begun(self) -> int:
-        """Of how many cells at most some prompts but not all have come at any time."""
+        """How many cells at most are incomplete at any time: some of their prompts have come."""
         ...
 
     def work(self, done: Booleans) -> float:

@@ -39,7 +39,7 @@ class FullExecution:
 
     @property
     def begun(self) -> int:
-        """All prompts of a cell come together."""
+        """One: all prompts of a cell come together."""
         return 1
 
     def work(self, done: Booleans) -> float:
@@ -68,7 +68,7 @@ class FullExecution:
 
 
 def no_reason(_: Patches) -> None:
-    """There is none: this engine runs every sweep."""
+    """None: this engine runs every sweep."""
 
 
 def open_full(

@@ -110,7 +110,7 @@ class Plan:
 
     @property
     def begun(self) -> int:
-        """Of how many cells at most some runs but not all have run, as the buckets go.
+        """How many cells at most are incomplete at any time: some of their runs have come.
 
         The cells of one bucket alone are taken to be looked at in turn.
         """

@@ -28,7 +28,7 @@ def why_not_cone(patches: Patches) -> str | None:
 
 
 def why_rather_not_cone(patches: Patches) -> str | None:
-    """Why a sweep had better run whole forwards, though the cone engine may be tried; or None."""
+    """Why `engine="auto"` prefers whole forwards, though the cone could be tried; or None."""
     hooks = forward_hooks(patches.model)
     if not hooks:
         return None

@@ -14,7 +14,7 @@ from nnpatch_core.engine.full import no_reason, open_full
 from nnpatch_core.errors import EngineError, UnknownNameError
 from nnpatch_core.tracing import Patches
 
-#: Tells why not, or None.
+#: For what is patched: a reason against an engine, in words, or None.
 Reason: TypeAlias = Callable[[Patches], str | None]
 
 
@@ -49,7 +49,8 @@ class Choice:
     """The engines that a sweep may run in.
 
     Args:
-        name: the engine that was asked for, or that it must be.
+        name: as it was asked for, `"auto"` too; the engine that is left, where `"auto"` has passed
+            others over.
         engines: in the order in which they are tried.
         fallback: why it is not the first of all; None if it is.
     """
@@ -89,6 +90,7 @@ def choose_engines(name: str, patches: Patches) -> Choice:
         reason = reason or engine.why_rather_not(patches)
         if reason is None:
             settled = name if fallback is None else engine.name
-            return Choice(settled, ENGINES[number:], fallback)
+            able = [each for each in ENGINES[number:] if each.why_not(patches) is None]
+            return Choice(settled, tuple(able), fallback)
         fallback = fallback or reason
     raise EngineError(f"no engine can run this sweep: {fallback}")

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 from nnpatch_core._models import follow
 from nnpatch_core._upstream import forward_of
 from nnpatch_core._wrappers import is_dispatched
+from nnpatch_core.tracing import skip
 
 
 @attrs.frozen(eq=False)
@@ -34,7 +35,7 @@ class Unembedding:
         last = envoy.input[..., -1:, :]
         index = columns.to(self.module.weight.device)
         bias = None if self.module.bias is None else self.module.bias[index]
-        envoy.skip(linear(last, self.module.weight[index], bias))
+        skip(envoy, linear(last, self.module.weight[index], bias))
 
 
 def find_unembedding(model: Any) -> Unembedding | None:

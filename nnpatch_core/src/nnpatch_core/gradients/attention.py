@@ -30,6 +30,7 @@ from nnpatch_core.tracing import (
     of_rows,
     put,
     read,
+    skip,
     write,
 )
 
@@ -235,6 +236,6 @@ def _with_all(effects: Tensor) -> Tensor:
 def _put(traced: Any, place: Place, value: Tensor) -> None:
     # Skipped rather than overwritten: what it would compute is not needed.
     if place.component.side == "output" and place.component.item == 0:
-        follow(traced, place.path).skip(value)
+        skip(follow(traced, place.path), value)
     else:
         write(traced, place, value)

@@ -27,6 +27,7 @@ from nnpatch_core.tracing import (
     in_words,
     read,
     read_component,
+    skip,
     write,
     write_component,
 )
@@ -206,7 +207,7 @@ class Paths:
             for layer in range(place.layer):
                 envoy = follow(traced, f"{place.api.layers}.{layer}")
                 rest = self.entries.rests[layer]
-                envoy.skip(envoy.input if rest is None else (envoy.input, *rest))
+                skip(envoy, envoy.input if rest is None else (envoy.input, *rest))
             envoy = follow(traced, f"{place.api.layers}.{place.layer}")
             start = self.entries.inputs[place.layer]
             write_component(envoy, LAYER_INPUT, start[which.to(start.device)])

@@ -1,6 +1,12 @@
-"""Where values come from: the runs that a call names, and what is put at the sites."""
+"""Where values come from: the runs that a call names, and the values that they put at sites."""
 
-from nnpatch_core.interventions.ablations import Ablation, check_ablation, read_ablation
+from nnpatch_core.interventions.ablations import (
+    ESTIMATED,
+    METHODS,
+    Ablation,
+    check_ablation,
+    read_ablation,
+)
 from nnpatch_core.interventions.arguments import (
     AS_TARGET,
     PairArguments,
@@ -16,6 +22,8 @@ from nnpatch_core.interventions.pairs import both_present, differs_of, read_pair
 
 __all__ = [
     "AS_TARGET",
+    "ESTIMATED",
+    "METHODS",
     "Ablation",
     "PairArguments",
     "Recorded",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -21,8 +21,8 @@ from nnpatch_core.interventions.values import draw, means, resampled, zeros
 from nnpatch_core.metrics import MetricContext, is_comparing
 from nnpatch_core.results import Baseline, Prompts, Scale
 from nnpatch_core.sweep import (
-    Put,
     Sweep,
+    Values,
     check_finite,
     check_padding,
     label_prompts,
@@ -47,7 +47,7 @@ class Ablation:
     seed: Any = None
 
 
-def check_ablation(argument: str, allowed: Sequence[str], ablation: Ablation) -> Ablation:
+def check_ablation(argument: str, allowed: Iterable[str], ablation: Ablation) -> Ablation:
     """The ablation itself, if its parts go together.
 
     Args:
@@ -117,8 +117,8 @@ class AblationRuns:
         return self.target.mask
 
     @property
-    def differs(self) -> Booleans:
-        """See `Runs.differs`."""
+    def changed(self) -> Booleans:
+        """See `Runs.changed`."""
         differs: Booleans = self.target.mask.bool().cpu().numpy()
         return differs
 
@@ -137,15 +137,9 @@ class AblationRuns:
         for batch in self.data if isinstance(self.data, list) else ():
             check_padding(sweep.patches, batch)
 
-    def put(self, sweep: Sweep) -> Put:
-        """See `Runs.put`."""
-        if self.donors is not None:
-            return resampled(self.target, self.donors)
-        if self.ablation == "zero":
-            return zeros(self.target)
-        data = self.data
-        checked = None if data is None else (check_padding(sweep.patches, each) for each in data)
-        return means(sweep, self.target, checked, self.per_position)
+    def values(self, sweep: Sweep) -> Values:
+        """See `Runs.values`."""
+        return METHODS[self.ablation](self, sweep)
 
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
         """See `Runs.context`."""
@@ -159,6 +153,31 @@ class AblationRuns:
         """See `Runs.check_baseline`."""
         for name, run in baseline.items():
             check_finite(name, run.target.mean().item(), "in the unablated run")
+
+
+def _zeros(runs: AblationRuns, _: Sweep) -> Values:
+    return zeros(runs.target)
+
+
+def _means(runs: AblationRuns, sweep: Sweep) -> Values:
+    data, patches = runs.data, sweep.patches
+    checked = None if data is None else (check_padding(patches, batch) for batch in data)
+    return means(sweep, runs.target, checked, runs.per_position)
+
+
+def _resampled(runs: AblationRuns, _: Sweep) -> Values:
+    assert runs.donors is not None
+    return resampled(runs.target, runs.donors)
+
+
+#: The methods of an ablation, and the values of each.
+METHODS: Mapping[str, Callable[[AblationRuns, Sweep], Values]] = {
+    "zero": _zeros,
+    "mean": _means,
+    "resample": _resampled,
+}
+#: Those that can be estimated as well.
+ESTIMATED = ("zero", "mean")
 
 
 def read_ablation(

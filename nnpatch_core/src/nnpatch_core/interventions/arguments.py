@@ -37,7 +37,8 @@ class RunArguments:
     tokenizer: Any = None
 
 
-#: What `attribution_patching` and `plan_sweep` call the arguments of an ablation's one run.
+#: The names that `attribution_patching` has for the arguments of an ablation's one run: its prompts
+#: are the target, and the source answer is what they call for.
 AS_TARGET = {
     "tokens": "target_tokens",
     "answer_index": "source_answer_index",
@@ -89,9 +90,9 @@ def ablated_arguments(
         return _one_run(pairs, given.tokenizer)
     _check_given(given, "source_tokens", ["target_tokens", *["source_answer_index"] * answers])
     if given.source_tokens is not None or given.source_attention_mask is not None:
+        told = "an ablation" if ablation is None else f"ablation={ablation!r}"
         raise PatchingError(
-            f"ablation={ablation!r} needs no source run: pass source_tokens=None, and no "
-            "source_attention_mask="
+            f"{told} needs no source run: pass source_tokens=None, and no source_attention_mask="
         )
     mask = one_mask("target", given.attention_mask, given.target_attention_mask)
     return RunArguments(

@@ -81,7 +81,9 @@ def mean_activations(
     seq_len: int,
     per_position: bool,
 ) -> tuple[dict[Location, Tensor], Tensor]:
-    """Mean activations over the real tokens of a data set, added up in float64 on the CPU.
+    """Mean activations over the real tokens of a data set.
+
+    A batch is added up in float32 where it was computed, the batches in float64 on the CPU.
 
     With `per_position` each position, counted from the end, is averaged apart; otherwise all
     together.

@@ -18,8 +18,8 @@ from nnpatch_core.interventions.inputs import one_mask, read_batch
 from nnpatch_core.metrics import MetricContext, logit_difference
 from nnpatch_core.results import Baseline, Prompts, Scale
 from nnpatch_core.sweep import (
-    Put,
     Sweep,
+    Values,
     check_finite,
     check_padding,
     label_prompts,
@@ -89,8 +89,8 @@ class PairRuns:
         return both_present(self.source, self.target)
 
     @property
-    def differs(self) -> Booleans:
-        """See `Runs.differs`."""
+    def changed(self) -> Booleans:
+        """See `Runs.changed`."""
         return differs_of(self.source, self.target)
 
     def check(self, sweep: Sweep) -> None:
@@ -98,8 +98,8 @@ class PairRuns:
         for batch in (self.source, self.target):
             check_padding(sweep.patches, batch)
 
-    def put(self, sweep: Sweep) -> Put:
-        """See `Runs.put`."""
+    def values(self, sweep: Sweep) -> Values:
+        """See `Runs.values`."""
         mask = self.mask
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
@@ -107,7 +107,7 @@ class PairRuns:
             logits, activations = record(some.nnmodel, self.source.rows(chunk), places, store)
             return logits, Recorded(activations, mask[chunk])
 
-        return Put(mask, of, {"mask": mask})
+        return Values(mask, of, {"mask": mask})
 
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
         """See `Runs.context`."""

@@ -11,16 +11,16 @@ from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError
 from nnpatch_core.interventions.averages import aligned, mean_activations
 from nnpatch_core.interventions.constants import Recorded, Zeros
-from nnpatch_core.sweep import Put, Sweep
+from nnpatch_core.sweep import Sweep, Values
 from nnpatch_core.tracing import Intervention, record
 
 
-def zeros(batch: Batch) -> Put:
+def zeros(batch: Batch) -> Values:
     """Zeros."""
-    return Put(batch.mask, lambda _, chunk: (None, Zeros(batch.mask[chunk])), {})
+    return Values(batch.mask, lambda _, chunk: (None, Zeros(batch.mask[chunk])), {})
 
 
-def means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position: bool) -> Put:
+def means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position: bool) -> Values:
     """The mean over the data set, or over the prompts themselves."""
     places = sweep.patches.places
     data = map(batch.rows, sweep.chunks) if data is None else data
@@ -30,10 +30,10 @@ def means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position
     kept = slice(None) if per_position else slice(-1, None)
     numbers = torch.cat([value[0, kept].flatten() for value in means.values()])
     depends = {"mean": numbers, "mask": mask}
-    return Put(mask, lambda _, chunk: (None, Recorded(means, mask[chunk])), depends)
+    return Values(mask, lambda _, chunk: (None, Recorded(means, mask[chunk])), depends)
 
 
-def resampled(batch: Batch, donors: Batch) -> Put:
+def resampled(batch: Batch, donors: Batch) -> Values:
     """Each prompt's donor, aligned at the right end."""
     known = aligned(donors.mask[..., None], batch.seq_len)[..., 0]
     mask = batch.mask * known.to(batch.mask.device)
@@ -46,7 +46,7 @@ def resampled(batch: Batch, donors: Batch) -> Put:
 
     # What a donor's padding holds does not count, and where it is does.
     reference = torch.stack([donors.tokens * donors.mask, donors.mask])
-    return Put(mask, of, {"reference": reference, "mask": mask})
+    return Values(mask, of, {"reference": reference, "mask": mask})
 
 
 def draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> Batch:

@@ -4,7 +4,7 @@ from nnpatch_core.interventions import cache_average
 from nnpatch_core.patching.ablation import ablation_patching
 from nnpatch_core.patching.activation import activation_patching
 from nnpatch_core.patching.attribution import attribution_patching
-from nnpatch_core.patching.planned import plan_sweep
+from nnpatch_core.patching.plan import plan_sweep
 
 __all__ = [
     "ablation_patching",

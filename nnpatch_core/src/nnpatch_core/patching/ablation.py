@@ -10,6 +10,7 @@ from torch import Tensor
 from nnpatch_core._models import as_nnsight, in_one_thread
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.interventions import (
+    METHODS,
     Ablation,
     RunArguments,
     check_ablation,
@@ -28,8 +29,6 @@ from nnpatch_core.sweep import (
     prepare,
     warn_of_parts,
 )
-
-METHODS = ("zero", "mean", "resample")
 
 
 @in_one_thread

@@ -11,6 +11,7 @@ from nnpatch_core._models import as_nnsight, in_one_thread
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.interventions import (
     AS_TARGET,
+    ESTIMATED,
     Ablation,
     PairArguments,
     ablated_arguments,
@@ -22,9 +23,7 @@ from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
-from nnpatch_core.sweep import Options, Runs, check_method, estimate_sweep, prepare
-
-ABLATIONS = ("zero", "mean")
+from nnpatch_core.sweep import Options, Runs, check_repairs, estimate_sweep, prepare
 
 
 @in_one_thread
@@ -141,7 +140,7 @@ def attribution_patching(
         (torch.Size([3, 3, 4]), [True, True, False])
     """
     check_flags(force_model_confidence=force_model_confidence, per_position=per_position)
-    method = check_method(steps, qk_fix, grad_drop)
+    repairs = check_repairs(steps, qk_fix, grad_drop)
     prompts = PairArguments(
         source_tokens,
         target_tokens,
@@ -162,7 +161,7 @@ def attribution_patching(
     else:
         if force_model_confidence:
             raise PatchingError("force_model_confidence=True means nothing with ablation=")
-        how = check_ablation("ablation", ABLATIONS, Ablation(ablation, reference, per_position))
+        how = check_ablation("ablation", ESTIMATED, Ablation(ablation, reference, per_position))
         runs = read_ablation(traced, ablated_arguments(prompts, ablation), how, AS_TARGET)
     sweep = prepare(traced, api, sites, runs, metric, options, gathers=False)
-    return estimate_sweep(sweep, runs, method)
+    return estimate_sweep(sweep, runs, repairs)

@@ -19,7 +19,7 @@ from nnpatch_core.errors import PatchingError, UnknownNameError
 from nnpatch_core.results import Cells, Outcome, Screening
 from nnpatch_core.sweep import (
     Checkpoint,
-    Method,
+    Repairs,
     Runs,
     Sweep,
     estimate_sweep,
@@ -113,11 +113,11 @@ def screen_sweep(
     """
     repaired, told = options.by == "atp*", len(sweep.chunks) > 1
     estimated = sweep.to_estimate()
-    signed = estimate_sweep(estimated, runs, Method(None, repaired, False), told=told)
+    signed = estimate_sweep(estimated, runs, Repairs(None, repaired, False), parts_told=told)
     ranking = signed
     if repaired:
         # AtP* ranks by sizes without a sign; what is not measured is shown by the signed estimate.
-        ranking = estimate_sweep(estimated, runs, Method(None, True, True), told=True)
+        ranking = estimate_sweep(estimated, runs, Repairs(None, True, True), parts_told=True)
     chosen = _choose(options, ranking)
     mask = chosen.mask(len(sweep.patches.cells))
     measured = measure_sweep(sweep.only(mask), runs, choice, checkpoint)
@@ -140,7 +140,7 @@ def _choose(options: ScreenOptions, ranking: Outcome) -> _Chosen:
     known = torch.cat([cells.exact for cells in ranking.cells.values()])
     # Where all is known, one cell is run all the same: a sweep has at least one.
     order = order[~known[order]] if not known.all() else order[:1]
-    # In the order of the cells: that of the estimates hangs, among near ties, on how rounding goes.
+    # In the order of the cells: among near ties, that of the estimates depends on rounding.
     top, rest = order[: options.top_k], order[options.top_k :].sort().values
     wanted = len(top) if options.spot_checks is None else options.spot_checks
     random = torch.Generator().manual_seed(options.seed)

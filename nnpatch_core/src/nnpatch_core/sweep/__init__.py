@@ -1,15 +1,15 @@
 """A sweep as it runs: what is patched, measured or estimated, and what is kept of it."""
 
 from nnpatch_core.sweep.checkpoint import Checkpoint, budget_of
+from nnpatch_core.sweep.cost import plan_of
 from nnpatch_core.sweep.estimated import estimate_sweep
-from nnpatch_core.sweep.estimation import Method, check_method
+from nnpatch_core.sweep.estimation import Repairs, check_repairs
 from nnpatch_core.sweep.labels import label_prompts
 from nnpatch_core.sweep.layout import Layout, lay_out
 from nnpatch_core.sweep.lengths import warn_of_lengths
 from nnpatch_core.sweep.measured import measure_sweep
-from nnpatch_core.sweep.plan import plan_of
 from nnpatch_core.sweep.prepared import prepare
-from nnpatch_core.sweep.runs import Put, Runs
+from nnpatch_core.sweep.runs import Runs, Values
 from nnpatch_core.sweep.sweep import (
     Options,
     Sweep,
@@ -22,15 +22,15 @@ from nnpatch_core.sweep.sweep import (
 __all__ = [
     "Checkpoint",
     "Layout",
-    "Method",
     "Options",
-    "Put",
+    "Repairs",
     "Runs",
     "Sweep",
+    "Values",
     "budget_of",
     "check_finite",
-    "check_method",
     "check_padding",
+    "check_repairs",
     "estimate_sweep",
     "label_prompts",
     "lay_out",

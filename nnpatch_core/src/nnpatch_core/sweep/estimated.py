@@ -16,24 +16,26 @@ from nnpatch_core.errors import EngineWarning, MetricError
 from nnpatch_core.gradients import Terms, check_gradients
 from nnpatch_core.metrics import MetricContext, is_lowest_at_source
 from nnpatch_core.results import Outcome
-from nnpatch_core.sweep.estimation import Estimation, Method, OpenedGraph
+from nnpatch_core.sweep.estimation import Estimation, OpenedGraph, Repairs
 from nnpatch_core.sweep.labels import outcome
 from nnpatch_core.sweep.progress import make_bar
-from nnpatch_core.sweep.runs import Put, Runs
+from nnpatch_core.sweep.runs import Runs, Values
 from nnpatch_core.sweep.sweep import Sweep, baselines, warn_of_parts
 from nnpatch_core.sweep.tally import Tally
 from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.tracing import backward_hooks, in_words
 
 
-def estimate_sweep(sweep: Sweep, runs: Runs, method: Method, *, told: bool = False) -> Outcome:
+def estimate_sweep(
+    sweep: Sweep, runs: Runs, repairs: Repairs, *, parts_told: bool = False
+) -> Outcome:
     """Estimate what each cell would measure.
 
     Args:
         sweep: what is patched.
         runs: into which prompts, and what is put there.
-        method: how it is estimated.
-        told: whether the user knows already that the prompts run in several parts.
+        repairs: how it is estimated.
+        parts_told: whether the user knows already that the prompts run in several parts.
 
     Raises:
         PatchingError: one of its kinds; bad input before any backward runs.
@@ -41,23 +43,23 @@ def estimate_sweep(sweep: Sweep, runs: Runs, method: Method, *, told: bool = Fal
     model = sweep.patches.model
     check_gradients(model)
     _warn_of_hooks(model)
-    _check_slopes(sweep, runs, method)
+    _check_slopes(sweep, runs, repairs)
     with evaluating(model), frozen(model):
-        put = runs.put(sweep)
-        sweep = sweep.where_present(put.mask)
-        estimation = Estimation.of(sweep, method)
-        if not told:
+        values = runs.values(sweep)
+        sweep = sweep.where_present(values.mask)
+        estimation = Estimation.of(sweep, repairs)
+        if not parts_told:
             warn_of_parts(sweep, estimation.chunks)
         with make_bar(estimation.passes, sweep.options.progress, desc="backwards") as bar:
             estimation = attrs.evolve(estimation, tick=lambda: _advance(bar))
-            estimate = _Estimate(estimation, runs, put)
+            estimate = _Estimate(estimation, runs, values)
             context = estimate.context()
             baseline = baselines(estimation.sweep, context)
             runs.check_baseline(context, baseline)
             try_out(sweep.metrics, context, baseline)
             tally = estimate.tally(context, Tally.empty(len(sweep.patches.cells), baseline))
             bar.update(bar.total - bar.n)
-    words = ", ".join([*([runs.ablation] if runs.ablation else []), *method.words])
+    words = ", ".join([*([runs.ablation] if runs.ablation else []), *repairs.words])
     return outcome(
         sweep,
         f"attribution ({words})" if words else "attribution",
@@ -65,9 +67,9 @@ def estimate_sweep(sweep: Sweep, runs: Runs, method: Method, *, told: bool = Fal
         tally,
         baseline,
         runs.prompts,
-        put.mask,
+        values.mask,
         exact=tally.known.all(1),
-        magnitude=method.grad_drop,
+        magnitude=repairs.grad_drop,
     )
 
 
@@ -81,10 +83,10 @@ def _warn_of_hooks(model: nn.Module) -> None:
         )
 
 
-def _check_slopes(sweep: Sweep, runs: Runs, method: Method) -> None:
+def _check_slopes(sweep: Sweep, runs: Runs, repairs: Repairs) -> None:
     """Raise `MetricError` for a metric that is flat at an unablated run, which is its source."""
     for name, metric in sweep.metrics.items():
-        if runs.ablation and method.steps is None and is_lowest_at_source(metric):
+        if runs.ablation and repairs.steps is None and is_lowest_at_source(metric):
             raise MetricError(
                 f"metric {name!r} from the unablated run is 0 there, which is its lowest: its "
                 "gradient is 0, so that nothing can be attributed; steps= looks further"
@@ -94,8 +96,8 @@ def _check_slopes(sweep: Sweep, runs: Runs, method: Method) -> None:
 class _Estimate:
     """The estimate of a sweep; where all prompts run together, their graph is made once."""
 
-    def __init__(self, estimation: Estimation, runs: Runs, put: Put) -> None:
-        self._estimation, self._runs, self._put = estimation, runs, put
+    def __init__(self, estimation: Estimation, runs: Runs, values: Values) -> None:
+        self._estimation, self._runs, self._values = estimation, runs, values
         chunks = estimation.chunks
         self._kept = self._open(chunks[0]) if len(chunks) == 1 else None
 
@@ -132,7 +134,7 @@ class _Estimate:
         return attrs.evolve(tally, values=values)
 
     def _open(self, chunk: slice) -> OpenedGraph:
-        source_logits, intervention = self._put.of(self._estimation.sweep, chunk)
+        source_logits, intervention = self._values.of(self._estimation.sweep, chunk)
         return self._estimation.open(self._runs.target.rows(chunk), intervention, source_logits)
 
     def _along(

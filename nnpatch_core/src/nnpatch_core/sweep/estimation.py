@@ -42,7 +42,7 @@ from nnpatch_core.tracing import Intervention
 
 
 @attrs.frozen
-class Method:
+class Repairs:
     """Which estimate is wanted; see `attribution_patching`."""
 
     steps: int | None
@@ -59,8 +59,8 @@ class Method:
         return integrated + [name for name, wanted in named.items() if wanted]
 
 
-def check_method(steps: Any, qk_fix: Any, grad_drop: Any) -> Method:
-    """The method that arguments ask for.
+def check_repairs(steps: Any, qk_fix: Any, grad_drop: Any) -> Repairs:
+    """The repairs that arguments ask for.
 
     Raises:
         PatchingError: they ask for two at once, or for something that is none.
@@ -78,7 +78,7 @@ def check_method(steps: Any, qk_fix: Any, grad_drop: Any) -> Method:
                 f"steps={steps} and {given} are two repairs of one estimate, and nobody has said "
                 "what they are together: ask for one of them"
             )
-    return Method(steps, qk_fix, grad_drop)
+    return Repairs(steps, qk_fix, grad_drop)
 
 
 @attrs.frozen(eq=False)
@@ -108,7 +108,7 @@ class Estimation:
 
     Args:
         sweep: what is patched.
-        method: how it is estimated.
+        repairs: how it is estimated.
         limits: how much is kept at once.
         fixed: by layer the attentions that the QK fix runs again.
         every: the terms of all cells.
@@ -120,7 +120,7 @@ class Estimation:
     """
 
     sweep: Sweep
-    method: Method
+    repairs: Repairs
     limits: GraphLimits
     fixed: Mapping[int, AttentionPlaces]
     every: Mapping[Place, Terms]
@@ -135,23 +135,23 @@ class Estimation:
         return self.sweep.patches.places[0].layer
 
     @classmethod
-    def of(cls, sweep: Sweep, method: Method) -> Estimation:
-        """Check what the method asks of sites and adapter, and cut the prompts to the memory.
+    def of(cls, sweep: Sweep, repairs: Repairs) -> Estimation:
+        """Check what the repairs ask of sites and adapter, and cut the prompts to the memory.
 
         Raises:
             PatchingError: one of its kinds.
         """
         patches, batch = sweep.patches, sweep.batch
-        _check_adapters(sweep, method)
+        _check_adapters(sweep, repairs)
         cells = dict(enumerate(patches.cells))
         several = [cell for cell in cells.values() if len(cell.sites) > 1]
-        if several and method.words:
+        if several and repairs.words:
             raise PatchingError(
-                f"{' and '.join(method.words)} is defined for one site at a time, and "
+                f"{' and '.join(repairs.words)} is defined for one site at a time, and "
                 f"{several[0].label} has several: leave it out, or ask for the plain estimate"
             )
-        fixed = fixed_attentions(patches) if method.qk_fix else {}
-        if method.grad_drop:
+        fixed = fixed_attentions(patches) if repairs.qk_fix else {}
+        if repairs.grad_drop:
             adding_places(patches)
 
         def cut(limits: Limits) -> GraphLimits:
@@ -162,20 +162,20 @@ class Estimation:
                 patches.n_layers - patches.places[0].layer,
                 given=sweep.options.memory_budget is not None,
                 batch_size=sweep.options.batch_size,
-                held=method.grad_drop and method.qk_fix,
+                held=repairs.grad_drop and repairs.qk_fix,
             )
 
         limits, waiting = cut(sweep.limits), 0
-        if method.steps is not None and sweep.waiting and limits.prompts < batch:
-            sizes = len(patches.places), batch, method.steps
+        if repairs.steps is not None and sweep.waiting and limits.prompts < batch:
+            sizes = len(patches.places), batch, repairs.steps
             waiting, left = waiting_paths(sweep.limits, *sizes, [*sweep.waiting])
             limits = cut(left)
         alone = {n: cell for n, cell in cells.items() if are_apart(cell.sites)}
         joint = tuple(n for n in cells if n not in alone)
         every = together = terms_of(cells)
-        if joint or method.qk_fix:
-            together = terms_of(alone, ("k",) if method.qk_fix else ())
-        return cls(sweep, method, limits, fixed, every, together, joint, waiting)
+        if joint or repairs.qk_fix:
+            together = terms_of(alone, ("k",) if repairs.qk_fix else ())
+        return cls(sweep, repairs, limits, fixed, every, together, joint, waiting)
 
     @property
     def chunks(self) -> list[slice]:
@@ -186,9 +186,9 @@ class Estimation:
     def passes(self) -> int:
         """How many backwards there are, about."""
         each = 1 + len(self.joint)
-        if self.method.steps is not None:
+        if self.repairs.steps is not None:
             each = len(self.every)
-        elif self.method.grad_drop:
+        elif self.repairs.grad_drop:
             each += self.sweep.patches.n_layers - self.first_layer
         return len(self.chunks) * each * len(self.sweep.metrics)
 
@@ -200,21 +200,21 @@ class Estimation:
         Raises:
             PatchingError: the value depends on the cell, which a repair does not go with.
         """
-        patches, method = self.sweep.patches, self.method
+        patches, repairs = self.sweep.patches, self.repairs
         nnmodel, places = patches.nnmodel, patches.places
-        if intervention.by_cell and method.words:
+        if intervention.by_cell and repairs.words:
             raise PatchingError(
-                f"{' and '.join(method.words)} is defined for values that are the same in every "
+                f"{' and '.join(repairs.words)} is defined for values that are the same in every "
                 "cell, and these depend on it: ask for the plain estimate"
             )
-        if method.steps is not None:
+        if repairs.steps is not None:
             entries = record_entries(nnmodel, target, places)
             logits = entries.logits
             return OpenedGraph(target, intervention, logits, source_logits, None, entries)
         called = {layer: each.module for layer, each in self.fixed.items()}
         needed = [place for each in self.fixed.values() for place in each.all]
         held = []
-        if method.grad_drop:
+        if repairs.grad_drop:
             held = [place for place in adding_places(patches) if place.layer >= self.first_layer]
         graph = open_graph(nnmodel, target, [*places, *needed], held=held, called=called)
         logits = graph.logits.detach()
@@ -228,7 +228,7 @@ class Estimation:
         Raises:
             MetricError: a metric has none.
         """
-        flat = self.method.steps is not None
+        flat = self.repairs.steps is not None
         return cotangents(self.sweep.metrics, context.target_logits, context, flat=flat)
 
     def groups(self) -> list[Mapping[Place, Terms]]:
@@ -285,7 +285,7 @@ class Estimation:
         elided, unread = still(
             self.every, len(patches.cells), source.activations, opened.intervention
         )
-        if self.method.steps is not None:
+        if self.repairs.steps is not None:
             changes = self._along_paths(opened, context, group, along)
         else:
             changes = self._at_target(opened, weights)
@@ -306,11 +306,11 @@ class Estimation:
         if not self.together:
             return {name: estimator.empty() for name in weights}
         star = AtPStar(estimator, self.fixed, self.limits.rows, self.tick)
-        estimated = star.sizes if self.method.grad_drop else star.signed
+        estimated = star.sizes if self.repairs.grad_drop else star.signed
         return {name: estimated(weight) for name, weight in weights.items()}
 
     def _paths(self, opened: OpenedGraph, context: MetricContext) -> Paths:
-        entries, steps = opened.entries, self.method.steps
+        entries, steps = opened.entries, self.repairs.steps
         assert entries is not None
         assert steps is not None
         return Paths(
@@ -344,7 +344,7 @@ class Estimation:
         return changes
 
 
-def _check_adapters(sweep: Sweep, method: Method) -> None:
+def _check_adapters(sweep: Sweep, repairs: Repairs) -> None:
     adapters = sweep.patches.adapters
     paths = {api.layers for api in adapters}
     if len(paths) > 1:
@@ -352,8 +352,8 @@ def _check_adapters(sweep: Sweep, method: Method) -> None:
             "sites of adapters that name different lists of layers cannot be attributed "
             f"together: {', '.join(sorted(paths))}"
         )
-    if len(adapters) > 1 and (method.qk_fix or method.grad_drop):
+    if len(adapters) > 1 and (repairs.qk_fix or repairs.grad_drop):
         raise PatchingError(
-            f"{' and '.join(method.words)} goes by the table of one adapter, and the sites are "
+            f"{' and '.join(repairs.words)} goes by the table of one adapter, and the sites are "
             "of several: ask for them in turn, or for the plain estimate"
         )

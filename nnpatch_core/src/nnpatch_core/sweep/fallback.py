@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnpatch_core._arrays import Booleans
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import EngineWarning, MemoryBudgetError
-from nnpatch_core.sweep.plan import plan_of
+from nnpatch_core.sweep.cost import plan_of
 from nnpatch_core.sweep.sweep import Sweep
 
 

@@ -17,7 +17,7 @@ from nnpatch_core.results import Baseline
 from nnpatch_core.sweep.checksum import checksum, digest, word
 from nnpatch_core.sweep.fingerprint import fingerprint, settings
 from nnpatch_core.sweep.labels import versions
-from nnpatch_core.sweep.runs import Put, Runs, kind_of
+from nnpatch_core.sweep.runs import Runs, Values, kind_of
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.tracing import forward_functions
 
@@ -30,7 +30,7 @@ UNTOLD = "not compared"
 def identity(
     sweep: Sweep,
     runs: Runs,
-    put: Put,
+    values: Values,
     engine: str,
     context: MetricContext,
     baseline: Mapping[str, Baseline],
@@ -40,7 +40,7 @@ def identity(
     Args:
         sweep: what is patched.
         runs: the prompts of each run.
-        put: what is put at the sites.
+        values: what is put at the sites.
         engine: the name of the engine.
         context: the answers.
         baseline: the metrics of the unpatched runs.
@@ -86,7 +86,7 @@ def identity(
         "engine": engine,
         "prompts at once": str(sweep.limits.prompts),
         "memory_budget": str(sweep.limits.budget),
-        **{name: digest(value) for name, value in put.depends.items()},
+        **{name: digest(value) for name, value in values.depends.items()},
         "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
         **versions(),
         **({UNTOLD: ", ".join(sorted(untold))} if untold else {}),

@@ -13,7 +13,7 @@ from nnpatch_core.sweep.checkpoint import Checkpoint
 from nnpatch_core.sweep.identity import identity
 from nnpatch_core.sweep.labels import outcome
 from nnpatch_core.sweep.opened import Opened, open_prompts
-from nnpatch_core.sweep.runs import Put, Runs, kind_of
+from nnpatch_core.sweep.runs import Runs, Values, kind_of
 from nnpatch_core.sweep.sweep import Sweep, baselines
 from nnpatch_core.sweep.trials import try_out
 
@@ -33,27 +33,27 @@ def measure_sweep(
         PatchingError: one of its kinds; bad input before any cell runs.
     """
     with evaluating(sweep.patches.model):
-        put, kept = None, []
+        values, kept = None, []
         if runs.ablation is None:
-            put = runs.put(sweep)
+            values = runs.values(sweep)
             # Where all prompts run together, the recorded runs are the unpatched ones too.
-            kept = [_open(sweep, runs, put, choice, each) for each in _only(sweep.chunks)]
+            kept = [_open(sweep, runs, values, choice, each) for each in _only(sweep.chunks)]
         context = _context(sweep, runs, kept)
         baseline = baselines(sweep, context)
         runs.check_baseline(context, baseline)
         try_out(sweep.metrics, context, baseline)
-        put = put or runs.put(sweep)
-        sweep = sweep.where_present(put.mask)
+        values = values or runs.values(sweep)
+        sweep = sweep.where_present(values.mask)
         if checkpoint is not None:
-            checkpoint.open(identity(sweep, runs, put, choice.name, context, baseline))
+            checkpoint.open(identity(sweep, runs, values, choice.name, context, baseline))
 
         def opened(some: Sweep, chunk: slice) -> Opened:
             # Handed over, not kept: it must not stay in memory beside what is opened later.
-            return kept.pop() if kept else _open(some, runs, put, choice, chunk)
+            return kept.pop() if kept else _open(some, runs, values, choice, chunk)
 
-        changed = runs.differs & put.mask.bool().cpu().numpy()
+        changed = runs.changed & values.mask.bool().cpu().numpy()
         tally = run_cells(sweep, context, baseline, opened, checkpoint, changed=changed)
-    return outcome(sweep, kind_of(runs), runs.scale, tally, baseline, runs.prompts, put.mask)
+    return outcome(sweep, kind_of(runs), runs.scale, tally, baseline, runs.prompts, values.mask)
 
 
 def _only(chunks: Sequence[slice]) -> Sequence[slice]:
@@ -67,7 +67,7 @@ def _context(sweep: Sweep, runs: Runs, kept: Sequence[Opened]) -> MetricContext:
     return runs.unpatched(sweep, sweep.chunks)
 
 
-def _open(sweep: Sweep, runs: Runs, put: Put, choice: Choice, chunk: slice) -> Opened:
+def _open(sweep: Sweep, runs: Runs, values: Values, choice: Choice, chunk: slice) -> Opened:
     """The prompts of a chunk, opened for some of the cells."""
-    source_logits, intervention = put.of(sweep, chunk)
+    source_logits, intervention = values.of(sweep, chunk)
     return open_prompts(sweep, choice, runs.target.rows(chunk), intervention, source_logits)

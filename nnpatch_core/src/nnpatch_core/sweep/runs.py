@@ -17,11 +17,11 @@ from nnpatch_core.tracing import Intervention
 
 #: For a sweep and the prompts that run together: `[batch, vocab]` of the run that was made to
 #: record values, if there was one, and what is put.
-PutOf: TypeAlias = Callable[[Sweep, slice], tuple["Tensor | None", Intervention]]
+ValuesOf: TypeAlias = Callable[[Sweep, slice], tuple["Tensor | None", Intervention]]
 
 
 @attrs.frozen(eq=False)
-class Put:
+class Values:
     """The values that are put at the sites of a sweep.
 
     Args:
@@ -31,7 +31,7 @@ class Put:
     """
 
     mask: Tensor
-    of: PutOf
+    of: ValuesOf
     depends: Mapping[str, Tensor]
 
 
@@ -79,7 +79,7 @@ class Runs(Protocol):
         ...
 
     @property
-    def differs(self) -> Booleans:
+    def changed(self) -> Booleans:
         """`[batch, seq]`: where a patch may put something else, as far as the prompts tell."""
         ...
 
@@ -87,7 +87,7 @@ class Runs(Protocol):
         """Raise, or warn, where prompts and answers do not go with the sweep."""
         ...
 
-    def put(self, sweep: Sweep) -> Put:
+    def values(self, sweep: Sweep) -> Values:
         """The values that are put at the sites; this may run the model."""
         ...
 

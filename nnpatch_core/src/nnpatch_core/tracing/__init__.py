@@ -5,10 +5,11 @@ from nnpatch_core.tracing.activations import (
     LAYER_OUTPUT,
     read,
     read_component,
+    skip,
     write,
     write_component,
 )
-from nnpatch_core.tracing.arguments import of_rows
+from nnpatch_core.tracing.call_arguments import of_rows
 from nnpatch_core.tracing.hooks import (
     backward_hooks,
     check_forwards,
@@ -16,7 +17,9 @@ from nnpatch_core.tracing.hooks import (
     forward_hooks,
     in_words,
 )
-from nnpatch_core.tracing.interventions import (
+from nnpatch_core.tracing.observer import Trace, traces
+from nnpatch_core.tracing.patches import BoundSite, Cell, Patches
+from nnpatch_core.tracing.put import (
     Intervention,
     PatchedTokens,
     as_patched,
@@ -25,8 +28,6 @@ from nnpatch_core.tracing.interventions import (
     put_site,
     tokens_of,
 )
-from nnpatch_core.tracing.observer import Trace, traces
-from nnpatch_core.tracing.patches import BoundSite, Cell, Patches
 from nnpatch_core.tracing.trace import call, forward, record
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "read",
     "read_component",
     "record",
+    "skip",
     "tokens_of",
     "traces",
     "write",

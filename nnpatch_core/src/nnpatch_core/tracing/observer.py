@@ -11,7 +11,8 @@ from torch import nn
 
 from nnpatch_core._models import with_weights
 
-#: Under a name of its own each observer is on the model, with which model, as a copy has it too.
+#: Each observer is kept on the model, under a name of its own, with the model's id: a copy of the
+#: model has the entry too, and must not report to it.
 #: To set or delete a name is one step, so that no lock is needed.
 _OBSERVER = "_nnpatch_observer_"
 
@@ -70,6 +71,6 @@ def traces(nnmodel: Any) -> Iterator[list[Trace]]:
 def report(model: nn.Module, rows: int, tokens: int, *, gradients: bool) -> None:
     """Tell whoever looks on at `model`, the Hugging Face model itself, of a forward."""
     for name, seen in model.__dict__.copy().items():
-        # What a copy of the model has is the list of the model that it is a copy of.
+        # A copy of the model still has the entry of the model that it was copied from.
         if name.startswith(_OBSERVER) and seen[1] == id(model):
             seen[0].append(Trace(rows, tokens, gradients))

@@ -120,9 +120,14 @@ def record(
         for place in places:
             if place.location not in kept:
                 activation = read(traced, place, shape)
-                kept[place.location] = activation.clone() if store is None else activation.to(store)
+                kept[place.location] = _kept(activation, store)
 
     return forward(nnmodel, batch, visit), kept
+
+
+def _kept(activation: Tensor, store: torch.device | None) -> Tensor:
+    # A copy: later layers may work in place.
+    return activation.clone() if store is None else activation.to(store, copy=True)
 
 
 def call(

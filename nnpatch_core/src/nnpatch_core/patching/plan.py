@@ -93,13 +93,15 @@ def plan_sweep(
         changed = torch.from_numpy(differs_of(source, target)) & both_present(source, target).cpu()
     layout = lay_out(traced, api, sites, target.seq_len).where_present(both_present(source, target))
     patches = layout.patches
-    # By name, so that what stands against it is told.
+    # By name, so that a reason against it is an error.
     choose_engines("cone", patches)
     warn_of_lengths(sites, source, target)
-    if choose_engines("auto", patches).fallback:
-        reason = choose_engines("auto", patches).fallback
+    default = choose_engines("auto", patches)
+    if default.fallback is not None:
         warn(
-            f"this is the plan of engine='cone'; the default takes 'full': {reason}", EngineWarning
+            f"this is the plan of engine='cone'; the default takes {default.name!r}: "
+            f"{default.fallback}",
+            EngineWarning,
         )
     sizes = len(target), target.seq_len
     limits = limits_of(
