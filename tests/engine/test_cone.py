@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nnpatch_core import MultiSite, Outcome, Site, Sites, decoder_components, reads_tokens
-from nnpatch_core.engine import ConeRun, FullRun
+from nnpatch_core.engine.cone import ConeExecution
+from nnpatch_core.engine.full import FullExecution
 from nnpatch_core.errors import (
     EngineError,
     EngineWarning,
@@ -226,16 +227,16 @@ def precise(monkeypatch: pytest.MonkeyPatch, model: Any) -> dict[str, dict[Any, 
 
         return spy
 
-    run = ConeRun._run
+    run = ConeExecution._run
 
-    def noted(self: ConeRun, bucket: Any, columns: Any) -> Tensor:
+    def noted(self: ConeExecution, bucket: Any, columns: Any) -> Tensor:
         # Some rows of a bucket may be no run of a cell.
         ran.append(torch.from_numpy(bucket.runs.cell >= 0))
         return run(self, bucket, columns)
 
-    monkeypatch.setattr(ConeRun, "_run", noted)
-    monkeypatch.setattr(ConeRun, "parts", spied("cone", ConeRun.parts))
-    monkeypatch.setattr(FullRun, "parts", spied("full", FullRun.parts))
+    monkeypatch.setattr(ConeExecution, "_run", noted)
+    monkeypatch.setattr(ConeExecution, "parts", spied("cone", ConeExecution.parts))
+    monkeypatch.setattr(FullExecution, "parts", spied("full", FullExecution.parts))
     return seen
 
 

@@ -40,7 +40,7 @@ def fault(name: str, *, unpatched: bool = False) -> Callable[[Plant], Plant]:
 
 def other_prefix(patch: pytest.MonkeyPatch, change: Callable[..., Any]) -> None:
     prefix = ascent.prefix
-    patch.setattr(cone, "prefix", lambda *given: prefix(*change(*given)))
+    patch.setattr(ascent, "prefix", lambda *given: prefix(*change(*given)))
 
 
 def other_ascent(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
@@ -66,7 +66,7 @@ def other_arguments(patch: pytest.MonkeyPatch, change: Callable[..., None]) -> N
     patch.setattr(trace, "forward_arguments", changed)
 
 
-def other_edits(patch: pytest.MonkeyPatch, **changes: Callable[[Tensor], Tensor]) -> None:
+def other_edits(patch: pytest.MonkeyPatch, **changes: Callable[[Any], Any]) -> None:
     of_bucket = ascent.edits_of
 
     def changed(*given: Any) -> Any:
@@ -79,7 +79,14 @@ def other_edits(patch: pytest.MonkeyPatch, **changes: Callable[[Tensor], Tensor]
             for stage, several in found.items()
         }
 
-    patch.setattr(cone, "edits_of", changed)
+    patch.setattr(ascent, "edits_of", changed)
+
+
+def other_tokens(patch: pytest.MonkeyPatch, **changes: Callable[[Tensor], Tensor]) -> None:
+    def change(tokens: Any) -> Any:
+        return attrs.evolve(tokens, **{key: f(getattr(tokens, key)) for key, f in changes.items()})
+
+    other_edits(patch, tokens=change)
 
 
 @fault("the prefix ends a token early")
@@ -176,17 +183,17 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("edits of the row before")
 def _(patch: pytest.MonkeyPatch) -> None:
-    other_edits(patch, rows=lambda rows: (rows - 1).clamp(min=0))
+    other_tokens(patch, rows=lambda rows: (rows - 1).clamp(min=0))
 
 
 @fault("edits of the token after")
 def _(patch: pytest.MonkeyPatch) -> None:
-    other_edits(patch, positions=lambda positions: (positions + 1).clamp(max=FAULTY.width - 1))
+    other_tokens(patch, positions=lambda positions: (positions + 1).clamp(max=FAULTY.width - 1))
 
 
 @fault("values of the wrong prompt")
 def _(patch: pytest.MonkeyPatch) -> None:
-    other_edits(patch, prompts=lambda prompts: (prompts + 1) % 3)
+    other_tokens(patch, prompts=lambda prompts: (prompts + 1) % 3)
 
 
 @fault("values of the wrong head")
@@ -204,7 +211,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     differs = target.differs
 
     def changed(*given: Any) -> Any:
-        found = differs(*given).copy()
+        found = differs(*given).clone()
         found[1, -1] = False
         return found
 
@@ -215,7 +222,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
 def _(patch: pytest.MonkeyPatch) -> None:
     restrict = unembedding.Unembedding.restrict
     patch.setattr(
-        unembedding.Unembedding, "restrict", lambda self, traced, ids: restrict(self, traced, ids.flip(0))
+        unembedding.Unembedding,
+        "restrict",
+        lambda self, traced, ids: restrict(self, traced, ids.flip(0)),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core import Site, Sites
-from nnpatch_core.engine import ascent, cone, unembedding
+from nnpatch_core.engine import ascent, unembedding
 from nnpatch_core.testing import tiny_model
 from nnpatch_gemma import Gemma2
 from nnpatch_llama import Llama3
@@ -34,7 +34,7 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         starts.append(options["start"])
         return forward(*arguments, **options)
 
-    monkeypatch.setattr(cone, "forward", spy)
+    monkeypatch.setattr(ascent, "forward", spy)
     return starts
 
 
@@ -195,7 +195,7 @@ def projected(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
         seen.append((given, weight))
         return nn.functional.linear(given, weight, bias)
 
-    monkeypatch.setattr(head, "linear", spy)
+    monkeypatch.setattr(unembedding, "linear", spy)
     return seen
 
 

@@ -1,5 +1,6 @@
 """Which engine runs, in how much memory, and what a sweep says of it."""
 
+import functools
 import io
 import re
 from contextlib import nullcontext, redirect_stderr
@@ -22,7 +23,7 @@ from nnpatch_core import (
     plan_sweep,
     reads_tokens,
 )
-from nnpatch_core.engine import cone, target
+from nnpatch_core.engine import ascent, cone, target
 from nnpatch_core.errors import (
     EngineError,
     EngineWarning,
@@ -33,6 +34,7 @@ from nnpatch_core.errors import (
 )
 from nnpatch_core.memory import limits
 from nnpatch_core.memory import needs as memory
+from nnpatch_core.site import bind_cells
 from nnpatch_core.sweep import progress
 from nnpatch_core.sweep.progress import Progress
 from nnpatch_core.testing import tiny_api, tiny_model
@@ -357,8 +359,8 @@ def test_recorded_runs_may_lie_elsewhere(full, monkeypatch):
     real = limits.limits_of
     stored = []
 
-    def on_host(*arguments):
-        return attrs.evolve(real(*arguments), store=torch.device("cpu"))
+    def on_host(*arguments, **options):
+        return attrs.evolve(real(*arguments, **options), store=torch.device("cpu"))
 
     def spied(value, store):
         stored.append(store)
@@ -379,15 +381,17 @@ class OnDevice:
 def test_a_small_device_keeps_recorded_runs_on_the_host(monkeypatch):
     model = tiny_model("llama")
     sites = [site for grid in SITES.grids(model, Llama3, 6).values() for site in grid.sites]
+    patches = bind_cells(sites, NNsight(model), 6)
+    limits_of = functools.partial(limits.limits_of, patches, 64, 6, batch_size=None, whole=False)
     monkeypatch.setattr(limits, "input_device", lambda model: OnDevice())
-    wide = limits.limits_of(sites, NNsight(model), model, 64, 6, 10**9, None, False)
+    wide = limits_of(given=10**9)
     assert (wide.store, wide.prompts) == (None, 64)
     needs = wide.needs
     narrow = 4 * 64 * needs.forward
-    found = limits.limits_of(sites, NNsight(model), model, 64, 6, narrow, None, False)
+    found = limits_of(given=narrow)
     assert found.recorded in (0, needs.recorded)
     tight = 2 * (needs.forward + needs.recorded) * 8
-    found = limits.limits_of(sites, NNsight(model), model, 64, 6, tight, None, False)
+    found = limits_of(given=tight)
     assert (found.store, found.recorded) == (torch.device("cpu"), 0)
     assert found.prompts > 8
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from itertools import chain, combinations, pairwise, product
@@ -10,27 +11,23 @@ from typing import Any
 import attrs
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from nnpatch_core import Component, Site, decoder_components
+from nnpatch_core import Component, decoder_components
+from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, Place, stage_of
 from nnpatch_core.components import COMPONENT_NAMES
 from nnpatch_core.engine.controls import controls
+from nnpatch_core.engine.patched_runs import PatchedRuns, first_layer, patched_runs
 from nnpatch_core.engine.plan import Bucket, Plan, joined, make_plan
-from nnpatch_core.engine.rows import (
-    INPUT,
-    INSIDE,
-    OUTPUT,
-    Rows,
-    Stop,
-    first_layer,
-    place_of,
-    rows_of,
-    stage_of,
-)
+from nnpatch_core.engine.target import _Changes
 from nnpatch_core.errors import MemoryBudgetError
+from nnpatch_core.interventions import Zeros
 from nnpatch_core.memory import Costs, in_units
 from nnpatch_core.testing import tiny_api
+from nnpatch_core.tracing import BoundSite, Cell, Patches
 
 Row = tuple[int, int, int, int]
 
@@ -53,7 +50,7 @@ class Case:
         found = given.pop("rows")
         columns = zip(*found, strict=True) if found else [[]] * 4
         arrays = [np.array(column, dtype=np.int64) for column in columns]
-        return make_plan(Rows(*arrays), **given)
+        return make_plan(PatchedRuns(*arrays), **given)
 
 
 def layers_of(stage: int, n_layers: int) -> int:
@@ -96,7 +93,7 @@ def bytes_of(costs: Costs, tokens: int, seq_len: int) -> int:
     return tokens * costs.token + attention + costs.row
 
 
-def as_rows(rows: Rows) -> list[Row]:
+def as_rows(rows: PatchedRuns) -> list[Row]:
     return list(zip(*(column.tolist() for column in attrs.astuple(rows)), strict=True))
 
 
@@ -115,7 +112,7 @@ def test_every_row_runs_once_and_not_after_its_start(case: Case) -> None:
         assert all(bucket.start <= start < case.seq_len for start in starts)
         # No token is run that no row of these starts needs.
         group = {start for other in plan.buckets if other.start == bucket.start
-                 for start in other.rows.start.tolist()}  # fmt: skip
+                 for start in other.runs.start.tolist()}  # fmt: skip
         assert min(group) == bucket.start
         assert list(bucket.runs.stage) == sorted(bucket.runs.stage)
     # Buckets that begin apart never share a starting position.
@@ -225,7 +222,7 @@ def test_unpatched_rows_cost_little(positions: list[int], prompts: int, share: f
     for number, bucket in enumerate(plan.buckets):
         watch = controls(plan, number, bucket, np.full(prompts, length))
         if watch is not None:
-            added += plan.token_layers_of(attrs.evolve(bucket, rows=watch.rows))
+            added += plan.token_layers_of(attrs.evolve(bucket, runs=watch.runs))
     assert 0 < added <= share * plan.token_layers
 
 
@@ -236,9 +233,9 @@ def test_halves_are_the_bucket(case: Case) -> None:
         if len(bucket.runs) < 2:
             continue
         first, second = bucket.halves()
-        assert as_rows(first.rows) + as_rows(second.rows) == as_rows(bucket.runs)
+        assert as_rows(first.runs) + as_rows(second.runs) == as_rows(bucket.runs)
         assert first.start == second.start == bucket.start
-        assert abs(len(first.rows) - len(second.rows)) <= 1
+        assert abs(len(first.runs) - len(second.runs)) <= 1
 
 
 # The cheapest cut.
@@ -408,33 +405,40 @@ def test_the_layers_above_a_stage(n_layers: int, number: int) -> None:
 SEQ = 5
 
 
-def stop(component: str, layer: int, group: list[int], head: int | None = None) -> Stop:
+@functools.cache
+def place(component: str, layer: int) -> Place:
     api = tiny_api()
-    site = Site.get_site(api, component, layer, head, group)
-    row = api.components[component]
-    location = (f"model.layers.{layer}.{row.module}", row.side, row.item)
     order = list(api.components).index(component)
-    return Stop(site, stage_of(layer, row), order, 0, row, location, tuple(sorted(group)))
+    return Place(api, component, layer, api.components[component], order, nn.Module())
+
+
+def stop(component: str, layer: int, group: list[int], head: int | None = None) -> BoundSite:
+    return BoundSite(place(component, layer), head, tuple(sorted(group)))
 
 
 def changes(
-    cells: list[list[Stop]], batch: int, where: dict[tuple[str, int], list[tuple[int, ...]]]
-) -> dict[Any, np.ndarray]:
+    cells: list[list[BoundSite]], batch: int, where: dict[tuple[str, int], list[tuple[int, ...]]]
+) -> _Changes:
     """For each place of some cells: nothing changes but at `(prompt, position[, head])`."""
-    found = {}
+    patches = Patches(None, [Cell(tuple(cell), "") for cell in cells])
+    found = _Changes(patches, Zeros(torch.ones(batch, SEQ)))
     for each in (stop for cell in cells for stop in cell):
-        heads = {"q": 4, "o": 4, "k": 2, "v": 2}.get(each.site.component, 1)
+        heads = {"q": 4, "o": 4, "k": 2, "v": 2}.get(each.place.name, 1)
         array = np.zeros((batch, SEQ, heads), dtype=bool)
-        for prompt, position, *head in where.get((each.site.component, each.site.layer), []):
+        for prompt, position, *head in where.get((each.place.name, each.place.layer), []):
             array[(prompt, position, *(head or [slice(None)]))] = True
-        found[place_of(each.site)] = array
+        found._known[each.place] = array
     return found
 
 
+def runs_of(changed: _Changes, batch: int) -> PatchedRuns:
+    return patched_runs(changed.patches, batch, SEQ, changed.at)
+
+
 def rows(
-    cells: list[list[Stop]], batch: int, where: dict[tuple[str, int], list[tuple[int, ...]]]
+    cells: list[list[BoundSite]], batch: int, where: dict[tuple[str, int], list[tuple[int, ...]]]
 ) -> list[Row]:
-    return as_rows(rows_of(cells, batch, SEQ, changes(cells, batch, where)))
+    return as_rows(runs_of(changes(cells, batch, where), batch))
 
 
 def test_a_row_for_each_cell_and_prompt_that_something_changes_in() -> None:
@@ -485,7 +489,7 @@ def test_one_activation_twice_in_a_cell() -> None:
 
 def test_nothing_changes() -> None:
     cells = [[stop("resid", 0, [1])], [stop("q", 0, [1], 0), stop("mlp", 2, [0])]]
-    found = rows_of(cells, 2, SEQ, changes(cells, 2, {}))
+    found = runs_of(changes(cells, 2, {}), 2)
     assert len(found) == 0
     assert all(len(column) == 0 for column in attrs.astuple(found))
 
@@ -515,34 +519,34 @@ def test_rows_are_those_of_a_naive_count(given_cells: list[list[Any]], seed: int
         sorted(
             (stop(name, layer, group, head if name in heads else None)
              for name, layer, group, head in cell),
-            key=lambda each: (each.stage, each.order),
+            key=lambda each: (each.place.stage, each.place.order),
         )
         for cell in given_cells
     ]  # fmt: skip
     changed = changes(cells, batch, {})
     random = np.random.default_rng(seed)
-    for array in changed.values():
+    for array in changed._known.values():
         array[:] = random.random(array.shape) < 0.2
     expected = []
     for number, cell in enumerate(cells):
         for prompt in range(batch):
             hits = [
-                (position, each.stage)
+                (position, each.place.stage)
                 for each in cell
-                for position in each.group
-                if changed[place_of(each.site)][prompt, position, slice(None)
-                    if each.site.head is None else each.site.head].any()
+                for position in each.positions
+                if changed._known[each.place][prompt, position, slice(None)
+                    if each.head is None else each.head].any()
             ]  # fmt: skip
             if hits:
                 columns = zip(*hits, strict=True)
                 start, stage = (min(column) for column in columns)
                 expected.append((number, prompt, start, stage))
-    assert as_rows(rows_of(cells, batch, SEQ, changed)) == expected
+    assert as_rows(runs_of(changed, batch)) == expected
 
 
 def test_rows_one_after_the_other() -> None:
-    first = Rows(*(np.array([number]) for number in (1, 2, 3, 4)))
-    second = Rows(*(np.array([number, number]) for number in (5, 6, 7, 8)))
+    first = PatchedRuns(*(np.array([number]) for number in (1, 2, 3, 4)))
+    second = PatchedRuns(*(np.array([number, number]) for number in (5, 6, 7, 8)))
     assert as_rows(first.then(second)) == [(1, 2, 3, 4), (5, 6, 7, 8), (5, 6, 7, 8)]
     assert as_rows(first.then(second).take(slice(1, 2))) == [(5, 6, 7, 8)]
     assert len(first.then(second)) == 3
@@ -550,7 +554,8 @@ def test_rows_one_after_the_other() -> None:
 
 def test_work_of_a_bucket_by_hand() -> None:
     """Three rows of 4 tokens in 3 layers: into layer 0, inside layer 1, after layer 2."""
-    entering = Rows(*(np.array(each) for each in ([0, 1, 2], [0, 0, 0], [6, 7, 8], [0, 4, 8])))
+    numbers = [0, 1, 2], [0, 0, 0], [6, 7, 8], [0, 4, 8]
+    entering = PatchedRuns(*(np.array(each) for each in numbers))
     plan = Plan((Bucket(6, entering, 15, 9),), 3, 1, 3, 10, recorded=5)
     assert plan.token_layers == 4 * (3 + 2 + 0)
     assert (plan.full_token_layers, plan.elided, plan.peak) == (90, 0, 15)
@@ -582,7 +587,7 @@ def test_plans_of_chunks_are_one_plan(first: Case, second: Case) -> None:
 
 
 def test_a_plan_is_printed_in_words():
-    rows = Rows(*np.array([[0, 0, 0, 2], [1, 0, 3, 1]]).T)
+    rows = PatchedRuns(*np.array([[0, 0, 0, 2], [1, 0, 3, 1]]).T)
     costs = Costs(token=1, context=0, score=0, row=0)
     plan = make_plan(rows, cells=3, batch=1, n_layers=3, seq_len=4, costs=costs, budget=2048)
     traces = f"{len(plan.buckets)} trace"

@@ -33,11 +33,14 @@ from nnpatch_core import (
     activation_patching,
 )
 from nnpatch_core.batch import Batch, pack_left
-from nnpatch_core.engine import open_full
+from nnpatch_core.engine.full import open_full
 from nnpatch_core.errors import PositionError
-from nnpatch_core.sweep import run
+from nnpatch_core.interventions import Recorded
+from nnpatch_core.memory import limits_of
+from nnpatch_core.site import bind_cells
+from nnpatch_core.sweep import cells as running
 from nnpatch_core.testing import tiny_model
-from nnpatch_core.tracing import Recorded, forward, record
+from nnpatch_core.tracing import forward, record
 from nnpatch_gemma import Gemma2
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral
@@ -278,7 +281,7 @@ def test_an_outcome_is_written_where_it_was_swept_once(swept: Swept) -> None:
         return {name: torch.full((len(logits),), float(next(runs))) for name in metrics}
 
     source, target = (torch.full((1, swept.seq_len), token) for token in (5, 6))
-    with mock.patch.object(run, "measure", count):
+    with mock.patch.object(running, "measure", count):
         out = activation_patching(
             swept.model,
             Llama3,
@@ -399,10 +402,11 @@ class Case:
     def patch(self, cells: list[Any]) -> list[torch.Tensor]:
         """The patched runs' logits, by the engine."""
         source, target = self.batch(self.source), self.batch(self.target)
-        sites = [site for cell in cells for site in cell.sites]
-        _, found = record(self.nnmodel, source, sites)
-        replacement = Recorded(found, source.mask * target.mask)
-        run = open_full(self.nnmodel, target, cells, replacement)
+        patches, sizes = bind_cells(cells, self.nnmodel, target.seq_len), target.tokens.shape
+        _, found = record(self.nnmodel, source, patches.places)
+        intervention = Recorded(found, source.mask * target.mask)
+        limits = limits_of(patches, *sizes, given="1 GiB", batch_size=None, whole=True)
+        run = open_full(patches, target, intervention, limits)
         done = np.zeros((len(cells), len(target)), dtype=np.bool_)
         return [part.logits for part in run.parts(done, None)]
 

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,7 @@ from nnpatch_core import (
     per_prompt,
     reads_tokens,
 )
-from nnpatch_core.engine import cone, full
+from nnpatch_core.engine import ascent, cone, full
 from nnpatch_core.errors import EngineWarning, MemoryBudgetError
 from nnpatch_core.metrics import BUILTIN_METRICS, with_context
 from nnpatch_core.sweep import checkpoint as checkpoint_module
@@ -374,21 +375,21 @@ def numbers(out: Any) -> Tensor:
 
 
 def few_at_once(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr("nnpatch_core.engine.Limits.cells", lambda *_: count)
+    monkeypatch.setattr("nnpatch_core.memory.Limits.cells", lambda *_: count)
 
 
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many cells each target run was recorded for."""
-    from nnpatch_core.sweep import run as module
+    from nnpatch_core.engine import table
 
     found: list[int] = []
-    real = module.open_cone
+    engine, *others = table.ENGINES
 
-    def spied(nnmodel: Any, target: Any, cells: Any, *others: Any) -> Any:
-        found.append(len(cells))
-        return real(nnmodel, target, cells, *others)
+    def spied(patches: Any, *given: Any) -> Any:
+        found.append(len(patches.cells))
+        return engine.open(patches, *given)
 
-    monkeypatch.setattr(module, "open_cone", spied)
+    monkeypatch.setattr(table, "ENGINES", (attrs.evolve(engine, open=spied), *others))
     return found
 
 
@@ -440,7 +441,10 @@ def broken_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Callab
     """Breaks a sweep off when so many cells or buckets were run."""
 
     def prepare(engine: str, count: int) -> Callable[[], None]:
-        place, name = (cone.ConeExecution, "_run") if engine == "cone" else (full, "forward")
+        place, name = {
+            "cone": (cone.ConeExecution, "_run"),
+            "full": (full.FullExecution, "_patching"),
+        }[engine]
         real, left = getattr(place, name), [count]
 
         def breaking(*arguments: Any, **options: Any) -> Any:

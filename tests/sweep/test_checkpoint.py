@@ -104,7 +104,7 @@ def test_full_engine_resumes_too(tmp_path, monkeypatch):
     unbroken = sweep(engine="full")
     from nnpatch_core.engine import full
 
-    real, left = full.forward, [7]
+    real, left = full.FullExecution._patching, [7]
 
     def breaking(*arguments, **options):
         if not left[0]:
@@ -112,7 +112,7 @@ def test_full_engine_resumes_too(tmp_path, monkeypatch):
         left[0] -= 1
         return real(*arguments, **options)
 
-    monkeypatch.setattr(full, "forward", breaking)
+    monkeypatch.setattr(full.FullExecution, "_patching", breaking)
     monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path / "c", engine="full")

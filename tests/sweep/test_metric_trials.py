@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nnpatch_core.sweep.run import _whole
 from torch import Tensor, nn
 
 from nnpatch_core import (
@@ -37,6 +36,8 @@ from nnpatch_core.metrics import (
 )
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.results import Baseline
+from nnpatch_core.site import bind_cells
+from nnpatch_core.sweep.cells import _whole
 from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.testing import tiny_api, tiny_model
 from tests.helpers.counted import calling
@@ -588,17 +589,20 @@ def test_beside_a_device_of_its_own_memory_the_hosts_counts(
     model = tiny_model("llama")
     sites = [site for grid in SITES.grids(model, tiny_api(), 4).values() for site in grid.sites]
     monkeypatch.setattr(limits, "input_device", lambda model: OnDevice())
-    arguments = (sites, model, model, 64, 4, budget, None, True)
+    patches = bind_cells(sites, model, 4)
+    limits_of = functools.partial(
+        limits.limits_of, patches, 64, 4, given=budget, batch_size=None, whole=True
+    )
     waiting = Gathered(("mine",), 1000, True)
-    alone = limits.limits_of(*arguments)
-    wide = limits.limits_of(*arguments, waiting)
+    alone = limits_of()
+    wide = limits_of(gathered=waiting)
     assert alone.gathered == 0
     assert wide.cells(64, 64) == 1000
     assert (wide.budget, wide.usable) == pytest.approx((alone.budget, alone.usable), rel=0.2)
     free = 4 * 64 * (4 * 64 + 40 + 10 * 64)
     monkeypatch.setattr(limits, "host_memory", lambda: free)
-    assert limits.limits_of(*arguments, waiting).cells(64, 64) == 6
+    assert limits_of(gathered=waiting).cells(64, 64) == 6
     monkeypatch.setattr(limits, "host_memory", lambda: 4 * 64 * (4 * 64 + 39))
     with pytest.raises(MemoryBudgetError, match="more than half of the free host memory"):
-        limits.limits_of(*arguments, waiting)
-    limits.limits_of(*arguments)
+        limits_of(gathered=waiting)
+    limits_of()

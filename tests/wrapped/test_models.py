@@ -459,8 +459,9 @@ def api_that_fails_at(call: int) -> DecoderAPI:
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, NNsight])
-# The first three calls are a check of the table, before there is a trace.
-@pytest.mark.parametrize("call", [4, 5, 6, 33])
+# The first three calls are a check of the table, before there is a trace; then each layer's columns
+# are asked for once, in the first trace that patches there.
+@pytest.mark.parametrize("call", [4, 5, 6])
 def test_an_error_inside_a_trace_leaves_the_model_as_it_was(call: int, wrap: Callable) -> None:
     model = tiny_model("llama")
     before = State.of(model)

@@ -28,6 +28,7 @@ from nnpatch_core._models import input_device
 from nnpatch_core.errors import AdapterError, CheckpointError
 from nnpatch_core.memory import needs_of
 from nnpatch_core.plugins import find_adapter
+from nnpatch_core.site import bind_cells
 from nnpatch_core.sweep.identity import checksum
 from nnpatch_core.testing import run_checks, tiny_model
 from tests.helpers.oracle import Oracle, Place
@@ -202,7 +203,8 @@ def test_the_kit_inference_and_means(tmp_path: Path) -> None:
     assert plans[0].token_layers == plans[1].token_layers
     # What runs in host memory is measured by it, wherever its weights lie.
     places = [Site.get_site(api, name, layer=1) for name in COMPONENTS]
-    needs = [needs_of(places, NNsight(it), it, 6, whole=True) for it in (model, tiny_model(family))]
+    models = [NNsight(it) for it in (model, tiny_model(family))]
+    needs = [needs_of(bind_cells(places, it, 6), 6, whole=True) for it in models]
     assert needs[0] == needs[1]
 
 

@@ -17,7 +17,7 @@ from nnpatch_core import (
     attribution_patching,
     plan_sweep,
 )
-from nnpatch_core.engine.head import find_head
+from nnpatch_core.engine.unembedding import find_unembedding
 from nnpatch_core.errors import CheckpointError, GradientError
 from nnpatch_core.sweep.identity import checksum
 from nnpatch_core.testing import tiny_model
@@ -201,9 +201,9 @@ def test_other_entry_points(kind: str) -> None:
 
 def test_a_head_of_another_type_of_tensor_is_left_alone() -> None:
     """Its rows cannot be taken, or are rounded otherwise by themselves."""
-    assert find_head(tiny_model("llama")) is not None
-    assert find_head(by_type_of_tensor(tiny_model("llama"))) is None
-    assert find_head(by_type_of_tensor(tiny_model("llama"), head=False)) is not None
+    assert find_unembedding(tiny_model("llama")) is not None
+    assert find_unembedding(by_type_of_tensor(tiny_model("llama"))) is None
+    assert find_unembedding(by_type_of_tensor(tiny_model("llama"), head=False)) is not None
 
 
 @pytest.mark.parametrize("kind", KINDS)
