@@ -24,11 +24,11 @@ from nnpatch_core import (
     per_prompt,
     reads_tokens,
 )
-from nnpatch_core.engine import cone, full
+from nnpatch_core.engine import cone
 from nnpatch_core.errors import EngineWarning, MemoryBudgetError
 from nnpatch_core.metrics import BUILTIN_METRICS, with_context
-from nnpatch_core.sweep import checkpoint as checkpoint_module
 from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.faults import broken_after, failing_at, room_for
 from tests.helpers.oracle import Donor, Oracle, Place, Prompt
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
@@ -435,27 +435,6 @@ def test_the_bar_counts_groups(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "about 00:00 left" in last
 
 
-@pytest.fixture
-def broken_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Callable[[], None]]:
-    """Breaks a sweep off when so many cells or buckets were run."""
-
-    def prepare(engine: str, count: int) -> Callable[[], None]:
-        place, name = (cone.ConeRun, "_run") if engine == "cone" else (full, "forward")
-        real, left = getattr(place, name), [count]
-
-        def breaking(*arguments: Any, **options: Any) -> Any:
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(place, name, breaking)
-        monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
-        return lambda: monkeypatch.setattr(place, name, real)
-
-    return prepare
-
-
 @pytest.mark.parametrize("cells", [None, 3])
 @pytest.mark.parametrize("chunking", ["all", "two", "small"])
 @pytest.mark.parametrize("asked", ["relative", "few tokens", "mixed"])
@@ -463,7 +442,6 @@ def broken_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Callab
 def test_a_broken_sweep_resumes_bitwise(
     tmp_path: Any,
     monkeypatch: pytest.MonkeyPatch,
-    broken_after: Any,
     engine: str,
     asked: str,
     chunking: str,
@@ -478,7 +456,7 @@ def test_a_broken_sweep_resumes_bitwise(
     unbroken = run("activation", **options)
     path = tmp_path / "sweep"
     for stop in (2, 5):
-        mend = broken_after(engine, stop)
+        mend = broken_after(monkeypatch, stop, engine)
         with pytest.raises(KeyboardInterrupt):
             run("activation", checkpoint=path, **options)
         mend()
@@ -489,13 +467,15 @@ def test_a_broken_sweep_resumes_bitwise(
     assert numbers(run("activation", checkpoint=path, **options)).equal(numbers(unbroken))
 
 
-def test_only_what_was_measured_by_all_is_done(tmp_path: Any, broken_after: Any) -> None:
+def test_only_what_was_measured_by_all_is_done(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Broken off in the second chunk: no cell is complete, so all are run again."""
     from safetensors import safe_open
 
     path = tmp_path / "sweep"
     # Of each chunk the target run, and 24 cells.
-    mend = broken_after("full", 24 + 6)
+    mend = broken_after(monkeypatch, 24 + 6, "full")
     options = {"engine": "full", "batch_size": 2, "checkpoint": path}
     with pytest.raises(KeyboardInterrupt):
         run("activation", metric=ASKED["few tokens"], **options)
@@ -525,15 +505,7 @@ def test_an_engine_that_fails_midway(
     options = dict(options)
     if "cells" in options:
         few_at_once(monkeypatch, options.pop("cells"))
-    real, calls = cone._Ascent.run, []
-
-    def failing(self: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
-            raise RuntimeError("no such shape")
-        return real(self)
-
-    monkeypatch.setattr(cone._Ascent, "run", failing)
+    calls = failing_at(monkeypatch, call, RuntimeError("no such shape"))
     each = Sites(["mlp", "resid"], layers=[0, 1], seq_pos_type="each")
     # Small buckets, so that some come before the fault.
     monkeypatch.setattr("nnpatch_core.memory.needs._TOKENS_AT_ONCE", {"cpu": 12})
@@ -547,14 +519,7 @@ def test_an_engine_that_fails_midway(
 def test_a_device_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from nnpatch_core.errors import MemoryWarning
 
-    real = cone.ConeRun._run
-
-    def small(self: Any, bucket: Any, columns: Any) -> Any:
-        if len(bucket.rows) > 3:
-            raise torch.OutOfMemoryError("no room")
-        return real(self, bucket, columns)
-
-    monkeypatch.setattr(cone.ConeRun, "_run", small)
+    room_for(monkeypatch, 3)
     with pytest.warns(MemoryWarning):
         out = run("activation", engine="cone")
     check(out, "activation", [*EVERY])
@@ -562,7 +527,7 @@ def test_a_device_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("chunking", ["all", "two"])
 def test_what_ran_together_runs_together_again(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, broken_after: Any, chunking: str
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, chunking: str
 ) -> None:
     """What is in a trace decides on last digits, which a small model may not show."""
     monkeypatch.setattr("nnpatch_core.memory.needs._TOKENS_AT_ONCE", {"cpu": 12})
@@ -581,7 +546,7 @@ def test_what_ran_together_runs_together_again(
     counts = []
     for stop in range(1, len(unbroken)):
         path = tmp_path / str(stop)
-        mend = broken_after("cone", stop)
+        mend = broken_after(monkeypatch, stop)
         with pytest.raises(KeyboardInterrupt):
             run("activation", checkpoint=path, **options)
         mend()

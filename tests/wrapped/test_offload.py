@@ -94,7 +94,7 @@ def adapter_of(nnmodel: Any) -> Any:
     return find_adapter(None, getattr(nnmodel, "_module", nnmodel))
 
 
-def jointly(nnmodel: Any) -> Sites:
+def jointly(nnmodel: Any) -> Any:
     api = adapter_of(nnmodel)
     two = [Site.get_site(api, "mlp", 0), Site.get_site(api, "attn", 1)]
     return Sites.from_sites([MultiSite(two)])
