@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -427,7 +428,9 @@ def test_where_no_cell_is_left_open_there_is_one_group(monkeypatch: pytest.Monke
     assert "groups" not in out.info
 
 
-def test_the_bar_counts_groups(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_the_bar_counts_groups(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     few_at_once(monkeypatch, 3)
     run("activation", metric=below_mean, batch_size=1, progress=True)
     last = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
@@ -440,7 +443,7 @@ def test_the_bar_counts_groups(capsys: pytest.CaptureFixture[str], monkeypatch: 
 @pytest.mark.parametrize("asked", ["relative", "few tokens", "mixed"])
 @engines
 def test_a_broken_sweep_resumes_bitwise(
-    tmp_path: Any,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     engine: str,
     asked: str,
@@ -468,7 +471,7 @@ def test_a_broken_sweep_resumes_bitwise(
 
 
 def test_only_what_was_measured_by_all_is_done(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Broken off in the second chunk: no cell is complete, so all are run again."""
     from safetensors import safe_open
@@ -485,7 +488,7 @@ def test_only_what_was_measured_by_all_is_done(
     assert done.any(1).sum() == done.all(1).sum() == 6
 
 
-def test_a_checkpoint_knows_which_metrics_wait(tmp_path: Any) -> None:
+def test_a_checkpoint_knows_which_metrics_wait(tmp_path: Path) -> None:
     from nnpatch_core.errors import CheckpointError
 
     def mine(logits: Tensor) -> Tensor:
@@ -527,7 +530,7 @@ def test_a_device_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("chunking", ["all", "two"])
 def test_what_ran_together_runs_together_again(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, chunking: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunking: str
 ) -> None:
     """What is in a trace decides on last digits, which a small model may not show."""
     monkeypatch.setattr("nnpatch_core.memory.needs._TOKENS_AT_ONCE", {"cpu": 12})

@@ -1,6 +1,11 @@
 """What a file says is held to what it can be: its format, its digest, and the sizes it claims."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -18,7 +23,7 @@ SOURCE, TARGET = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 8]])
 ANSWERS = torch.tensor([1]), torch.tensor([4])
 
 
-def sweep(path=None, **options):
+def sweep(path: Path | None = None, **options: Any) -> Outcome:
     return activation_patching(
         tiny_model("llama"), tiny_api(), Sites("q", seq_pos_type="each"), SOURCE, TARGET, *ANSWERS,
         checkpoint=path, progress=False, **options,
@@ -26,17 +31,17 @@ def sweep(path=None, **options):
 
 
 @pytest.fixture(scope="module")
-def out():
+def out() -> Outcome:
     return sweep()
 
 
-def unfold(path):
+def unfold(path: Path) -> tuple[Any, ...]:
     with safe_open(str(path), framework="pt") as file:
         header = json.loads(file.metadata()["nnpatch"])
         return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def fold(path, header, tensors):
+def fold(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Write a file whose digest is right, whatever it holds."""
     header.pop("digest", None)
     header["digest"] = _safetensors._digest(header, tensors)
@@ -44,7 +49,7 @@ def fold(path, header, tensors):
 
 
 @pytest.fixture(params=["outcome", "checkpoint"])
-def written(request, tmp_path, out):
+def written(request: pytest.FixtureRequest, tmp_path: Path, out: Outcome) -> tuple[Any, ...]:
     """A file of each kind: its path, what reads it, and the error of its kind."""
     path = tmp_path / "f"
     if request.param == "outcome":
@@ -57,7 +62,7 @@ def written(request, tmp_path, out):
 # Digests ----------------------------------------------------------------------------------------
 
 
-def test_another_number_is_damage(written):
+def test_another_number_is_damage(written: tuple[Any, ...]) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     name = next(name for name in tensors if tensors[name].is_floating_point())
@@ -67,7 +72,7 @@ def test_another_number_is_damage(written):
         read(path)
 
 
-def test_another_word_is_damage(written):
+def test_another_word_is_damage(written: tuple[Any, ...]) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     header["writer"] = "0.0.1"
@@ -76,7 +81,7 @@ def test_another_word_is_damage(written):
         read(path)
 
 
-def test_a_file_without_a_digest_is_damage(written):
+def test_a_file_without_a_digest_is_damage(written: tuple[Any, ...]) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     del header["digest"]
@@ -85,7 +90,7 @@ def test_a_file_without_a_digest_is_damage(written):
         read(path)
 
 
-def test_names_types_and_shapes_are_in_the_digest():
+def test_names_types_and_shapes_are_in_the_digest() -> None:
     header, value = {"a": 1}, torch.arange(6, dtype=torch.int32)
     given = [
         {"x": value},
@@ -101,7 +106,7 @@ def test_names_types_and_shapes_are_in_the_digest():
 # Headers ----------------------------------------------------------------------------------------
 
 
-def raw_header(path, text):
+def raw_header(path: Path, text: str) -> None:
     _, tensors = unfold(path)
     save_file(tensors, path, metadata={"nnpatch": text})
 
@@ -119,7 +124,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_hostile_headers(written, name):
+def test_hostile_headers(written: tuple[Any, ...], name: str) -> None:
     path, read, error = written
     raw_header(path, HEADERS[name])
     with pytest.raises(error, match=f"{path} is not an? (outcome|checkpoint)") as caught:
@@ -127,7 +132,7 @@ def test_hostile_headers(written, name):
     assert str(caught.value).isprintable()
 
 
-def test_a_file_of_an_earlier_format_tells_what_reads_it(written):
+def test_a_file_of_an_earlier_format_tells_what_reads_it(written: tuple[Any, ...]) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     kind = header["format"].removesuffix(" 2")
@@ -140,7 +145,7 @@ def test_a_file_of_an_earlier_format_tells_what_reads_it(written):
         read(path)
 
 
-def test_a_header_that_lacks_or_has_too_much(written):
+def test_a_header_that_lacks_or_has_too_much(written: tuple[Any, ...]) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     for name in set(header) - {"format", "digest", "writer"}:
@@ -152,8 +157,8 @@ def test_a_header_that_lacks_or_has_too_much(written):
         read(path)
 
 
-def test_what_could_not_be_read_again_is_not_written(tmp_path, out):
-    for changed in (
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, out: Outcome) -> None:
+    changes: tuple[dict[str, Any], ...] = (
         {"info": {}},
         {"metric": "no such"},
         {"kind": 5},
@@ -162,7 +167,8 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, out):
                 name: attrs.evolve(each, source=each.target) for name, each in out.baselines.items()
             }
         },
-    ):
+    )
+    for changed in changes:
         with pytest.raises(OutcomeError, match="the outcome cannot be saved: "):
             attrs.evolve(out, **changed).save(tmp_path / "f")
         assert not (tmp_path / "f").exists()
@@ -171,7 +177,9 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, out):
 # Sizes ------------------------------------------------------------------------------------------
 
 
-def test_a_file_makes_no_tensor_that_is_far_larger_than_itself(tmp_path, out):
+def test_a_file_makes_no_tensor_that_is_far_larger_than_itself(
+    tmp_path: Path, out: Outcome
+) -> None:
     """A layer, a position and a head of 10,000 each would be 10^12 cells, of which 48 are swept."""
     path = tmp_path / "f"
     out.save(path)
@@ -187,7 +195,7 @@ def test_a_file_makes_no_tensor_that_is_far_larger_than_itself(tmp_path, out):
         Outcome.load(path)
 
 
-def test_no_tensor_is_made_that_is_far_larger_than_what_was_swept():
+def test_no_tensor_is_made_that_is_far_larger_than_what_was_swept() -> None:
     axes = tuple(Axis(name, tuple(range(2000))) for name in ("layer", "position", "head"))
     index = torch.zeros(1, 3, dtype=torch.int64)
     flags = torch.zeros(1, 1, dtype=torch.bool)
@@ -196,7 +204,7 @@ def test_no_tensor_is_made_that_is_far_larger_than_what_was_swept():
         cells.place(torch.zeros(1), 0.0)
 
 
-def test_a_large_tensor_that_is_filled_is_made(monkeypatch):
+def test_a_large_tensor_that_is_filled_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     from nnpatch_core.results import parts
 
     monkeypatch.setattr(parts, "_NUMBERS", 8)
@@ -232,7 +240,9 @@ def test_a_large_tensor_that_is_filled_is_made(monkeypatch):
         ("prompts/target_tokens", lambda tokens: tokens[:, :-1]),
     ],
 )
-def test_parts_that_do_not_fit(tmp_path, out, name, change):
+def test_parts_that_do_not_fit(
+    tmp_path: Path, out: Outcome, name: str, change: Callable[..., Any]
+) -> None:
     path = tmp_path / "f"
     out.save(path)
     header, tensors = unfold(path)
@@ -254,7 +264,9 @@ def test_parts_that_do_not_fit(tmp_path, out, name, change):
         ("x", lambda values: values),
     ],
 )
-def test_parts_of_a_checkpoint_that_do_not_fit(tmp_path, name, change, rows):
+def test_parts_of_a_checkpoint_that_do_not_fit(
+    tmp_path: Path, name: str, change: Callable[..., Any], rows: list[Any]
+) -> None:
     path = tmp_path / "f"
     sweep(path)
     rows.clear()
@@ -267,7 +279,7 @@ def test_parts_of_a_checkpoint_that_do_not_fit(tmp_path, name, change, rows):
 
 
 @pytest.mark.parametrize("budget", ["", "x", "-1", "1.5", "0", "9" * 30, "²", None, 5])
-def test_a_budget_that_is_none(tmp_path, budget):
+def test_a_budget_that_is_none(tmp_path: Path, budget: str) -> None:
     path = tmp_path / "f"
     sweep(path)
     header, tensors = unfold(path)

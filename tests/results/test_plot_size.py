@@ -1,6 +1,11 @@
 """Pictures that fit and do not shout: their width, what is left out, and the scale of colours."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import attrs
 import matplotlib
@@ -10,7 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnpatch_core import Sites, ablation_patching, activation_patching, attribution_patching, plot
+from nnpatch_core import (
+    Outcome,
+    Sites,
+    ablation_patching,
+    activation_patching,
+    attribution_patching,
+    plot,
+)
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.testing import tiny_api, tiny_model
 
@@ -18,7 +30,13 @@ ANSWERS = torch.tensor([1]), torch.tensor([2])
 THREE = Sites(["resid", "attn", "mlp"], seq_pos_type="each")
 
 
-def outcome(length, differs, sites=THREE, sweep=attribution_patching, **options):
+def outcome(
+    length: int,
+    differs: int,
+    sites: Sites = THREE,
+    sweep: Callable[..., Any] = attribution_patching,
+    **options: Any,
+) -> Outcome:
     """A pair of prompts that differ in one token."""
     target = torch.arange(length)[None] % 50 + 3
     source = target.clone()
@@ -28,7 +46,7 @@ def outcome(length, differs, sites=THREE, sweep=attribution_patching, **options)
     )
 
 
-def scaled(out, largest):
+def scaled(out: Outcome, largest: float) -> Outcome:
     """The same outcome with smaller effects."""
     target = out.baseline.target
     factor = largest / max(out[name].abs().max().item() for name in out)
@@ -36,24 +54,24 @@ def scaled(out, largest):
     return attrs.evolve(out, raw={out.metric: raw})
 
 
-def panels(figure):
+def panels(figure: Any) -> list[Any]:
     return [axis for axis in figure.axes if axis.images]
 
 
-def texts(figure):
+def texts(figure: Any) -> tuple[str, str]:
     """What a matplotlib or plotly figure says below or above its panels, and beside the colours."""
     if isinstance(figure, matplotlib.figure.Figure):
         return figure.get_supxlabel(), figure.axes[-1].get_ylabel()
     return figure.layout.title.subtitle.text, figure.layout.coloraxis.colorbar.title.text
 
 
-def limits(figure):
+def limits(figure: Any) -> tuple[float, float]:
     if isinstance(figure, matplotlib.figure.Figure):
         return panels(figure)[0].images[0].get_clim()
     return figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax
 
 
-def columns(figure):
+def columns(figure: Any) -> list[int]:
     """How many columns each panel has."""
     if isinstance(figure, matplotlib.figure.Figure):
         return [np.asarray(axis.images[0].get_array()).shape[1] for axis in panels(figure)]
@@ -73,7 +91,9 @@ def columns(figure):
         (300, ["resid", "v"], False),
     ],
 )
-def test_no_picture_is_wider_than_a_page(length, names, crop, tmp_path):
+def test_no_picture_is_wider_than_a_page(
+    length: int, names: list[str], crop: Any, tmp_path: Path
+) -> None:
     out = outcome(length, length // 4, Sites(names, seq_pos_type="each"))
     figure = out.plot(crop=crop)
     width, height = figure.get_size_inches()
@@ -97,7 +117,7 @@ def test_no_picture_is_wider_than_a_page(length, names, crop, tmp_path):
     counts=st.lists(st.integers(1, 400), min_size=1, max_size=12),
     rows=st.integers(1, 400),
 )
-def test_panels_find_a_place(counts, rows):
+def test_panels_find_a_place(counts: Any, rows: Any) -> None:
     made = [plot.Panel("p", np.zeros((rows, n)), ("r",) * rows, ("c",) * n, "", "") for n in counts]
     grid = plot._laid(made)
     assert grid.width <= 16
@@ -111,7 +131,7 @@ def test_panels_find_a_place(counts, rows):
 
 @given(differs=st.integers(0, 59), interactive=st.booleans())
 @settings(deadline=None, max_examples=8)
-def test_what_was_not_run_is_left_out_and_named(differs, interactive):
+def test_what_was_not_run_is_left_out_and_named(differs: Any, interactive: Any) -> None:
     out = outcome(60, differs)
     figure = out.plot(interactive=interactive)
     note, _ = texts(figure)
@@ -131,7 +151,7 @@ def test_what_was_not_run_is_left_out_and_named(differs, interactive):
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_what_was_run_in_one_panel_is_kept_in_all(interactive):
+def test_what_was_run_in_one_panel_is_kept_in_all(interactive: bool) -> None:
     """`crop` goes by all panels together, so that they can be compared."""
     out = outcome(80, 20, Sites(["resid", "attn"], seq_pos_type="each"))
     cells = dict(out.cells)
@@ -145,7 +165,7 @@ def test_what_was_run_in_one_panel_is_kept_in_all(interactive):
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_a_user_decides(interactive):
+def test_a_user_decides(interactive: bool) -> None:
     out, small = outcome(80, 20), outcome(5, 3)
     kept = out.plot(crop=False, interactive=interactive)
     assert columns(kept) == [80] * 3
@@ -158,7 +178,7 @@ def test_a_user_decides(interactive):
         small.plot(crop="no", interactive=interactive)
 
 
-def test_each_reason_is_told():
+def test_each_reason_is_told() -> None:
     sites = Sites("resid", seq_pos_type="custom", seq_pos=[2, 3, 4, 70, 71, 79])
     figure = outcome(80, 4, sites).plot()
     assert columns(figure) == [4]
@@ -175,7 +195,7 @@ def test_each_reason_is_told():
     )
 
 
-def test_where_nothing_was_run_all_is_shown():
+def test_where_nothing_was_run_all_is_shown() -> None:
     out = outcome(80, 4)
     still = {
         name: attrs.evolve(cells, elided=torch.ones_like(cells.elided))
@@ -186,7 +206,7 @@ def test_where_nothing_was_run_all_is_shown():
     assert not texts(figure)[0]
 
 
-def test_sites_without_positions_are_not_cropped():
+def test_sites_without_positions_are_not_cropped() -> None:
     assert columns(outcome(80, 20, Sites("q", seq_pos_type="last")).plot(crop=True)) == [4]
     assert columns(outcome(80, 20, Sites("resid")).plot(crop=True)) == [1]
 
@@ -196,7 +216,7 @@ def test_sites_without_positions_are_not_cropped():
 
 @pytest.mark.parametrize("interactive", [False, True])
 @pytest.mark.parametrize("size", [False, True])
-def test_next_to_nothing_looks_like_it(interactive, size):
+def test_next_to_nothing_looks_like_it(interactive: bool, size: bool) -> None:
     out = scaled(outcome(5, 3, sweep=activation_patching), 0.006)
     out = out.magnitudes() if size else out
     figure = out.plot(interactive=interactive)
@@ -208,7 +228,7 @@ def test_next_to_nothing_looks_like_it(interactive, size):
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_what_is_more_than_all_of_it_is_the_scale(interactive):
+def test_what_is_more_than_all_of_it_is_the_scale(interactive: bool) -> None:
     figure = scaled(outcome(5, 3, sweep=activation_patching), 3.0).plot(interactive=interactive)
     assert limits(figure)[1] == pytest.approx(3.0, rel=1e-4)
     assert "the largest is" not in texts(figure)[1]
@@ -216,7 +236,7 @@ def test_what_is_more_than_all_of_it_is_the_scale(interactive):
 
 @pytest.mark.parametrize("interactive", [False, True])
 @pytest.mark.parametrize("metric", ["logit_difference", "kl_divergence"])
-def test_a_change_is_compared_with_the_unablated_metric(metric, interactive):
+def test_a_change_is_compared_with_the_unablated_metric(metric: str, interactive: bool) -> None:
     out = ablation_patching(
         tiny_model(),
         tiny_api(),
@@ -234,7 +254,7 @@ def test_a_change_is_compared_with_the_unablated_metric(metric, interactive):
 
 
 @pytest.mark.parametrize("limit", ["most", "1"])
-def test_a_limit_is_a_number_or_the_largest(limit):
+def test_a_limit_is_a_number_or_the_largest(limit: str) -> None:
     with pytest.raises(
         OutcomeError, match=f"limit must be a positive number or 'largest', got '{limit}'"
     ):

@@ -1,15 +1,21 @@
 """A sweep that is killed goes on from its checkpoint, and from no other sweep's."""
 
+from __future__ import annotations
+
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from nnpatch_core import Sites, ablation_patching, reads_tokens
+from nnpatch_core import MetricContext, Sites, ablation_patching, reads_tokens
 from nnpatch_core.engine import cone
 from nnpatch_core.errors import CheckpointError
 from nnpatch_core.sweep import checkpoint as checkpoint_module
@@ -22,14 +28,14 @@ LARGE = 10_000_000
 
 
 @pytest.fixture
-def killed_after(monkeypatch):
+def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Breaks a sweep off when so many traces were run."""
 
-    def prepare(count):
+    def prepare(count: int) -> Any:
         real = cone.ConeRun._run
         left = [count]
 
-        def breaking(self, bucket, columns):
+        def breaking(self: Any, bucket: Any, columns: Any) -> Any:
             if not left[0]:
                 raise KeyboardInterrupt
             left[0] -= 1
@@ -59,7 +65,7 @@ print("finished")
 """
 
 
-def test_survives_being_killed_more_than_once(tmp_path, rows):
+def test_survives_being_killed_more_than_once(tmp_path: Path, rows: list[Any]) -> None:
     path = tmp_path / "sweep.ckpt"
     unbroken = sweep()
     whole = len(rows)
@@ -91,7 +97,9 @@ def test_survives_being_killed_more_than_once(tmp_path, rows):
 
 @pytest.mark.parametrize("stop", [1, 2, 5])
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"metric": "kl_divergence"}])
-def test_resumes_bitwise_wherever_it_stopped(tmp_path, killed_after, stop, options):
+def test_resumes_bitwise_wherever_it_stopped(
+    tmp_path: Path, killed_after: Callable[..., Any], stop: int, options: Any
+) -> None:
     unbroken = sweep(**options)
     mend = killed_after(stop)
     with pytest.raises(KeyboardInterrupt):
@@ -100,13 +108,13 @@ def test_resumes_bitwise_wherever_it_stopped(tmp_path, killed_after, stop, optio
     assert numbers(sweep(tmp_path / "c", **options)).equal(numbers(unbroken))
 
 
-def test_full_engine_resumes_too(tmp_path, monkeypatch):
+def test_full_engine_resumes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken = sweep(engine="full")
     from nnpatch_core.engine import full
 
     real, left = full.forward, [7]
 
-    def breaking(*arguments, **options):
+    def breaking(*arguments: Any, **options: Any) -> Any:
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
@@ -124,8 +132,8 @@ def test_full_engine_resumes_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["zero", "mean", "resample"])
-def test_ablation_resumes(tmp_path, killed_after, method):
-    def ablate(path):
+def test_ablation_resumes(tmp_path: Path, killed_after: Callable[..., Any], method: str) -> None:
+    def ablate(path: Any) -> Any:
         return ablation_patching(
             tiny_model("llama"),
             tiny_api(),
@@ -146,7 +154,9 @@ def test_ablation_resumes(tmp_path, killed_after, method):
     assert numbers(ablate(tmp_path / "c")).equal(numbers(unbroken))
 
 
-def test_default_budget_is_that_of_the_first_call(tmp_path, monkeypatch):
+def test_default_budget_is_that_of_the_first_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from nnpatch_core.memory import limits
 
     first = sweep(tmp_path / "c", memory_budget=None)
@@ -155,7 +165,7 @@ def test_default_budget_is_that_of_the_first_call(tmp_path, monkeypatch):
     assert numbers(again).equal(numbers(first))
 
 
-def other_model():
+def other_model() -> Any:
     model = tiny_model("llama")
     with torch.no_grad():
         # The smallest change there is, of one weight that the answers do not depend on.
@@ -165,11 +175,11 @@ def other_model():
 
 
 @reads_tokens(lambda context: context.source_answer_index[:, None])
-def source_logit(logits, context):
+def source_logit(logits: Tensor, context: MetricContext) -> torch.Tensor:
     return logits.gather(1, context.source_answer_index[:, None])[:, 0]
 
 
-def target_logit(logits, context):
+def target_logit(logits: Tensor, context: Any) -> Tensor:
     return logits.gather(1, context.target_answer_index[:, None])[:, 0]
 
 
@@ -188,7 +198,7 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
-def test_another_sweep_is_refused_and_nothing_is_lost(tmp_path, what):
+def test_another_sweep_is_refused_and_nothing_is_lost(tmp_path: Path, what: str) -> None:
     sweep(tmp_path / "c", memory_budget=LARGE)
     before = (tmp_path / "c").read_bytes()
     changed = {key: value() if callable(value) else value for key, value in DIFFERENT[what].items()}
@@ -198,7 +208,7 @@ def test_another_sweep_is_refused_and_nothing_is_lost(tmp_path, what):
     assert (tmp_path / "c").read_bytes() == before
 
 
-def test_two_metrics_of_one_name_are_told_apart(tmp_path):
+def test_two_metrics_of_one_name_are_told_apart(tmp_path: Path) -> None:
     sweep(tmp_path / "c", metric=source_logit)
     with pytest.raises(CheckpointError, match="metric: source_logit"):
         sweep(tmp_path / "c", metric=target_logit)
@@ -207,7 +217,7 @@ def test_two_metrics_of_one_name_are_told_apart(tmp_path):
 OTHER_SEED = 2
 
 
-def test_another_method_of_ablation_is_refused(tmp_path):
+def test_another_method_of_ablation_is_refused(tmp_path: Path) -> None:
     arguments = (tiny_model("llama"), tiny_api(), SITES, TARGET, *ANSWERS)
     options = {"checkpoint": tmp_path / "c", "progress": False}
     ablation_patching(*arguments, method="resample", seed=0, **options)
@@ -219,14 +229,14 @@ def test_another_method_of_ablation_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x02\0\0\0\0\0\0\0{}"])
-def test_what_is_no_checkpoint_is_left_alone(tmp_path, content):
+def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "c").write_bytes(content)
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         sweep(tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == content
 
 
-def test_an_outcome_is_no_checkpoint(tmp_path):
+def test_an_outcome_is_no_checkpoint(tmp_path: Path) -> None:
     sweep().save(tmp_path / "c")
     with pytest.raises(CheckpointError, match="not a checkpoint of this version"):
         sweep(tmp_path / "c")
@@ -235,7 +245,9 @@ def test_an_outcome_is_no_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("place", "told"), [("", "is not a file: it is a folder"), ("missing/c", "there is no folder")]
 )
-def test_a_place_where_none_can_be_is_refused_before_anything_runs(tmp_path, place, told, rows):
+def test_a_place_where_none_can_be_is_refused_before_anything_runs(
+    tmp_path: Path, place: str, told: str, rows: list[Any]
+) -> None:
     with pytest.raises(CheckpointError, match=told):
         sweep(tmp_path / place)
     assert rows == []
