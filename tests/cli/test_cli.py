@@ -77,7 +77,7 @@ def test_version(nnpatch: Command) -> None:
         (["new-adapter", "--model-type", "gpt2"], "NAME"),
     ],
 )
-def test_misspelled_command(misused: Misused, arguments: list[Any], part: str) -> None:
+def test_misspelled_command(misused: Misused, arguments: list[str], part: str) -> None:
     misused(*arguments, parts=[part])
 
 

@@ -153,7 +153,7 @@ def test_unknown_model_type(tmp_path: Path, refused: Refused, model_type: str, l
     ],
 )
 def test_model_of_which_there_is_no_tiny_one(
-    tmp_path: Path, refused: Refused, model_type: str, settings: list[Any], parts: list[str]
+    tmp_path: Path, refused: Refused, model_type: str, settings: list[str], parts: list[str]
 ) -> None:
     if model_type not in causal_model_types():
         pytest.skip(f"this transformers has no {model_type}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from importlib import metadata
-from typing import Any
 
 import pytest
 
@@ -118,8 +117,8 @@ def test_plugins_that_are_limited(
     nnpatch: Command,
     monkeypatch: pytest.MonkeyPatch,
     variable: str,
-    expected: list[Any],
-    unknown: list[Any],
+    expected: list[str],
+    unknown: list[str],
 ) -> None:
     monkeypatch.setenv("NNPATCH_PLUGINS", variable)
     found = plugins_json(nnpatch)

@@ -41,15 +41,16 @@ from nnpatch_core.memory import limits
 from nnpatch_core.memory import needs as memory
 from nnpatch_core.sweep import progress
 from nnpatch_core.sweep.progress import Progress
-from nnpatch_core.testing import tiny_api, tiny_model
+from nnpatch_core.testing import Trace, tiny_api, tiny_model, traces
 from nnpatch_llama import Llama3
+from tests.helpers.engines import from_the_middle
+from tests.helpers.faults import failing_at
+from tests.helpers.samples import THREE
 
 #: Padding is what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
 
-SOURCE = torch.tensor([[5, 6, 7, 8, 9, 4], [5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
-TARGET = torch.tensor([[5, 9, 7, 8, 9, 4], [5, 6, 7, 3, 9, 4], [9, 8, 7, 6, 4, 4]])
-ANSWERS = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
+SOURCE, TARGET, ANSWERS = THREE
 SITES = Sites(["q", "v", "mlp", "resid"], seq_pos_type="each")
 #: In the first layer q and v see one token only, and change less than the tokens tell.
 LATER = Sites(["q", "v", "mlp", "resid"], layers=[1, 2], seq_pos_type="each")
@@ -188,15 +189,7 @@ def test_several_adapters_in_one_list_run_in_the_full_engine() -> None:
 def test_a_later_bucket_that_fails_leaves_the_rest_to_the_full_engine(
     full: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = cone._Ascent.run, []
-
-    def failing(self: Any) -> Any:
-        calls.append(len(self.prompts))
-        if len(calls) == 3:
-            raise RuntimeError("no such shape")
-        return real(self)
-
-    monkeypatch.setattr(cone._Ascent, "run", failing)
+    calls = failing_at(monkeypatch, 3, RuntimeError("no such shape"))
     told = io.StringIO()
     with redirect_stderr(told), pytest.warns(EngineWarning, match="no such shape") as warned:
         out = sweep(memory_budget=800_000, progress=True)
@@ -330,12 +323,14 @@ def test_declaration_that_is_none(declared: Any) -> None:
 
 @pytest.mark.parametrize("budget", [120_000, 200_000, "400 KiB", "1MB", "4 GiB", 10**12, None])
 def test_every_budget_that_will_do_gives_the_same_numbers(
-    full: Outcome, budget: int | str | None, rows: list[Any]
+    full: Outcome, budget: int | str | None
 ) -> None:
     assert gap(sweep(memory_budget=budget, engine="cone"), full) < 1e-5
-    rows.clear()
-    sweep(sites=LATER, memory_budget=budget)
-    plan = plan_sweep(tiny_model("llama"), Llama3, LATER, SOURCE, TARGET, memory_budget=budget)
+    model = tiny_model("llama")
+    with traces(model) as seen:
+        sweep(model, sites=LATER, memory_budget=budget)
+    rows = from_the_middle(seen)
+    plan = plan_sweep(model, Llama3, LATER, SOURCE, TARGET, memory_budget=budget)
     if isinstance(budget, int):
         assert plan.peak <= budget
     # At most three unpatched rows go along in each trace.
@@ -354,10 +349,12 @@ def test_smaller_budgets_make_more_traces() -> None:
 
 
 @pytest.mark.parametrize("budget", [0, -1, 1.5, True, "", "much", "1 XB", "-1 GiB", [1]])
-def test_malformed_budget(budget: Any, rows: list[Any]) -> None:
-    with pytest.raises(MemoryBudgetError, match="must be a positive number of bytes, or a string"):
-        sweep(memory_budget=budget)
-    assert rows == []
+def test_malformed_budget(budget: Any) -> None:
+    model = tiny_model("llama")
+    told = "must be a positive number of bytes, or a string"
+    with traces(model) as seen, pytest.raises(MemoryBudgetError, match=told):
+        sweep(model, memory_budget=budget)
+    assert seen == []
 
 
 def test_what_cannot_fit_says_what_would() -> None:
@@ -415,24 +412,27 @@ class Small(nn.Module):
     def __init__(self, inner: Any, most: int) -> None:
         super().__init__()
         self.inner, self.most = inner, most
+        self.tried: list[int] = []
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.tried.append(len(hidden))
         if len(hidden) > self.most:
             raise torch.OutOfMemoryError("no room")
         return self.inner(hidden)
 
 
 @pytest.mark.parametrize("most", [3, 4, 10])
-def test_out_of_memory_halves_the_bucket_and_goes_on(
-    full: Outcome, most: int, rows: list[Any]
-) -> None:
+def test_out_of_memory_halves_the_bucket_and_goes_on(full: Outcome, most: int) -> None:
     model = tiny_model("llama")
-    model.model.layers[2].mlp = Small(model.model.layers[2].mlp, most)
-    with pytest.warns(MemoryWarning, match="do not fit on the device at once.*half of them"):
+    small = Small(model.model.layers[2].mlp, most)
+    model.model.layers[2].mlp = small
+    told = "do not fit on the device at once.*half of them"
+    with traces(model) as seen, pytest.warns(MemoryWarning, match=told):
         out = sweep(model, engine="cone")
     assert out.info["engine"] == "cone"
     assert gap(out, full) < 1e-5
-    assert min(rows) <= most < max(rows)
+    # What did not fit was no trace that ended.
+    assert min(from_the_middle(seen)) <= most < max(small.tried)
 
 
 def test_a_row_that_does_not_fit_alone_is_the_devices_own_error() -> None:
@@ -455,9 +455,12 @@ def test_a_row_that_does_not_fit_alone_is_the_devices_own_error() -> None:
 # Plans -------------------------------------------------------------------------------------------
 
 
-def test_plan_is_what_the_sweep_does(rows: list[Any]) -> None:
-    plan = plan_sweep(tiny_model("llama"), Llama3, LATER, SOURCE, TARGET)
-    out = sweep(sites=LATER)
+def test_plan_is_what_the_sweep_does() -> None:
+    model = tiny_model("llama")
+    plan = plan_sweep(model, Llama3, LATER, SOURCE, TARGET)
+    with traces(model) as seen:
+        out = sweep(model, sites=LATER)
+    rows = from_the_middle(seen)
     assert plan.elided == sum(int(out.cells[name].elided.sum()) for name in out)
     # Unpatched rows: of each prompt and one more with the longest and with single tokens, and one
     # with any others.
@@ -511,7 +514,7 @@ def test_plan_of_what_the_cone_engine_cannot_do() -> None:
         plan_sweep(tiny_model("llama"), attrs.evolve(Llama3, cone=False), SITES, SOURCE, TARGET)
 
 
-def test_a_sweep_without_any_difference_runs_nothing(rows: list[Any]) -> None:
+def test_a_sweep_without_any_difference_runs_nothing() -> None:
     out = ablation_patching(
         tiny_model("llama"),
         Llama3,
@@ -526,18 +529,20 @@ def test_a_sweep_without_any_difference_runs_nothing(rows: list[Any]) -> None:
     assert out.cells["resid"].elided[:, 0].all()
     assert (out.per_prompt("resid")[..., 0] == 0).all()
     assert not out.cells["resid"].elided[:, 1].all()
-    rows.clear()
-    same = ablation_patching(
-        tiny_model("llama"),
-        Llama3,
-        Sites("resid", seq_pos_type="each"),
-        TARGET[:1],
-        *(answers[:1] for answers in ANSWERS),
-        method="resample",
-        reference=TARGET[:1],
-        progress=False,
-    )
-    assert rows == []
+    model = tiny_model("llama")
+    with traces(model) as seen:
+        same = ablation_patching(
+            model,
+            Llama3,
+            Sites("resid", seq_pos_type="each"),
+            TARGET[:1],
+            *(answers[:1] for answers in ANSWERS),
+            method="resample",
+            reference=TARGET[:1],
+            progress=False,
+        )
+    # The unpatched runs alone: the prompt's, the donor's, and the prompt's again to be recorded.
+    assert seen == [Trace(1, 6, False)] * 3
     assert (same["resid"] == 0).all()
     assert same.info["engine"] == "cone"
 

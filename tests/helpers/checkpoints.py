@@ -10,10 +10,9 @@ from safetensors import safe_open
 
 from nnpatch_core import Outcome, Sites, activation_patching
 from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.samples import THREE
 
-SOURCE = torch.tensor([[5, 6, 7, 8, 9, 4], [5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
-TARGET = torch.tensor([[5, 9, 7, 8, 9, 4], [5, 6, 7, 3, 9, 4], [9, 8, 7, 6, 4, 4]])
-ANSWERS = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
+SOURCE, TARGET, ANSWERS = THREE
 SITES = Sites(["q", "v", "mlp", "resid"], seq_pos_type="each")
 #: Small enough for many buckets.
 BUDGET = 120_000

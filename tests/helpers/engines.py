@@ -50,6 +50,16 @@ def of_rows(seen: list[Trace]) -> list[Trace]:
     return seen[2:]
 
 
+def from_the_middle(seen: list[Trace]) -> list[int]:
+    """The rows of each trace that leaves tokens out.
+
+    Of prompts that begin as their sources do those are the cone engine's own, however many prompts
+    fit at once.
+    """
+    whole = max((trace.tokens for trace in seen), default=0)
+    return [trace.rows for trace in seen if trace.tokens < whole]
+
+
 @contextmanager
 def cut_by(overhead: float, tokens_at_once: int) -> Iterator[None]:
     """Plan for a machine of other costs, so that rows are cut into other buckets."""

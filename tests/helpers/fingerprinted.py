@@ -47,7 +47,7 @@ def with_default(logits: Tensor, *, column: Any = 0) -> torch.Tensor:
     return logits[:, column]
 
 
-def closing_over(value: Any) -> Callable[..., Any]:
+def closing_over(value: Any) -> Callable[[Tensor], Tensor]:
     def metric(logits: Tensor) -> Tensor:
         return (lambda column: logits[:, column] * value)(0)
 

@@ -22,7 +22,7 @@ from nnpatch_core.errors import (
     PatchingError,
 )
 from nnpatch_core.testing import tiny_api
-from tests.helpers.counted import calling
+from tests.helpers import counted
 
 SOURCE = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 TARGET = torch.tensor([[5, 16, 7, 8], [9, 20, 11, 12]])
@@ -38,15 +38,8 @@ custom = functools.partial(Sites, "resid", None, "custom")
 site = functools.partial(Site.get_site, tiny_api())
 
 
-class Counted:
+class Counted(counted.Counted):
     """A small model that counts its forwards, and the sweeps over it."""
-
-    def __init__(self, model: Any) -> None:
-        self.forwards = 0
-        self.model = calling(model, self.count)
-
-    def count(self) -> None:
-        self.forwards += 1
 
     def activation(
         self, sites: Callable[..., Any] = last, api: Any = None, **changed: Any

@@ -33,11 +33,10 @@ from nnpatch_core import (
 )
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 from tests.helpers.paths import ROOT
+from tests.helpers.samples import TWO
 
 MODEL, API = tiny_model("llama"), tiny_api()
-SOURCE = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 4]])
-TARGET = torch.tensor([[5, 9, 7, 8], [5, 6, 3, 4]])
-ANSWERS = torch.tensor([1, 2]), torch.tensor([4, 5])
+SOURCE, TARGET, ANSWERS = TWO
 SITES = Sites("resid", seq_pos_type="last")
 OUT = activation_patching(
     MODEL, API, Sites(["resid", "q"], seq_pos_type="each"), SOURCE, TARGET, *ANSWERS, progress=False

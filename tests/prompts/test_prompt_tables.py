@@ -28,9 +28,13 @@ def tokenizer() -> Any:
     return tiny_tokenizer([*ROW, " New York", "\n", "é"])
 
 
+#: Writes a table.
+Write = Callable[[str | bytes], Path]
+
+
 @pytest.fixture
-def write(tmp_path: Path) -> Callable[..., Any]:
-    def written(content: Any) -> Any:
+def write(tmp_path: Path) -> Write:
+    def written(content: str | bytes) -> Path:
         path = tmp_path / "pairs.csv"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
@@ -44,9 +48,7 @@ def says(error: type[Exception], make: Callable[..., Any], *args: Any, **options
     return str(caught.value)
 
 
-def test_rows_are_named_by_line_and_own_column_all_at_once(
-    tokenizer: Any, write: Callable[..., Any]
-) -> None:
+def test_rows_are_named_by_line_and_own_column_all_at_once(tokenizer: Any, write: Write) -> None:
     header = "clean,target,right answer,target_answer"
     bad = LINE.replace(" Paris", " New York")
     path = write("\n".join([header, LINE, bad, "", LINE, bad, "," + LINE.split(",", 1)[1], ""]))
@@ -99,7 +101,7 @@ def test_rows_of_a_frame_are_named_by_their_label(
     assert found.startswith(f"{place}column right answer: ' New York' is 2 tokens")
 
 
-def test_ragged_rows_are_faults_of_their_rows(tokenizer: Any, write: Callable[..., Any]) -> None:
+def test_ragged_rows_are_faults_of_their_rows(tokenizer: Any, write: Write) -> None:
     path = write("\n".join([HEADER, LINE, "The, old " + LINE, ",".join(ROW[:3]), LINE]))
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
     for part in (
@@ -112,9 +114,7 @@ def test_ragged_rows_are_faults_of_their_rows(tokenizer: Any, write: Callable[..
         assert len(PromptPairs.from_csv(path, tokenizer, faulty="drop")) == 2
 
 
-def test_bytes_that_are_no_utf_8_are_found_in_their_cell(
-    tokenizer: Any, write: Callable[..., Any]
-) -> None:
+def test_bytes_that_are_no_utf_8_are_found_in_their_cell(tokenizer: Any, write: Write) -> None:
     latin = LINE.replace(" Paris", " é").encode("latin-1")
     path = write(b"\n".join([HEADER.encode(), LINE.encode(), latin, LINE.encode()]))
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
@@ -138,14 +138,14 @@ def test_bytes_that_are_no_utf_8_are_found_in_their_cell(
     ],
 )
 def test_files_that_are_no_table(
-    tokenizer: Any, write: Callable[..., Any], content: str, parts: list[str]
+    tokenizer: Any, write: Write, content: str, parts: list[str]
 ) -> None:
     found = says(TokensError, PromptPairs.from_csv, write(content), tokenizer)
     for part in ["pairs.csv", *parts]:
         assert part in found
 
 
-def test_a_header_that_is_no_utf_8(tokenizer: Any, write: Callable[..., Any]) -> None:
+def test_a_header_that_is_no_utf_8(tokenizer: Any, write: Write) -> None:
     path = write(f"{HEADER},é\n{LINE},x".encode("latin-1"))
     assert len(PromptPairs.from_csv(path, tokenizer)) == 1
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns={"source": "é"})
@@ -153,7 +153,7 @@ def test_a_header_that_is_no_utf_8(tokenizer: Any, write: Callable[..., Any]) ->
     found.encode()
 
 
-def test_a_file_with_a_header_alone(tokenizer: Any, write: Callable[..., Any]) -> None:
+def test_a_file_with_a_header_alone(tokenizer: Any, write: Write) -> None:
     assert says(TokensError, PromptPairs.from_csv, write(HEADER), tokenizer) == (
         "there are no prompt pairs"
     )
@@ -178,13 +178,13 @@ def test_what_is_no_frame(tokenizer: Any, frame: Any) -> None:
     assert "must be a pandas DataFrame" in found
 
 
-def test_columns_that_are_no_mapping(tokenizer: Any, write: Callable[..., Any]) -> None:
+def test_columns_that_are_no_mapping(tokenizer: Any, write: Write) -> None:
     path = write(f"{HEADER}\n{LINE}")
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns=["source"])
     assert "columns must be a mapping" in found
 
 
-def test_columns_renamed_that_are_none(tokenizer: Any, write: Callable[..., Any]) -> None:
+def test_columns_renamed_that_are_none(tokenizer: Any, write: Write) -> None:
     path = write(f"{HEADER}\n{LINE}")
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns={1: "a", "b": "c"})
     assert "columns= renames 'b'" in found
@@ -217,7 +217,7 @@ def test_warnings_about_rows_of_one_label_name_their_positions(tokenizer: Any) -
 @pytest.mark.parametrize("quote", ["", '"'])
 @pytest.mark.parametrize("told", [False, True])
 def test_another_separator_than_commas_is_named(
-    tokenizer: Any, write: Callable[..., Any], separator: str, quote: str, told: bool
+    tokenizer: Any, write: Write, separator: str, quote: str, told: bool
 ) -> None:
     rows = [separator.join(f"{quote}{text}{quote}" for text in row) for row in (COLUMNS, ROW)]
     path = write("\n".join([*([f"sep={separator}"] * told), *rows]))
@@ -229,9 +229,7 @@ def test_another_separator_than_commas_is_named(
     assert f"from_dataframe(pandas.read_csv(path, sep={separator!r}{skipped}, dtype=str)" in found
 
 
-def test_a_line_that_names_the_comma_is_no_header(
-    tokenizer: Any, write: Callable[..., Any]
-) -> None:
+def test_a_line_that_names_the_comma_is_no_header(tokenizer: Any, write: Write) -> None:
     found = says(TokensError, PromptPairs.from_csv, write(f"sep=,\n{HEADER}\n{LINE}"), tokenizer)
     assert "line 1: it is 'sep=,' and no header; take this line out" in found
 
@@ -248,7 +246,7 @@ def test_options_that_there_are_not_are_refused_before_the_file_is_read(tokenize
         PromptPairs.from_dataframe(None, tokenizer, column={})
 
 
-def test_what_is_no_utf_8_has_advice(tokenizer: Any, write: Callable[..., Any]) -> None:
+def test_what_is_no_utf_8_has_advice(tokenizer: Any, write: Write) -> None:
     latin = LINE.replace(" Paris", " é").encode("latin-1")
     path = write(b"\n".join([HEADER.encode(), latin]))
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
@@ -272,7 +270,11 @@ def test_what_is_no_utf_8_has_advice(tokenizer: Any, write: Callable[..., Any]) 
     ],
 )
 def test_a_column_that_is_nearly_there_is_meant(
-    tokenizer: Any, write: Callable[..., Any], header: str, columns: Any, meant: dict[str, str]
+    tokenizer: Any,
+    write: Write,
+    header: str,
+    columns: Any,
+    meant: dict[str, str],
 ) -> None:
     path = write(f"{header}\n{LINE}")
     frame = pd.DataFrame([ROW], columns=header.split(","))
@@ -282,9 +284,7 @@ def test_a_column_that_is_nearly_there_is_meant(
         assert len(make(table, tokenizer, columns=meant)) == 1
 
 
-def test_a_column_that_is_far_from_any_is_not_guessed(
-    tokenizer: Any, write: Callable[..., Any]
-) -> None:
+def test_a_column_that_is_far_from_any_is_not_guessed(tokenizer: Any, write: Write) -> None:
     path = write(f"clean,corrupted,right,wrong\n{LINE}")
     assert "did you mean" not in says(TokensError, PromptPairs.from_csv, path, tokenizer)
 
@@ -304,14 +304,14 @@ def test_a_column_that_is_far_from_any_is_not_guessed(
     ],
 )
 def test_renamings_that_cannot_be_meant(
-    tokenizer: Any, write: Callable[..., Any], columns: dict[str, str], hint: str
+    tokenizer: Any, write: Write, columns: dict[str, str], hint: str
 ) -> None:
     path = write(f"{HEADER}\n{LINE}")
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns=columns)
     assert found.endswith(hint)
 
 
-def test_arguments_that_changed_places(tokenizer: Any, write: Callable[..., Any]) -> None:
+def test_arguments_that_changed_places(tokenizer: Any, write: Write) -> None:
     path, frame = write(f"{HEADER}\n{LINE}"), pd.DataFrame([ROW] * 99, columns=COLUMNS)
     for make, args, expected in (
         (PromptPairs.from_csv, (tokenizer, path), "from_csv(path, tokenizer) takes the tokenizer"),

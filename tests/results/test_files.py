@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import stat
@@ -21,18 +22,18 @@ import nnpatch_core
 from nnpatch_core import Outcome, Sites, _safetensors, activation_patching
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, OutcomeError
 from nnpatch_core.sweep import checkpoint as checkpoint_module
-from nnpatch_core.testing import tiny_api, tiny_model
+from nnpatch_core.testing import tiny_api, tiny_model, traces
+from tests.helpers.samples import ONE
 
-SOURCE, TARGET = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 8]])
-ANSWERS = torch.tensor([1]), torch.tensor([4])
+SOURCE, TARGET, ANSWERS = ONE
 #: Small enough for several parts.
 BUDGET = 70_000
 
 
-def sweep(path: Any = None, **options: Any) -> Outcome:
+def sweep(path: Any = None, model: Any = None, **options: Any) -> Outcome:
     sites = options.pop("sites", Sites(["mlp", "resid"], seq_pos_type="each"))
     return activation_patching(
-        tiny_model("llama"), tiny_api(), sites, SOURCE, TARGET, *ANSWERS,
+        model or tiny_model("llama"), tiny_api(), sites, SOURCE, TARGET, *ANSWERS,
         checkpoint=path, progress=False, **options,
     )  # fmt: skip
 
@@ -117,15 +118,16 @@ NO_FILES = {
 @both
 @pytest.mark.parametrize("place", list(NO_FILES))
 def test_what_is_no_file_is_an_error_before_anything_runs(
-    tmp_path: Path, kind: str, place: str, out: Outcome, rows: list[Any]
+    tmp_path: Path, kind: str, place: str, out: Outcome
 ) -> None:
     make, told = NO_FILES[place]
     make(tmp_path / "f")
     path = tmp_path / "g" / "f" if place == "below a file" else tmp_path / "f"
-    write = out.save if kind == "outcome" else sweep
-    with pytest.raises(ERRORS[kind], match=told):
+    model = tiny_model("llama")
+    write = out.save if kind == "outcome" else functools.partial(sweep, model=model)
+    with traces(model) as seen, pytest.raises(ERRORS[kind], match=told):
         write(path)
-    assert rows == []
+    assert seen == []
 
 
 @pytest.mark.parametrize("path", [None, 5, b"f", True, "", "a\0b", "\ud800" * 300, "x" * 5000, []])
@@ -195,11 +197,15 @@ FAILURES = {
 }
 
 
-@pytest.fixture(params=list(FAILURES))
-def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+#: Gives what counts the writes.
+Failing = Callable[[int], list[int]]
+
+
+@pytest.fixture(params=FAILURES)
+def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Failing:
     """From the nth write on none succeeds."""
 
-    def from_write(count: int) -> Any:
+    def from_write(count: int) -> list[int]:
         real, written = _safetensors.save_file, [0]
 
         def save(*arguments: Any, **options: Any) -> Any:
@@ -216,7 +222,7 @@ def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("first", [1, 3])
 def test_no_write_of_a_checkpoint_loses_the_sweep(
-    tmp_path: Path, failing: Callable[..., Any], often: None, first: int
+    tmp_path: Path, failing: Failing, often: None, first: int
 ) -> None:
     expected = sweep(memory_budget=BUDGET)
     written = failing(first)
@@ -227,7 +233,7 @@ def test_no_write_of_a_checkpoint_loses_the_sweep(
     assert found["resid"].equal(expected["resid"])
 
 
-def test_nor_does_the_last_one(tmp_path: Path, failing: Callable[..., Any]) -> None:
+def test_nor_does_the_last_one(tmp_path: Path, failing: Failing) -> None:
     written = failing(1)
     with pytest.warns(CheckpointWarning, match="could not be written"):
         found = sweep(tmp_path / "f")
@@ -274,15 +280,17 @@ def test_the_folder_goes_away_while_the_sweep_runs(
 
 
 def test_a_folder_that_nothing_can_be_written_in_is_told_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[Any]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(CheckpointError, match=r"nothing can be written in .*Permission denied"):
-        sweep(tmp_path / "f")
-    assert rows == []
+    model = tiny_model("llama")
+    told = r"nothing can be written in .*Permission denied"
+    with traces(model) as seen, pytest.raises(CheckpointError, match=told):
+        sweep(tmp_path / "f", model)
+    assert seen == []
 
 
 def test_a_finished_checkpoint_is_read_where_nothing_can_be_written(

@@ -17,16 +17,19 @@ from nnpatch_core import Outcome, Sites, _safetensors, activation_patching
 from nnpatch_core.errors import CheckpointError, OutcomeError
 from nnpatch_core.results import Cells
 from nnpatch_core.sites import Axis
-from nnpatch_core.testing import tiny_api, tiny_model
+from nnpatch_core.testing import tiny_api, tiny_model, traces
+from tests.helpers.engines import of_rows
+from tests.helpers.samples import ONE
 
-SOURCE, TARGET = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 8]])
-ANSWERS = torch.tensor([1]), torch.tensor([4])
+SOURCE, TARGET, ANSWERS = ONE
+#: A file's path, what reads it, and the error of its kind.
+Written = tuple[Path, Callable[[Path], Any], type[Exception]]
 
 
-def sweep(path: Path | None = None, **options: Any) -> Outcome:
+def sweep(path: Path | None = None, model: Any = None, **options: Any) -> Outcome:
     return activation_patching(
-        tiny_model("llama"), tiny_api(), Sites("q", seq_pos_type="each"), SOURCE, TARGET, *ANSWERS,
-        checkpoint=path, progress=False, **options,
+        model or tiny_model("llama"), tiny_api(), Sites("q", seq_pos_type="each"),
+        SOURCE, TARGET, *ANSWERS, checkpoint=path, progress=False, **options,
     )  # fmt: skip
 
 
@@ -35,7 +38,7 @@ def out() -> Outcome:
     return sweep()
 
 
-def unfold(path: Path) -> tuple[Any, ...]:
+def unfold(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     with safe_open(str(path), framework="pt") as file:
         header = json.loads(file.metadata()["nnpatch"])
         return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -49,8 +52,8 @@ def fold(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -
 
 
 @pytest.fixture(params=["outcome", "checkpoint"])
-def written(request: pytest.FixtureRequest, tmp_path: Path, out: Outcome) -> tuple[Any, ...]:
-    """A file of each kind: its path, what reads it, and the error of its kind."""
+def written(request: pytest.FixtureRequest, tmp_path: Path, out: Outcome) -> Written:
+    """A file of each kind."""
     path = tmp_path / "f"
     if request.param == "outcome":
         out.save(path)
@@ -62,7 +65,7 @@ def written(request: pytest.FixtureRequest, tmp_path: Path, out: Outcome) -> tup
 # Digests ----------------------------------------------------------------------------------------
 
 
-def test_another_number_is_damage(written: tuple[Any, ...]) -> None:
+def test_another_number_is_damage(written: Written) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     name = next(name for name in tensors if tensors[name].is_floating_point())
@@ -72,7 +75,7 @@ def test_another_number_is_damage(written: tuple[Any, ...]) -> None:
         read(path)
 
 
-def test_another_word_is_damage(written: tuple[Any, ...]) -> None:
+def test_another_word_is_damage(written: Written) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     header["writer"] = "0.0.1"
@@ -81,7 +84,7 @@ def test_another_word_is_damage(written: tuple[Any, ...]) -> None:
         read(path)
 
 
-def test_a_file_without_a_digest_is_damage(written: tuple[Any, ...]) -> None:
+def test_a_file_without_a_digest_is_damage(written: Written) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     del header["digest"]
@@ -124,7 +127,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_hostile_headers(written: tuple[Any, ...], name: str) -> None:
+def test_hostile_headers(written: Written, name: str) -> None:
     path, read, error = written
     raw_header(path, HEADERS[name])
     with pytest.raises(error, match=f"{path} is not an? (outcome|checkpoint)") as caught:
@@ -132,7 +135,7 @@ def test_hostile_headers(written: tuple[Any, ...], name: str) -> None:
     assert str(caught.value).isprintable()
 
 
-def test_a_file_of_an_earlier_format_tells_what_reads_it(written: tuple[Any, ...]) -> None:
+def test_a_file_of_an_earlier_format_tells_what_reads_it(written: Written) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     kind = header["format"].removesuffix(" 2")
@@ -145,7 +148,7 @@ def test_a_file_of_an_earlier_format_tells_what_reads_it(written: tuple[Any, ...
         read(path)
 
 
-def test_a_header_that_lacks_or_has_too_much(written: tuple[Any, ...]) -> None:
+def test_a_header_that_lacks_or_has_too_much(written: Written) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     for name in set(header) - {"format", "digest", "writer"}:
@@ -265,17 +268,18 @@ def test_parts_that_do_not_fit(
     ],
 )
 def test_parts_of_a_checkpoint_that_do_not_fit(
-    tmp_path: Path, name: str, change: Callable[..., Any], rows: list[Any]
+    tmp_path: Path, name: str, change: Callable[..., Any]
 ) -> None:
     path = tmp_path / "f"
     sweep(path)
-    rows.clear()
     header, tensors = unfold(path)
     tensors[name] = change(tensors.get(name, tensors["values/0"]).clone()).contiguous()
     fold(path, header, tensors)
-    with pytest.raises(CheckpointError, match=f"{path} is no whole checkpoint"):
-        sweep(path)
-    assert rows == []
+    model = tiny_model("llama")
+    told = f"{path} is no whole checkpoint"
+    with traces(model) as seen, pytest.raises(CheckpointError, match=told):
+        sweep(path, model)
+    assert of_rows(seen) == []
 
 
 @pytest.mark.parametrize("budget", ["", "x", "-1", "1.5", "0", "9" * 30, "²", None, 5])

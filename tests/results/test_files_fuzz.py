@@ -22,10 +22,9 @@ from safetensors.torch import save_file
 from nnpatch_core import Outcome, Sites, _safetensors, activation_patching
 from nnpatch_core.errors import CheckpointError, OutcomeError, PatchingError
 from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.samples import TWO
 
-SOURCE = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 4]])
-TARGET = torch.tensor([[5, 9, 7, 8], [5, 6, 3, 4]])
-ANSWERS = torch.tensor([1, 2]), torch.tensor([4, 5])
+SOURCE, TARGET, ANSWERS = TWO
 MODEL = tiny_model("llama")
 METRICS = ["logit_difference", "answer_probability"]
 #: How many mutants of each kind the tests try; `figures` tries more.
@@ -53,7 +52,7 @@ def content(out: Outcome) -> list[str]:
     ]
 
 
-def unfold(path: Path) -> tuple[Any, ...]:
+def unfold(path: Path) -> tuple[Any, dict[str, torch.Tensor]]:
     with safe_open(str(path), framework="pt") as file:
         header = json.loads(file.metadata()["nnpatch"])
         return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ LAYOUTS["bloom"] = Interleaved
 
 
 @functools.cache
-def read(family: str) -> tuple[Any, ...]:
+def read(family: str) -> tuple[Any, Mapping[str, str]]:
     """The adapter of a family, and what could not be read off."""
     settings, _ = FAMILIES[family]
     model = tiny_model(family, **settings)

@@ -150,7 +150,7 @@ class Strategy:
     def __repr__(self) -> str:
         return "Theirs()"
 
-    def expand(self, seq_len: int) -> list[Any]:
+    def expand(self, seq_len: int) -> list[tuple[int, ...]]:
         return list(self.groups)
 
 

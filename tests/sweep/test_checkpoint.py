@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +14,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnpatch_core import MetricContext, Sites, ablation_patching, reads_tokens
-from nnpatch_core.engine import cone
+from nnpatch_core import MetricContext, Outcome, Sites, ablation_patching, reads_tokens
 from nnpatch_core.errors import CheckpointError
-from nnpatch_core.sweep import checkpoint as checkpoint_module
-from nnpatch_core.testing import tiny_api, tiny_model
+from nnpatch_core.testing import tiny_api, tiny_model, traces
 from tests.helpers.checkpoints import ANSWERS, BUDGET, SITES, TARGET, done, numbers, sweep
+from tests.helpers.engines import from_the_middle
+from tests.helpers.faults import broken_after
 from tests.helpers.paths import ROOT
 
 #: Large enough for all prompts at once.
 LARGE = 10_000_000
 
 
-@pytest.fixture
-def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Breaks a sweep off when so many traces were run."""
-
-    def prepare(count: int) -> Any:
-        real = cone.ConeRun._run
-        left = [count]
-
-        def breaking(self: Any, bucket: Any, columns: Any) -> Any:
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            return real(self, bucket, columns)
-
-        monkeypatch.setattr(cone.ConeRun, "_run", breaking)
-        monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
-        return lambda: monkeypatch.setattr(cone.ConeRun, "_run", real)
-
-    return prepare
-
-
 SCRIPT = """
-import sys, time
+import sys
 import torch
 torch.set_num_threads(1)
-from nnpatch_core.engine import cone
 sys.path.insert(0, {folder!r})
 from tests.helpers.checkpoints import sweep
-real = cone.ConeRun._run
-def slowly(self, bucket, columns):
-    time.sleep(0.05)
-    return real(self, bucket, columns)
-cone.ConeRun._run = slowly
+from tests.helpers.faults import slow_down
+slow_down(0.05)
 sweep({path!r})
 print("finished")
 """
 
 
-def test_survives_being_killed_more_than_once(tmp_path: Path, rows: list[Any]) -> None:
+def test_survives_being_killed_more_than_once(tmp_path: Path) -> None:
     path = tmp_path / "sweep.ckpt"
-    unbroken = sweep()
-    whole = len(rows)
+    model = tiny_model("llama")
+    with traces(model) as seen:
+        unbroken = sweep(model=model)
+    whole = len(from_the_middle(seen))
     code = SCRIPT.format(folder=str(ROOT), path=str(path))
     before = 0
     for _ in range(2):
@@ -82,26 +58,27 @@ def test_survives_being_killed_more_than_once(tmp_path: Path, rows: list[Any]) -
         assert process.returncode == -signal.SIGKILL
         assert before < done(path) < unbroken.patched("q").numel() * 4
         before = done(path)
-    rows.clear()
-    resumed = sweep(path)
-    assert 0 < len(rows) < whole - 1
+    with traces(model) as seen:
+        resumed = sweep(path, model)
+    assert 0 < len(from_the_middle(seen)) < whole - 1
     assert numbers(resumed).equal(numbers(unbroken))
     for name in unbroken:
         assert resumed.cells[name].elided.equal(unbroken.cells[name].elided)
     # Only the file itself is left, and it has all of the sweep.
     assert [each.name for each in tmp_path.iterdir()] == ["sweep.ckpt"]
-    rows.clear()
-    assert numbers(sweep(path)).equal(numbers(unbroken))
-    assert rows == []
+    with traces(model) as seen:
+        assert numbers(sweep(path, model)).equal(numbers(unbroken))
+    assert seen
+    assert from_the_middle(seen) == []
 
 
 @pytest.mark.parametrize("stop", [1, 2, 5])
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1}, {"metric": "kl_divergence"}])
 def test_resumes_bitwise_wherever_it_stopped(
-    tmp_path: Path, killed_after: Callable[..., Any], stop: int, options: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int, options: dict[str, Any]
 ) -> None:
     unbroken = sweep(**options)
-    mend = killed_after(stop)
+    mend = broken_after(monkeypatch, stop)
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path / "c", **options)
     mend()
@@ -110,30 +87,24 @@ def test_resumes_bitwise_wherever_it_stopped(
 
 def test_full_engine_resumes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken = sweep(engine="full")
-    from nnpatch_core.engine import full
-
-    real, left = full.forward, [7]
-
-    def breaking(*arguments: Any, **options: Any) -> Any:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(full, "forward", breaking)
-    monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
+    mend = broken_after(monkeypatch, 7, "full")
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path / "c", engine="full")
-    left[0] = 10_000
-    assert numbers(sweep(tmp_path / "c", engine="full")).equal(numbers(unbroken))
+    mend()
+    model = tiny_model("llama")
+    with traces(model) as seen:
+        assert numbers(sweep(tmp_path / "c", model, engine="full")).equal(numbers(unbroken))
+    # Once more, now that nothing is left to do: the unpatched runs.
+    with traces(model) as unpatched:
+        sweep(tmp_path / "c", model, engine="full")
     # Each cell of each prompt, as the budget lets one prompt run at a time, but for the seven.
     cells = sum(len(cells.index) for cells in unbroken.cells.values())
-    assert 10_000 - left[0] == 3 * cells - 7
+    assert len(seen) - len(unpatched) == 3 * cells - 7
 
 
 @pytest.mark.parametrize("method", ["zero", "mean", "resample"])
-def test_ablation_resumes(tmp_path: Path, killed_after: Callable[..., Any], method: str) -> None:
-    def ablate(path: Any) -> Any:
+def test_ablation_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def ablate(path: Path | None) -> Outcome:
         return ablation_patching(
             tiny_model("llama"),
             tiny_api(),
@@ -147,7 +118,7 @@ def test_ablation_resumes(tmp_path: Path, killed_after: Callable[..., Any], meth
         )
 
     unbroken = ablate(None)
-    mend = killed_after(3)
+    mend = broken_after(monkeypatch, 3)
     with pytest.raises(KeyboardInterrupt):
         ablate(tmp_path / "c")
     mend()
@@ -246,8 +217,9 @@ def test_an_outcome_is_no_checkpoint(tmp_path: Path) -> None:
     ("place", "told"), [("", "is not a file: it is a folder"), ("missing/c", "there is no folder")]
 )
 def test_a_place_where_none_can_be_is_refused_before_anything_runs(
-    tmp_path: Path, place: str, told: str, rows: list[Any]
+    tmp_path: Path, place: str, told: str
 ) -> None:
-    with pytest.raises(CheckpointError, match=told):
-        sweep(tmp_path / place)
-    assert rows == []
+    model = tiny_model("llama")
+    with traces(model) as seen, pytest.raises(CheckpointError, match=told):
+        sweep(tmp_path / place, model)
+    assert seen == []

@@ -50,13 +50,12 @@ from tests.helpers.fingerprinted import (
     wrapped,
 )
 from tests.helpers.paths import ROOT
+from tests.helpers.samples import TWO
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
 
-SOURCE = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 4]])
-TARGET = torch.tensor([[5, 9, 7, 8], [5, 6, 3, 4]])
-ANSWERS = torch.tensor([1, 2]), torch.tensor([4, 5])
+SOURCE, TARGET, ANSWERS = TWO
 COMPONENTS = decoder_components()
 
 
@@ -84,7 +83,7 @@ def numbers(out: Outcome) -> torch.Tensor:
     return torch.cat([out.raw[metric][name].flatten() for metric in out.metrics for name in out])
 
 
-def of_other_code() -> Callable[..., Any]:
+def of_other_code() -> Callable[[Tensor, Any], Tensor]:
     def plain(logits: Tensor, context: Any) -> Tensor:
         return logits.gather(1, context.source_answer_index[:, None])[:, 0] * 1
 
