@@ -22,7 +22,7 @@ DISTRIBUTIONS = ("nnpatch_core", "nnpatch_llama", "nnpatch_mistral", "nnpatch_ge
 EXAMPLE = "docs/examples/nnpatch-gpt2"
 SOURCES = [f"{name}/src" for name in (*DISTRIBUTIONS, EXAMPLE)]
 TESTING = ("accelerate", "hypothesis", "peft", "psutil", "pytest")
-LINTING = ("hypothesis", "mypy", "pytest", "ruff", "types-psutil")
+LINTING = (*TESTING, "mypy", "ruff", "types-psutil")
 # What builds the distributions; pip takes it into environments of its own.
 BUILDING = ("editables", "hatchling")
 # The last ones are what an editable install and tests on the pages need.
@@ -165,6 +165,9 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy", *SOURCES)
+    session.run("mypy", "tests", "--exclude", "tests/bench")
+    # Its files are no package: they run with the interpreter of each contestant.
+    session.run("mypy", "--explicit-package-bases", "tests/bench", env={"MYPYPATH": "tests/bench"})
 
 
 @nox.session(reuse_venv=False)

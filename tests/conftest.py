@@ -8,8 +8,6 @@ import hypothesis
 import pytest
 import torch
 
-from nnpatch_core.engine import cone
-
 # Two busy threads on two shared cores can be ten times slower than one.
 torch.set_num_threads(1)
 
@@ -23,20 +21,6 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
 @pytest.fixture(autouse=True)
-def all_plugins(monkeypatch):
+def all_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the developer's shell limits, tests see every installed plugin."""
     monkeypatch.delenv("NNPATCH_PLUGINS", raising=False)
-
-
-@pytest.fixture
-def rows(monkeypatch):
-    """The rows of each trace of the cone engine."""
-    found = []
-    real = cone.ConeExecution._run
-
-    def spied(self, bucket, columns):
-        found.append(len(bucket.runs))
-        return real(self, bucket, columns)
-
-    monkeypatch.setattr(cone.ConeExecution, "_run", spied)
-    return found

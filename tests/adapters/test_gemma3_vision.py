@@ -23,11 +23,11 @@ from nnpatch_core.plugins import find_adapter
 from nnpatch_core.testing import run_checks, tiny_model
 from nnpatch_gemma import Gemma3, Gemma3Vision
 from tests.helpers.family_oracle import POST_NORMS, FamilyOracle, Layout
+from tests.helpers.oracle import COMPONENTS
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
 
-COMPONENTS = ("resid_pre", "q", "k", "v", "o", "attn", "mlp", "resid")
 SOURCE = [(5, 6, 7, 8, 9, 10), (21, 22, 23, 24)]
 TARGET = [(5, 16, 7, 18, 9, 10), (21, 32, 23, 24)]
 ANSWERS = torch.tensor([20, 21]), torch.tensor([30, 31])

@@ -6,15 +6,27 @@ import json
 import logging
 import sys
 import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nnpatch_core.cli import main
-from tests.helpers.commands import SWAPPED, Done
+from tests.helpers.commands import (
+    SWAPPED,
+    Command,
+    Done,
+    Install,
+    Misused,
+    ModelFolder,
+    Module,
+    Refused,
+)
 
 
 @pytest.fixture(autouse=True)
-def quiet_transformers():
+def quiet_transformers() -> Iterator[None]:
     """The program lowers the level of a logger, which is not to outlast a test."""
     logger = logging.getLogger("transformers")
     level = logger.level
@@ -23,11 +35,12 @@ def quiet_transformers():
 
 
 @pytest.fixture
-def nnpatch(capsys):
+def nnpatch(capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs a command in this process."""
 
-    def nnpatch(*arguments):
+    def nnpatch(*arguments: object) -> Done:
         capsys.readouterr()
+        code: Any
         try:
             code = main([str(argument) for argument in arguments])
         except SystemExit as end:  # argparse
@@ -40,10 +53,10 @@ def nnpatch(capsys):
 
 
 @pytest.fixture
-def refused(nnpatch):
+def refused(nnpatch: Command) -> Refused:
     """Runs a command that cannot be carried out; it says why in one line that has all the parts."""
 
-    def refused(*arguments, parts=()):
+    def refused(*arguments: object, parts: Iterable[str] = ()) -> str:
         done = nnpatch(*arguments)
         assert done.code == 2
         assert done.out == ""
@@ -57,10 +70,10 @@ def refused(nnpatch):
 
 
 @pytest.fixture
-def misused(nnpatch):
+def misused(nnpatch: Command) -> Misused:
     """Runs a command that is spelled wrongly: usage, and what is wrong with it."""
 
-    def misused(*arguments, parts=()):
+    def misused(*arguments: object, parts: Iterable[str] = ()) -> None:
         done = nnpatch(*arguments)
         assert done.code == 2
         assert done.out == ""
@@ -74,13 +87,13 @@ def misused(nnpatch):
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
     """Puts a module on the path, for `module:attribute`."""
     folder = tmp_path / "modules"
     folder.mkdir()
-    made = []
+    made: list[str] = []
 
-    def module(code, name="martians"):
+    def module(code: str, name: str = "martians") -> str:
         (folder / f"{name}.py").write_text(textwrap.dedent(code), encoding="utf-8")
         monkeypatch.syspath_prepend(str(folder))
         made.append(name)
@@ -92,11 +105,13 @@ def module(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def install(tmp_path, monkeypatch):
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Puts throw-away distributions on the path, as an installer would."""
-    modules = []
+    modules: list[str] = []
 
-    def install(distribution, code, *, version="1.2.3", value=None):
+    def install(
+        distribution: str, code: str, *, version: str = "1.2.3", value: str | None = None
+    ) -> Path:
         module = distribution.replace("-", "_")
         site_packages = tmp_path / f"site-{len(modules)}"
         info = site_packages / f"{module}-{version}.dist-info"
@@ -118,10 +133,10 @@ def install(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def model_folder(tmp_path):
+def model_folder(tmp_path: Path) -> ModelFolder:
     """Writes a config.json, of settings or of any text, into a folder of its own."""
 
-    def model_folder(config, name="model"):
+    def model_folder(config: str | dict[str, Any], name: str = "model") -> Path:
         folder = tmp_path / name
         folder.mkdir()
         text = config if isinstance(config, str) else json.dumps(config)
@@ -132,6 +147,6 @@ def model_folder(tmp_path):
 
 
 @pytest.fixture
-def wrong(module):
+def wrong(module: Module) -> str:
     """A module of adapters that are wrong."""
     return module(SWAPPED)

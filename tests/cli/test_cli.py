@@ -3,6 +3,8 @@
 Most tests call `main` in this process; a few run the program, for real exit codes and pipes.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -12,11 +14,12 @@ import sysconfig
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nnpatch_core.cli import main
-from tests.helpers.commands import OWN, adapters
+from tests.helpers.commands import OWN, Command, Install, Misused, adapters
 from tests.helpers.paths import ROOT
 
 # Help, version, usage ---------------------------------------------------------------------------
@@ -37,7 +40,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 @pytest.mark.parametrize("command", OPTIONS, ids=lambda command: "".join(command) or "nnpatch")
-def test_help(nnpatch, command, flag):
+def test_help(nnpatch: Command, command: Any, flag: str) -> None:
     done = nnpatch(*command, flag)
     assert done.code == 0
     assert done.err == ""
@@ -46,14 +49,14 @@ def test_help(nnpatch, command, flag):
         assert option in done.out
 
 
-def test_help_has_every_option(nnpatch):
+def test_help_has_every_option(nnpatch: Command) -> None:
     """A new option comes with a line in the tests above."""
     for command, expected in OPTIONS.items():
         options = set(re.findall(r"--[a-z-]+", nnpatch(*command, "--help").out))
         assert options - {"--help"} == {part for part in expected if part.startswith("--")}
 
 
-def test_version(nnpatch):
+def test_version(nnpatch: Command) -> None:
     done = nnpatch("--version")
     assert (done.code, done.err) == (0, "")
     assert done.out == f"nnpatch-core {metadata.version('nnpatch-core')}\n"
@@ -74,7 +77,7 @@ def test_version(nnpatch):
         (["new-adapter", "--model-type", "gpt2"], "NAME"),
     ],
 )
-def test_misspelled_command(misused, arguments, part):
+def test_misspelled_command(misused: Misused, arguments: list[str], part: str) -> None:
     misused(*arguments, parts=[part])
 
 
@@ -87,11 +90,13 @@ def test_misspelled_command(misused, arguments, part):
         (["check", "Llama3", "--layer5=0"], "did you mean --layers?"),
     ],
 )
-def test_misspelled_command_that_is_like_another(misused, arguments, hint):
+def test_misspelled_command_that_is_like_another(
+    misused: Misused, arguments: list[str], hint: str
+) -> None:
     misused(*arguments, parts=[hint])
 
 
-def test_entry_point_of_the_distribution():
+def test_entry_point_of_the_distribution() -> None:
     """What makes the program `nnpatch` leads to what is tested here."""
     text = (ROOT / "nnpatch_core/pyproject.toml").read_text(encoding="utf-8")
     value = tomllib.loads(text)["project"]["scripts"]["nnpatch"]
@@ -101,7 +106,7 @@ def test_entry_point_of_the_distribution():
 # The program ------------------------------------------------------------------------------------
 
 
-def program(*arguments, **options):
+def program(*arguments: Any, **options: Any) -> Any:
     """The installed program; where it is not installed, what it would run."""
     script = Path(sysconfig.get_path("scripts")) / "nnpatch"
     call = "import sys; from nnpatch_core.cli import main; sys.exit(main())"
@@ -118,7 +123,7 @@ def program(*arguments, **options):
     )
 
 
-def test_program_with_a_broken_plugin(install):
+def test_program_with_a_broken_plugin(install: Install) -> None:
     site_packages = install("broken-models", "raise SystemExit(0)").parent
     path = os.pathsep.join([str(site_packages), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
     done = program("plugins", "--json", stdout=subprocess.PIPE, env={"PYTHONPATH": path})
@@ -128,14 +133,14 @@ def test_program_with_a_broken_plugin(install):
     assert set(OWN) <= set(adapters(found))
 
 
-def test_program_without_the_model():
+def test_program_without_the_model() -> None:
     done = program("components", "no/such-model", stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("nnpatch: error: 'no/such-model' is no model type")
 
 
-def test_program_whose_reader_has_gone():
+def test_program_whose_reader_has_gone() -> None:
     """What `| head -1` does to it, when head is the quicker one."""
     read, write = os.pipe()
     os.close(read)

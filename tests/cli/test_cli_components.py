@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
+from nnpatch_core import DecoderAPI
 from nnpatch_core.adapters import heads_of, table_of
 from nnpatch_core.cli.models import weightless
 from nnpatch_core.infer import read_model
 from nnpatch_core.scaffold import adapter_source
 from nnpatch_core.testing import tiny_model
-from tests.helpers.commands import COMPONENTS, SMALL, Done, components_json, hook, rows_of
+from tests.helpers.commands import (
+    COMPONENTS,
+    SMALL,
+    Command,
+    Done,
+    Install,
+    ModelFolder,
+    Module,
+    Refused,
+    components_json,
+    hook,
+    rows_of,
+)
 
 LLAMA = """\
 adapter Llama3, model type llama
@@ -31,12 +46,12 @@ model.layers.N, layers 0-2
 """
 
 
-def test_components_of_a_model_type(nnpatch):
+def test_components_of_a_model_type(nnpatch: Command) -> None:
     done = nnpatch("components", "llama")
     assert done == Done(0, LLAMA, "")
 
 
-def test_components_as_json(nnpatch):
+def test_components_as_json(nnpatch: Command) -> None:
     found = components_json(nnpatch, "llama")
     (kind,) = found.pop("kinds")
     assert found == {
@@ -69,7 +84,9 @@ def test_components_as_json(nnpatch):
     }
 
 
-def test_components_of_a_folder_and_of_its_config(model_folder, nnpatch, monkeypatch):
+def test_components_of_a_folder_and_of_its_config(
+    model_folder: ModelFolder, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = model_folder(SMALL)
     found = components_json(nnpatch, folder)
     (kind,) = found["kinds"]
@@ -88,13 +105,15 @@ def test_components_of_a_folder_and_of_its_config(model_folder, nnpatch, monkeyp
     assert "model.layers.N, layers 0-4\n" in nnpatch("components", folder).out
 
 
-def test_model_type_is_meant_before_a_folder_of_that_name(model_folder, nnpatch, monkeypatch):
+def test_model_type_is_meant_before_a_folder_of_that_name(
+    model_folder: ModelFolder, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(model_folder(SMALL, "llama").parent)
     assert components_json(nnpatch, "llama")["layers"] == 3
     assert components_json(nnpatch, "./llama")["layers"] == 5
 
 
-def test_norms_after_the_blocks(nnpatch):
+def test_norms_after_the_blocks(nnpatch: Command) -> None:
     found = components_json(nnpatch, "gemma2")
     assert found["adapter"] == "Gemma2"
     rows = rows_of(found["kinds"][0])
@@ -125,7 +144,7 @@ FUSED = """
 """
 
 
-def test_adapter_of_a_module_with_fused_columns(module, nnpatch):
+def test_adapter_of_a_module_with_fused_columns(module: Module, nnpatch: Command) -> None:
     name = module(FUSED)
     found = components_json(nnpatch, "gpt2", "--adapter", f"{name}:GPT2")
     assert (found["adapter"], found["path"]) == ("GPT2", "transformer.h")
@@ -175,7 +194,7 @@ KINDS = """
 """
 
 
-def test_layers_of_different_kinds(module, nnpatch):
+def test_layers_of_different_kinds(module: Module, nnpatch: Command) -> None:
     name = module(KINDS)
     found = components_json(nnpatch, "qwen3_next", "--adapter", f"{name}:Qwen3Next")
     most, other = found["kinds"]
@@ -190,14 +209,14 @@ def test_layers_of_different_kinds(module, nnpatch):
     assert "model.layers.N, layer 1" in lines
 
 
-def test_layers_with_different_numbers_of_heads(module, nnpatch):
+def test_layers_with_different_numbers_of_heads(module: Module, nnpatch: Command) -> None:
     name = module(KINDS)
     most, other = components_json(nnpatch, "llama", "--adapter", f"{name}:Counted")["kinds"]
     assert (most["layers"], rows_of(most)["q"]["heads"]) == ([0, 2], 4)
     assert (other["layers"], rows_of(other)["q"]["heads"]) == ([1], 8)
 
 
-def test_table_that_is_made_anew_each_time(module, nnpatch):
+def test_table_that_is_made_anew_each_time(module: Module, nnpatch: Command) -> None:
     name = module(KINDS)
     (kind,) = components_json(nnpatch, "llama", "--adapter", f"{name}:Dynamic")["kinds"]
     assert kind["layers"] == [0, 1, 2]
@@ -207,7 +226,7 @@ def test_table_that_is_made_anew_each_time(module, nnpatch):
     ("layers", "told"),
     [([0], "0"), ([0, 1], "0-1"), ([0, 2], "0, 2"), ([4], "4"), ([0, 1, 2, 5], "0-2, 5")],
 )
-def test_how_layers_are_named(layers, told):
+def test_how_layers_are_named(layers: list[int], told: str) -> None:
     from nnpatch_core._ranges import ranges
 
     assert ranges(layers) == told
@@ -220,7 +239,7 @@ SHOWN = (
 )
 
 
-def seen(model, adapter, layer):
+def seen(model: Any, adapter: DecoderAPI, layer: int) -> dict[str, int]:
     """The widths of the components in a run of a model with weights."""
     found = {}
     module = model.get_submodule(f"{adapter.layers}.{layer}")
@@ -228,10 +247,10 @@ def seen(model, adapter, layer):
     for name, row in table_of(adapter, model, layer).items():
         place = module.get_submodule(row.module)
 
-        def enter(_, args, kwargs, name=name):
+        def enter(_: Any, args: Any, kwargs: Any, name: Any = name) -> None:
             found[name] = (args[0] if args else next(iter(kwargs.values()))).shape[-1]
 
-        def leave(_, args, output, name=name, row=row):
+        def leave(_: Any, args: Any, output: Any, name: Any = name, row: Any = row) -> None:
             found[name] = (output[row.item] if isinstance(output, tuple) else output).shape[-1]
 
         if row.side == "input":
@@ -246,7 +265,9 @@ def seen(model, adapter, layer):
 
 
 @pytest.mark.parametrize("family", SHOWN)
-def test_shapes_are_those_of_a_real_run(module, model_folder, nnpatch, family):
+def test_shapes_are_those_of_a_real_run(
+    module: Module, model_folder: ModelFolder, nnpatch: Command, family: str
+) -> None:
     model = tiny_model(family)
     adapter = read_model(model, "Read").adapter
     source, names = adapter_source(adapter, "Read")
@@ -274,7 +295,7 @@ HUGE = {
 }
 
 
-def test_no_weights_are_made_for_a_config(model_folder, nnpatch):
+def test_no_weights_are_made_for_a_config(model_folder: ModelFolder, nnpatch: Command) -> None:
     # First a small one: of the other, weights would fill any memory.
     for name, config, parameters in (("small", SMALL, 6e4), ("huge", HUGE, 70e9)):
         folder = model_folder(config, name)
@@ -291,7 +312,7 @@ def test_no_weights_are_made_for_a_config(model_folder, nnpatch):
     assert (rows["resid"]["width"], rows["q"]["heads"], rows["k"]["width"]) == (8192, 64, 1024)
 
 
-def test_no_weights_are_read_from_a_folder(model_folder, nnpatch):
+def test_no_weights_are_read_from_a_folder(model_folder: ModelFolder, nnpatch: Command) -> None:
     folder = model_folder(SMALL)
     (folder / "model.safetensors").write_bytes(b"these are no weights")
     assert components_json(nnpatch, folder)["layers"] == 5
@@ -327,7 +348,9 @@ MISFITS = """
         ("", ["'martians:' cannot be imported", "AttributeError"]),
     ],
 )
-def test_adapter_that_does_not_fit(module, refused, attribute, parts):
+def test_adapter_that_does_not_fit(
+    module: Module, refused: Refused, attribute: str, parts: list[str]
+) -> None:
     name = module(MISFITS)
     refused("components", "llama", "--adapter", f"{name}:{attribute}", parts=parts)
 
@@ -346,14 +369,16 @@ def test_adapter_that_does_not_fit(module, refused, attribute, parts):
     ],
 )
 @pytest.mark.parametrize("command", ["components", "check"])
-def test_adapter_that_is_not_there(module, refused, command, name, code, parts):
+def test_adapter_that_is_not_there(
+    module: Module, refused: Refused, command: str, name: str, code: str, parts: list[str]
+) -> None:
     module(code)
     arguments = ["llama", "--adapter", name] if command == "components" else [name]
     refused(command, *arguments, parts=parts)
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "no/such-model", "no/such/folder", ""])
-def test_model_that_is_not_there(refused, name):
+def test_model_that_is_not_there(refused: Refused, name: str) -> None:
     refused("components", name, parts=[f"{name!r} is no model type", "cannot be loaded"])
     refused("check", "Llama3", name, parts=[f"{name!r} is no model type", "cannot be loaded"])
 
@@ -369,25 +394,34 @@ def test_model_that_is_not_there(refused, name):
         ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size"),
     ],
 )
-def test_config_that_cannot_be_read(model_folder, refused, config, part):
+def test_config_that_cannot_be_read(
+    model_folder: ModelFolder, refused: Refused, config: str | dict[str, str], part: str
+) -> None:
     folder = model_folder(config)
     for place in (folder, folder / "config.json"):
         line = refused("components", place, parts=["cannot be loaded as a model", part])
         assert len(line) < 600
 
 
-def test_config_of_no_causal_model(model_folder, refused):
+def test_config_of_no_causal_model(model_folder: ModelFolder, refused: Refused) -> None:
     line = refused("components", model_folder({"model_type": "t5"}), parts=["T5Config"])
     assert len(line) < 600
 
 
-def test_folder_without_a_config(tmp_path, refused):
+def test_folder_without_a_config(tmp_path: Path, refused: Refused) -> None:
     refused("components", tmp_path, parts=[str(tmp_path), "cannot be loaded as a model"])
 
 
-def test_config_with_code_of_its_own_is_not_run(model_folder, refused, monkeypatch):
-    asked = []
-    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "n")
+def test_config_with_code_of_its_own_is_not_run(
+    model_folder: ModelFolder, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def answer(*question: object) -> str:
+        asked.append(question)
+        return "n"
+
+    monkeypatch.setattr("builtins.input", answer)
     config = {"model_type": "martian", "auto_map": {"AutoConfig": "martian.MartianConfig"}}
     folder = model_folder(config)
     (folder / "martian.py").write_text("raise RuntimeError('run')", encoding="utf-8")
@@ -395,7 +429,7 @@ def test_config_with_code_of_its_own_is_not_run(model_folder, refused, monkeypat
     assert asked == []
 
 
-def test_type_that_no_plugin_claims(nnpatch):
+def test_type_that_no_plugin_claims(nnpatch: Command) -> None:
     done = nnpatch("components", "mamba")
     assert done.code == 0
     assert done.lines[0] == "adapter Mamba, model type mamba"
@@ -408,21 +442,23 @@ def test_type_that_no_plugin_claims(nnpatch):
     assert list(found["missing"]) == ["q", "k", "v", "o", "attn", "mlp"]
 
 
-def test_type_that_no_plugin_claims_beside_a_broken_one(install, nnpatch):
+def test_type_that_no_plugin_claims_beside_a_broken_one(install: Install, nnpatch: Command) -> None:
     install("martian-models", "raise RuntimeError('at import')")
     done = nnpatch("components", "gpt2")
     for part in ("Inferred from", "martian-models 1.2.3", "at import"):
         assert part in done.out
 
 
-def test_type_whose_plugin_is_left_out(nnpatch, monkeypatch):
+def test_type_whose_plugin_is_left_out(nnpatch: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NNPATCH_PLUGINS", "")
     done = nnpatch("components", "llama")
     assert done.code == 0
     assert "nnpatch-llama has one, which NNPATCH_PLUGINS='' leaves out" in done.out
 
 
-def test_folder_of_a_type_that_no_plugin_claims(model_folder, nnpatch):
+def test_folder_of_a_type_that_no_plugin_claims(
+    model_folder: ModelFolder, nnpatch: Command
+) -> None:
     """What has no weights cannot be run: a tiny model of its type is, and the config is shown."""
     folder = model_folder({"model_type": "gpt2", "n_embd": 48, "n_head": 6, "n_layer": 5})
     found = components_json(nnpatch, folder)
@@ -431,8 +467,10 @@ def test_folder_of_a_type_that_no_plugin_claims(model_folder, nnpatch):
     assert (rows_of(kind)["q"]["heads"], rows_of(kind)["q"]["width"]) == (6, 144)
 
 
-def test_folder_of_a_type_without_a_tiny_model(model_folder, refused, monkeypatch):
-    def none(model_type):
+def test_folder_of_a_type_without_a_tiny_model(
+    model_folder: ModelFolder, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(model_type: str) -> Any:
         return tiny_model(model_type, hidden_size=4096)
 
     monkeypatch.setattr("nnpatch_core.cli.components.tiny_model", none)
@@ -440,7 +478,7 @@ def test_folder_of_a_type_without_a_tiny_model(model_folder, refused, monkeypatc
     refused("components", model_folder({"model_type": "gpt2"}), parts=parts)
 
 
-def test_two_adapters_for_one_type(install, nnpatch, refused):
+def test_two_adapters_for_one_type(install: Install, nnpatch: Command, refused: Refused) -> None:
     code = hook("register(DecoderAPI('Alpaca', ('llama',), decoder_components()))")
     install("other-llamas", code, version="7.0")
     parts = ["'llama'", "'Alpaca' of other-llamas 7.0", "'Llama3' of nnpatch-llama", "--adapter"]
@@ -450,7 +488,7 @@ def test_two_adapters_for_one_type(install, nnpatch, refused):
     assert components_json(nnpatch, "gemma2")["adapter"] == "Gemma2"
 
 
-def test_two_adapters_of_one_name(install, refused):
+def test_two_adapters_of_one_name(install: Install, refused: Refused) -> None:
     code = hook("register(DecoderAPI('Llama3', ('alpaca',), decoder_components()))")
     install("other-llamas", code, version="7.0")
     for arguments in (("components", "llama", "--adapter", "Llama3"), ("check", "Llama3")):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nnpatch_core.testing import CHECKS, causal_model_types, tiny_model
 from tests.helpers.commands import (
     COMPONENTS,
+    Command,
+    Misused,
+    Refused,
     check_json,
     components_json,
     listing,
@@ -27,15 +31,17 @@ FILES = [
 ]
 
 
-def written(folder, name):
+def written(folder: Path, name: str) -> str:
     return (folder / f"src/nnpatch_{name}/__init__.py").read_text(encoding="utf-8")
 
 
-def readme(folder):
+def readme(folder: Path) -> str:
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_package_in_the_current_folder(tmp_path, nnpatch, monkeypatch):
+def test_package_in_the_current_folder(
+    tmp_path: Path, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = nnpatch("new-adapter", "gpt2", "--model-type", "gpt2")
     assert (done.code, done.err) == (0, "")
@@ -51,7 +57,7 @@ def test_package_in_the_current_folder(tmp_path, nnpatch, monkeypatch):
     assert len(lines) == 8
 
 
-def test_package_elsewhere_as_json(tmp_path, nnpatch):
+def test_package_elsewhere_as_json(tmp_path: Path, nnpatch: Command) -> None:
     folder = tmp_path / "deep" / "down"
     done = nnpatch("new-adapter", "My_GPT2", "--model-type", "gpt2", "--output", folder, "--json")
     assert (done.code, done.err) == (0, "")
@@ -67,7 +73,9 @@ def test_package_elsewhere_as_json(tmp_path, nnpatch):
     assert 'name="MyGpt2",\n    model_types=("gpt2",)' in written(folder, "my_gpt2")
 
 
-def test_written_adapter_passes_the_checks(tmp_path, nnpatch, monkeypatch):
+def test_written_adapter_passes_the_checks(
+    tmp_path: Path, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By another way than the command's own: the module is imported and checked."""
     folder = tmp_path / "package"
     code = nnpatch("new-adapter", "neox", "--model-type", "gpt_neox", "--output", folder).code
@@ -83,7 +91,7 @@ def test_written_adapter_passes_the_checks(tmp_path, nnpatch, monkeypatch):
 
 
 @pytest.mark.parametrize("make", ["empty folder", "full folder", "file"])
-def test_what_exists_is_left_as_it_is(tmp_path, refused, make):
+def test_what_exists_is_left_as_it_is(tmp_path: Path, refused: Refused, make: str) -> None:
     target = tmp_path / "nnpatch-gpt2"
     if make == "file":
         target.write_text("mine", encoding="utf-8")
@@ -105,14 +113,16 @@ def test_what_exists_is_left_as_it_is(tmp_path, refused, make):
 @pytest.mark.parametrize(
     "name", ["", "!!", "3llamas", "none", "é", "a/b", "../a", "a'b", "-", "nnpatch-", "a--b!"]
 )
-def test_name_that_makes_no_package(tmp_path, refused, monkeypatch, name):
+def test_name_that_makes_no_package(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     refused("new-adapter", "--model-type", "gpt2", "--", name, parts=[repr(name), "letters"])
     assert listing(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["core", "nnpatch-core"])
-def test_name_of_the_core(tmp_path, refused, name):
+def test_name_of_the_core(tmp_path: Path, refused: Refused, name: str) -> None:
     refused("new-adapter", name, "--model-type", "gpt2", "--output", tmp_path / "new")
     assert listing(tmp_path) == []
 
@@ -120,7 +130,7 @@ def test_name_of_the_core(tmp_path, refused, name):
 @pytest.mark.parametrize(
     ("model_type", "like"), [("lama", "llama"), ("gpt-2", "gpt2"), ("zzzzzzzz", "llama")]
 )
-def test_unknown_model_type(tmp_path, refused, model_type, like):
+def test_unknown_model_type(tmp_path: Path, refused: Refused, model_type: str, like: str) -> None:
     arguments = ["new-adapter", "new", "--model-type", model_type]
     line = refused(*arguments, "--output", tmp_path / "new", parts=[repr(model_type), like])
     assert len(line) < 250
@@ -142,7 +152,9 @@ def test_unknown_model_type(tmp_path, refused, model_type, like):
         ("xmod", [], ["does not run on plain tokens", "language"]),
     ],
 )
-def test_model_of_which_there_is_no_tiny_one(tmp_path, refused, model_type, settings, parts):
+def test_model_of_which_there_is_no_tiny_one(
+    tmp_path: Path, refused: Refused, model_type: str, settings: list[str], parts: list[str]
+) -> None:
     if model_type not in causal_model_types():
         pytest.skip(f"this transformers has no {model_type}")
     given = [part for setting in settings for part in ("--config", setting)]
@@ -151,14 +163,16 @@ def test_model_of_which_there_is_no_tiny_one(tmp_path, refused, model_type, sett
     assert listing(tmp_path) == []
 
 
-def test_settings_of_the_tiny_model(tmp_path, nnpatch, monkeypatch):
+def test_settings_of_the_tiny_model(
+    tmp_path: Path, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, written = [], []
 
-    def tiny(model_type, **settings):
+    def tiny(model_type: str, **settings: Any) -> Any:
         made.append((model_type, settings))
         return tiny_model(model_type, **settings)
 
-    def write(*arguments):
+    def write(*arguments: Any) -> Any:
         written.append(arguments[-1])
         return []
 
@@ -181,14 +195,14 @@ def test_settings_of_the_tiny_model(tmp_path, nnpatch, monkeypatch):
     assert written == [expected]
 
 
-def test_settings_change_what_is_read(tmp_path, nnpatch):
+def test_settings_change_what_is_read(tmp_path: Path, nnpatch: Command) -> None:
     arguments = ["new-adapter", "new", "--model-type", "granite", "--output", tmp_path / "new"]
     assert nnpatch(*arguments, "--config", "residual_multiplier=0.5").code == 0
     assert 'residual="scaled"' in written(tmp_path / "new", "new")
 
 
 @pytest.mark.parametrize("setting", ["hidden_size", "=3", "a-b=1", "a b=1", "3=3", ""])
-def test_setting_that_is_none(tmp_path, misused, setting):
+def test_setting_that_is_none(tmp_path: Path, misused: Misused, setting: str) -> None:
     misused(
         *("new-adapter", "new", "--model-type", "llama", "--output", tmp_path / "new"),
         *("--config", setting),
@@ -198,13 +212,15 @@ def test_setting_that_is_none(tmp_path, misused, setting):
 
 
 @pytest.mark.parametrize("setting", ["class=3", "rope_scale=NaN", "rope_scale=-Infinity"])
-def test_setting_that_python_does_not_spell_so(tmp_path, nnpatch, setting):
+def test_setting_that_python_does_not_spell_so(
+    tmp_path: Path, nnpatch: Command, setting: str
+) -> None:
     arguments = ["new-adapter", "new", "--model-type", "llama", "--output", tmp_path / "new"]
     assert nnpatch(*arguments, "--config", setting).code == 2
     assert listing(tmp_path) == []
 
 
-def test_what_could_not_be_read_off_is_said(tmp_path, nnpatch):
+def test_what_could_not_be_read_off_is_said(tmp_path: Path, nnpatch: Command) -> None:
     """Its keys and values are made of one latent vector, by one module."""
     folder = tmp_path / "latent"
     arguments = ["new-adapter", "latent", "--model-type", "deepseek_v3", "--output"]
@@ -225,7 +241,7 @@ def test_what_could_not_be_read_off_is_said(tmp_path, nnpatch):
     assert "Checks that fail" not in readme(folder)
 
 
-def test_nothing_missing_is_not_mentioned(tmp_path, nnpatch):
+def test_nothing_missing_is_not_mentioned(tmp_path: Path, nnpatch: Command) -> None:
     folder = tmp_path / "new"
     done = nnpatch("new-adapter", "new", "--model-type", "llama", "--output", folder)
     assert done.code == 0
@@ -234,14 +250,16 @@ def test_nothing_missing_is_not_mentioned(tmp_path, nnpatch):
         assert "ail" not in text
 
 
-def without_gradient(model_type, **settings):
+def without_gradient(model_type: str, **settings: Any) -> Any:
     """A tiny model through whose last MLP no gradient flows."""
     model = tiny_model(model_type, **settings)
     model.model.layers[-1].mlp.register_forward_hook(lambda _, args, output: output.detach())
     return model
 
 
-def test_family_that_fails_a_check(tmp_path, nnpatch, monkeypatch):
+def test_family_that_fails_a_check(
+    tmp_path: Path, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nnpatch_core.cli.models.tiny_model", without_gradient)
     arguments = ["new-adapter", "new", "--model-type", "llama", "--output"]
     done = nnpatch(*arguments, tmp_path / "one", "--json")
@@ -257,7 +275,7 @@ def test_family_that_fails_a_check(tmp_path, nnpatch, monkeypatch):
     assert f"- `check_gradients`: {reason}" in readme(tmp_path / "two").splitlines()
 
 
-def test_type_that_the_model_does_not_call_itself(tmp_path, nnpatch):
+def test_type_that_the_model_does_not_call_itself(tmp_path: Path, nnpatch: Command) -> None:
     if "gpt-sw3" not in causal_model_types():
         pytest.skip("this transformers has no gpt-sw3")
     folder = tmp_path / "new"
@@ -266,7 +284,7 @@ def test_type_that_the_model_does_not_call_itself(tmp_path, nnpatch):
     assert done.code != 0 or 'model_types=("gpt2",)' in written(folder, "sw3")
 
 
-def test_place_that_cannot_be_written(tmp_path, refused):
+def test_place_that_cannot_be_written(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     refused(
         *("new-adapter", "new", "--model-type", "llama", "--output", tmp_path / "file" / "new"),
@@ -275,11 +293,13 @@ def test_place_that_cannot_be_written(tmp_path, refused):
     assert listing(tmp_path) == ["file"]
 
 
-def test_nothing_is_left_of_a_package_half_written(tmp_path, refused, monkeypatch):
+def test_nothing_is_left_of_a_package_half_written(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writes = []
     write_text = Path.write_text
 
-    def third_fails(path, *args, **kwargs):
+    def third_fails(path: Any, *args: Any, **kwargs: Any) -> Any:
         writes.append(path)
         if len(writes) == 3:
             raise OSError(28, "No space left on device")

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import pytest
 
-from tests.helpers.commands import OWN, adapters, garbage, hook, plugins_json
+from tests.helpers.commands import OWN, Command, Install, adapters, garbage, hook, plugins_json
 
 MARTIAN = """
     from nnpatch_core import DecoderAPI, decoder_components, hookimpl
@@ -31,7 +31,7 @@ MARTIAN = """
 """
 
 
-def test_own_plugins_as_json(nnpatch):
+def test_own_plugins_as_json(nnpatch: Command) -> None:
     found = plugins_json(nnpatch)
     assert (found["limited_to"], found["unknown"], found["failures"]) == (None, [], [])
     assert OWN.items() <= adapters(found).items()
@@ -48,11 +48,11 @@ def test_own_plugins_as_json(nnpatch):
     }
 
 
-def cells(line):
+def cells(line: str) -> list[str]:
     return re.split(r"\s{2,}", line)
 
 
-def test_own_plugins_as_a_table(nnpatch):
+def test_own_plugins_as_a_table(nnpatch: Command) -> None:
     done = nnpatch("plugins")
     assert (done.code, done.err) == (0, "")
     header, *rows = done.lines
@@ -69,7 +69,7 @@ def test_own_plugins_as_a_table(nnpatch):
         assert all(row[header.index(place) - 2 : header.index(place)] == "  " for row in rows)
 
 
-def test_plugin_with_strategies_and_metrics(install, nnpatch):
+def test_plugin_with_strategies_and_metrics(install: Install, nnpatch: Command) -> None:
     install("martian-models", MARTIAN)
     (found,) = [
         each
@@ -97,7 +97,7 @@ def test_plugin_with_strategies_and_metrics(install, nnpatch):
     ]
 
 
-def test_plugin_that_registers_nothing(install, nnpatch):
+def test_plugin_that_registers_nothing(install: Install, nnpatch: Command) -> None:
     install("martian-models", "")
     (row,) = [line for line in nnpatch("plugins").lines if line.startswith("martian-models")]
     assert cells(row) == ["martian-models", "1.2.3", "-", "-", "-"]
@@ -113,7 +113,13 @@ def test_plugin_that_registers_nothing(install, nnpatch):
         ("pluto", [], ["pluto"]),
     ],
 )
-def test_plugins_that_are_limited(nnpatch, monkeypatch, variable, expected, unknown):
+def test_plugins_that_are_limited(
+    nnpatch: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    expected: list[str],
+    unknown: list[str],
+) -> None:
     monkeypatch.setenv("NNPATCH_PLUGINS", variable)
     found = plugins_json(nnpatch)
     assert found["limited_to"] == variable
@@ -131,7 +137,7 @@ def test_plugins_that_are_limited(nnpatch, monkeypatch, variable, expected, unkn
     assert ("No plugin is loaded" in done.out) == (not expected)
 
 
-def test_no_plugin_installed(nnpatch, monkeypatch):
+def test_no_plugin_installed(nnpatch: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nnpatch_core.plugins.manager.metadata.distributions", lambda: [])
     assert plugins_json(nnpatch)["plugins"] == []
     done = nnpatch("plugins")
@@ -191,7 +197,9 @@ BROKEN = {
     BROKEN.values(),
     ids=BROKEN,
 )
-def test_broken_plugin(install, nnpatch, code, stage, error):
+def test_broken_plugin(
+    install: Install, nnpatch: Command, code: str, stage: str, error: str
+) -> None:
     install("broken-models", code, version="0.9")
     install("martian-models", MARTIAN)
     found = plugins_json(nnpatch, code=1)
@@ -215,7 +223,9 @@ def test_broken_plugin(install, nnpatch, code, stage, error):
     ("value", "error"),
     [("no_such_module", "ModuleNotFoundError"), ("broken_models:nothing", "AttributeError")],
 )
-def test_entry_point_that_leads_nowhere(install, nnpatch, value, error):
+def test_entry_point_that_leads_nowhere(
+    install: Install, nnpatch: Command, value: str, error: str
+) -> None:
     install("broken-models", "", value=value)
     found = plugins_json(nnpatch, code=1)
     (failure,) = found["failures"]
@@ -232,7 +242,9 @@ def test_entry_point_that_leads_nowhere(install, nnpatch, value, error):
         ("METADATA", b"Name: broken-models\nVersion: 1\nA: \xff\n", False),
     ],
 )
-def test_distribution_with_an_unreadable_file(install, nnpatch, file, content, listed):
+def test_distribution_with_an_unreadable_file(
+    install: Install, nnpatch: Command, file: str, content: bytes, listed: bool
+) -> None:
     info = install("broken-models", MARTIAN)
     (info / file).write_bytes(content)
     done = nnpatch("plugins", "--json")
@@ -245,7 +257,7 @@ def test_distribution_with_an_unreadable_file(install, nnpatch, file, content, l
 
 
 @pytest.mark.parametrize("file", ["METADATA", "entry_points.txt"])
-def test_distribution_without_a_file(install, nnpatch, file):
+def test_distribution_without_a_file(install: Install, nnpatch: Command, file: str) -> None:
     """What an interrupted uninstall leaves behind is none."""
     info = install("broken-models", "raise RuntimeError('imported')")
     (info / file).unlink()
@@ -254,7 +266,7 @@ def test_distribution_without_a_file(install, nnpatch, file):
     assert "broken-models" not in adapters(found)
 
 
-def test_broken_plugins_all_at_once(install, nnpatch):
+def test_broken_plugins_all_at_once(install: Install, nnpatch: Command) -> None:
     whole = [row[0] for row in BROKEN.values()]
     for number, code in enumerate(whole):
         install(f"broken-{number}", code)
@@ -264,7 +276,9 @@ def test_broken_plugins_all_at_once(install, nnpatch):
     assert nnpatch("plugins").out.count("\nFailed: ") == len(whole)
 
 
-def test_only_broken_plugins(install, nnpatch, monkeypatch):
+def test_only_broken_plugins(
+    install: Install, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("broken-models", "raise RuntimeError('at import')")
     monkeypatch.setenv("NNPATCH_PLUGINS", "broken-models")
     done = nnpatch("plugins")
@@ -273,20 +287,22 @@ def test_only_broken_plugins(install, nnpatch, monkeypatch):
     assert "No plugin" not in done.out
 
 
-def test_broken_plugin_that_is_left_out(install, nnpatch, monkeypatch):
+def test_broken_plugin_that_is_left_out(
+    install: Install, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("broken-models", "raise RuntimeError('at import')")
     monkeypatch.setenv("NNPATCH_PLUGINS", "llama")
     assert plugins_json(nnpatch)["failures"] == []
 
 
-def test_error_of_several_lines(install, nnpatch):
+def test_error_of_several_lines(install: Install, nnpatch: Command) -> None:
     install("broken-models", "raise RuntimeError('first' + chr(10) + 'second')")
     (failure,) = plugins_json(nnpatch, code=1)["failures"]
     assert failure["error"] == "RuntimeError: first\nsecond"
     assert nnpatch("plugins").code == 1
 
 
-def test_error_that_cannot_be_printed(install, nnpatch):
+def test_error_that_cannot_be_printed(install: Install, nnpatch: Command) -> None:
     code = """
         class Mute(Exception):
             def __str__(self):
@@ -299,12 +315,16 @@ def test_error_that_cannot_be_printed(install, nnpatch):
     assert "Mute" in failure["error"]
 
 
-def test_broken_plugin_does_not_hinder_the_other_commands(install, nnpatch):
+def test_broken_plugin_does_not_hinder_the_other_commands(
+    install: Install, nnpatch: Command
+) -> None:
     install("broken-models", "raise RuntimeError('at import')")
     assert nnpatch("components", "llama").code == 0
     assert nnpatch("check", "Llama3", "--only", "check_model_type").code == 0
 
 
-def test_garbage_adapter_does_not_hinder_the_other_commands(install, nnpatch):
+def test_garbage_adapter_does_not_hinder_the_other_commands(
+    install: Install, nnpatch: Command
+) -> None:
     install("broken-models", garbage(model_types="None"))
     assert nnpatch("components", "llama").code == 0

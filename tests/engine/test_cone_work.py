@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core import Site, Sites
-from nnpatch_core.engine import ascent, unembedding
-from nnpatch_core.testing import tiny_model
+from nnpatch_core.engine import unembedding
+from nnpatch_core.testing import tiny_model, traces
 from nnpatch_gemma import Gemma2
 from nnpatch_llama import Llama3
-from tests.helpers.engines import check_cone, cut_by
+from tests.helpers.engines import check_cone, cut_by, of_rows
 from tests.helpers.families import FAMILIES
 from tests.helpers.metrics import answer_logit
 from tests.helpers.oracle import COMPONENTS, random_prompts
@@ -23,19 +23,6 @@ from tests.helpers.pairs import LAYERS, Pairs, unlike, unlike_pairs
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
 
 # What need not be run.
-
-
-def spied(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Will hold the first position of each trace of rows."""
-    starts: list[int] = []
-    forward = ascent.forward
-
-    def spy(*arguments: Any, **options: Any) -> Tensor:
-        starts.append(options["start"])
-        return forward(*arguments, **options)
-
-    monkeypatch.setattr(ascent, "forward", spy)
-    return starts
 
 
 def layers_run(model: Any) -> list[int]:
@@ -84,14 +71,12 @@ def test_nothing_left_of_where_a_prompt_parts_from_its_source_is_run() -> None:
     ("names", "layers"),
     [(["resid_pre", "mlp", "resid"], [0, 1, 2]), (["resid"], [1, 2]), (["resid"], [2]), ("q", [1])],
 )
-def test_what_is_elided_costs_nothing(
-    names: Any, layers: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_elided_costs_nothing(names: Any, layers: list[int]) -> None:
     """Each row that is run passes the layers above its entry, from its own token on."""
     model = tiny_model("llama")
-    counts, starts = layers_run(model), spied(monkeypatch)
+    counts = layers_run(model)
     sites = Sites(names, layers, "each", heads=[3] if names == "q" else None)
-    with cut_by(0.0, 10**6):
+    with cut_by(0.0, 10**6), traces(model) as seen:
         out = PARTING_PAIRS.sweep(sites, "cone", model)
     assert out.info["engine"] == "cone"
     # The first layer of each cell's rows: `resid` enters after its own.
@@ -110,6 +95,7 @@ def test_what_is_elided_costs_nothing(
             entered = sum(entry <= layer for entry in entries)
             expected[layer] += entered * rows * (WIDTH - position)
     assert counts == expected
+    starts = [WIDTH - trace.tokens for trace in of_rows(seen)]
     # Rows that pass no layer may as well run together.
     apart = min(entries) < LAYERS
     assert sorted(starts) == (list(range(min(map(parting, range(4))), WIDTH)) if apart else [0])
@@ -155,33 +141,36 @@ def test_two_runs_of_one_prompt_are_not_run() -> None:
         assert not out.cells[name].elided[:, 0].any()
 
 
-def test_zeros_where_zeros_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zeros_where_zeros_were() -> None:
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.zero_()
-    pairs, starts = unlike_pairs("llama", 8, 5, 7), spied(monkeypatch)
+    pairs = unlike_pairs("llama", 8, 5, 7)
     sites = Sites("mlp", layers=[1], seq_pos_type="each")
-    out = pairs.ablate(sites, "cone", model)
+    with traces(model) as seen:
+        out = pairs.ablate(sites, "cone", model)
     assert out.info["engine"] == "cone"
     assert out.cells["mlp"].elided.all()
-    assert starts == []
+    assert of_rows(seen) == []
     unpatched = out.baseline.target
     assert torch.equal(out.patched("mlp")[1], unpatched.expand(8, -1))
-    assert not pairs.ablate(Sites("mlp", layers=[2]), "cone", model).cells["mlp"].elided.any()
-    assert starts
+    with traces(model) as seen:
+        other = pairs.ablate(Sites("mlp", layers=[2]), "cone", model)
+    assert not other.cells["mlp"].elided.any()
+    assert of_rows(seen)
 
 
 @pytest.mark.parametrize(
-    ("overhead", "tokens_at_once", "traces"), [(0.0, 10**6, 7), (1e6, 10**6, 1), (0.0, 1, 7 * 9)]
+    ("overhead", "tokens_at_once", "count"), [(0.0, 10**6, 7), (1e6, 10**6, 1), (0.0, 1, 7 * 9)]
 )
 def test_rows_are_cut_by_what_a_machine_costs(
-    overhead: float, tokens_at_once: int, traces: int, monkeypatch: pytest.MonkeyPatch
+    overhead: float, tokens_at_once: int, count: int
 ) -> None:
-    starts = spied(monkeypatch)
+    pairs = unlike_pairs("llama", 7, 7, 7)
     sites = Sites("resid_pre", seq_pos_type="each")
-    with cut_by(overhead, tokens_at_once):
-        unlike_pairs("llama", 7, 7, 7).sweep(sites, "cone")
-    assert len(starts) == traces
+    with cut_by(overhead, tokens_at_once), traces(pairs.model) as seen:
+        pairs.sweep(sites, "cone")
+    assert len(of_rows(seen)) == count
 
 
 # The head.
@@ -201,7 +190,7 @@ def projected(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
 
 def test_only_the_columns_that_are_read_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    seen, whole_heads, starts = projected(monkeypatch), [], spied(monkeypatch)
+    seen, whole_heads = projected(monkeypatch), []
 
     real = nn.Linear.forward
 
@@ -214,9 +203,10 @@ def test_only_the_columns_that_are_read_are_computed(monkeypatch: pytest.MonkeyP
     # No hook, as the head of a model with one there is left alone.
     monkeypatch.setattr(nn.Linear, "forward", count)
     pairs, sites = unlike_pairs("llama", 8, 5, 7), Sites("resid", seq_pos_type="each")
-    out = pairs.sweep(sites, "cone", model, metric=["logit_difference", answer_logit])
+    with traces(model) as ran:
+        out = pairs.sweep(sites, "cone", model, metric=["logit_difference", answer_logit])
     answers = sorted({*pairs.answers[0].tolist(), *pairs.answers[1].tolist()})
-    assert len(seen) == len(starts)
+    assert len(seen) == len(of_rows(ran))
     for last, weight in seen:
         assert last.shape[1:] == (1, 32)
         assert torch.equal(weight, model.lm_head.weight[answers])
@@ -226,10 +216,10 @@ def test_only_the_columns_that_are_read_are_computed(monkeypatch: pytest.MonkeyP
     check_cone(out, expected)
     seen.clear()
     whole_heads.clear()
-    starts.clear()
-    pairs.sweep(sites, "cone", model, metric=["logit_difference", "kl_divergence"])
+    with traces(model) as ran:
+        pairs.sweep(sites, "cone", model, metric=["logit_difference", "kl_divergence"])
     assert seen == []
-    assert len(whole_heads) == len(starts) + 2
+    assert len(whole_heads) == len(of_rows(ran)) + 2
     assert {shape[1] for shape in whole_heads} == {1}
 
 

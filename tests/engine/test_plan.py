@@ -586,7 +586,7 @@ def test_plans_of_chunks_are_one_plan(first: Case, second: Case) -> None:
         assert both.peak == max(bucket.peak for bucket in (*one.buckets, *other.buckets))
 
 
-def test_a_plan_is_printed_in_words():
+def test_a_plan_is_printed_in_words() -> None:
     rows = PatchedRuns(*np.array([[0, 0, 0, 2], [1, 0, 3, 1]]).T)
     costs = Costs(token=1, context=0, score=0, row=0)
     plan = make_plan(rows, cells=3, batch=1, n_layers=3, seq_len=4, costs=costs, budget=2048)

@@ -331,7 +331,7 @@ def flat_positions() -> Any:
     return model
 
 
-def test_a_row_for_each_token_is_not_taken_for_one_for_each_prompt():
+def test_a_row_for_each_token_is_not_taken_for_one_for_each_prompt() -> None:
     """As many prompts as tokens cannot be told apart, and are refused instead of mixed up."""
     generator = torch.Generator().manual_seed(0)
     source, target = (torch.randint(5, 50, (4, 4), generator=generator) for _ in range(2))

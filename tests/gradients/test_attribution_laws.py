@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +19,8 @@ from torch import Tensor, nn
 
 from nnpatch_core import MultiSite, Outcome, Site, Sites
 from nnpatch_core.errors import MemoryBudgetError, MetricError, PositionError
-from nnpatch_core.gradients import attention, first_order, graph, integrated
-from nnpatch_core.testing import tiny_model
+from nnpatch_core.gradients import attention
+from nnpatch_core.testing import tiny_model, traces
 from tests.helpers.attribution import (
     EXPECTED,
     LAYERS,
@@ -137,8 +139,9 @@ def test_what_only_linear_pieces_follow_is_exact() -> None:
     exact = runs.patch(ends, "logit_difference", model=model)
     check_equal(found, exact)
     before = Sites("attn", layers=[LAYERS - 1], seq_pos_type="last")
-    found = runs.estimate(before, "logit_difference", model=model)["attn"]
-    assert (found - runs.patch(before, "logit_difference", model=model)["attn"]).abs().max() > 1e-3
+    estimate = runs.estimate(before, "logit_difference", model=model)["attn"]
+    measured = runs.patch(before, "logit_difference", model=model)["attn"]
+    assert (estimate - measured).abs().max() > 1e-3
 
 
 # Integrated gradients are complete.
@@ -191,23 +194,20 @@ def test_the_residual_stream_of_a_layer_adds_up_to_one(metric: str) -> None:
 # The same by any cut.
 
 
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+@contextmanager
+def passes(model: Any) -> Iterator[list[int]]:
     """The rows of each forward, and of each call of an attention by itself."""
     found: list[int] = []
+    real = attention.call
 
-    def spied(module: Any, name: str, rows: Any) -> None:
-        real = getattr(module, name)
+    def seen(nnmodel: Any, path: str, args: Any, kwargs: Any, visit: Any) -> None:
+        found.append(len(kwargs["hidden_states"]))
+        real(nnmodel, path, args, kwargs, visit)
 
-        def seen(*args: Any, **kwargs: Any) -> Any:
-            found.append(rows(*args))
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(module, name, seen)
-
-    for module in (graph, integrated, first_order):
-        spied(module, "forward", lambda _, batch, *rest: len(batch))
-    spied(attention, "call", lambda _, path, args, kwargs, visit: len(kwargs["hidden_states"]))
-    return found
+    with traces(model) as forwards, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "call", seen)
+        yield found
+        found += [trace.rows for trace in forwards]
 
 
 def least_memory(runs: Runs, sites: Any, **options: Any) -> int:
@@ -234,19 +234,17 @@ def smallest(runs: Runs, sites: Any, **options: Any) -> int:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("variant", ["llama", "gemma3"])
-def test_prompts_and_steps_can_be_cut(
-    variant: str, method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompts_and_steps_can_be_cut(variant: str, method: str) -> None:
     runs = runs_of(variant, (6, 4, 5), (5, 5, 6))
     sites = Sites(COMPONENTS, layers=[0, 2], seq_pos_type="each")
     options = METHODS[method]
     budget = smallest(runs, sites, **options)
-    rows = passes(monkeypatch)
-    whole = runs.estimate(sites, **options)
+    with passes(runs.model) as rows:
+        whole = runs.estimate(sites, **options)
     largest = max(rows)
     for cut in ({"batch_size": 1}, {"batch_size": 2}, {"memory_budget": budget}):
-        rows.clear()
-        found = runs.estimate(sites, **options, **cut)
+        with passes(runs.model) as rows:
+            found = runs.estimate(sites, **options, **cut)
         # As one prompt after the other, or by two; and a small budget cuts more than prompts.
         assert 0 < max(rows) < largest
         for name in COMPONENTS:
@@ -258,14 +256,14 @@ def test_prompts_and_steps_can_be_cut(
 
 
 @pytest.mark.parametrize("metric", ["bent", "kl_divergence"])
-def test_the_points_of_a_path_can_be_cut(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_points_of_a_path_can_be_cut(metric: str) -> None:
     """Each has a weight of its own, wherever its turn comes."""
     runs = runs_of("llama", (6,), (6,))
     sites = Sites("mlp", layers=[0], seq_pos_type="each")
     whole = runs.estimate(sites, metric, steps=7)
     budget = smallest(runs, sites, steps=7)
-    rows = passes(monkeypatch)
-    found = runs.estimate(sites, metric, steps=7, memory_budget=budget)
+    with passes(runs.model) as rows:
+        found = runs.estimate(sites, metric, steps=7, memory_budget=budget)
     assert max(rows) < 7
     assert sum(rows) >= 7
     torch.testing.assert_close(found["mlp"], whole["mlp"], rtol=1e-6, atol=1e-8)

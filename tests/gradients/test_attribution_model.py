@@ -55,12 +55,12 @@ def effects(out: Outcome) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> Any:
     return tiny_model()
 
 
 @pytest.fixture(scope="module")
-def expected(model):
+def expected(model: Any) -> Any:
     """By each method."""
     return {method: estimate(model, **options) for method, options in METHODS.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def oracle_of(family: str, layers: int = LAYERS) -> AttributionOracle:
 
 
 def pair(target_length: int = 7, source_length: int = 7) -> tuple[Prompt, Prompt]:
-    return (*random_prompts([target_length], seed=1), *random_prompts([source_length], seed=2))
+    return random_prompts([target_length], seed=1)[0], random_prompts([source_length], seed=2)[0]
 
 
 def places(
@@ -65,7 +66,7 @@ def check(found: list[float], expected: list[float], some: float = 0.5) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_copy_is_the_model_in_float64(family: str) -> None:
-    model = tiny_model(family)
+    model: Any = tiny_model(family)
     # In older releases of transformers the other kernel leaves out the cap on Gemma 2's scores.
     model.set_attn_implementation("eager")
     oracle, plain = AttributionOracle(model, family), Oracle(model, family)

@@ -4,6 +4,8 @@ One compares the activations of plain forwards, bit by bit; the other changes an
 plain hook and looks whether any logit of the last token moves.
 """
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -28,23 +30,23 @@ MODULES = {
 }
 
 
-def estimate(sites, source=SOURCE, target=TARGET, **options):
+def estimate(sites: Any, source: Any = SOURCE, target: Any = TARGET, **options: Any) -> Any:
     return attribution_patching(
         MODEL, tiny_api(), sites, source, target, *ANSWERS, progress=False, **options
     )
 
 
-def forward(tokens, name=None, layer=None, change=None):
+def forward(tokens: Any, name: Any = None, layer: Any = None, change: Any = None) -> Any:
     """The logits of the last token; `change` is given an activation, and may work in place."""
     handles = []
     if name is not None:
         path, is_input = MODULES[name]
         module = MODEL.model.layers[layer].get_submodule(path)
 
-        def before(_, arguments, keywords):
+        def before(_: Any, arguments: Any, keywords: Any) -> None:
             change(arguments[0] if arguments else keywords["hidden_states"])
 
-        def after(_, arguments, output):
+        def after(_: Any, arguments: Any, output: Any) -> None:
             change(output[0] if isinstance(output, tuple) else output)
 
         handles = [
@@ -60,19 +62,19 @@ def forward(tokens, name=None, layer=None, change=None):
             handle.remove()
 
 
-def activation(tokens, name, layer):
+def activation(tokens: Any, name: Any, layer: Any) -> Any:
     kept = []
     forward(tokens, name, layer, lambda value: kept.append(value.clone()))
     return kept[0]
 
 
 @pytest.fixture(scope="module")
-def out():
+def out() -> Any:
     return estimate(Sites(list(MODULES), seq_pos_type="each"))
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_elided_is_what_is_there_bit_by_bit(out, name):
+def test_elided_is_what_is_there_bit_by_bit(out: Any, name: Any) -> None:
     cells = out.cells[name]
     elided = cells.place(cells.elided, False)
     heads = out[name].shape[2:]
@@ -84,14 +86,14 @@ def test_elided_is_what_is_there_bit_by_bit(out, name):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_unread_is_what_no_logit_depends_on(out, name):
+def test_unread_is_what_no_logit_depends_on(out: Any, name: Any) -> None:
     cells = out.cells[name]
     unread = cells.place(cells.unread, False)
     expected = forward(TARGET)
     for layer in range(LAST + 1):
         for position in range(POSITIONS):
 
-            def change(value, position=position):
+            def change(value: Any, position: Any = position) -> None:
                 value[:, position] += 100.0
 
             moved = (forward(TARGET, name, layer, change) != expected).any(-1)
@@ -100,7 +102,7 @@ def test_unread_is_what_no_logit_depends_on(out, name):
             assert out.unread(name)[layer, position].eq(not moved.any()).all()
 
 
-def test_the_last_layer_has_cells_of_all_kinds(out):
+def test_the_last_layer_has_cells_of_all_kinds(out: Any) -> None:
     assert out.elided("attn")[LAST].tolist() == [True, True, False, False, False]
     assert out.unread("attn")[LAST].tolist() == [True, True, True, True, False]
     assert out.exact("attn")[LAST].tolist() == [True, True, True, True, False]
@@ -112,7 +114,7 @@ def test_the_last_layer_has_cells_of_all_kinds(out):
 
 
 @pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
-def test_what_has_no_token_is_elided_and_not_unread():
+def test_what_has_no_token_is_elided_and_not_unread() -> None:
     mask = torch.ones_like(SOURCE)
     mask[1, 0] = 0
     options = {"source_attention_mask": mask, "target_attention_mask": mask}
@@ -124,10 +126,10 @@ def test_what_has_no_token_is_elided_and_not_unread():
     assert torch.equal(cells.place(cells.known, False).all(-1), out.exact("mlp"))
 
 
-def test_cells_of_several_positions_and_sites():
+def test_cells_of_several_positions_and_sites() -> Any:
     """Some of a cell may be read and unchanged, while the rest changes and is unread."""
 
-    def at(name, layer, *positions):
+    def at(name: Any, layer: Any, *positions: Any) -> Any:
         return Site.get_site(tiny_api(), name, layer, seq_pos=list(positions))
 
     target = SOURCE.clone()
@@ -154,7 +156,7 @@ def test_cells_of_several_positions_and_sites():
         assert bool(out[name]) == (not any(known))
 
 
-def test_a_measured_sweep_marks_none_and_a_screened_one_those_of_its_estimate(out):
+def test_a_measured_sweep_marks_none_and_a_screened_one_those_of_its_estimate(out: Any) -> None:
     sites = Sites(list(MODULES), seq_pos_type="each")
     arguments = (MODEL, tiny_api(), sites, SOURCE, TARGET, *ANSWERS)
     measured = activation_patching(*arguments, progress=False)
@@ -167,7 +169,7 @@ def test_a_measured_sweep_marks_none_and_a_screened_one_those_of_its_estimate(ou
         assert screened.cells[name].exact[out.cells[name].known.all(-1)].all()
 
 
-def test_both_masks_are_saved(out, tmp_path):
+def test_both_masks_are_saved(out: Any, tmp_path: Any) -> None:
     out.save(tmp_path / "f")
     again = Outcome.load(tmp_path / "f")
     for name in out:

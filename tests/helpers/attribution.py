@@ -14,7 +14,7 @@ from torch import Tensor
 from nnpatch_core import Outcome, attribution_patching
 from nnpatch_core.testing import tiny_model
 from tests.helpers.attribution_oracle import AttributionOracle, Wide
-from tests.helpers.oracle import Place, Prompt, lay_out, random_prompts
+from tests.helpers.oracle import Donor, Place, Prompt, lay_out, random_prompts
 from tests.helpers.pairs import VARIANTS, Pairs
 
 #: In float64 the oracle is met to 1e-13; most effects lie between 1e-3 and 10.
@@ -110,7 +110,7 @@ class Runs:
         pairs = self.pairs
         target, target_mask = lay_out(pairs.target, pairs.layout, pairs.width, seed=4)
         if self.ablation is not None:
-            found = {
+            found: dict[str, Any] = {
                 "source_tokens": None,
                 "target_tokens": target,
                 "target_attention_mask": target_mask,
@@ -135,11 +135,10 @@ class Runs:
         prompts = list(self.reference or self.pairs.target)
         if self.ablation is None:
             return list(self.pairs.source)
-        if self.ablation == "zero":
-            donor = self.oracle.zeros
-        elif self.per_position:
+        donor: Donor = self.oracle.zeros
+        if self.ablation != "zero" and self.per_position:
             donor = self.oracle.mean_per_position(prompts)
-        else:
+        elif self.ablation != "zero":
             donor = self.oracle.mean(prompts)
         return [donor] * len(self.pairs.target)
 

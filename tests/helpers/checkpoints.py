@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from safetensors import safe_open
 
-from nnpatch_core import Sites, activation_patching
+from nnpatch_core import Outcome, Sites, activation_patching
 from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.samples import THREE
 
-SOURCE = torch.tensor([[5, 6, 7, 8, 9, 4], [5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
-TARGET = torch.tensor([[5, 9, 7, 8, 9, 4], [5, 6, 7, 3, 9, 4], [9, 8, 7, 6, 4, 4]])
-ANSWERS = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
+SOURCE, TARGET, ANSWERS = THREE
 SITES = Sites(["q", "v", "mlp", "resid"], seq_pos_type="each")
 #: Small enough for many buckets.
 BUDGET = 120_000
 
 
-def sweep(path=None, model=None, **options):
+def sweep(path: Path | None = None, model: Any = None, **options: Any) -> Outcome:
     arguments = {"memory_budget": BUDGET, "progress": False, **options}
     arguments.setdefault("sites", SITES)
     return activation_patching(
@@ -31,11 +33,11 @@ def sweep(path=None, model=None, **options):
     )
 
 
-def numbers(out):
+def numbers(out: Outcome) -> torch.Tensor:
     """Each number of an outcome, to be compared bitwise."""
     return torch.cat([out.raw[metric][name].flatten() for metric in out.metrics for name in out])
 
 
-def done(path):
+def done(path: Path) -> int:
     with safe_open(str(path), framework="pt") as file:
         return int(file.get_tensor("done").sum())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -30,15 +33,24 @@ class Done:
     err: str
 
     @property
-    def json(self):
+    def json(self) -> dict[str, Any]:
         return json.loads(self.out)
 
     @property
-    def lines(self):
+    def lines(self) -> list[str]:
         return self.out.splitlines()
 
 
-def listing(folder):
+#: The fixtures of tests/cli: what runs a command, or makes what is given to one.
+Command = Callable[..., Done]
+Refused = Callable[..., str]
+Misused = Callable[..., None]
+Module = Callable[..., str]
+Install = Callable[..., Path]
+ModelFolder = Callable[..., Path]
+
+
+def listing(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
 
@@ -55,11 +67,11 @@ PLUGIN = {
 FAILURE = dict.fromkeys(("name", "distribution", "version", "module", "stage", "error"), str)
 
 
-def typed(found):
+def typed(found: dict[str, Any]) -> dict[str, type[Any]]:
     return {key: type(value) for key, value in found.items()}
 
 
-def plugins_json(nnpatch, code=0):
+def plugins_json(nnpatch: Command, code: int = 0) -> dict[str, Any]:
     """What `plugins --json` says, after a look at every key and type of it."""
     done = nnpatch("plugins", "--json")
     assert (done.code, done.err) == (code, "")
@@ -78,7 +90,7 @@ def plugins_json(nnpatch, code=0):
     return found
 
 
-def adapters(found):
+def adapters(found: dict[str, Any]) -> dict[str, Any]:
     return {plugin["distribution"]: plugin["adapters"] for plugin in found["plugins"]}
 
 
@@ -91,7 +103,7 @@ HOOK = """
 """
 
 
-def hook(body, name="register_model_apis"):
+def hook(body: str, name: str = "register_model_apis") -> str:
     return HOOK.format(hook=name, body=body)
 
 
@@ -113,7 +125,7 @@ GARBAGE = """
 """
 
 
-def garbage(name='"Garbage"', model_types='("llama",)'):
+def garbage(name: str = '"Garbage"', model_types: str = '("llama",)') -> str:
     return GARBAGE.format(name=name, model_types=model_types)
 
 
@@ -128,7 +140,7 @@ ROW = {
 }
 
 
-def components_json(nnpatch, *arguments):
+def components_json(nnpatch: Command, *arguments: Any) -> dict[str, Any]:
     """What `components --json` says, after a look at every key and type of it."""
     done = nnpatch("components", *arguments, "--json")
     assert (done.code, done.err) == (0, "")
@@ -151,7 +163,7 @@ def components_json(nnpatch, *arguments):
     return found
 
 
-def rows_of(kind):
+def rows_of(kind: dict[str, list[Any]]) -> dict[str, dict[str, str | int | None]]:
     return {row["component"]: row for row in kind["components"]}
 
 
@@ -220,7 +232,9 @@ SWAPPED = """
 """
 
 
-def check_json(nnpatch, *arguments, code=0):
+def check_json(
+    nnpatch: Command, *arguments: Any, code: int = 0
+) -> dict[str, str | bool | dict[str, list[dict[str, str]]]]:
     """What `check --json` says, after a look at every key and type of it."""
     done = nnpatch("check", *arguments, "--json")
     assert (done.code, done.err) == (code, "")
@@ -237,9 +251,9 @@ def check_json(nnpatch, *arguments, code=0):
     return found
 
 
-def statuses(results):
+def statuses(results: list[dict[str, str]]) -> dict[str, str]:
     return {result["check"]: result["status"] for result in results}
 
 
-def only(*names):
+def only(*names: str) -> list[str]:
     return [part for name in names for part in ("--only", f"check_{name}")]

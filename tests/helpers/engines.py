@@ -10,6 +10,7 @@ import torch
 
 from nnpatch_core import Outcome
 from nnpatch_core.memory import needs as memory
+from nnpatch_core.testing import Trace
 
 #: At most 9e-6 was measured in thousands of sweeps, and most effects are far above 1e-3.
 ATOL = 2e-5
@@ -38,6 +39,25 @@ def check_cone(found: Outcome, expected: Outcome, atol: float = ATOL) -> None:
         for name, values in names.items():
             elided = found.cells[name].elided
             assert torch.equal(values[elided], unpatched.expand_as(values)[elided])
+
+
+def of_rows(seen: list[Trace]) -> list[Trace]:
+    """The cone engine's own traces, of all that were seen in a sweep of prompts that fit at once.
+
+    Two come before: the source run and the target run, or an ablation's unpatched run and the same
+    run recorded.
+    """
+    return seen[2:]
+
+
+def from_the_middle(seen: list[Trace]) -> list[int]:
+    """The rows of each trace that leaves tokens out.
+
+    Of prompts that begin as their sources do those are the cone engine's own, however many prompts
+    fit at once.
+    """
+    whole = max((trace.tokens for trace in seen), default=0)
+    return [trace.rows for trace in seen if trace.tokens < whole]
 
 
 @contextmanager

@@ -5,14 +5,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
-from nnpatch_core import Site, Sites, ablation_patching, activation_patching
-from nnpatch_core.errors import PatchingError
+from nnpatch_core import (
+    Outcome,
+    Site,
+    Sites,
+    ablation_patching,
+    activation_patching,
+)
+from nnpatch_core.errors import (
+    PatchingError,
+)
 from nnpatch_core.testing import tiny_api
-from tests.helpers.counted import calling
+from tests.helpers import counted
 
 SOURCE = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
 TARGET = torch.tensor([[5, 16, 7, 8], [9, 20, 11, 12]])
@@ -28,17 +38,12 @@ custom = functools.partial(Sites, "resid", None, "custom")
 site = functools.partial(Site.get_site, tiny_api())
 
 
-class Counted:
+class Counted(counted.Counted):
     """A small model that counts its forwards, and the sweeps over it."""
 
-    def __init__(self, model):
-        self.forwards = 0
-        self.model = calling(model, self.count)
-
-    def count(self):
-        self.forwards += 1
-
-    def activation(self, sites=last, api=None, **changed):
+    def activation(
+        self, sites: Callable[..., Any] = last, api: Any = None, **changed: Any
+    ) -> Outcome:
         arguments = {
             "source_tokens": SOURCE,
             "target_tokens": TARGET,
@@ -48,7 +53,9 @@ class Counted:
         }
         return activation_patching(self.model, api, sites(), **{**arguments, **changed})
 
-    def ablation(self, sites=last, api=None, **changed):
+    def ablation(
+        self, sites: Callable[..., Any] = last, api: Any = None, **changed: Any
+    ) -> Outcome:
         arguments = {
             "tokens": SOURCE,
             "answer_index": SOURCE_ANSWERS,
@@ -58,7 +65,7 @@ class Counted:
         return ablation_patching(self.model, api, sites(), **{**arguments, **changed})
 
     @contextlib.contextmanager
-    def rejects(self, error, *parts, forwards=0):
+    def rejects(self, error: type[Exception], *parts: str, forwards: int = 0) -> Iterator[None]:
         """Exactly that error, whose message has all the parts, after so many forwards at most."""
         before = self.forwards
         with raises(error, *parts):
@@ -67,7 +74,7 @@ class Counted:
 
 
 @contextlib.contextmanager
-def raises(error, *parts):
+def raises(error: type[Exception], *parts: str) -> Iterator[None]:
     everywhere = "".join(f"(?=.*{re.escape(part)})" for part in parts)
     with pytest.raises(error, match=f"(?s)^{everywhere}") as caught:
         yield
@@ -75,7 +82,7 @@ def raises(error, *parts):
     assert caught.type is error or error is PatchingError
 
 
-def shown(value):
+def shown(value: Any) -> str | None:
     """A test is called by what its error must say."""
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         return " ".join(value)

@@ -360,6 +360,8 @@ class MisnamedAttention(nn.Module):
 class MisnamedLayer(LlamaDecoderLayer):
     """A layer whose attention is called MLP, and its MLP attention."""
 
+    mlp: Any
+
     def __init__(self, own: Any, config: Any, number: int) -> None:
         super().__init__(config, number)
         self.self_attn, self.mlp = own.mlp, MisnamedAttention(own.self_attn)
@@ -606,7 +608,7 @@ def without_config() -> Any:
 
 
 def without_vocabulary() -> Any:
-    model = tiny_model("llama")
+    model: Any = tiny_model("llama")
     model.get_input_embeddings = lambda: None
     return model
 

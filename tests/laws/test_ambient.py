@@ -28,13 +28,12 @@ from nnpatch_core.errors import GradientError
 from nnpatch_core.testing import run_checks, tiny_model
 from nnpatch_llama import Llama3
 from tests.helpers.paths import ROOT
+from tests.helpers.samples import THREE
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
 
-SOURCE = torch.tensor([[5, 6, 7, 8, 9, 4], [5, 6, 7, 8, 9, 4], [9, 8, 7, 6, 5, 4]])
-TARGET = torch.tensor([[5, 9, 7, 8, 9, 4], [5, 6, 7, 3, 9, 4], [9, 8, 7, 6, 4, 4]])
-ANSWERS = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
+SOURCE, TARGET, ANSWERS = THREE
 MASK = torch.tensor([[1] * 6, [0, 1, 1, 1, 1, 1], [1] * 6])
 SITES = Sites(["q", "o", "mlp", "resid"], seq_pos_type="each")
 EVERY = ["logit_difference", "kl_divergence", "answer_probability"]

@@ -3,8 +3,12 @@
 That an unknown keyword is a TypeError is Python's own.
 """
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,11 +33,10 @@ from nnpatch_core import (
 )
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 from tests.helpers.paths import ROOT
+from tests.helpers.samples import TWO
 
 MODEL, API = tiny_model("llama"), tiny_api()
-SOURCE = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 4]])
-TARGET = torch.tensor([[5, 9, 7, 8], [5, 6, 3, 4]])
-ANSWERS = torch.tensor([1, 2]), torch.tensor([4, 5])
+SOURCE, TARGET, ANSWERS = TWO
 SITES = Sites("resid", seq_pos_type="last")
 OUT = activation_patching(
     MODEL, API, Sites(["resid", "q"], seq_pos_type="each"), SOURCE, TARGET, *ANSWERS, progress=False
@@ -43,32 +46,32 @@ OUT = activation_patching(
 class Unspeakable:
     """Something whose representation fails, and that is neither true nor false."""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         raise RuntimeError("no words")
 
-    def __bool__(self):
+    def __bool__(self) -> bool:
         raise RuntimeError("no")
 
 
-def swept(**options):
+def swept(**options: Any) -> Any:
     return activation_patching(
         MODEL, API, Sites(**options), SOURCE, TARGET, *ANSWERS, progress=False
     )
 
 
-def site_of(**options):
+def site_of(**options: Any) -> Any:
     """A site, asked of a model."""
     return Sites.from_sites([Site.get_site(**options)]).get_sites_dict(MODEL, None, TARGET)
 
 
-def listed(sites):
+def listed(sites: Any) -> Any:
     return Sites.from_sites(sites).get_sites_dict(MODEL, None, TARGET)
 
 
-def on_disk(name):
+def on_disk(name: str) -> Callable[..., Any]:
     """The same, of a path that is not of the folder where the tests are run."""
 
-    def call(**arguments):
+    def call(**arguments: Any) -> Any:
         path = arguments.pop("path")
         if isinstance(path, str) and path and not Path(path).is_absolute():
             path = f"/nowhere/{path}"
@@ -200,13 +203,13 @@ bad = st.one_of(
 )
 
 
-def may_take_long(argument, value):
+def may_take_long(argument: Any, value: Any) -> Any:
     """What is a sensible number, only a large one."""
     return argument == "steps" and isinstance(value, int) and value > 5
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_every_error_is_a_patching_error(entry):
+def test_every_error_is_a_patching_error(entry: Any) -> None:
     call, known, more = ENTRIES[entry]
     arguments = [*known, *more]
 
@@ -216,7 +219,7 @@ def test_every_error_is_a_patching_error(entry):
         suppress_health_check=[HealthCheck.too_slow],
     )
     @given(st.sampled_from(arguments), bad)
-    def law(argument, value):
+    def law(argument: Any, value: Any) -> None:
         if may_take_long(argument, value):
             return
         with warnings.catch_warnings():
@@ -234,7 +237,7 @@ def test_every_error_is_a_patching_error(entry):
     law()
 
 
-def test_a_site_name_that_was_not_swept_is_both():
+def test_a_site_name_that_was_not_swept_is_both() -> None:
     for read in (OUT.__getitem__, OUT.swept, OUT.per_prompt):
         with pytest.raises(PatchingError, match=r"^'mlp' was not swept; there are") as caught:
             read("mlp")
@@ -243,7 +246,7 @@ def test_a_site_name_that_was_not_swept_is_both():
     assert OUT.get(("resid",)) is None
 
 
-def test_errors_are_in_the_docs():
+def test_errors_are_in_the_docs() -> None:
     from nnpatch_core import errors
 
     page = (ROOT / "docs" / "errors.md").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,25 +37,25 @@ def component(name: str) -> Any:
         (component, "resid_post", "resid_pre"),
     ],
 )
-def test_name_that_is_like_another(find, name, meant):
+def test_name_that_is_like_another(find: Callable[..., Any], name: str, meant: str) -> None:
     with pytest.raises(UnknownNameError, match=rf"did you mean .*\b{meant}\b.*\?\); "):
         find(name)
 
 
 @pytest.mark.parametrize("find", [find_adapter, find_metric, find_seq_pos, component])
 @pytest.mark.parametrize("name", ["xyzxyz", ""])
-def test_name_that_is_like_none(find, name):
+def test_name_that_is_like_none(find: Callable[..., Any], name: str) -> None:
     with pytest.raises(UnknownNameError) as caught:
         find(name)
     assert "did you mean" not in str(caught.value)
 
 
-def test_hint_for_what_is_no_name():
+def test_hint_for_what_is_no_name() -> None:
     assert did_you_mean(3, ["each"]) == ""
     assert did_you_mean("EACH", ["each", "Each"]) == " (did you mean each or Each?)"
 
 
-def test_names_in_an_argument():
+def test_names_in_an_argument() -> None:
     runs = torch.tensor([[5, 6]]), torch.tensor([[5, 9]]), torch.tensor([1]), torch.tensor([2])
     with pytest.raises(UnknownNameError, match=r"'llama' \(did you mean Llama3\?\)"):
         activation_patching(tiny_model("llama"), "llama", Sites("resid"), *runs)
@@ -63,12 +64,12 @@ def test_names_in_an_argument():
 # The command line -------------------------------------------------------------------------------
 
 
-def test_command_says_what_is_like_an_adapter(capsys):
+def test_command_says_what_is_like_an_adapter(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "llama"]) == 2
     assert "unknown adapter 'llama' (did you mean Llama3?)" in capsys.readouterr().err
 
 
-def test_module_is_the_command():
+def test_module_is_the_command() -> None:
     command = [sys.executable, "-m", "nnpatch_core.cli", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -76,7 +77,9 @@ def test_module_is_the_command():
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_components_by_an_adapter_of_another_type(capsys, options):
+def test_components_by_an_adapter_of_another_type(
+    capsys: pytest.CaptureFixture[str], options: Any
+) -> None:
     assert main(["components", "llama", "--adapter", "Mistral", *options]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("nnpatch: warning: adapter 'Mistral' is for model_type mistral, but ")

@@ -58,7 +58,7 @@ def test_errors_are_safe(text: str) -> None:
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """Puts throw-away distributions on the path, as an installer would."""
-    modules = []
+    modules: list[str] = []
 
     def install(
         code: str, distribution: str = "martian-models", name: str = "martian", version: str = "1"

@@ -227,7 +227,8 @@ def swept_sites(draw: st.DrawFn) -> Swept:
     seq_len, strategy = draw(strategies())
     # `z` is another name of `o`.
     spelling = [draw(st.sampled_from("oz")) if name == "o" else name for name in names]
-    shapes, cells = {}, {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    cells: dict[str, Any] = {}
     for name in names:
         shapes[name] = (
             n_layers,
@@ -624,6 +625,7 @@ def some_metric(logits: torch.Tensor) -> torch.Tensor:
 def test_a_saved_outcome_comes_back_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, case: Case
 ) -> None:
+    sites: Any
     if data.draw(st.booleans()):
         sites = Sites(["resid", "z", "k"], layers=[2, 0], seq_pos_type="lastk", seq_pos=1)
     else:

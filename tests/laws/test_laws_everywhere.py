@@ -49,7 +49,7 @@ class Batch:
     def of(cls, *rows: int) -> Batch:
         """Some of the pairs above."""
         answers = tuple([each[row] for row in rows] for each in ANSWERS)
-        return cls([SOURCES[row] for row in rows], [TARGETS[row] for row in rows], answers)  # type: ignore[arg-type]
+        return cls([SOURCES[row] for row in rows], [TARGETS[row] for row in rows], answers)
 
     def laid(self, side: str = "left") -> dict[str, tuple[Tensor, Tensor]]:
         """Tokens and masks of both runs, padded on one side."""

@@ -1,9 +1,16 @@
 """What is masked is never looked at: it may be any number, and no other number depends on it."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 from nnpatch_core import (
+    Outcome,
     PromptPairs,
     Site,
     Sites,
@@ -27,64 +34,64 @@ LAST = Sites(["resid", "o"], seq_pos_type="last")
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> Any:
     return tiny_model()
 
 
-def masked(tokens, number):
+def masked(tokens: torch.Tensor, number: int) -> torch.Tensor:
     return tokens.masked_fill(MASK == 0, number)
 
 
-def activation(model, number, **options):
+def activation(model: Any, number: int, **options: Any) -> Outcome:
     tokens = masked(SOURCE, number), masked(TARGET, number)
     return activation_patching(
         model, None, LAST, *tokens, *ANSWERS, attention_mask=MASK, progress=False, **options
     )
 
 
-def attribution(model, number, **options):
+def attribution(model: Any, number: int, **options: Any) -> Outcome:
     tokens = masked(SOURCE, number), masked(TARGET, number)
     return attribution_patching(
         model, None, LAST, *tokens, *ANSWERS, attention_mask=MASK, progress=False, **options
     )
 
 
-def ablation(model, number, **options):
+def ablation(model: Any, number: int, **options: Any) -> Any:
     return ablation_patching(
         model, None, LAST, masked(TARGET, number), *ANSWERS, attention_mask=MASK, progress=False,
         **options,
     )  # fmt: skip
 
 
-def referenced(model, number, method="mean", **options):
+def referenced(model: Any, number: int, method: str = "mean", **options: Any) -> Any:
     return ablation(model, 0, method=method, reference=(masked(SOURCE, number), MASK), **options)
 
 
-def resampled(model, number):
+def resampled(model: Any, number: int) -> Any:
     return referenced(model, number, method="resample")
 
 
-def listed(model, number):
+def listed(model: Any, number: int) -> Any:
     data = [{"input_ids": masked(SOURCE, number), "attention_mask": MASK}]
     return ablation(model, 0, method="mean", reference=iter(data))
 
 
-def estimated_ablation(model, number):
+def estimated_ablation(model: Any, number: int) -> Any:
     return attribution_patching(
         model, None, LAST, None, masked(TARGET, number), *ANSWERS, attention_mask=MASK,
         ablation="mean", reference=(masked(SOURCE, number), MASK), progress=False,
     )  # fmt: skip
 
 
-def screened(model, number):
+def screened(model: Any, number: int) -> Outcome:
     return activation(model, number, screen="attribution", top_k=3)
 
 
-def one_at_a_time(model, number):
+def one_at_a_time(model: Any, number: int) -> Any:
     return activation(model, number, batch_size=1)
 
 
-def full(model, number):
+def full(model: Any, number: int) -> Outcome:
     return activation(model, number, engine="full")
 
 
@@ -104,7 +111,9 @@ def full(model, number):
         estimated_ablation,
     ],
 )
-def test_no_number_depends_on_what_is_masked(model, sweep, number):
+def test_no_number_depends_on_what_is_masked(
+    model: Any, sweep: Callable[..., Any], number: int
+) -> None:
     found, expected = sweep(model, number), sweep(model, 0)
     for name in expected:
         assert torch.equal(found[name], expected[name])
@@ -112,7 +121,7 @@ def test_no_number_depends_on_what_is_masked(model, sweep, number):
 
 
 @pytest.mark.parametrize("number", FOREIGN)
-def test_averages_plans_and_lists_of_sites(model, number):
+def test_averages_plans_and_lists_of_sites(model: Any, number: int) -> None:
     sites = [Site.get_site(API, "mlp", layer=1, seq_pos=[-1]) for _ in range(2)]
     for site, tokens in zip(sites, (masked(SOURCE, number), SOURCE), strict=True):
         cache_average(model, [site], (tokens, MASK))
@@ -128,14 +137,14 @@ def test_averages_plans_and_lists_of_sites(model, number):
         assert found == each.get_sites_dict(model, API, SOURCE)
 
 
-def test_a_sweep_is_gone_on_with_whatever_is_masked(model, tmp_path):
+def test_a_sweep_is_gone_on_with_whatever_is_masked(model: Any, tmp_path: Path) -> None:
     path = tmp_path / "sweep.checkpoint"
     first = activation(model, 0, checkpoint=path)
     again = activation(model, 64, checkpoint=path)
     assert torch.equal(first["resid"], again["resid"])
 
 
-def test_padding_token_that_the_model_has_no_embedding_for(model):
+def test_padding_token_that_the_model_has_no_embedding_for(model: Any) -> None:
     """Added to the tokenizer, as many recipes do, and the embedding not resized."""
     texts = ["The capital of France is", "The old capital of Japan is", " Paris", " Tokyo"]
     tokenizer = tiny_tokenizer(texts, additional_special_tokens=[f"<{n}>" for n in range(64)])
@@ -147,7 +156,7 @@ def test_padding_token_that_the_model_has_no_embedding_for(model):
     assert out["resid"][-1] == pytest.approx(1, abs=1e-5)
 
 
-def test_what_is_not_masked_is_looked_at(model):
+def test_what_is_not_masked_is_looked_at(model: Any) -> None:
     with pytest.raises(TokensError, match="holds the id 64; the model's vocabulary is 0 to 63"):
         activation_patching(
             model, None, LAST, SOURCE.masked_fill(SOURCE == 13, 64), TARGET, *ANSWERS,
@@ -155,7 +164,7 @@ def test_what_is_not_masked_is_looked_at(model):
         )  # fmt: skip
 
 
-def test_padding_without_a_mask_is_told_to_have_one():
+def test_padding_without_a_mask_is_told_to_have_one() -> None:
     model = tiny_model(pad_token_id=None)
     model.config.pad_token_id = 64
     with pytest.raises(TokensError, match="It is the padding token: pass attention_mask="):

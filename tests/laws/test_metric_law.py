@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -25,11 +26,11 @@ from nnpatch_core import (
     per_prompt,
     reads_tokens,
 )
-from nnpatch_core.engine import ascent, cone, full
+from nnpatch_core.engine import ascent
 from nnpatch_core.errors import EngineWarning, MemoryBudgetError
 from nnpatch_core.metrics import BUILTIN_METRICS, with_context
-from nnpatch_core.sweep import checkpoint as checkpoint_module
 from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.faults import broken_after, failing_at, room_for
 from tests.helpers.oracle import Donor, Oracle, Place, Prompt
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
@@ -428,7 +429,9 @@ def test_where_no_cell_is_left_open_there_is_one_group(monkeypatch: pytest.Monke
     assert "groups" not in out.info
 
 
-def test_the_bar_counts_groups(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_the_bar_counts_groups(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     few_at_once(monkeypatch, 3)
     run("activation", metric=below_mean, batch_size=1, progress=True)
     last = capsys.readouterr().err.replace("\r", "\n").strip().splitlines()[-1]
@@ -436,38 +439,13 @@ def test_the_bar_counts_groups(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "about 00:00 left" in last
 
 
-@pytest.fixture
-def broken_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], Callable[[], None]]:
-    """Breaks a sweep off when so many cells or buckets were run."""
-
-    def prepare(engine: str, count: int) -> Callable[[], None]:
-        place, name = {
-            "cone": (cone.ConeExecution, "_run"),
-            "full": (full.FullExecution, "_patching"),
-        }[engine]
-        real, left = getattr(place, name), [count]
-
-        def breaking(*arguments: Any, **options: Any) -> Any:
-            if not left[0]:
-                raise KeyboardInterrupt
-            left[0] -= 1
-            return real(*arguments, **options)
-
-        monkeypatch.setattr(place, name, breaking)
-        monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
-        return lambda: monkeypatch.setattr(place, name, real)
-
-    return prepare
-
-
 @pytest.mark.parametrize("cells", [None, 3])
 @pytest.mark.parametrize("chunking", ["all", "two", "small"])
 @pytest.mark.parametrize("asked", ["relative", "few tokens", "mixed"])
 @engines
 def test_a_broken_sweep_resumes_bitwise(
-    tmp_path: Any,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    broken_after: Any,
     engine: str,
     asked: str,
     chunking: str,
@@ -482,7 +460,7 @@ def test_a_broken_sweep_resumes_bitwise(
     unbroken = run("activation", **options)
     path = tmp_path / "sweep"
     for stop in (2, 5):
-        mend = broken_after(engine, stop)
+        mend = broken_after(monkeypatch, stop, engine)
         with pytest.raises(KeyboardInterrupt):
             run("activation", checkpoint=path, **options)
         mend()
@@ -493,13 +471,15 @@ def test_a_broken_sweep_resumes_bitwise(
     assert numbers(run("activation", checkpoint=path, **options)).equal(numbers(unbroken))
 
 
-def test_only_what_was_measured_by_all_is_done(tmp_path: Any, broken_after: Any) -> None:
+def test_only_what_was_measured_by_all_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Broken off in the second chunk: no cell is complete, so all are run again."""
     from safetensors import safe_open
 
     path = tmp_path / "sweep"
     # Of each chunk the target run, and 24 cells.
-    mend = broken_after("full", 24 + 6)
+    mend = broken_after(monkeypatch, 24 + 6, "full")
     options = {"engine": "full", "batch_size": 2, "checkpoint": path}
     with pytest.raises(KeyboardInterrupt):
         run("activation", metric=ASKED["few tokens"], **options)
@@ -509,7 +489,7 @@ def test_only_what_was_measured_by_all_is_done(tmp_path: Any, broken_after: Any)
     assert done.any(1).sum() == done.all(1).sum() == 6
 
 
-def test_a_checkpoint_knows_which_metrics_wait(tmp_path: Any) -> None:
+def test_a_checkpoint_knows_which_metrics_wait(tmp_path: Path) -> None:
     from nnpatch_core.errors import CheckpointError
 
     def mine(logits: Tensor) -> Tensor:
@@ -529,15 +509,7 @@ def test_an_engine_that_fails_midway(
     options = dict(options)
     if "cells" in options:
         few_at_once(monkeypatch, options.pop("cells"))
-    real, calls = ascent.Ascent.run, []
-
-    def failing(self: Any) -> Any:
-        calls.append(1)
-        if len(calls) == call:
-            raise RuntimeError("no such shape")
-        return real(self)
-
-    monkeypatch.setattr(ascent.Ascent, "run", failing)
+    calls = failing_at(monkeypatch, call, RuntimeError("no such shape"))
     each = Sites(["mlp", "resid"], layers=[0, 1], seq_pos_type="each")
     # Small buckets, so that some come before the fault.
     monkeypatch.setattr("nnpatch_core.memory.needs._TOKENS_AT_ONCE", {"cpu": 12})
@@ -551,14 +523,7 @@ def test_an_engine_that_fails_midway(
 def test_a_device_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     from nnpatch_core.errors import MemoryWarning
 
-    real = cone.ConeExecution._run
-
-    def small(self: Any, bucket: Any, columns: Any) -> Any:
-        if len(bucket.runs) > 3:
-            raise torch.OutOfMemoryError("no room")
-        return real(self, bucket, columns)
-
-    monkeypatch.setattr(cone.ConeExecution, "_run", small)
+    room_for(monkeypatch, 3)
     with pytest.warns(MemoryWarning):
         out = run("activation", engine="cone")
     check(out, "activation", [*EVERY])
@@ -566,7 +531,7 @@ def test_a_device_that_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("chunking", ["all", "two"])
 def test_what_ran_together_runs_together_again(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, broken_after: Any, chunking: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunking: str
 ) -> None:
     """What is in a trace decides on last digits, which a small model may not show."""
     monkeypatch.setattr("nnpatch_core.memory.needs._TOKENS_AT_ONCE", {"cpu": 12})
@@ -585,7 +550,7 @@ def test_what_ran_together_runs_together_again(
     counts = []
     for stop in range(1, len(unbroken)):
         path = tmp_path / str(stop)
-        mend = broken_after("cone", stop)
+        mend = broken_after(monkeypatch, stop)
         with pytest.raises(KeyboardInterrupt):
             run("activation", checkpoint=path, **options)
         mend()

@@ -25,9 +25,9 @@ from nnpatch_core import (
 from nnpatch_core.errors import EngineError, MetricError
 from nnpatch_core.testing import run_checks, tiny_model
 from nnpatch_llama import Llama3
+from tests.helpers.samples import ONE
 
-SOURCE, TARGET = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 4]])
-ANSWERS = torch.tensor([1]), torch.tensor([2])
+SOURCE, TARGET, ANSWERS = ONE
 SITES = Sites("resid", seq_pos_type="each")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -67,11 +68,11 @@ class Counted(Swept):
 
 
 @pytest.fixture(scope="module")
-def counted():
+def counted() -> Counted:
     return Counted(tiny_model())
 
 
-def test_what_the_refused_calls_are_variations_of_is_accepted(counted):
+def test_what_the_refused_calls_are_variations_of_is_accepted(counted: Counted) -> None:
     before = counted.forwards
     counted.estimate()
     # A source run and a target run.
@@ -108,7 +109,7 @@ def test_what_the_refused_calls_are_variations_of_is_accepted(counted):
     ],
     ids=str,
 )
-def test_methods(counted, changed, parts):
+def test_methods(counted: Counted, changed: dict[str, Any], parts: list[str]) -> None:
     counted.refuses(PatchingError, *parts, **changed)
 
 
@@ -138,7 +139,12 @@ ZERO = {"ablation": "zero", "source_tokens": None}
     ],
     ids=str,
 )
-def test_ablations(counted, error, changed, parts):
+def test_ablations(
+    counted: Counted,
+    error: type[Exception],
+    changed: dict[str, str | bool | None],
+    parts: list[str],
+) -> None:
     counted.refuses(error, *parts, **changed)
 
 
@@ -160,7 +166,7 @@ METRICS = {
 
 @pytest.mark.parametrize("options", [{}, {"steps": 2}, {"grad_drop": True}], ids=str)
 @pytest.mark.parametrize("name", METRICS)
-def test_a_metric_without_a_gradient(counted, name, options):
+def test_a_metric_without_a_gradient(counted: Counted, name: str, options: Any) -> None:
     # argmax would be an error of its own, were it the same in both runs.
     metric = {name: lambda logits: METRICS[name](logits) + logits[:, 4].detach()}
     parts = [repr(name), "not differentiable", "argmax"]
@@ -175,7 +181,7 @@ def test_a_metric_without_a_gradient(counted, name, options):
         lambda logits: logits[:, 5].detach() + logits[:, 6] * 0,
     ],
 )
-def test_a_metric_of_gradient_0(counted, metric):
+def test_a_metric_of_gradient_0(counted: Counted, metric: Callable[..., Any]) -> None:
     parts = ["'flat'", "gradient 0", "steps="]
     counted.refuses(MetricError, *parts, forwards=2, metric={"flat": metric})
     counted.refuses(MetricError, *parts, forwards=6, metric={"flat": metric}, batch_size=1)
@@ -183,7 +189,7 @@ def test_a_metric_of_gradient_0(counted, metric):
 
 
 @pytest.mark.parametrize("options", [{}, {"steps": 2}, {"qk_fix": True}], ids=str)
-def test_a_metric_whose_gradient_is_not_finite(counted, options):
+def test_a_metric_whose_gradient_is_not_finite(counted: Counted, options: Any) -> None:
     def rooted(logits: Tensor) -> Tensor:
         """Of the second prompt its slope is infinite, and its value is not."""
         shift = torch.tensor([0.0, 1.0])
@@ -199,7 +205,7 @@ def test_a_metric_whose_gradient_is_not_finite(counted, options):
     counted.refuses(MetricError, "'nowhere'", "[0, 1]", forwards=3, metric=nowhere, **options)
 
 
-def test_a_metric_is_named_among_others(counted):
+def test_a_metric_is_named_among_others(counted: Counted) -> None:
     several = {"fine": first, "off": lambda logits: logits[:, 5].detach()}
     counted.refuses(MetricError, "'off'", "not differentiable", forwards=2, metric=several)
     counted.refuses(
@@ -210,7 +216,7 @@ def test_a_metric_is_named_among_others(counted):
 # Models.
 
 
-def test_a_quantised_model():
+def test_a_quantised_model() -> None:
     model = tiny_model()
     with warnings.catch_warnings():
         # That torch will move it elsewhere.
@@ -220,7 +226,7 @@ def test_a_quantised_model():
     Counted(model).refuses(GradientError, *parts)
 
 
-def test_a_model_of_whole_numbers():
+def test_a_model_of_whole_numbers() -> None:
     model = tiny_model()
     up = model.model.layers[1].mlp.up_proj
     up.weight = nn.Parameter(up.weight.to(torch.int8), requires_grad=False)
@@ -228,13 +234,13 @@ def test_a_model_of_whole_numbers():
     Counted(model).refuses(GradientError, *parts)
 
 
-def test_a_model_made_in_inference_mode():
+def test_a_model_made_in_inference_mode() -> None:
     with torch.inference_mode():
         model = tiny_model()
     Counted(model).refuses(GradientError, "inference mode", "LlamaForCausalLM", "embed_tokens")
 
 
-def test_inference_mode_around_the_call(counted):
+def test_inference_mode_around_the_call(counted: Counted) -> None:
     with torch.inference_mode():
         counted.refuses(GradientError, "inference_mode() is on")
 
@@ -261,7 +267,7 @@ METHODS = [{}, {"steps": 2}, {"qk_fix": True}, {"grad_drop": True}]
 
 @pytest.mark.parametrize("options", METHODS, ids=str)
 @pytest.mark.parametrize("how", ["no_grad", "detach", "inference"])
-def test_a_model_that_leaves_the_graph(how, options):
+def test_a_model_that_leaves_the_graph(how: str, options: Any) -> None:
     model = tiny_model()
     model.model.norm = Leaves(model.model.norm, how)
     Counted(model).refuses(GradientError, forwards=3, **options)
@@ -269,7 +275,7 @@ def test_a_model_that_leaves_the_graph(how, options):
 
 @pytest.mark.parametrize("options", METHODS, ids=str)
 @pytest.mark.parametrize("how", ["no_grad", "detach"])
-def test_a_model_that_leaves_it_above_a_site(how, options):
+def test_a_model_that_leaves_it_above_a_site(how: str, options: Any) -> None:
     """There is a gradient from the last layer on, and none below it."""
     model = tiny_model()
 
@@ -311,7 +317,7 @@ def aside(copies: bool) -> tuple[Any, DecoderAPI]:
 
 @pytest.mark.parametrize("options", METHODS, ids=str)
 @pytest.mark.parametrize("copies", [True, False])
-def test_a_site_that_the_model_does_not_go_on_with(copies, options):
+def test_a_site_that_the_model_does_not_go_on_with(copies: bool, options: Any) -> None:
     """Not even where it is the tensor itself that the model goes on with, but not from there."""
     model, api = aside(copies)
     counted = Counted(model)
@@ -326,7 +332,7 @@ def test_a_site_that_the_model_does_not_go_on_with(copies, options):
 
 
 @pytest.mark.parametrize("name", ["q", "k", "v", "o"])
-def test_an_adapter_without_a_projection_has_no_fix(counted, name):
+def test_an_adapter_without_a_projection_has_no_fix(counted: Counted, name: str) -> None:
     table = {key: row for key, row in decoder_components().items() if key != name}
     api = DecoderAPI("Lacking", ("llama",), table)
     other = "k" if name == "q" else "q"
@@ -338,7 +344,7 @@ def test_an_adapter_without_a_projection_has_no_fix(counted, name):
     counted.estimate(sites, api)
 
 
-def test_projections_that_are_in_no_one_module(counted):
+def test_projections_that_are_in_no_one_module(counted: Counted) -> None:
     model = tiny_model()
 
     class Scattered(type(model.model.layers[0])):
@@ -354,7 +360,7 @@ def test_projections_that_are_in_no_one_module(counted):
     )
 
 
-def test_an_adapter_of_layers_that_do_not_add_has_no_drop(counted):
+def test_an_adapter_of_layers_that_do_not_add_has_no_drop(counted: Counted) -> None:
     api = attrs.evolve(tiny_api(), residual=None)
     parts = ["GradDrop", "'TinyLlama'", "layer 0", "sum"]
     counted.refuses(GradientError, *parts, api=api, grad_drop=True)
@@ -370,13 +376,15 @@ def test_an_adapter_of_layers_that_do_not_add_has_no_drop(counted):
     ("fails", "parts"),
     [(False, ["other values", "layer 1"]), (True, ["does not run by itself", "moody"])],
 )
-def test_an_attention_that_is_not_the_same_by_itself(fails, parts):
+def test_an_attention_that_is_not_the_same_by_itself(fails: bool, parts: list[str]) -> None:
     model = tiny_model()
 
     attention = model.model.layers[1].self_attn
     real, calls = type(attention).forward, []
 
     class Changing(type(attention)):
+        scaling: float
+
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             calls.append(0)
             if len(calls) <= 2:
@@ -400,13 +408,13 @@ def test_an_attention_that_is_not_the_same_by_itself(fails, parts):
 
 
 @pytest.mark.parametrize("options", METHODS, ids=str)
-def test_a_budget_that_no_prompt_fits_in(counted, options):
+def test_a_budget_that_no_prompt_fits_in(counted: Counted, options: Any) -> None:
     counted.refuses(MemoryBudgetError, "memory_budget", memory_budget=1, **options)
     counted.refuses(MemoryBudgetError, "memory_budget", "'lots'", memory_budget="lots", **options)
     counted.refuses(MemoryBudgetError, "memory_budget", "0", memory_budget=0, **options)
 
 
-def test_a_graph_needs_more_than_a_sweep(counted):
+def test_a_graph_needs_more_than_a_sweep(counted: Counted) -> None:
     """What a sweep does with is not enough where graphs are kept: the error says so."""
     sites = Sites("resid", [0, 1], "last")
     budget = 1
@@ -448,11 +456,13 @@ def test_a_graph_needs_more_than_a_sweep(counted):
     ],
     ids=str,
 )
-def test_screens(counted, error, changed, parts):
+def test_screens(
+    counted: Counted, error: type[Exception], changed: dict[str, Any], parts: list[str]
+) -> None:
     counted.refuses(error, *parts, call=counted.patch, **changed)
 
 
-def test_what_a_sweep_refuses_attribution_refuses(counted):
+def test_what_a_sweep_refuses_attribution_refuses(counted: Counted) -> None:
     """Two of many: the checks are those of every sweep."""
     counted.refuses(UnknownNameError, "'nothing'", metric="nothing")
     counted.refuses(TokensError, "batch_size", "0", batch_size=0)
@@ -470,7 +480,7 @@ def test_what_a_sweep_refuses_attribution_refuses(counted):
 
 
 @pytest.mark.parametrize("options", METHODS, ids=str)
-def test_sites_of_several_adapters(options):
+def test_sites_of_several_adapters(options: Any) -> None:
     """The plain estimate takes them as they are; a repair that goes by one table refuses them."""
     other = DecoderAPI("Llama3", ("llama",), {**decoder_components(), "attn": Component("mlp")})
     mine, theirs = (Site.get_site(api, "attn", 1, seq_pos=[-1]) for api in ("Llama3", other))

@@ -1,8 +1,14 @@
 """Each kind of bad input gets its own clear error, and gets it before a forward is wasted on it."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import BatchEncoding
 
 from nnpatch_core import (
@@ -47,11 +53,11 @@ from tests.helpers.refusals import (
 
 
 @pytest.fixture(scope="module")
-def counted():
+def counted() -> Counted:
     return Counted(tiny_model())
 
 
-def test_what_the_rejected_calls_are_variations_of_is_accepted(counted):
+def test_what_the_rejected_calls_are_variations_of_is_accepted(counted: Counted) -> None:
     before = counted.forwards
     counted.activation()
     # The source run, the target run, and one for all cells.
@@ -72,20 +78,22 @@ def test_what_the_rejected_calls_are_variations_of_is_accepted(counted):
     ],
 )
 @pytest.mark.parametrize("sweep", [Counted.activation, Counted.ablation])
-def test_unknown_metric(counted, sweep, metric, parts):
+def test_unknown_metric(
+    counted: Counted, sweep: Callable[..., Any], metric: str | list[str], parts: list[str]
+) -> None:
     with counted.rejects(UnknownNameError, *parts):
         sweep(counted, metric=metric)
 
 
 @pytest.mark.parametrize("engine", ["fast", "", None, ["full"]])
 @pytest.mark.parametrize("sweep", [Counted.activation, Counted.ablation])
-def test_unknown_engine(counted, sweep, engine):
+def test_unknown_engine(counted: Counted, sweep: Callable[..., Any], engine: str | None) -> None:
     with counted.rejects(UnknownNameError, repr(engine), "full"):
         sweep(counted, engine=engine)
 
 
 @pytest.mark.parametrize("method", ["median", "", None, ["zero"]])
-def test_unknown_ablation_method(counted, method):
+def test_unknown_ablation_method(counted: Counted, method: str | None) -> None:
     with counted.rejects(UnknownNameError, repr(method), "zero, mean, resample"):
         counted.ablation(method=method)
 
@@ -98,7 +106,9 @@ def test_unknown_ablation_method(counted, method):
         ({"method": "resample", "per_position": True}, ["per_position=True", "'resample'"]),
     ],
 )
-def test_ablation_option_that_means_nothing(counted, options, parts):
+def test_ablation_option_that_means_nothing(
+    counted: Counted, options: Any, parts: list[str]
+) -> None:
     with counted.rejects(PatchingError, *parts):
         counted.ablation(**options)
 
@@ -118,12 +128,12 @@ def test_ablation_option_that_means_nothing(counted, options, parts):
         ({"method": "mean", "reference": []}, ["empty"]),
     ],
 )
-def test_ablation_options(counted, options, parts):
+def test_ablation_options(counted: Counted, options: Any, parts: list[str]) -> None:
     with counted.rejects(TokensError, *parts):
         counted.ablation(**options)
 
 
-def test_resample_needs_another_prompt(counted):
+def test_resample_needs_another_prompt(counted: Counted) -> None:
     with counted.rejects(TokensError, "resample", "one", "reference="):
         counted.ablation(
             tokens=SOURCE[:1],
@@ -136,7 +146,9 @@ def test_resample_needs_another_prompt(counted):
 @pytest.mark.parametrize(
     "metric", ["logit_difference", {"mine": "logit_difference"}, logit_difference]
 )
-def test_ablation_by_two_answers_of_which_one_is_missing(counted, metric):
+def test_ablation_by_two_answers_of_which_one_is_missing(
+    counted: Counted, metric: str | Callable[..., Any] | dict[str, str]
+) -> None:
     with counted.rejects(AnswerError, "'logit_difference'", "other_answer_index="):
         counted.ablation(other_answer_index=None, metric=metric)
 
@@ -144,7 +156,7 @@ def test_ablation_by_two_answers_of_which_one_is_missing(counted, metric):
 # Tokens, answers, masks -------------------------------------------------------------------------
 
 
-def _with(value):
+def _with(value: int) -> torch.Tensor:
     """`SOURCE` with another id in its last place."""
     tokens = SOURCE.clone()
     tokens[1, 3] = value
@@ -173,7 +185,7 @@ TOKENS = [
 
 
 @cases(("tokens", "parts"), TOKENS)
-def test_tokens(counted, tokens, parts):
+def test_tokens(counted: Counted, tokens: Any, parts: list[str]) -> None:
     for name in ("source_tokens", "target_tokens"):
         with counted.rejects(TokensError, name, *parts):
             counted.activation(**{name: tokens})
@@ -189,7 +201,9 @@ def test_tokens(counted, tokens, parts):
         (TARGET.int(), ["int64", "int32", "the same"]),
     ],
 )
-def test_tokens_that_do_not_pair_up(counted, target, parts):
+def test_tokens_that_do_not_pair_up(
+    counted: Counted, target: torch.Tensor, parts: list[str]
+) -> None:
     with counted.rejects(TokensError, "source_tokens", "target_tokens", *parts):
         counted.activation(target_tokens=target)
 
@@ -211,7 +225,9 @@ def test_tokens_that_do_not_pair_up(counted, target, parts):
         (torch.tensor([-1, 22]), ["-1", "0 to 63"]),
     ],
 )
-def test_answers(counted, answers, parts):
+def test_answers(
+    counted: Counted, answers: int | torch.Tensor | list[int] | None, parts: list[str]
+) -> None:
     for name in ("source_answer_index", "target_answer_index"):
         with counted.rejects(AnswerError, name, *parts):
             counted.activation(**{name: answers})
@@ -222,7 +238,7 @@ def test_answers(counted, answers, parts):
             counted.ablation(other_answer_index=answers)
 
 
-def _mask(row, column, value, like=ONES):
+def _mask(row: int, column: int | slice, value: float, like: torch.Tensor = ONES) -> torch.Tensor:
     mask = like.clone()
     mask[row, column] = value
     return mask
@@ -246,7 +262,7 @@ MASKS = [
 
 
 @cases(("mask", "parts"), MASKS)
-def test_masks(counted, mask, parts):
+def test_masks(counted: Counted, mask: Any, parts: list[str]) -> None:
     for run in ("source", "target"):
         with counted.rejects(MaskError, f"{run}_tokens", *parts):
             counted.activation(**{f"{run}_attention_mask": mask})
@@ -256,13 +272,13 @@ def test_masks(counted, mask, parts):
 
 
 @pytest.mark.parametrize("run", ["source", "target"])
-def test_two_masks_for_one_run(counted, run):
+def test_two_masks_for_one_run(counted: Counted, run: str) -> None:
     with counted.rejects(MaskError, "attention_mask=", f"{run}_attention_mask=", "one of them"):
         counted.activation(**{"attention_mask": ONES, f"{run}_attention_mask": ONES})
 
 
 @pytest.mark.parametrize("mask", [ONES.bool(), ONES.float(), ONES.int(), ONES.to(torch.uint8)])
-def test_masks_of_every_dtype_are_taken(counted, mask):
+def test_masks_of_every_dtype_are_taken(counted: Counted, mask: torch.Tensor) -> None:
     expected = counted.activation()["resid"]
     torch.testing.assert_close(counted.activation(attention_mask=mask)["resid"], expected)
 
@@ -278,9 +294,9 @@ PADDED = {
 }
 
 
-@pytest.mark.parametrize("tokens", PADDED.values(), ids=PADDED)
-def test_padding_without_a_mask_is_a_warning(counted, tokens):
-    tokens = torch.tensor(tokens)
+@pytest.mark.parametrize("rows", PADDED.values(), ids=PADDED)
+def test_padding_without_a_mask_is_a_warning(counted: Counted, rows: list[list[int]]) -> None:
+    tokens = torch.tensor(rows)
     with pytest.warns(PaddingWarning, match=r"source_tokens.*token 0.*attention_mask=") as caught:
         counted.activation(source_tokens=tokens)
     # It points at the line that called nnpatch, and the other run is fine.
@@ -292,7 +308,7 @@ def test_padding_without_a_mask_is_a_warning(counted, tokens):
     assert [warning.filename for warning in caught] == [refusals.__file__]
 
 
-def test_padding_of_a_data_set_without_a_mask_is_a_warning(counted):
+def test_padding_of_a_data_set_without_a_mask_is_a_warning(counted: Counted) -> None:
     tokens = torch.tensor(PADDED["left"])
     with pytest.warns(PaddingWarning, match=r"token 0.*mask") as caught:
         cache_average(counted.model, [site("mlp", 0)], tokens)
@@ -302,22 +318,22 @@ def test_padding_of_a_data_set_without_a_mask_is_a_warning(counted):
     assert [warning.filename for warning in caught] == [refusals.__file__]
 
 
-def test_padding_with_a_mask_is_no_warning(counted):
+def test_padding_with_a_mask_is_no_warning(counted: Counted) -> None:
     tokens = torch.tensor(PADDED["left"])
     counted.activation(source_tokens=tokens, source_attention_mask=(tokens != 0).long())
 
 
-def test_the_padding_token_inside_a_prompt_is_no_warning(counted):
+def test_the_padding_token_inside_a_prompt_is_no_warning(counted: Counted) -> None:
     counted.activation(source_tokens=_mask(0, 1, 0, SOURCE))
 
 
-def test_a_bos_token_that_pads_as_well_is_no_warning(counted):
+def test_a_bos_token_that_pads_as_well_is_no_warning(counted: Counted) -> None:
     bos = torch.zeros(2, 1, dtype=torch.int64)
     source, target = (torch.cat([bos, tokens], 1) for tokens in (SOURCE, TARGET))
     counted.activation(source_tokens=source, target_tokens=target)
 
 
-def test_without_a_padding_token_nothing_looks_padded():
+def test_without_a_padding_token_nothing_looks_padded() -> None:
     unpadded = Counted(tiny_model(pad_token_id=None))
     unpadded.activation(source_tokens=torch.tensor(PADDED["left"]))
 
@@ -326,14 +342,14 @@ def test_without_a_padding_token_nothing_looks_padded():
 
 
 @pytest.mark.parametrize("model", ["Llama", None, 5, tiny_tokenizer(["a"])], ids=repr)
-def test_no_model(model):
+def test_no_model(model: Any) -> None:
     with raises(AdapterError, type(model).__name__, "Hugging Face model"):
         activation_patching(
             model, None, last(), SOURCE, TARGET, SOURCE_ANSWERS, TARGET_ANSWERS, progress=False
         )
 
 
-def test_model_without_adapter():
+def test_model_without_adapter() -> None:
     martian = Counted(tiny_model())
     martian.model.config.model_type = "martian"
     says = "'martian'.* was inferred .*infer_adapter.model. once .* api="
@@ -342,13 +358,15 @@ def test_model_without_adapter():
             assert call().info["adapter"] == "Martian"
 
 
-def test_model_without_adapter_because_no_plugin_is_loaded(counted, monkeypatch):
+def test_model_without_adapter_because_no_plugin_is_loaded(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NNPATCH_PLUGINS", "")
     with pytest.warns(AdapterWarning, match="'llama'.*nnpatch-llama has one.*NNPATCH_PLUGINS=''"):
         assert counted.activation().info["adapter"] == "Llama"
 
 
-def test_model_without_config():
+def test_model_without_config() -> None:
     with raises(AdapterError, "config.model_type", "Linear", "name an adapter"):
         last().grids(torch.nn.Linear(1, 1), None, 4)
 
@@ -371,14 +389,16 @@ class _WithArguments(DecoderAPI):
         (_WithArguments, AdapterError, ["_WithArguments", "arguments"]),
     ],
 )
-def test_no_adapter(counted, api, error, parts):
+def test_no_adapter(
+    counted: Counted, api: int | object | str, error: type[Exception], parts: list[str]
+) -> None:
     with counted.rejects(error, *parts):
         counted.activation(api=api)
     with raises(error, *parts):
         Site.get_site(api, "resid", 0)
 
 
-def _misfit(**changed):
+def _misfit(**changed: Any) -> DecoderAPI:
     return DecoderAPI(
         **{
             "name": "Misfit",
@@ -411,14 +431,16 @@ def _misfit(**changed):
     ],
 )
 @pytest.mark.parametrize("sweep", [Counted.activation, Counted.ablation])
-def test_adapter_that_does_not_fit(counted, sweep, api, parts):
+def test_adapter_that_does_not_fit(
+    counted: Counted, sweep: Callable[..., Any], api: DecoderAPI, parts: list[str]
+) -> None:
     with counted.rejects(AdapterError, "'Misfit'", *parts):
         sweep(counted, last, api)
     with counted.rejects(AdapterError, "'Misfit'", *parts):
         sweep(counted, lambda: Sites.from_sites([Site.get_site(api, "resid", 0)]))
 
 
-def test_adapter_that_does_not_fit_every_layer():
+def test_adapter_that_does_not_fit_every_layer() -> None:
     model = tiny_model()
     del model.model.layers[2].mlp
     with raises(AdapterError, "'Llama3'", "LlamaForCausalLM", "'mlp'", "layer 2"):
@@ -441,7 +463,9 @@ def test_adapter_that_does_not_fit_every_layer():
         (PartOfHead(0, 3), ["does not split", "4 heads"]),
     ],
 )
-def test_adapter_whose_columns_of_the_heads_are_none(counted, columns, parts):
+def test_adapter_whose_columns_of_the_heads_are_none(
+    counted: Counted, columns: Interleaved | Callable[..., Any], parts: list[str]
+) -> None:
     """A head that is read and written at the wrong columns would be another's."""
     row = Component("self_attn.q_proj", heads="query", columns=columns)
     model_api = _misfit(components={**decoder_components(), "q": row}, key_value_heads=1)
@@ -450,7 +474,9 @@ def test_adapter_whose_columns_of_the_heads_are_none(counted, columns, parts):
 
 
 @pytest.mark.parametrize("padded", ["source", "target", "both"])
-def test_padding_where_the_adapter_says_that_masked_tokens_are_seen(counted, padded):
+def test_padding_where_the_adapter_says_that_masked_tokens_are_seen(
+    counted: Counted, padded: str
+) -> None:
     api, mask = _misfit(padding=False), torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])
     name = "attention_mask" if padded == "both" else f"{padded}_attention_mask"
     with counted.rejects(MaskError, "'Misfit'", "masked", "[1]", "one length"):
@@ -462,14 +488,14 @@ def test_padding_where_the_adapter_says_that_masked_tokens_are_seen(counted, pad
     counted.activation(api=api)
 
 
-def test_heads_that_do_not_divide_what_a_module_of_unknown_width_gives(counted):
+def test_heads_that_do_not_divide_what_a_module_of_unknown_width_gives(counted: Counted) -> None:
     table = {"mlp": Component("mlp", heads="query")}
     api = _misfit(components=table, query_heads="num_hidden_layers")
     with counted.rejects(AdapterError, "'Misfit'", "3 heads", "32", forwards=3):
         counted.activation(lambda: Sites("mlp"), api)
 
 
-def test_model_types_are_several():
+def test_model_types_are_several() -> None:
     # A single string would be taken for its letters, and never match a model.
     with pytest.raises((AdapterError, TypeError), match="llama"):
         _misfit(model_types="llama")
@@ -478,7 +504,7 @@ def test_model_types_are_several():
 # Metrics ----------------------------------------------------------------------------------------
 
 
-def _first(logits):
+def _first(logits: Tensor) -> Tensor:
     return logits[:, 0]
 
 
@@ -497,7 +523,12 @@ def _first(logits):
     ],
 )
 @pytest.mark.parametrize("sweep", [Counted.activation, Counted.ablation])
-def test_metrics_that_are_none(counted, sweep, metric, parts):
+def test_metrics_that_are_none(
+    counted: Counted,
+    sweep: Callable[..., Any],
+    metric: dict[str, int] | dict[Any, Any] | list[Any] | None,
+    parts: list[str],
+) -> None:
     with counted.rejects(MetricError, *parts):
         sweep(counted, metric=metric)
 
@@ -515,18 +546,20 @@ def test_metrics_that_are_none(counted, sweep, metric, parts):
     ],
 )
 @pytest.mark.parametrize("sweep", [Counted.activation, Counted.ablation])
-def test_metric_of_the_wrong_output(counted, sweep, metric, got):
+def test_metric_of_the_wrong_output(
+    counted: Counted, sweep: Callable[..., Any], metric: Callable[..., Any], got: str
+) -> None:
     # What a metric gives is known only by running it, on the two unpatched runs.
     with counted.rejects(MetricError, "'mine'", "[2]", got, forwards=2):
         sweep(counted, metric={"mine": metric})
 
 
-def test_denominator_zero(counted):
+def test_denominator_zero(counted: Counted) -> None:
     with counted.rejects(MetricError, "'logit_difference'", "divide by 0", forwards=2):
         counted.activation(target_tokens=SOURCE)
 
 
-def test_denominator_zero_of_a_second_metric(counted):
+def test_denominator_zero_of_a_second_metric(counted: Counted) -> None:
     with counted.rejects(MetricError, "'constant'", " 2 ", "divide by 0", forwards=2):
         counted.activation(
             metric={"good": "logit_difference", "constant": lambda logits: 0 * logits[:, 0] + 2}
@@ -534,8 +567,8 @@ def test_denominator_zero_of_a_second_metric(counted):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_metric_that_is_not_finite(counted, value):
-    def mine(logits):
+def test_metric_that_is_not_finite(counted: Counted, value: float) -> None:
+    def mine(logits: Tensor) -> Tensor:
         return torch.full_like(logits[:, 0], value)
 
     with counted.rejects(MetricError, "'mine'", str(value), "source run", forwards=2):
@@ -544,7 +577,7 @@ def test_metric_that_is_not_finite(counted, value):
         counted.ablation(metric=mine)
 
 
-def test_model_with_nan_weights():
+def test_model_with_nan_weights() -> None:
     broken = Counted(tiny_model())
     with torch.no_grad():
         broken.model.model.layers[1].mlp.up_proj.weight.fill_(torch.nan)
@@ -560,7 +593,7 @@ def test_model_with_nan_weights():
 
 
 @pytest.fixture(scope="module")
-def confident(counted):
+def confident(counted: Counted) -> dict[str, torch.Tensor]:
     """The answers that the model itself would give to the two runs."""
     with torch.no_grad():
         source, target = (counted.model(run).logits[:, -1].argmax(-1) for run in (SOURCE, TARGET))
@@ -568,18 +601,20 @@ def confident(counted):
     return {"source_answer_index": source, "target_answer_index": target}
 
 
-def test_model_that_is_confident(counted, confident):
+def test_model_that_is_confident(counted: Counted, confident: dict[str, torch.Tensor]) -> None:
     counted.activation(force_model_confidence=True, **confident)
 
 
-def _swap(confident, rows):
+def _swap(confident: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
     source, target = (answers.clone() for answers in confident.values())
     source[rows], target[rows] = target[rows], source[rows]
     return {"source_answer_index": source, "target_answer_index": target}
 
 
 @pytest.mark.parametrize(("rows", "named"), [([0], "0"), ([1], "1"), ([0, 1], "01")])
-def test_model_that_is_not_confident(counted, confident, rows, named):
+def test_model_that_is_not_confident(
+    counted: Counted, confident: dict[str, torch.Tensor], rows: list[int], named: str
+) -> None:
     answers = _swap(confident, torch.tensor(rows))
     prompts = [f"prompt {row}: " for row in named]
     with counted.rejects(
@@ -591,20 +626,24 @@ def test_model_that_is_not_confident(counted, confident, rows, named):
     assert str(caught.value).count("prompt ") == len(named)
 
 
-def test_confidence_is_asked_of_the_target_run_too(counted, confident):
+def test_confidence_is_asked_of_the_target_run_too(
+    counted: Counted, confident: dict[str, torch.Tensor]
+) -> None:
     # Both runs are the source run, whose own answer is the right one of the source run alone.
     with counted.rejects(ConfidenceError, "2 of 2", "prompt 0", "target run", forwards=2):
         counted.activation(target_tokens=SOURCE, force_model_confidence=True, **confident)
 
 
-def test_confidence_is_not_asked_for_by_default(counted, confident):
+def test_confidence_is_not_asked_for_by_default(
+    counted: Counted, confident: dict[str, torch.Tensor]
+) -> None:
     counted.activation(**_swap(confident, torch.tensor([0, 1])))
 
 
 # Adapters of another family -----------------------------------------------------------------------
 
 
-def test_adapter_of_another_family_warns(counted):
+def test_adapter_of_another_family_warns(counted: Counted) -> None:
     """It fits by its names, and yet Gemma 2's blocks end in norms that Llama's do not have."""
     gemma = tiny_model("gemma2")
     arguments = (SOURCE, TARGET, torch.tensor([1, 2]), torch.tensor([3, 4]))

@@ -1,6 +1,10 @@
 """The built-in metrics against their formulas, and what a metric of one's own may look like."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torch import Tensor
 
-from nnpatch_core import MetricContext, Sites, ablation_patching, activation_patching
+from nnpatch_core import MetricContext, Outcome, Sites, ablation_patching, activation_patching
 from nnpatch_core.errors import AnswerError, MetricError, UnknownNameError
 from nnpatch_core.metrics import BUILTIN_METRICS, measure, name_metrics, with_context
 from nnpatch_core.plugins import find_metric
@@ -21,7 +26,7 @@ finite = st.floats(-30, 30, width=32)
 
 
 @st.composite
-def runs(draw):
+def runs(draw: st.DrawFn) -> Any:
     """Logits of a patched, a source and a target run, and the answers to the two prompts."""
     batch = draw(st.integers(1, 4))
     logits = arrays(np.float32, (batch, VOCAB), elements=finite)
@@ -29,17 +34,21 @@ def runs(draw):
     return [draw(logits) for _ in range(3)] + [draw(answers) for _ in range(2)]
 
 
-def context_of(source, target, source_answers, target_answers):
+def context_of(
+    source: Tensor, target: Tensor, source_answers: Tensor, target_answers: Tensor
+) -> MetricContext:
     return MetricContext(*map(torch.tensor, (source_answers, target_answers, source, target)))
 
 
-def log_softmax(logits):
+def log_softmax(logits: Tensor) -> Tensor:
     logits = logits.astype(np.float64)
     shifted = logits - logits.max(-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-def by_hand(name, logits, source, source_answers, target_answers):
+def by_hand(
+    name: str, logits: Tensor, source: Any, source_answers: Tensor, target_answers: Tensor
+) -> Any:
     """The formulas, row by row and in float64."""
     rows = range(len(logits))
     own, base = log_softmax(logits), log_softmax(source)
@@ -56,7 +65,7 @@ def by_hand(name, logits, source, source_answers, target_answers):
 
 @pytest.mark.parametrize("name", BUILTIN_METRICS)
 @given(runs=runs())
-def test_built_in_metric_is_its_formula(name, runs):
+def test_built_in_metric_is_its_formula(name: Any, runs: Any) -> None:
     logits, source, target, source_answers, target_answers = runs
     context = context_of(source, target, source_answers, target_answers)
     value = BUILTIN_METRICS[name](torch.tensor(logits), context)
@@ -67,7 +76,7 @@ def test_built_in_metric_is_its_formula(name, runs):
 
 @pytest.mark.parametrize("name", BUILTIN_METRICS)
 @given(runs=runs(), shift=st.floats(-10, 10, width=32))
-def test_adding_one_number_to_all_logits_changes_nothing(name, runs, shift):
+def test_adding_one_number_to_all_logits_changes_nothing(name: Any, runs: Any, shift: Any) -> None:
     logits, *context = runs
     context = context_of(*context)
     before = BUILTIN_METRICS[name](torch.tensor(logits), context)
@@ -77,7 +86,7 @@ def test_adding_one_number_to_all_logits_changes_nothing(name, runs, shift):
 
 @pytest.mark.parametrize("name", BUILTIN_METRICS)
 @given(runs=runs(), order=st.randoms(use_true_random=False))
-def test_prompts_do_not_look_at_each_other(name, runs, order):
+def test_prompts_do_not_look_at_each_other(name: Any, runs: Any, order: Any) -> None:
     rows = list(range(len(runs[0])))
     order.shuffle(rows)
     shuffled = [values[rows] for values in runs]
@@ -89,7 +98,7 @@ def test_prompts_do_not_look_at_each_other(name, runs, order):
 
 
 @given(runs=runs())
-def test_ranges(runs):
+def test_ranges(runs: Any) -> None:
     logits, *rest = runs
     context, logits = context_of(*rest), torch.tensor(logits)
     probability = BUILTIN_METRICS["answer_probability"](logits, context)
@@ -105,7 +114,7 @@ def test_ranges(runs):
 
 
 @given(runs=runs())
-def test_logit_difference_changes_its_sign_with_the_answers(runs):
+def test_logit_difference_changes_its_sign_with_the_answers(runs: Any) -> None:
     logits, source, target, one, other = runs
     metric = BUILTIN_METRICS["logit_difference"]
     there = metric(torch.tensor(logits), context_of(source, target, one, other))
@@ -113,7 +122,7 @@ def test_logit_difference_changes_its_sign_with_the_answers(runs):
     assert there.equal(-back)
 
 
-def test_kl_divergence_is_of_the_source_run_from_this_one():
+def test_kl_divergence_is_of_the_source_run_from_this_one() -> None:
     """Not the other way round: `KL(source || this run)`."""
     source = torch.tensor([[0.9, 0.1]]).log()
     run = torch.tensor([[0.5, 0.5]]).log()
@@ -123,7 +132,7 @@ def test_kl_divergence_is_of_the_source_run_from_this_one():
     assert value.item() == pytest.approx(expected, abs=1e-6)
 
 
-def test_logit_difference_needs_both_answers():
+def test_logit_difference_needs_both_answers() -> None:
     logits = torch.zeros(1, VOCAB)
     context = MetricContext(torch.tensor([0]), None, logits, logits)
     with pytest.raises(AnswerError, match="'logit_difference' compares two answers"):
@@ -140,11 +149,11 @@ SOURCE_ANSWERS, TARGET_ANSWERS = torch.tensor([21, 22]), torch.tensor([31, 32])
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> Any:
     return tiny_model()
 
 
-def sweep(model, metric, **options):
+def sweep(model: Any, metric: Any, **options: Any) -> Outcome:
     return activation_patching(
         model,
         None,
@@ -159,7 +168,7 @@ def sweep(model, metric, **options):
     )
 
 
-def test_metrics_of_a_sweep_are_measured_on_the_models_own_logits(model):
+def test_metrics_of_a_sweep_are_measured_on_the_models_own_logits(model: Any) -> None:
     out = sweep(model, list(BUILTIN_METRICS))
     with torch.no_grad():
         source, target = (model(tokens).logits[:, -1].numpy() for tokens in (SOURCE, TARGET))
@@ -173,7 +182,7 @@ def test_metrics_of_a_sweep_are_measured_on_the_models_own_logits(model):
         np.testing.assert_allclose(out.for_metric(name)["resid"][-1], 1, atol=1e-4)
 
 
-def test_kl_divergence_of_an_ablation_is_from_the_unablated_run(model):
+def test_kl_divergence_of_an_ablation_is_from_the_unablated_run(model: Any) -> None:
     out = ablation_patching(
         model,
         None,
@@ -187,7 +196,7 @@ def test_kl_divergence_of_an_ablation_is_from_the_unablated_run(model):
     assert (out["mlp"][0] > 0).all()
 
 
-def test_several_metrics_cost_no_further_runs():
+def test_several_metrics_cost_no_further_runs() -> None:
     forwards = []
     model = calling(tiny_model(), lambda: forwards.append(1))
     sweep(model, "logit_difference")
@@ -196,10 +205,10 @@ def test_several_metrics_cost_no_further_runs():
     assert len(forwards) == 2 * alone
 
 
-def test_metric_is_given_float32_logits(model):
+def test_metric_is_given_float32_logits(model: Any) -> None:
     seen = []
 
-    def mine(logits, context):
+    def mine(logits: Tensor, context: Any) -> Tensor:
         seen.append((logits.dtype, tuple(logits.shape), logits.requires_grad))
         seen.append((context.source_logits.dtype, tuple(context.source_logits.shape), False))
         return logits[:, 0]
@@ -211,35 +220,35 @@ def test_metric_is_given_float32_logits(model):
 # Metrics of one's own ---------------------------------------------------------------------------
 
 
-def _logits(logits):
+def _logits(logits: Tensor) -> torch.Tensor:
     return logits[:, 0]
 
 
-def _context(logits, context):
+def _context(logits: Tensor, context: MetricContext) -> torch.Tensor:
     return logits[:, 0] - context.source_logits[:, 0]
 
 
-def _other_names(x, y):
+def _other_names(x: Any, y: Any) -> Any:
     return _context(x, y)
 
 
-def _option(logits, index=0):
+def _option(logits: Tensor, index: int = 0) -> torch.Tensor:
     return logits[:, index]
 
 
-def _any(*arguments):
+def _any(*arguments: Any) -> Any:
     return _context(*arguments)
 
 
-def _keyword_only(logits, *, context):
+def _keyword_only(logits: Tensor, *, context: Any) -> Tensor:
     return _context(logits, context)
 
 
 class _Object:
-    def __call__(self, logits, context):
+    def __call__(self, logits: Tensor, context: MetricContext) -> torch.Tensor:
         return _context(logits, context)
 
-    def method(self, logits):
+    def method(self, logits: Tensor) -> Tensor:
         return _logits(logits)
 
 
@@ -259,14 +268,16 @@ class _Object:
         (_keyword_only, True),
     ],
 )
-def test_metric_of_ones_own_takes_the_logits_or_the_context_too(metric, takes_context):
+def test_metric_of_ones_own_takes_the_logits_or_the_context_too(
+    metric: _Object | Callable[..., Any], takes_context: bool
+) -> None:
     logits, source = torch.randn(2, 3), torch.randn(2, 3)
     context = MetricContext(torch.tensor([0, 1]), None, source, source)
     expected = logits[:, 0] - (source[:, 0] if takes_context else 0)
     assert with_context(metric)(logits, context).equal(expected)
 
 
-def test_metric_of_ones_own_in_a_sweep(model):
+def test_metric_of_ones_own_in_a_sweep(model: Any) -> None:
     out = sweep(model, {"first": _logits, "logit_difference": "logit_difference"})
     assert out.metrics == ("first", "logit_difference")
     with torch.no_grad():
@@ -286,11 +297,11 @@ def test_metric_of_ones_own_in_a_sweep(model):
         ({"mine": _logits, "kl": "kl_divergence"}, ["mine", "kl"]),
     ],
 )
-def test_names_of_metrics(spec, names):
+def test_names_of_metrics(spec: Any, names: list[str]) -> None:
     assert list(name_metrics(spec, find_metric)) == names
 
 
-def test_metric_by_name_is_the_one_that_is_registered():
+def test_metric_by_name_is_the_one_that_is_registered() -> None:
     for name, metric in BUILTIN_METRICS.items():
         assert find_metric(name) is metric
     with pytest.raises(UnknownNameError, match=r"'kl'; there are .*kl_divergence"):
@@ -298,7 +309,7 @@ def test_metric_by_name_is_the_one_that_is_registered():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int64, torch.bool])
-def test_values_are_float32_whatever_the_metric_gives(dtype):
+def test_values_are_float32_whatever_the_metric_gives(dtype: torch.dtype) -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     context = MetricContext(torch.tensor([0, 1]), None, logits, logits)
     (value,) = measure({"mine": lambda logits, _: logits[:, 0].to(dtype)}, logits, context).values()
@@ -306,14 +317,14 @@ def test_values_are_float32_whatever_the_metric_gives(dtype):
     assert value.tolist() == [1, 0]
 
 
-def test_values_carry_no_gradient():
+def test_values_carry_no_gradient() -> None:
     logits = torch.ones(2, 3, requires_grad=True)
     context = MetricContext(torch.tensor([0, 1]), None, logits, logits)
     (value,) = measure({"mine": lambda logits, _: logits[:, 0]}, logits, context).values()
     assert not value.requires_grad
 
 
-def test_metric_error_names_the_metric_and_both_shapes():
+def test_metric_error_names_the_metric_and_both_shapes() -> None:
     logits = torch.zeros(2, 3)
     context = MetricContext(torch.tensor([0, 1]), None, logits, logits)
     with pytest.raises(MetricError, match=r"'mine'.*\[2\].*\(3,\)"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from nnpatch_core import (
     Sites,
@@ -39,14 +41,14 @@ def ablated(model: Any, **options: Any) -> Any:
 # Agreement, the wrong way round -----------------------------------------------------------------
 
 
-def test_agreement_the_wrong_way_round(llama):
+def test_agreement_the_wrong_way_round(llama: Any) -> None:
     exact, estimate = swept(activation_patching, llama), swept(attribution_patching, llama)
     with pytest.raises(OutcomeError, match=r"wrong way round.*estimate\.agreement\(exact\)"):
         exact.agreement(estimate)
     assert estimate.agreement(exact).cells
 
 
-def test_agreement_of_measured_zeros(llama):
+def test_agreement_of_measured_zeros(llama: Any) -> None:
     """Nothing is an estimate where a sweep only finds that nothing changes."""
     sites = Sites(["attn"], seq_pos_type="custom", seq_pos=[0])
     exact = swept(activation_patching, llama, sites)
@@ -54,7 +56,7 @@ def test_agreement_of_measured_zeros(llama):
     assert exact.agreement(exact).cells == exact.swept("attn").sum()
 
 
-def test_agreement_with_what_a_screen_measured(llama):
+def test_agreement_with_what_a_screen_measured(llama: Any) -> None:
     exact = swept(activation_patching, llama)
     screened = swept(activation_patching, llama, screen="attribution", top_k=2, spot_checks=1)
     found = exact.agreement(screened, top_k=3)
@@ -66,18 +68,18 @@ def test_agreement_with_what_a_screen_measured(llama):
 
 
 @pytest.mark.parametrize("method", ["zero", "mean"])
-def test_seed_without_a_draw(llama, method):
+def test_seed_without_a_draw(llama: Any, method: str) -> None:
     with pytest.raises(PatchingError, match=f"seed=3 means nothing with method='{method}'"):
         ablated(llama, method=method, seed=3)
     assert ablated(llama, method=method).kind == f"ablation ({method})"
 
 
-def test_seed_without_a_screen(llama):
+def test_seed_without_a_screen(llama: Any) -> None:
     with pytest.raises(PatchingError, match="seed=3 means nothing without screen="):
         swept(activation_patching, llama, seed=3)
 
 
-def test_seed_is_0_unless_it_is_given(llama):
+def test_seed_is_0_unless_it_is_given(llama: Any) -> None:
     one, other = (ablated(llama, method="resample", **seed) for seed in ({}, {"seed": 0}))
     assert all(torch.equal(one[name], other[name]) for name in one)
     options = {"screen": "attribution", "top_k": 2, "spot_checks": 2}
@@ -91,9 +93,9 @@ def test_seed_is_0_unless_it_is_given(llama):
 
 
 @pytest.mark.parametrize("patching", [activation_patching, attribution_patching])
-def test_tokens_read_that_have_no_numbers(llama, patching):
+def test_tokens_read_that_have_no_numbers(llama: Any, patching: Callable[..., Any]) -> None:
     @reads_tokens(lambda context: torch.tensor([[1], [2]], device="meta"))
-    def first(logits):
+    def first(logits: Tensor) -> Tensor:
         return logits[:, 1]
 
     with pytest.raises(MetricError, match=r"'first' declares .* no numbers .* device 'meta'"):
@@ -103,9 +105,9 @@ def test_tokens_read_that_have_no_numbers(llama, patching):
 @pytest.mark.parametrize(
     "ids", [torch.tensor([[1 + 0j], [2]]), torch.tensor([[1], [2]]).to_sparse()]
 )
-def test_tokens_read_that_are_no_plain_integers(llama, ids):
+def test_tokens_read_that_are_no_plain_integers(llama: Any, ids: torch.Tensor) -> None:
     @reads_tokens(lambda context: ids)
-    def first(logits):
+    def first(logits: Tensor) -> Tensor:
         return logits[:, 1]
 
     with pytest.raises(MetricError, match="'first' declares"):
@@ -116,7 +118,7 @@ def test_tokens_read_that_are_no_plain_integers(llama, ids):
 
 
 @pytest.mark.parametrize("options", [{}, {"qk_fix": True}, {"grad_drop": True}])
-def test_site_that_a_hook_detaches(options):
+def test_site_that_a_hook_detaches(options: Any) -> None:
     model = tiny_model("gemma2")
     hook = model.model.layers[1].mlp.register_forward_hook(lambda *call: call[2].detach())
     try:

@@ -6,6 +6,7 @@ import functools
 import warnings
 from fractions import Fraction
 from math import comb
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,17 +77,17 @@ def estimate(sites: Any = SITES, **options: Any) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def full():
+def full() -> Outcome:
     return sweep()
 
 
 @pytest.fixture(scope="module")
-def estimates():
+def estimates() -> dict[str, Outcome]:
     return {by: estimate(**options) for by, options in SCREENS.items()}
 
 
 @pytest.fixture(scope="module")
-def rankings(estimates):
+def rankings(estimates: dict[str, Outcome]) -> dict[str, Outcome]:
     """What each screen orders the cells by."""
     return {
         "attribution": estimates["attribution"],
@@ -95,7 +96,7 @@ def rankings(estimates):
 
 
 @pytest.fixture(scope="module", params=SCREENS)
-def screened(request):
+def screened(request: pytest.FixtureRequest) -> Outcome:
     return sweep(screen=request.param, top_k=TOP, spot_checks=SPOTS, seed=3)
 
 
@@ -115,7 +116,9 @@ def known(out: Outcome) -> set[tuple[str, tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("metric", ["logit_difference", "bent"])
-def test_exact_cells_are_measured_and_others_estimated(screened, full, estimates, metric):
+def test_exact_cells_are_measured_and_others_estimated(
+    screened: Outcome, full: Outcome, estimates: dict[str, Outcome], metric: str
+) -> None:
     expected = estimates[screened.screening.by].for_metric(metric)
     shown, measured = screened.for_metric(metric), full.for_metric(metric)
     assert list(shown) == list(COMPONENTS)
@@ -132,7 +135,9 @@ def test_exact_cells_are_measured_and_others_estimated(screened, full, estimates
     assert screened.estimated
 
 
-def test_exact_are_the_most_promising_the_spots_and_what_is_known(screened, estimates, rankings):
+def test_exact_are_the_most_promising_the_spots_and_what_is_known(
+    screened: Outcome, estimates: dict[str, Outcome], rankings: dict[str, Outcome]
+) -> None:
     by = screened.screening.by
     exact, sure = known(screened), known(estimates[by])
     ranked = sizes(rankings[by])
@@ -151,7 +156,7 @@ def test_exact_are_the_most_promising_the_spots_and_what_is_known(screened, esti
     assert not screened.magnitude
 
 
-def test_atp_star_orders_queries_and_keys_by_both_repairs():
+def test_atp_star_orders_queries_and_keys_by_both_repairs() -> None:
     sites = Sites(["q", "k"], seq_pos_type="each")
 
     def first(**options: Any) -> set:
@@ -166,7 +171,7 @@ def test_atp_star_orders_queries_and_keys_by_both_repairs():
     assert expected != first()
 
 
-def test_what_changes_nothing_is_exactly_nothing(screened, full):
+def test_what_changes_nothing_is_exactly_nothing(screened: Outcome, full: Outcome) -> None:
     """What is put there is what was there: the run is the unpatched one, to the last bit."""
     for metric in screened.metrics:
         shown = screened.for_metric(metric)
@@ -179,7 +184,7 @@ def test_what_changes_nothing_is_exactly_nothing(screened, full):
             assert torch.equal(raw, shown.baseline.target.expand_as(raw))
 
 
-def test_the_bound_holds_here(screened, full):
+def test_the_bound_holds_here(screened: Outcome, full: Outcome) -> None:
     """Whatever the screen, some count of cells left out is larger than all spots."""
     larger = sum(
         size > screened.screening.largest + 1e-6
@@ -190,7 +195,7 @@ def test_the_bound_holds_here(screened, full):
     assert screened.screening.missed_at_most(0.999) > screened.screening.missed_at_most(0.5)
 
 
-def test_marks_are_in_every_form(screened):
+def test_marks_are_in_every_form(screened: Outcome) -> None:
     frame = screened.to_dataframe()
     assert set(frame.columns) >= {"site", "layer", "position", "head", "token", "value", "exact"}
     swept = frame[frame["value"].notna()]
@@ -206,7 +211,7 @@ def test_marks_are_in_every_form(screened):
     assert "exact" not in sweep(Sites("mlp")).to_dataframe()
 
 
-def test_a_file_keeps_marks_and_figures(screened, tmp_path):
+def test_a_file_keeps_marks_and_figures(screened: Outcome, tmp_path: Path) -> None:
     screened.save(tmp_path / "out.safetensors")
     found = Outcome.load(tmp_path / "out.safetensors")
     assert found.screening == screened.screening
@@ -222,7 +227,7 @@ def test_a_file_keeps_marks_and_figures(screened, tmp_path):
     assert torch.equal(found["resid"], sized["resid"])
 
 
-def test_cells_that_are_flat_are_those_of_the_estimate(estimates):
+def test_cells_that_are_flat_are_those_of_the_estimate(estimates: dict[str, Outcome]) -> None:
     """Estimates of 0 beside what is known; a measured cell is not one, whatever its value."""
     out = activation_patching(
         model_of("mistral"), None, SITES, **arguments(screen="attribution", top_k=5, spot_checks=0)
@@ -237,7 +242,7 @@ def test_cells_that_are_flat_are_those_of_the_estimate(estimates):
 # How it is made.
 
 
-def test_a_seed_draws_the_spots():
+def test_a_seed_draws_the_spots() -> None:
     def drawn(seed: int) -> set:
         out = sweep(screen="attribution", top_k=3, spot_checks=6, seed=seed)
         return known(out)
@@ -247,7 +252,7 @@ def test_a_seed_draws_the_spots():
     assert len(set.intersection(*map(drawn, range(4)))) < len(drawn(0))
 
 
-def test_every_cell_left_is_as_likely_to_be_drawn():
+def test_every_cell_left_is_as_likely_to_be_drawn() -> None:
     sites = Sites(["mlp", "resid_pre"], seq_pos_type="lastk", seq_pos=2)
     base = known(sweep(sites, screen="attribution", top_k=2, spot_checks=0))
     counts: dict[Any, int] = {}
@@ -262,7 +267,7 @@ def test_every_cell_left_is_as_likely_to_be_drawn():
 
 
 @pytest.mark.parametrize("by", SCREENS)
-def test_engines_measure_the_same(by):
+def test_engines_measure_the_same(by: str) -> None:
     options = {"screen": by, "top_k": TOP, "seed": 1}
     cone, whole = (sweep(engine=engine, **options) for engine in ("cone", "full"))
     assert (cone.info["engine"], whole.info["engine"]) == ("cone", "full")
@@ -273,7 +278,7 @@ def test_engines_measure_the_same(by):
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 2}], ids=str)
-def test_prompts_may_be_cut(options):
+def test_prompts_may_be_cut(options: Any) -> None:
     given = {"screen": "atp*", "top_k": TOP, "seed": 1}
     whole, cut = sweep(**given), sweep(**given, **options)
     assert known(whole) == known(cut)
@@ -281,7 +286,7 @@ def test_prompts_may_be_cut(options):
         torch.testing.assert_close(cut[name], whole[name], rtol=1e-4, atol=2e-5)
 
 
-def test_more_than_there_are_is_the_whole_sweep(full):
+def test_more_than_there_are_is_the_whole_sweep(full: Outcome) -> None:
     out = sweep(screen="attribution", top_k=10_000, spot_checks=10_000)
     assert not out.estimated
     found = out.screening
@@ -293,7 +298,7 @@ def test_more_than_there_are_is_the_whole_sweep(full):
         assert not out.flat(name).any()
 
 
-def test_spots_are_as_many_as_the_top_or_as_are_left():
+def test_spots_are_as_many_as_the_top_or_as_are_left() -> None:
     sites = Sites("mlp", seq_pos_type="lastk", seq_pos=2)
     # Six cells: one is known, as no other token reads it.
     for top, wanted, expected in ((1, None, 1), (1, 0, 0), (1, 9, 4), (4, None, 1), (5, None, 0)):
@@ -308,7 +313,7 @@ def test_spots_are_as_many_as_the_top_or_as_are_left():
 
 @pytest.mark.parametrize("by", SCREENS)
 @pytest.mark.parametrize("engine", ["cone", "full"])
-def test_where_all_is_known_nothing_is_left(by, engine):
+def test_where_all_is_known_nothing_is_left(by: str, engine: str) -> None:
     """The prompts begin alike: their first two positions hold nothing else."""
     sites = Sites(["resid", "k"], seq_pos_type="custom", seq_pos=[0, 1])
     out = sweep(sites, screen=by, top_k=4, engine=engine)
@@ -320,7 +325,7 @@ def test_where_all_is_known_nothing_is_left(by, engine):
             assert out.elided(name)[out.swept(name)].all()
 
 
-def test_a_checkpoint_is_gone_on_with(tmp_path, monkeypatch):
+def test_a_checkpoint_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A screened sweep that broke off measures what was left; one of other cells is refused."""
     from nnpatch_core.sweep import checkpoint as module
 
@@ -351,7 +356,7 @@ def test_a_checkpoint_is_gone_on_with(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("by", SCREENS)
-def test_padding_without_a_mask_is_told_once(by):
+def test_padding_without_a_mask_is_told_once(by: str) -> None:
     model = tiny_model()
     model.config.pad_token_id = int(tokens()[0][0, -1])
     with warnings.catch_warnings(record=True) as caught:
@@ -362,14 +367,14 @@ def test_padding_without_a_mask_is_told_once(by):
 
 
 @pytest.mark.parametrize("by", SCREENS)
-def test_an_adapter_of_another_type_is_told_once(by):
+def test_an_adapter_of_another_type_is_told_once(by: str) -> None:
     other = DecoderAPI("Other", ("other",), decoder_components())
     with pytest.warns(AdapterWarning) as caught:
         activation_patching(model_of(), other, SITES, **arguments(), screen=by, top_k=1)
     assert [each.category for each in caught].count(AdapterWarning) == 1
 
 
-def test_lists_of_sites_and_sites_together():
+def test_lists_of_sites_and_sites_together() -> None:
     get = functools.partial(Site.get_site, tiny_api())
     several = [
         MultiSite([get("mlp", 0), get("attn", 1)], name="both"),
@@ -389,7 +394,7 @@ def test_lists_of_sites_and_sites_together():
     assert set(out.to_dataframe()["exact"]) == {True, False}
 
 
-def test_the_first_metric_orders_the_cells():
+def test_the_first_metric_orders_the_cells() -> None:
     options = {"screen": "attribution", "top_k": TOP, "spot_checks": 0}
     first, second = (
         known(sweep(metric=metrics, **options)) for metrics in (METRICS, METRICS[::-1])
@@ -400,7 +405,9 @@ def test_the_first_metric_orders_the_cells():
         sweep(metric={"fine": bent, "off": lambda logits: logits[:, 5].detach()}, **options)
 
 
-def test_agreement_is_of_what_was_measured(screened, estimates):
+def test_agreement_is_of_what_was_measured(
+    screened: Outcome, estimates: dict[str, Outcome]
+) -> None:
     """A screened sweep is exact where it was measured, and there alone."""
     found = estimates["attribution"].agreement(screened)
     compared = sum(len(each.index) for each in found.sites.values())
@@ -437,7 +444,7 @@ def test_the_bound_is_that_of_counting_draws(
     assert low <= found <= high
 
 
-def test_bounds_by_hand():
+def test_bounds_by_hand() -> None:
     def bound(rest: int, checked: int, confidence: float = 0.95) -> int:
         return Screening("atp*", 1, rest, checked, 0.1).missed_at_most(confidence)
 
@@ -471,7 +478,7 @@ def test_the_bound_is_seldom_wrong(rest: int, checked: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 1.5, float("nan"), None, "0.95", True, [0.5], 1j])
-def test_a_confidence_is_between_0_and_1(confidence):
+def test_a_confidence_is_between_0_and_1(confidence: Any) -> None:
     screening = Screening("attribution", chosen=2, rest=10, checked=2, largest=0.1)
     with pytest.raises(OutcomeError, match="confidence must be between 0 and 1, got"):
         screening.missed_at_most(confidence)

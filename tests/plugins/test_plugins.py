@@ -1,14 +1,19 @@
 """Plugins are found through real entry points, and a broken one harms nobody else."""
 
+from __future__ import annotations
+
 import re
 import sys
 import textwrap
 import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from nnpatch_core import DecoderAPI, Sites, activation_patching, decoder_components
+from nnpatch_core import DecoderAPI, Outcome, Sites, activation_patching, decoder_components
 from nnpatch_core.errors import (
     AdapterError,
     AdapterWarning,
@@ -31,11 +36,19 @@ ADAPTER = """
 
 
 @pytest.fixture
-def install(tmp_path, monkeypatch):
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Puts throw-away distributions on the path, as an installer would."""
     modules = []
 
-    def install(distribution, code, *, version="1.2.3", folder=".", name=None, value=None):
+    def install(
+        distribution: Any,
+        code: Any,
+        *,
+        version: str = "1.2.3",
+        folder: Any = ".",
+        name: Any = None,
+        value: Any = None,
+    ) -> Any:
         module = distribution.replace("-", "_")
         site_packages = tmp_path / folder
         info = site_packages / f"{module}-{version}.dist-info"
@@ -56,15 +69,17 @@ def install(tmp_path, monkeypatch):
         sys.modules.pop(module, None)
 
 
-def adapter(name="Martian", model_type="martian"):
+def adapter(name: str = "Martian", model_type: str = "martian") -> str:
     return ADAPTER.format(name=name, model_type=model_type)
 
 
-def names(found):
+def names(found: Any) -> list[Any]:
     return sorted(entry.name for entry in found)
 
 
-def sweep(sites, api=None, model=None, **options):
+def sweep(
+    sites: Sites, api: DecoderAPI | str | type[Any] | None = None, model: Any = None, **options: Any
+) -> Outcome:
     return activation_patching(
         model or tiny_model(),
         api,
@@ -81,7 +96,7 @@ def sweep(sites, api=None, model=None, **options):
 # Discovery --------------------------------------------------------------------------------------
 
 
-def test_own_plugins_are_discovered():
+def test_own_plugins_are_discovered() -> None:
     registry = load_plugins()
     assert registry.failures == ()
     found = {plugin.name: plugin.distribution for plugin in registry.plugins}
@@ -103,14 +118,16 @@ def test_own_plugins_are_discovered():
         ("Gemma3Vision", "gemma3"),
     ],
 )
-def test_own_adapters_are_found_by_name_and_by_model(name, model_type):
+def test_own_adapters_are_found_by_name_and_by_model(name: str, model_type: str) -> None:
     found = find_adapter(name)
     assert found.name == name
     assert find_adapter(None, tiny_model(model_type)) is found
     assert find_adapter(found) is found
 
 
-def test_adapter_of_another_distribution_is_found_by_name_and_by_model(install):
+def test_adapter_of_another_distribution_is_found_by_name_and_by_model(
+    install: Callable[..., Any],
+) -> None:
     install("martian-models", adapter())
     model = tiny_model()
     expected = sweep(Sites("resid"), tiny_api(), model)["resid"]
@@ -124,7 +141,7 @@ def test_adapter_of_another_distribution_is_found_by_name_and_by_model(install):
     )
 
 
-def test_adapter_as_a_class(install):
+def test_adapter_as_a_class(install: Callable[..., Any]) -> None:
     code = """
         from nnpatch_core import decoder_components, hookimpl
 
@@ -151,7 +168,7 @@ def test_adapter_as_a_class(install):
         torch.testing.assert_close(out["k"], by_model["k"], rtol=0, atol=0)
 
 
-def test_entry_point_that_names_an_object_of_a_module(install):
+def test_entry_point_that_names_an_object_of_a_module(install: Callable[..., Any]) -> None:
     code = """
         from nnpatch_core import DecoderAPI, decoder_components, hookimpl
 
@@ -169,18 +186,18 @@ def test_entry_point_that_names_an_object_of_a_module(install):
 # One test a hook --------------------------------------------------------------------------------
 
 
-def hooks():
+def hooks() -> dict[str, Callable[..., Any]]:
     return {name: hook for name, hook in vars(hookspecs).items() if hasattr(hook, "nnpatch_spec")}
 
 
 @pytest.mark.parametrize("hook", hooks())
-def test_every_hook_has_a_docstring_and_a_test(hook):
+def test_every_hook_has_a_docstring_and_a_test(hook: str) -> None:
     assert (hooks()[hook].__doc__ or "").strip()
     # A new hook comes with a test of that name.
     assert f"test_{hook}" in globals()
 
 
-def test_register_model_apis(install):
+def test_register_model_apis(install: Callable[..., Any]) -> None:
     install("martian-models", adapter())
     (found,) = [entry for entry in load_plugins().adapters if entry.name == "Martian"]
     assert isinstance(found.value, DecoderAPI)
@@ -209,7 +226,7 @@ WINDOW = """
 """
 
 
-def test_register_seq_pos(install):
+def test_register_seq_pos(install: Callable[..., Any]) -> None:
     install("windows", WINDOW)
     # In the full engine, whose numbers do not depend on what else is swept.
     out = sweep(Sites("resid", seq_pos_type="window", seq_pos=2), engine="full")
@@ -223,7 +240,7 @@ def test_register_seq_pos(install):
     torch.testing.assert_close(windows_of_one, each, rtol=0, atol=0)
 
 
-def test_seq_pos_of_a_plugin_is_among_the_known_names(install):
+def test_seq_pos_of_a_plugin_is_among_the_known_names(install: Callable[..., Any]) -> None:
     install("windows", WINDOW)
     with pytest.raises(
         UnknownNameError, match=r"'windows' .*window\?\); there are .*lastk, window"
@@ -247,7 +264,7 @@ METRICS = """
 """
 
 
-def test_register_metrics(install):
+def test_register_metrics(install: Callable[..., Any]) -> None:
     install("more-metrics", METRICS)
     out = sweep(Sites("resid"), metric=["largest", "above_target", "logit_difference"])
     assert out.metrics == ("largest", "above_target", "logit_difference")
@@ -257,7 +274,7 @@ def test_register_metrics(install):
     torch.testing.assert_close(above["resid"], out["resid"], rtol=1e-4, atol=1e-5)
 
 
-def test_metric_of_a_plugin_is_among_the_known_names(install):
+def test_metric_of_a_plugin_is_among_the_known_names(install: Callable[..., Any]) -> None:
     install("more-metrics", METRICS)
     with pytest.raises(UnknownNameError, match=r"'small'; there are above_target,.* largest,"):
         find_metric("small")
@@ -277,7 +294,7 @@ INFERRING = """
 """
 
 
-def test_infer_model_api(install):
+def test_infer_model_api(install: Callable[..., Any]) -> None:
     install("martian-models", INFERRING)
     model = tiny_model()
     model.config.model_type = "martian"
@@ -300,7 +317,9 @@ def test_infer_model_api(install):
         ("'Martian'", "TypeError: an adapter must be a ModelAPI, got 'Martian'"),
     ],
 )
-def test_inferring_that_fails_harms_nobody(install, value, part):
+def test_inferring_that_fails_harms_nobody(
+    install: Callable[..., Any], value: str, part: str
+) -> None:
     code = f"""
         from nnpatch_core import hookimpl
 
@@ -318,7 +337,7 @@ def test_inferring_that_fails_harms_nobody(install, value, part):
     assert find_adapter(None, tiny_model("llama")).name == "Llama3"
 
 
-def test_inferring_that_refuses(install):
+def test_inferring_that_refuses(install: Callable[..., Any]) -> None:
     code = """
         from nnpatch_core import hookimpl
         from nnpatch_core.errors import AdapterError
@@ -436,7 +455,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("code", "parts"), BROKEN.values(), ids=BROKEN)
-def test_broken_plugin_harms_nobody_else(install, code, parts):
+def test_broken_plugin_harms_nobody_else(
+    install: Callable[..., Any], code: str, parts: list[str]
+) -> None:
     # A good one is loaded before it and another one after it.
     install("venusian-models", adapter("Venusian", "venusian"))
     install("broken-models", textwrap.dedent(HALFWAY) + textwrap.dedent(code), version="0.9")
@@ -458,14 +479,14 @@ def test_broken_plugin_harms_nobody_else(install, code, parts):
     assert "halfway" not in names(registry.seq_pos) + names(registry.metrics)
 
 
-def test_sweep_beside_a_broken_plugin(install):
+def test_sweep_beside_a_broken_plugin(install: Callable[..., Any]) -> None:
     install("broken-models", "raise RuntimeError('on import')")
     with pytest.warns(PluginWarning, match="broken-models 1.2.3.*on import"):
         out = sweep(Sites("resid"))
     assert out.info["adapter"] == "Llama3"
 
 
-def test_broken_plugins_all_at_once(install):
+def test_broken_plugins_all_at_once(install: Callable[..., Any]) -> None:
     for number, (code, _) in enumerate(BROKEN.values()):
         install(f"broken-{number}", textwrap.dedent(HALFWAY) + textwrap.dedent(code))
     with pytest.warns(PluginWarning) as caught:
@@ -482,14 +503,16 @@ def test_broken_plugins_all_at_once(install):
         ("not a module", "Error"),
     ],
 )
-def test_entry_point_that_leads_nowhere(install, value, error):
+def test_entry_point_that_leads_nowhere(
+    install: Callable[..., Any], value: str, error: str
+) -> None:
     install("broken-models", "", value=value)
     with pytest.warns(PluginWarning, match=f"broken-models 1.2.3.*{error}"):
         registry = load_plugins()
     assert {plugin.distribution for plugin in registry.plugins} >= set(OWN.values())
 
 
-def test_distribution_without_metadata_is_passed_over(install):
+def test_distribution_without_metadata_is_passed_over(install: Callable[..., Any]) -> None:
     """What an interrupted uninstall leaves behind."""
     info = install("broken-models", adapter())
     (info / "METADATA").unlink()
@@ -497,7 +520,7 @@ def test_distribution_without_metadata_is_passed_over(install):
     assert {plugin.distribution for plugin in registry.plugins} >= set(OWN.values())
 
 
-def test_distribution_whose_entry_points_cannot_be_read(install):
+def test_distribution_whose_entry_points_cannot_be_read(install: Callable[..., Any]) -> None:
     info = install("broken-models", adapter())
     (info / "entry_points.txt").write_text("[nnpatch]\nno equals sign\n", encoding="utf-8")
     with pytest.warns(PluginWarning, match="broken-models"):
@@ -505,13 +528,13 @@ def test_distribution_whose_entry_points_cannot_be_read(install):
     assert {plugin.distribution for plugin in registry.plugins} >= set(OWN.values())
 
 
-def test_ctrl_c_is_not_a_broken_plugin(install):
+def test_ctrl_c_is_not_a_broken_plugin(install: Callable[..., Any]) -> None:
     install("slow-models", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         load_plugins()
 
 
-def test_failures_can_be_had_without_warnings(install):
+def test_failures_can_be_had_without_warnings(install: Callable[..., Any]) -> None:
     install("broken-models", "raise RuntimeError('on import')")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -520,7 +543,7 @@ def test_failures_can_be_had_without_warnings(install):
     assert isinstance(failure.error, RuntimeError)
 
 
-def test_broken_plugin_is_named_where_an_adapter_is_inferred(install):
+def test_broken_plugin_is_named_where_an_adapter_is_inferred(install: Callable[..., Any]) -> None:
     install("martian-models", "raise RuntimeError('on import')")
     model = tiny_model()
     model.config.model_type = "martian"
@@ -535,13 +558,13 @@ def test_broken_plugin_is_named_where_an_adapter_is_inferred(install):
 
 
 @pytest.fixture
-def rivals(install):
+def rivals(install: Callable[..., Any]) -> None:
     """A second adapter for `model_type` llama."""
     install("other-llamas", adapter("Alpaca", "llama"), version="7.0")
 
 
 @pytest.mark.usefixtures("rivals")
-def test_two_adapters_for_one_model_are_an_error_that_names_both():
+def test_two_adapters_for_one_model_are_an_error_that_names_both() -> None:
     with pytest.raises(AdapterError) as caught:
         sweep(Sites("resid"))
     for part in ("'llama'", "'Alpaca' of other-llamas 7.0", "'Llama3' of nnpatch-llama", "api="):
@@ -549,7 +572,7 @@ def test_two_adapters_for_one_model_are_an_error_that_names_both():
 
 
 @pytest.mark.usefixtures("rivals")
-def test_an_explicit_choice_wins_between_two_adapters():
+def test_an_explicit_choice_wins_between_two_adapters() -> None:
     expected = sweep(Sites("resid"), tiny_api())["resid"]
     chosen = {"Alpaca": "Alpaca", "Llama3": "Llama3", "TinyLlama": tiny_api()}
     for name, api in chosen.items():
@@ -559,11 +582,11 @@ def test_an_explicit_choice_wins_between_two_adapters():
 
 
 @pytest.mark.usefixtures("rivals")
-def test_another_model_is_not_in_conflict():
+def test_another_model_is_not_in_conflict() -> None:
     assert find_adapter(None, tiny_model("mistral")).name == "Mistral"
 
 
-def test_two_adapters_of_one_name(install):
+def test_two_adapters_of_one_name(install: Callable[..., Any]) -> None:
     install("other-llamas", adapter("Llama3", "alpaca"), version="7.0")
     with pytest.raises(UnknownNameError) as caught:
         find_adapter("Llama3")
@@ -578,7 +601,9 @@ def test_two_adapters_of_one_name(install):
 @pytest.mark.parametrize(
     ("code", "find", "name"), [(WINDOW, find_seq_pos, "window"), (METRICS, find_metric, "largest")]
 )
-def test_one_name_registered_by_two_plugins(install, code, find, name):
+def test_one_name_registered_by_two_plugins(
+    install: Callable[..., Any], code: str, find: Callable[..., Any], name: str
+) -> None:
     install("one", code)
     install("two", code, version="2.0")
     with pytest.raises(UnknownNameError) as caught:
@@ -587,12 +612,12 @@ def test_one_name_registered_by_two_plugins(install, code, find, name):
         assert part in str(caught.value)
 
 
-def test_a_plugin_does_not_replace_what_is_built_in(install):
+def test_a_plugin_does_not_replace_what_is_built_in(install: Callable[..., Any]) -> None:
     install("one", METRICS.replace('"largest"', '"logit_difference"'))
     assert find_metric("logit_difference") is logit_difference
 
 
-def test_distribution_found_twice_is_loaded_once(install):
+def test_distribution_found_twice_is_loaded_once(install: Callable[..., Any]) -> None:
     """A path that names a folder twice, or an older copy that is shadowed, is no conflict."""
     install("martian-models", adapter(), version="1.0", folder="old")
     install("Martian_Models", adapter(), version="2.0", folder="new")
@@ -602,7 +627,7 @@ def test_distribution_found_twice_is_loaded_once(install):
     assert names(registry.adapters).count("Martian") == 1
 
 
-def test_path_named_twice(install, monkeypatch):
+def test_path_named_twice(install: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     info = install("martian-models", adapter())
     monkeypatch.syspath_prepend(str(info.parent))
     assert names(load_plugins().adapters).count("Martian") == 1
@@ -625,7 +650,9 @@ def test_path_named_twice(install, monkeypatch):
         (",", []),
     ],
 )
-def test_environment_variable_limits_what_is_loaded(install, monkeypatch, variable, expected):
+def test_environment_variable_limits_what_is_loaded(
+    install: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, variable: str, expected: list[str]
+) -> None:
     install("martian-models", adapter(), name="martian")
     monkeypatch.setenv("NNPATCH_PLUGINS", variable)
     registry = load_plugins()
@@ -633,14 +660,16 @@ def test_environment_variable_limits_what_is_loaded(install, monkeypatch, variab
     assert len(registry.plugins) == len(expected)
 
 
-def test_plugin_that_is_left_out_is_not_imported(install, monkeypatch):
+def test_plugin_that_is_left_out_is_not_imported(
+    install: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("broken-models", "raise RuntimeError('imported')")
     monkeypatch.setenv("NNPATCH_PLUGINS", "llama")
     assert load_plugins().failures == ()
     assert "broken_models" not in sys.modules
 
 
-def test_environment_variable_that_names_nobody(monkeypatch):
+def test_environment_variable_that_names_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NNPATCH_PLUGINS", "llama,pluto,neptune")
     with pytest.warns(PluginWarning) as caught:
         registry = load_plugins()
@@ -650,7 +679,7 @@ def test_environment_variable_that_names_nobody(monkeypatch):
     assert names(registry.adapters) == ["Llama3"]
 
 
-def test_model_whose_plugin_is_left_out(monkeypatch):
+def test_model_whose_plugin_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NNPATCH_PLUGINS", "gemma")
     with pytest.warns(
         AdapterWarning, match=r"nnpatch-llama has one, which NNPATCH_PLUGINS='gemma'"
@@ -671,7 +700,9 @@ def test_model_whose_plugin_is_left_out(monkeypatch):
         ("lambda seq_pos: seq_pos", "[2]"),
     ],
 )
-def test_strategy_factory_that_gives_no_strategy(install, strategy, part):
+def test_strategy_factory_that_gives_no_strategy(
+    install: Callable[..., Any], strategy: str, part: str
+) -> None:
     install("windows", WINDOW.replace('"window", Window', f'"window", {strategy}'))
     with pytest.raises(PatchingError, match=re.escape(part)):
         sweep(Sites("resid", seq_pos_type="window", seq_pos=[2]))

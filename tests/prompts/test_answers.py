@@ -1,7 +1,12 @@
 """An answer is the token that follows its prompt, however it is spelled and whatever cuts it."""
 
+from __future__ import annotations
+
 import functools
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -23,7 +28,7 @@ ANSWERS = list(COUNTRIES.values())
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": "<unk>"}
 
 
-def byte_level(texts=PROMPTS, answers=ANSWERS):
+def byte_level(texts: list[str] = PROMPTS, answers: list[str] = ANSWERS) -> Any:
     """A byte-level BPE such as GPT-2's, in which a word with its space is one token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,7 +43,7 @@ def byte_level(texts=PROMPTS, answers=ANSWERS):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 
-def prefixing(texts=PROMPTS, answers=ANSWERS):
+def prefixing(texts: list[str] = PROMPTS, answers: list[str] = ANSWERS) -> Any:
     """Like Llama 2's: every text begins with a space, and so does an answer that stands alone."""
     words = [f"▁{word}" for text in [*texts, *answers] for word in text.split()]
     names = dict.fromkeys([*SPECIAL.values(), "▁", *words])
@@ -48,14 +53,14 @@ def prefixing(texts=PROMPTS, answers=ANSWERS):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
 
 
-def words():
+def words() -> Any:
     return tiny_tokenizer([*PROMPTS, *(f" {answer}" for answer in ANSWERS), *ANSWERS, "\n"])
 
 
 TOKENIZERS = {"words": words(), "byte level": byte_level(), "prefixing": prefixing()}
 
 
-def around(tokenizer, single):
+def around(tokenizer: Any, single: str) -> Any:
     """The tokenizer with special tokens around each text."""
     names = [name for name in SPECIAL.values() if name in single]
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -65,20 +70,25 @@ def around(tokenizer, single):
     return tokenizer
 
 
-def make(tokenizer, answers=None, prompts=None, **options):
+def make(
+    tokenizer: Any,
+    answers: list[str] | None = None,
+    prompts: list[str] | None = None,
+    **options: Any,
+) -> PromptPairs:
     """Each prompt against the next one."""
     prompts, answers = PROMPTS if prompts is None else prompts, answers or ANSWERS
     roll = [*prompts[1:], prompts[0]], [*answers[1:], answers[0]]
     return PromptPairs.from_texts(prompts, roll[0], answers, roll[1], tokenizer, **options)
 
 
-def quietly(tokenizer, *args, **options):
+def quietly(tokenizer: Any, *args: Any, **options: Any) -> PromptPairs:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", (AnswerWarning, PromptWarning))
         return make(tokenizer, *args, **options)
 
 
-def ids(pairs):
+def ids(pairs: PromptPairs) -> tuple[list[int], list[int]]:
     return pairs.source_answer_index.tolist(), pairs.target_answer_index.tolist()
 
 
@@ -90,7 +100,7 @@ kinds = st.sampled_from(list(TOKENIZERS))
 
 
 @given(kinds, spaces)
-def test_an_answer_with_and_without_its_space_is_one_token(kind, spaced):
+def test_an_answer_with_and_without_its_space_is_one_token(kind: Any, spaced: Any) -> None:
     tokenizer = TOKENIZERS[kind]
     answers = [f"{' ' * space}{text}" for space, text in zip(spaced, ANSWERS, strict=True)]
     found, usual = quietly(tokenizer, answers), make(tokenizer, [f" {each}" for each in ANSWERS])
@@ -101,11 +111,11 @@ def test_an_answer_with_and_without_its_space_is_one_token(kind, spaced):
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_spelled_with_its_space_an_answer_is_silent(kind):
+def test_spelled_with_its_space_an_answer_is_silent(kind: str) -> None:
     make(TOKENIZERS[kind], [f" {answer}" for answer in ANSWERS])
 
 
-def test_the_space_that_was_put_in_is_said_once_with_its_rows():
+def test_the_space_that_was_put_in_is_said_once_with_its_rows() -> None:
     with pytest.warns(AnswerWarning) as caught:
         make(TOKENIZERS["byte level"], ["Paris", " Tokyo", "Rome", "Athens"])
     (warning,) = caught
@@ -118,7 +128,7 @@ def test_the_space_that_was_put_in_is_said_once_with_its_rows():
     assert warning.filename == __file__
 
 
-def test_what_the_warning_advises_silences_it():
+def test_what_the_warning_advises_silences_it() -> None:
     make(TOKENIZERS["byte level"], [f" {answer}" for answer in ANSWERS])
     tokenizer = tiny_tokenizer([*PROMPTS, *(f"is{answer}" for answer in ANSWERS)])
     with pytest.raises(AnswerError, match="changes the tokens of its prompt"):
@@ -126,13 +136,13 @@ def test_what_the_warning_advises_silences_it():
     make(words(), prompts=[f"{prompt}\n" for prompt in PROMPTS], space=False)
 
 
-def test_where_the_space_makes_no_difference_nothing_is_said():
+def test_where_the_space_makes_no_difference_nothing_is_said() -> None:
     """Alone, such a tokenizer takes an answer for the same token as after its prompt."""
     make(TOKENIZERS["prefixing"], ANSWERS)
 
 
 @pytest.mark.parametrize("end", ["\n", "\t", " "])
-def test_no_space_after_white_space(end):
+def test_no_space_after_white_space(end: str) -> None:
     """The white space is a token of its own here, so that it stays one."""
     tokenizer = tiny_tokenizer([*PROMPTS, *ANSWERS])
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -144,20 +154,20 @@ def test_no_space_after_white_space(end):
     assert tokenizer.convert_ids_to_tokens(ids(pairs)[0]) == ANSWERS
 
 
-def test_no_space_after_the_token_that_opens_a_turn():
+def test_no_space_after_the_token_that_opens_a_turn() -> None:
     """A prompt that was rendered by a template may end in one, without white space."""
     tokenizer = tiny_tokenizer([*PROMPTS, *ANSWERS], additional_special_tokens=["<turn>"])
     pairs = make(tokenizer, prompts=[f"{prompt}<turn>" for prompt in PROMPTS])
     assert tokenizer.convert_ids_to_tokens(ids(pairs)[0]) == ANSWERS
 
 
-def test_an_unknown_word_at_the_end_is_no_opening_of_a_turn():
+def test_an_unknown_word_at_the_end_is_no_opening_of_a_turn() -> None:
     tokenizer = words()
     prompts = [f"{prompt} zzz" for prompt in PROMPTS]
     assert ids(quietly(tokenizer, prompts=prompts)) == ids(quietly(tokenizer))
 
 
-def test_white_space_at_the_end_that_melts_into_the_answer_is_an_error():
+def test_white_space_at_the_end_that_melts_into_the_answer_is_an_error() -> None:
     prompts = [f"{PROMPTS[0]} ", *PROMPTS[1:]]
     spaced = [f" {answer}" for answer in ANSWERS]
     answers = ["Paris", *spaced[1:]]
@@ -173,7 +183,7 @@ def test_white_space_at_the_end_that_melts_into_the_answer_is_an_error():
     make(TOKENIZERS["byte level"], spaced, prompts=stripped)
 
 
-def test_an_answer_that_is_one_token_without_the_space():
+def test_an_answer_that_is_one_token_without_the_space() -> None:
     """As a digit is, of tokenizers that cut numbers into digits."""
     tokenizer = tiny_tokenizer(["2 + 2 =", "2 + 3 =", "4", "5", " "])
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -188,7 +198,7 @@ def test_an_answer_that_is_one_token_without_the_space():
 # Errors and warnings about many rows --------------------------------------------------------------
 
 
-def many(count):
+def many(count: int) -> list[list[str]]:
     return [
         [f"The capital of {country} is" for country in ["France"] * count],
         [f"The capital of {country} is" for country in ["Japan"] * count],
@@ -198,7 +208,7 @@ def many(count):
 
 
 @pytest.mark.parametrize(("count", "more"), [(1, 0), (10, 0), (11, 1), (29, 19)])
-def test_an_error_about_many_rows_is_read_in_lines(count, more):
+def test_an_error_about_many_rows_is_read_in_lines(count: int, more: int) -> None:
     with pytest.raises(AnswerError) as caught:
         PromptPairs.from_texts(*many(count), TOKENIZERS["byte level"])
     lines = str(caught.value).splitlines()
@@ -210,7 +220,7 @@ def test_an_error_about_many_rows_is_read_in_lines(count, more):
     assert any("faulty='drop'" in line for line in lines)
 
 
-def test_its_advice_can_be_followed():
+def test_its_advice_can_be_followed() -> None:
     tokenizer = TOKENIZERS["byte level"]
     texts = [column + more for column, more in zip(many(3), _good(), strict=True)]
     with pytest.warns(AnswerWarning, match=r"\(source_answer of pairs 0 to 2\)") as caught:
@@ -220,7 +230,7 @@ def test_its_advice_can_be_followed():
         assert len(PromptPairs.from_texts(*texts, tokenizer, faulty="drop")) == 1
 
 
-def _good():
+def _good() -> list[list[str]]:
     return [[PROMPTS[0]], [PROMPTS[1]], [" Paris"], [" Tokyo"]]
 
 
@@ -236,14 +246,14 @@ ROWS = [
 
 
 @functools.cache
-def byte_level_with_template():
+def byte_level_with_template() -> Any:
     tokenizer = byte_level()
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     return tokenizer
 
 
 @given(st.lists(st.sampled_from(ROWS), min_size=1, max_size=8))
-def test_a_row_dropped_is_a_row_listed(rows):
+def test_a_row_dropped_is_a_row_listed(rows: Any) -> None:
     columns = [list(column) for column in zip(*rows, strict=True)]
     good = [number for number, row in enumerate(rows) if row is ROWS[0]]
     bad = [number for number in range(len(rows)) if number not in good]
@@ -273,7 +283,7 @@ def test_a_row_dropped_is_a_row_listed(rows):
         assert not caught
 
 
-def test_one_fault_does_not_hide_another():
+def test_one_fault_does_not_hide_another() -> None:
     with pytest.raises(TokensError) as caught:
         PromptPairs.from_texts(
             ["", *PROMPTS[:1]],
@@ -298,7 +308,7 @@ def test_one_fault_does_not_hide_another():
 
 @given(st.data())
 @settings(max_examples=30)
-def test_ids_in_are_ids_out(data):
+def test_ids_in_are_ids_out(data: Any) -> None:
     tokenizer = TOKENIZERS["byte level"]
     numbers = st.integers(0, len(tokenizer) - 1)
     answers = data.draw(st.lists(numbers, min_size=4, max_size=4, unique=True))
@@ -316,13 +326,13 @@ def test_ids_in_are_ids_out(data):
     assert [pair.source_answer for pair in pairs.pairs] == answers
 
 
-def test_digits_as_text_are_text():
+def test_digits_as_text_are_text() -> None:
     tokenizer = tiny_tokenizer(["2 + 2 =", "2 + 3 =", " 4 5"])
     pairs = PromptPairs.from_texts(["2 + 2 ="], ["2 + 3 ="], [" 4"], [" 5"], tokenizer)
     assert tokenizer.convert_ids_to_tokens([*ids(pairs)[0], *ids(pairs)[1]]) == [" 4", " 5"]
 
 
-def test_ids_of_a_file_in_the_layout_of_eap_ig(tmp_path):
+def test_ids_of_a_file_in_the_layout_of_eap_ig(tmp_path: Path) -> None:
     path = tmp_path / "ioi.csv"
     path.write_text(
         f"clean,corrupted,correct_idx,incorrect_idx\n{PROMPTS[0]},{PROMPTS[1]},7,9\n"
@@ -349,7 +359,7 @@ def test_ids_of_a_file_in_the_layout_of_eap_ig(tmp_path):
     assert ids(pairs) == ([7], [9])
 
 
-def test_integers_of_a_frame_are_said_to_be_ids():
+def test_integers_of_a_frame_are_said_to_be_ids() -> None:
     """Of digits in a file, pandas makes integers: 4 would be token 4 and not '4'."""
     tokenizer = words()
     columns = "source", "target", "source_answer", "target_answer"
@@ -376,13 +386,13 @@ def test_integers_of_a_frame_are_said_to_be_ids():
 
 
 @pytest.mark.parametrize("bad", [True, np.True_, 7.0, float("nan"), None, -1, torch.tensor([7])])
-def test_what_is_no_id(bad):
+def test_what_is_no_id(bad: Any) -> None:
     columns = PROMPTS[:1], PROMPTS[1:2], [bad], [9]
     with pytest.raises((TokensError, AnswerError), match="source_answer of pair 0: "):
         PromptPairs.from_texts(*columns, words())
 
 
-def test_the_same_id_twice():
+def test_the_same_id_twice() -> None:
     with pytest.raises(AnswerError, match="answers 7 and 7 begin with one token"):
         PromptPairs.from_texts(PROMPTS[:1], PROMPTS[1:2], [7], [7], words())
 
@@ -392,7 +402,7 @@ def test_the_same_id_twice():
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("single", ["<bos> $A", "$A <eos>", "<bos> $A <eos>", "$A <eos> <eos>"])
-def test_special_tokens_around_a_text(kind, single):
+def test_special_tokens_around_a_text(kind: str, single: str) -> None:
     plain = {"words": words, "byte level": byte_level, "prefixing": prefixing}[kind]
     tokenizer, expected = around(plain(), single), make(plain(), [f" {each}" for each in ANSWERS])
     with warnings.catch_warnings(record=True) as caught:
@@ -408,7 +418,7 @@ def test_special_tokens_around_a_text(kind, single):
 
 
 @pytest.mark.parametrize("kind", ["words", "byte level"])
-def test_a_prompt_that_begins_with_its_opening_token_gets_no_second_one(kind):
+def test_a_prompt_that_begins_with_its_opening_token_gets_no_second_one(kind: str) -> None:
     """As a chat template renders it with `tokenize=False`."""
     plain = {"words": words, "byte level": byte_level}[kind]
     tokenizer = around(plain(), "<bos> $A")
@@ -420,7 +430,7 @@ def test_a_prompt_that_begins_with_its_opening_token_gets_no_second_one(kind):
     assert ids(rendered) == ids(expected)
 
 
-def test_the_answer_is_read_after_the_prompt_and_not_after_the_end_token():
+def test_the_answer_is_read_after_the_prompt_and_not_after_the_end_token() -> None:
     """The logit difference is that of the model after the prompt's own last token."""
     tokenizer, model = around(words(), "$A <eos>"), tiny_model()
     with pytest.warns(PromptWarning, match="left out"):
@@ -436,14 +446,14 @@ def test_the_answer_is_read_after_the_prompt_and_not_after_the_end_token():
     torch.testing.assert_close(out.baseline.source, differences[:, 0] - differences[:, 1])
 
 
-def test_a_tokenizer_whose_special_tokens_change_the_text_is_refused():
+def test_a_tokenizer_whose_special_tokens_change_the_text_is_refused() -> None:
     class Odd:
         unk_token_id = pad_token_id = None
 
-        def __call__(self, text, add_special_tokens=True):
+        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
             return {"input_ids": [1, 9, 3] if add_special_tokens else [1, 2, 3]}
 
-        def decode(self, ids):
+        def decode(self, ids: list[int]) -> str:
             return str(ids)
 
     with pytest.raises(TokensError, match="differently with its special tokens"):
@@ -451,6 +461,6 @@ def test_a_tokenizer_whose_special_tokens_change_the_text_is_refused():
 
 
 @pytest.mark.parametrize("bad", [None, "gpt2", tiny_model])
-def test_what_is_no_tokenizer(bad):
+def test_what_is_no_tokenizer(bad: str | Callable[..., Any] | None) -> None:
     with pytest.raises(TokensError, match="must be a Hugging Face tokenizer"):
         make(bad)

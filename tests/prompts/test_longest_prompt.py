@@ -70,7 +70,7 @@ def fails(model: Any, length: int) -> bool:
 
 
 @pytest.mark.parametrize("family", LEARNED)
-def test_limit_is_where_the_model_itself_fails(family):
+def test_limit_is_where_the_model_itself_fails(family: str) -> None:
     model = tiny_model(family)
     limit = most_tokens(model)
     assert limit == 128
@@ -78,7 +78,7 @@ def test_limit_is_where_the_model_itself_fails(family):
 
 
 @pytest.mark.parametrize("family", COMPUTED)
-def test_no_limit_where_positions_are_computed(family):
+def test_no_limit_where_positions_are_computed(family: str) -> None:
     model = tiny_model(family)
     assert most_tokens(model) is None
     assert not fails(model, 200)
@@ -86,12 +86,12 @@ def test_no_limit_where_positions_are_computed(family):
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.filterwarnings("ignore::nnpatch_core.errors.AdapterWarning")
-def test_prompt_that_is_too_long(entry):
+def test_prompt_that_is_too_long(entry: str) -> None:
     with pytest.raises(TokensError, match=r"a prompt of 200 tokens, .* has positions for 128"):
         ENTRIES[entry](tiny_model("gpt2"), runs_of(200))
 
 
-def test_width_is_not_length():
+def test_width_is_not_length() -> None:
     """Padding has no position: prompts of 100 tokens in rows of 150 run as they are."""
     model, runs = tiny_model("gpt2"), runs_of(150)
     mask = (torch.arange(150) >= 50).long()[None]
@@ -103,6 +103,6 @@ def test_width_is_not_length():
     assert torch.allclose(padded["mlp"], short["mlp"], atol=1e-4)
 
 
-def test_rotary_models_run_beyond_what_they_were_trained_for():
+def test_rotary_models_run_beyond_what_they_were_trained_for() -> None:
     out = activation_patching(tiny_model("llama"), None, SITES, *runs_of(200), progress=False)
     assert out["mlp"].isfinite().all()

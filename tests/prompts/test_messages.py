@@ -1,7 +1,11 @@
 """Prompts that are messages: few-shot, system, prefill, and options of the chat template."""
 
+from __future__ import annotations
+
 import json
 import warnings
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -23,34 +27,39 @@ WORDS = [*ASKED, "Capital of Italy?", "Be brief.", "It is", "Rome Paris Tokyo", 
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     return tiny_tokenizer(WORDS, chat_template=TEMPLATE, additional_special_tokens=TURNS)
 
 
-def user(text):
+def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def assistant(text):
+def assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def make(tokenizer, prompts, answers=("Paris", "Tokyo"), **options):
+def make(
+    tokenizer: Any,
+    prompts: list[Any],
+    answers: tuple[str, str] = ("Paris", "Tokyo"),
+    **options: Any,
+) -> PromptPairs:
     return PromptPairs.from_texts(
         [prompts[0]], [prompts[1]], [answers[0]], [answers[1]], tokenizer, **options
     )
 
 
-def run(pairs, tokenizer):
+def run(pairs: PromptPairs, tokenizer: Any) -> str:
     tokens = pairs.source_tokens[0][pairs.source_attention_mask[0].bool()]
     return "".join(tokenizer.convert_ids_to_tokens(tokens.tolist()))
 
 
-def answer(pairs, tokenizer):
+def answer(pairs: PromptPairs, tokenizer: Any) -> str:
     return tokenizer.convert_ids_to_tokens(pairs.source_answer_index.tolist())[0]
 
 
-def test_messages_are_what_a_plain_text_in_a_chat_stands_for(tokenizer):
+def test_messages_are_what_a_plain_text_in_a_chat_stands_for(tokenizer: Any) -> None:
     plain = make(tokenizer, ASKED, chat=True, system="Be brief.")
     opening = {"role": "system", "content": "Be brief."}
     listed = make(tokenizer, [[opening, user(text)] for text in ASKED])
@@ -61,7 +70,7 @@ def test_messages_are_what_a_plain_text_in_a_chat_stands_for(tokenizer):
     assert answer(listed, tokenizer) == "Paris"
 
 
-def test_few_shot(tokenizer):
+def test_few_shot(tokenizer: Any) -> None:
     shots = [user("Capital of Italy?"), assistant("Rome")]
     pairs = make(tokenizer, [[*shots, user(text)] for text in ASKED])
     assert run(pairs, tokenizer) == (
@@ -69,7 +78,7 @@ def test_few_shot(tokenizer):
     )
 
 
-def test_prefill_goes_on_with_the_last_message(tokenizer):
+def test_prefill_goes_on_with_the_last_message(tokenizer: Any) -> None:
     prompts = [[user(text), assistant("It is")] for text in ASKED]
     pairs = make(tokenizer, prompts, (" Paris", " Tokyo"))
     assert run(pairs, tokenizer) == "<user>Capital of France?<end><assistant>It is"
@@ -79,7 +88,7 @@ def test_prefill_goes_on_with_the_last_message(tokenizer):
         assert answer(make(tokenizer, prompts), tokenizer) == " Paris"
 
 
-def test_options_of_the_template(tokenizer):
+def test_options_of_the_template(tokenizer: Any) -> None:
     options = {"chat_template_kwargs": {"enable_thinking": False}}
     for prompts, chat in ((ASKED, True), ([[user(text)] for text in ASKED], False)):
         pairs = make(tokenizer, prompts, chat=chat, **options)
@@ -87,14 +96,14 @@ def test_options_of_the_template(tokenizer):
         assert answer(pairs, tokenizer) == "Paris"
 
 
-def test_another_template_for_a_tokenizer_without_one():
+def test_another_template_for_a_tokenizer_without_one() -> None:
     tokenizer = tiny_tokenizer(WORDS, additional_special_tokens=TURNS)
     options = {"chat_template": TEMPLATE}
     pairs = make(tokenizer, ASKED, chat=True, chat_template_kwargs=options)
     assert run(pairs, tokenizer) == "<user>Capital of France?<end><assistant>"
 
 
-def test_messages_and_texts_in_one_call(tokenizer):
+def test_messages_and_texts_in_one_call(tokenizer: Any) -> None:
     pairs = PromptPairs.from_texts(
         ["It is", [user(ASKED[0])]],
         ["Be brief.", [user(ASKED[1])]],
@@ -105,7 +114,7 @@ def test_messages_and_texts_in_one_call(tokenizer):
     assert tokenizer.convert_ids_to_tokens(pairs.source_answer_index) == [" Paris", "Paris"]
 
 
-def test_the_pair_keeps_the_messages_and_not_the_users_list(tokenizer):
+def test_the_pair_keeps_the_messages_and_not_the_users_list(tokenizer: Any) -> None:
     prompts = [[user(text)] for text in ASKED]
     pairs = make(tokenizer, prompts)
     prompts[0][0]["content"] = "changed"
@@ -113,7 +122,7 @@ def test_the_pair_keeps_the_messages_and_not_the_users_list(tokenizer):
     assert pairs.swapped().pairs[0].target == (user(ASKED[0]),)
 
 
-def test_an_option_that_the_template_does_not_read_is_said(tokenizer):
+def test_an_option_that_the_template_does_not_read_is_said(tokenizer: Any) -> None:
     with pytest.warns(PromptWarning, match="mentions no 'enable_thinkng'") as caught:
         make(tokenizer, ASKED, chat=True, chat_template_kwargs={"enable_thinkng": False})
     assert [warning.filename for warning in caught] == [__file__]
@@ -133,7 +142,7 @@ def test_an_option_that_the_template_does_not_read_is_said(tokenizer):
         (user("Capital"), "must be a non-empty text, or a list of messages"),
     ],
 )
-def test_messages_that_are_none(tokenizer, messages, says):
+def test_messages_that_are_none(tokenizer: Any, messages: list[Any], says: str) -> None:
     with pytest.raises(TokensError) as caught:
         make(tokenizer, [messages, ASKED[1]])
     assert f"source of pair 0: {says}" in str(caught.value)
@@ -153,17 +162,17 @@ def test_messages_that_are_none(tokenizer, messages, says):
         ({"system": "Be brief."}, "system= means nothing without chat=True"),
     ],
 )
-def test_options_that_do_not_go_together(tokenizer, options, says):
+def test_options_that_do_not_go_together(tokenizer: Any, options: Any, says: str) -> None:
     with pytest.raises(TokensError, match=says):
         make(tokenizer, ASKED, **options)
 
 
-def test_messages_for_a_tokenizer_without_a_template():
+def test_messages_for_a_tokenizer_without_a_template() -> None:
     with pytest.raises(TokensError, match="messages need a tokenizer with a chat template"):
         make(tiny_tokenizer(WORDS), [[user(text)] for text in ASKED])
 
 
-def test_a_text_that_the_user_rendered_is_the_same_prompt(tokenizer):
+def test_a_text_that_the_user_rendered_is_the_same_prompt(tokenizer: Any) -> None:
     """Rendered with `tokenize=False`, or by us: the same tokens and the same answer."""
     rendered = [
         tokenizer.apply_chat_template([user(text)], tokenize=False, add_generation_prompt=True)
@@ -177,7 +186,7 @@ def test_a_text_that_the_user_rendered_is_the_same_prompt(tokenizer):
     assert pairs.source_answer_index.equal(chat.source_answer_index)
 
 
-def test_a_system_message_is_not_dropped_from_messages(tokenizer):
+def test_a_system_message_is_not_dropped_from_messages(tokenizer: Any) -> None:
     """It was: messages got none, without a word."""
     prompts = [[user(text)] for text in ASKED]
     with pytest.raises(TokensError) as caught:
@@ -191,11 +200,11 @@ def test_a_system_message_is_not_dropped_from_messages(tokenizer):
     make(tokenizer, [ASKED[0], prompts[1]], chat=True)
 
 
-def rendered(tokenizer, text, **options):
+def rendered(tokenizer: Any, text: str, **options: Any) -> str:
     return tokenizer.apply_chat_template([user(text)], tokenize=False, **options)
 
 
-def test_a_rendered_text_in_a_chat_is_said_once(tokenizer):
+def test_a_rendered_text_in_a_chat_is_said_once(tokenizer: Any) -> None:
     texts = [rendered(tokenizer, text, add_generation_prompt=True) for text in ASKED]
     with pytest.warns(PromptWarning) as caught:
         pairs = PromptPairs.from_texts(
@@ -219,7 +228,7 @@ def test_a_rendered_text_in_a_chat_is_said_once(tokenizer):
 
 
 @pytest.mark.parametrize("space", ["", "\n"])
-def test_a_rendered_text_that_opens_no_turn_is_said_once(tokenizer, space):
+def test_a_rendered_text_that_opens_no_turn_is_said_once(tokenizer: Any, space: str) -> None:
     texts = [rendered(tokenizer, text) + space for text in ASKED]
     with pytest.warns(PromptWarning) as caught:
         make(tokenizer, texts, ("Paris", "Tokyo"))
@@ -232,7 +241,7 @@ def test_a_rendered_text_that_opens_no_turn_is_said_once(tokenizer, space):
         assert part in str(warning.message)
 
 
-def test_where_the_message_is_the_opening_nothing_is_said():
+def test_where_the_message_is_the_opening_nothing_is_said() -> None:
     """As in Mistral's template, after whose `[/INST]` the answer begins; and in plain prompts."""
     template = "{% for message in messages %}<user>{{ message['content'] }}<end>{% endfor %}"
     for given in (template, "{{ raise_exception('none') }}", TEMPLATE.replace("<end>", "\n")):
@@ -244,7 +253,7 @@ def test_where_the_message_is_the_opening_nothing_is_said():
         make(tokenizer, ASKED, (" Paris", " Tokyo"))
 
 
-def test_the_end_of_an_assistants_turn_opens_none_either():
+def test_the_end_of_an_assistants_turn_opens_none_either() -> None:
     """Where it is not that of a user's, as in DeepSeek's template."""
     template = TEMPLATE.replace("<end>", "{% if message['role'] == 'assistant' %}<end>{% endif %}")
     tokenizer = tiny_tokenizer(WORDS, chat_template=template, additional_special_tokens=TURNS)
@@ -253,7 +262,7 @@ def test_the_end_of_an_assistants_turn_opens_none_either():
     make(tokenizer, [f"<user>{text}<assistant>" for text in ASKED])
 
 
-def test_messages_in_a_table_are_json(tokenizer, tmp_path):
+def test_messages_in_a_table_are_json(tokenizer: Any, tmp_path: Path) -> None:
     prompts = [[user(text)] for text in ASKED]
     expected = make(tokenizer, prompts)
     frame = pd.DataFrame(
@@ -279,13 +288,13 @@ def test_messages_in_a_table_are_json(tokenizer, tmp_path):
     "text",
     ['[{"a": 1}]', "[{x}] is", '[{"role": 5, "content": ""}]', '{"role": "user"}', "[{" * 9**5],
 )
-def test_what_is_no_json_of_messages_is_a_text(text):
+def test_what_is_no_json_of_messages_is_a_text(text: str) -> None:
     tokenizer = tiny_tokenizer([text, *WORDS], chat_template=TEMPLATE)
     columns = "source", "target", "source_answer", "target_answer"
     frame = pd.DataFrame([[text, ASKED[0], " Paris", " Tokyo"]], columns=columns)
     assert PromptPairs.from_dataframe(frame, tokenizer).pairs[0].source == text
 
 
-def test_json_in_a_list_of_ones_own_is_a_text(tokenizer):
+def test_json_in_a_list_of_ones_own_is_a_text(tokenizer: Any) -> None:
     text = json.dumps([user(ASKED[0])])
     assert make(tokenizer, [text, ASKED[1]], (" Paris", " Tokyo")).pairs[0].source == text

@@ -1,7 +1,11 @@
 """A `PromptPairs` stands for the arguments about the prompts, in every function that has them."""
 
+from __future__ import annotations
+
 import inspect
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +35,7 @@ SITES = Sites(["resid", "attn", "q"], seq_pos_type="each")
 QUIET = {"progress": False}
 
 
-def ablated_by_gradients():
+def ablated_by_gradients() -> dict[str, Any]:
     """The arguments of an ablation, as `attribution_patching` calls them."""
     by_name = PAIRS.ablation_arguments()
     return {
@@ -59,7 +63,9 @@ SWEEPS = [
 
 
 @pytest.mark.parametrize(("sweep", "stands", "arguments", "options"), SWEEPS)
-def test_it_stands_for_all_of_them(sweep, stands, arguments, options):
+def test_it_stands_for_all_of_them(
+    sweep: Callable[..., Any], stands: list[PromptPairs], arguments: dict[str, Any], options: Any
+) -> None:
     first = tiny_model(), tiny_api(), SITES
     by_pairs = sweep(*first, *stands, **options, **QUIET)
     by_name = sweep(*first, **arguments, **options, **QUIET)
@@ -72,7 +78,7 @@ def test_it_stands_for_all_of_them(sweep, stands, arguments, options):
     assert by_pairs.kind == by_name.kind
 
 
-def test_an_estimated_ablation_is_of_what_ablation_patching_measures():
+def test_an_estimated_ablation_is_of_what_ablation_patching_measures() -> None:
     first = tiny_model(), tiny_api(), Sites("attn", seq_pos_type="each")
     estimate = attribution_patching(*first, PAIRS, ablation="zero", **QUIET)
     exact = ablation_patching(*first, PAIRS, **QUIET)
@@ -84,14 +90,14 @@ def test_an_estimated_ablation_is_of_what_ablation_patching_measures():
     ("stands", "arguments"),
     [([PAIRS], PAIRS.arguments()), ([None, PAIRS], ablated_by_gradients())],
 )
-def test_a_plan_too(stands, arguments):
+def test_a_plan_too(stands: list[PromptPairs | None], arguments: dict[str, Any]) -> None:
     known = inspect.signature(plan_sweep).parameters
     named = {name: value for name, value in arguments.items() if name in known}
     plan = plan_sweep(tiny_model(), tiny_api(), SITES, *stands)
     assert plan.describe() == plan_sweep(tiny_model(), tiny_api(), SITES, **named).describe()
 
 
-def test_the_width_of_a_list_of_sites():
+def test_the_width_of_a_list_of_sites() -> None:
     found = SITES.get_sites_dict(tiny_model(), tiny_api(), PAIRS)
     wanted = SITES.get_sites_dict(tiny_model(), tiny_api(), PAIRS.target_tokens)
     assert {name: len(sites) for name, sites in found.items()} == {
@@ -99,8 +105,8 @@ def test_the_width_of_a_list_of_sites():
     }
 
 
-def test_another_tokenizer_wins():
-    other = tiny_tokenizer(["a"])
+def test_another_tokenizer_wins() -> None:
+    other: Any = tiny_tokenizer(["a"])
     other.decode = lambda ids: f"<{ids[0]}>"
     for sweep in (activation_patching, attribution_patching, ablation_patching):
         out = sweep(tiny_model(), tiny_api(), Sites("resid"), PAIRS, tokenizer=other, **QUIET)
@@ -133,7 +139,12 @@ BESIDE = [
 
 
 @pytest.mark.parametrize(("sweep", "passed", "named", "says"), BESIDE)
-def test_what_is_given_besides_is_to_be_left_out(sweep, passed, named, says):
+def test_what_is_given_besides_is_to_be_left_out(
+    sweep: Callable[..., Any],
+    passed: list[PromptPairs | torch.Tensor],
+    named: dict[Any, Any],
+    says: list[str],
+) -> None:
     with pytest.raises(
         TokensError, match=r"is a PromptPairs, which stands for all .* leave out"
     ) as found:
@@ -167,7 +178,13 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("sweep", "passed", "named", "kind", "says"), MISSING)
-def test_what_is_missing_is_named(sweep, passed, named, kind, says):
+def test_what_is_missing_is_named(
+    sweep: Callable[..., Any],
+    passed: list[torch.Tensor | None],
+    named: dict[Any, Any],
+    kind: type[Exception],
+    says: str,
+) -> None:
     with pytest.raises(kind, match=f"^{says}") as found:
         sweep(tiny_model(), tiny_api(), SITES, *passed, **named)
     first = "tokens" if sweep is ablation_patching else "source_tokens"
@@ -184,13 +201,15 @@ def test_what_is_missing_is_named(sweep, passed, named, kind, says):
         (plan_sweep, [TOKENS, PAIRS], {}, "target_tokens", "source_tokens"),
     ],
 )
-def test_it_stands_in_one_place(sweep, passed, named, misplaced, first):
+def test_it_stands_in_one_place(
+    sweep: Callable[..., Any], passed: list[Any], named: dict[Any, Any], misplaced: str, first: str
+) -> None:
     says = f"{misplaced}.* cannot be a PromptPairs: pass it as {first}, alone"
     with pytest.raises(TokensError, match=says):
         sweep(tiny_model(), tiny_api(), SITES, *passed, **named)
 
 
-def test_a_data_set_has_one_run():
+def test_a_data_set_has_one_run() -> None:
     says = "is a PromptPairs, which has two runs: pass .*pairs.source_tokens"
     site = SITES.get_sites_dict(tiny_model(), tiny_api(), PAIRS)["resid"][-1]
     with pytest.raises(TokensError, match=says):

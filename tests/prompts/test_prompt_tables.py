@@ -1,6 +1,11 @@
 """A faulty row of a table is named by its line and column, and so is a faulty file."""
 
+from __future__ import annotations
+
 import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pandas as pd
@@ -19,13 +24,17 @@ OWN = {"source": "clean", "source_answer": "right answer"}
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     return tiny_tokenizer([*ROW, " New York", "\n", "é"])
 
 
+#: Writes a table.
+Write = Callable[[str | bytes], Path]
+
+
 @pytest.fixture
-def write(tmp_path):
-    def written(content):
+def write(tmp_path: Path) -> Write:
+    def written(content: str | bytes) -> Path:
         path = tmp_path / "pairs.csv"
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
@@ -33,13 +42,13 @@ def write(tmp_path):
     return written
 
 
-def says(error, make, *args, **options):
+def says(error: type[Exception], make: Callable[..., Any], *args: Any, **options: Any) -> str:
     with pytest.raises(error) as caught:
         make(*args, **options)
     return str(caught.value)
 
 
-def test_rows_are_named_by_line_and_own_column_all_at_once(tokenizer, write):
+def test_rows_are_named_by_line_and_own_column_all_at_once(tokenizer: Any, write: Write) -> None:
     header = "clean,target,right answer,target_answer"
     bad = LINE.replace(" Paris", " New York")
     path = write("\n".join([header, LINE, bad, "", LINE, bad, "," + LINE.split(",", 1)[1], ""]))
@@ -58,7 +67,7 @@ def test_rows_are_named_by_line_and_own_column_all_at_once(tokenizer, write):
 
 @given(data=st.data())
 @settings(max_examples=40)
-def test_a_row_is_named_by_the_line_that_it_begins_in(tmp_path_factory, data):
+def test_a_row_is_named_by_the_line_that_it_begins_in(tmp_path_factory: Any, data: Any) -> None:
     """Whatever line breaks stand in the quoted texts above it, and whichever end the lines."""
     breaks = st.sampled_from(["", "\n", "\r\n", "\n\n"])
     ends = data.draw(st.sampled_from(["\n", "\r\n"]))
@@ -83,14 +92,16 @@ def test_a_row_is_named_by_the_line_that_it_begins_in(tmp_path_factory, data):
     ("labels", "place"),
     [(None, "row 1, "), (["a", "b"], "row 'b', "), ([7, 7], "row 7 (position 1), ")],
 )
-def test_rows_of_a_frame_are_named_by_their_label(tokenizer, labels, place):
+def test_rows_of_a_frame_are_named_by_their_label(
+    tokenizer: Any, labels: list[int | str] | None, place: str
+) -> None:
     frame = pd.DataFrame([ROW, (*ROW[:2], " New York", ROW[3])], columns=COLUMNS, index=labels)
     frame = frame.rename(columns=OWN)
     found = says(AnswerError, PromptPairs.from_dataframe, frame, tokenizer, columns=OWN)
     assert found.startswith(f"{place}column right answer: ' New York' is 2 tokens")
 
 
-def test_ragged_rows_are_faults_of_their_rows(tokenizer, write):
+def test_ragged_rows_are_faults_of_their_rows(tokenizer: Any, write: Write) -> None:
     path = write("\n".join([HEADER, LINE, "The, old " + LINE, ",".join(ROW[:3]), LINE]))
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
     for part in (
@@ -103,7 +114,7 @@ def test_ragged_rows_are_faults_of_their_rows(tokenizer, write):
         assert len(PromptPairs.from_csv(path, tokenizer, faulty="drop")) == 2
 
 
-def test_bytes_that_are_no_utf_8_are_found_in_their_cell(tokenizer, write):
+def test_bytes_that_are_no_utf_8_are_found_in_their_cell(tokenizer: Any, write: Write) -> None:
     latin = LINE.replace(" Paris", " é").encode("latin-1")
     path = write(b"\n".join([HEADER.encode(), LINE.encode(), latin, LINE.encode()]))
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
@@ -126,13 +137,15 @@ def test_bytes_that_are_no_utf_8_are_found_in_their_cell(tokenizer, write):
         (f"{HEADER}\n{'x' * 200_000}{LINE}", ["the row that begins in line 2", "limit"]),
     ],
 )
-def test_files_that_are_no_table(tokenizer, write, content, parts):
+def test_files_that_are_no_table(
+    tokenizer: Any, write: Write, content: str, parts: list[str]
+) -> None:
     found = says(TokensError, PromptPairs.from_csv, write(content), tokenizer)
     for part in ["pairs.csv", *parts]:
         assert part in found
 
 
-def test_a_header_that_is_no_utf_8(tokenizer, write):
+def test_a_header_that_is_no_utf_8(tokenizer: Any, write: Write) -> None:
     path = write(f"{HEADER},é\n{LINE},x".encode("latin-1"))
     assert len(PromptPairs.from_csv(path, tokenizer)) == 1
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns={"source": "é"})
@@ -140,44 +153,44 @@ def test_a_header_that_is_no_utf_8(tokenizer, write):
     found.encode()
 
 
-def test_a_file_with_a_header_alone(tokenizer, write):
+def test_a_file_with_a_header_alone(tokenizer: Any, write: Write) -> None:
     assert says(TokensError, PromptPairs.from_csv, write(HEADER), tokenizer) == (
         "there are no prompt pairs"
     )
 
 
 @pytest.mark.parametrize("path", ["missing.csv", ".", "no\0name", None, 5, 10**9])
-def test_paths_that_cannot_be_read(tokenizer, tmp_path, path):
+def test_paths_that_cannot_be_read(tokenizer: Any, tmp_path: Path, path: int | str) -> None:
     given = tmp_path / path if isinstance(path, str) else path
     found = says(TokensError, PromptPairs.from_csv, given, tokenizer)
     assert "cannot be read: " in found or "must be a path" in found
 
 
-def test_a_column_of_a_frame_that_stands_twice(tokenizer):
+def test_a_column_of_a_frame_that_stands_twice(tokenizer: Any) -> None:
     frame = pd.DataFrame([[*ROW, "x"]], columns=[*COLUMNS, "target"])
     found = says(TokensError, PromptPairs.from_dataframe, frame, tokenizer)
     assert "column 'target' stands 2 times in the table" in found
 
 
 @pytest.mark.parametrize("frame", [None, [ROW], {"source": ["a"]}, "pairs.csv"])
-def test_what_is_no_frame(tokenizer, frame):
+def test_what_is_no_frame(tokenizer: Any, frame: Any) -> None:
     found = says(TokensError, PromptPairs.from_dataframe, frame, tokenizer)
     assert "must be a pandas DataFrame" in found
 
 
-def test_columns_that_are_no_mapping(tokenizer, write):
+def test_columns_that_are_no_mapping(tokenizer: Any, write: Write) -> None:
     path = write(f"{HEADER}\n{LINE}")
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns=["source"])
     assert "columns must be a mapping" in found
 
 
-def test_columns_renamed_that_are_none(tokenizer, write):
+def test_columns_renamed_that_are_none(tokenizer: Any, write: Write) -> None:
     path = write(f"{HEADER}\n{LINE}")
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns={1: "a", "b": "c"})
     assert "columns= renames 'b'" in found
 
 
-def test_lists_that_are_none(tokenizer):
+def test_lists_that_are_none(tokenizer: Any) -> None:
     for bad in (None, 5, {"a": 1}, b"ab"):
         found = says(TokensError, PromptPairs.from_texts, bad, ["b"], [" c"], [" d"], tokenizer)
         assert "source must be a list of texts, got" in found
@@ -186,11 +199,11 @@ def test_lists_that_are_none(tokenizer):
 @pytest.mark.parametrize(
     "kind", [lambda text: pd.Series([text], index=[9]), lambda text: iter([text])]
 )
-def test_other_lists_than_lists(tokenizer, kind):
+def test_other_lists_than_lists(tokenizer: Any, kind: Callable[..., Any]) -> None:
     assert len(PromptPairs.from_texts(*map(kind, ROW), tokenizer)) == 1
 
 
-def test_warnings_about_rows_of_one_label_name_their_positions(tokenizer):
+def test_warnings_about_rows_of_one_label_name_their_positions(tokenizer: Any) -> None:
     answers = [" Paris", "Paris", "Paris"]
     frame = pd.DataFrame(
         [(*ROW[:2], answer, ROW[3]) for answer in answers], columns=COLUMNS, index=["a"] * 3
@@ -203,7 +216,9 @@ def test_warnings_about_rows_of_one_label_name_their_positions(tokenizer):
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
 @pytest.mark.parametrize("quote", ["", '"'])
 @pytest.mark.parametrize("told", [False, True])
-def test_another_separator_than_commas_is_named(tokenizer, write, separator, quote, told):
+def test_another_separator_than_commas_is_named(
+    tokenizer: Any, write: Write, separator: str, quote: str, told: bool
+) -> None:
     rows = [separator.join(f"{quote}{text}{quote}" for text in row) for row in (COLUMNS, ROW)]
     path = write("\n".join([*([f"sep={separator}"] * told), *rows]))
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
@@ -214,12 +229,12 @@ def test_another_separator_than_commas_is_named(tokenizer, write, separator, quo
     assert f"from_dataframe(pandas.read_csv(path, sep={separator!r}{skipped}, dtype=str)" in found
 
 
-def test_a_line_that_names_the_comma_is_no_header(tokenizer, write):
+def test_a_line_that_names_the_comma_is_no_header(tokenizer: Any, write: Write) -> None:
     found = says(TokensError, PromptPairs.from_csv, write(f"sep=,\n{HEADER}\n{LINE}"), tokenizer)
     assert "line 1: it is 'sep=,' and no header; take this line out" in found
 
 
-def test_options_that_there_are_not_are_refused_before_the_file_is_read(tokenizer):
+def test_options_that_there_are_not_are_refused_before_the_file_is_read(tokenizer: Any) -> None:
     for options, hint in (
         ({"delimiter": ";"}, r"pandas.read_csv\(path, delimiter=';', dtype=str\), tokenizer\)"),
         ({"multitoken": "drop"}, r"did you mean 'multi_token'\?$"),
@@ -231,7 +246,7 @@ def test_options_that_there_are_not_are_refused_before_the_file_is_read(tokenize
         PromptPairs.from_dataframe(None, tokenizer, column={})
 
 
-def test_what_is_no_utf_8_has_advice(tokenizer, write):
+def test_what_is_no_utf_8_has_advice(tokenizer: Any, write: Write) -> None:
     latin = LINE.replace(" Paris", " é").encode("latin-1")
     path = write(b"\n".join([HEADER.encode(), latin]))
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer)
@@ -254,7 +269,13 @@ def test_what_is_no_utf_8_has_advice(tokenizer, write):
         ),
     ],
 )
-def test_a_column_that_is_nearly_there_is_meant(tokenizer, write, header, columns, meant):
+def test_a_column_that_is_nearly_there_is_meant(
+    tokenizer: Any,
+    write: Write,
+    header: str,
+    columns: Any,
+    meant: dict[str, str],
+) -> None:
     path = write(f"{header}\n{LINE}")
     frame = pd.DataFrame([ROW], columns=header.split(","))
     for make, table in ((PromptPairs.from_csv, path), (PromptPairs.from_dataframe, frame)):
@@ -263,7 +284,7 @@ def test_a_column_that_is_nearly_there_is_meant(tokenizer, write, header, column
         assert len(make(table, tokenizer, columns=meant)) == 1
 
 
-def test_a_column_that_is_far_from_any_is_not_guessed(tokenizer, write):
+def test_a_column_that_is_far_from_any_is_not_guessed(tokenizer: Any, write: Write) -> None:
     path = write(f"clean,corrupted,right,wrong\n{LINE}")
     assert "did you mean" not in says(TokensError, PromptPairs.from_csv, path, tokenizer)
 
@@ -282,13 +303,15 @@ def test_a_column_that_is_far_from_any_is_not_guessed(tokenizer, write):
         ({"source": "target"}, "columns= reads source and target from one column, 'target'"),
     ],
 )
-def test_renamings_that_cannot_be_meant(tokenizer, write, columns, hint):
+def test_renamings_that_cannot_be_meant(
+    tokenizer: Any, write: Write, columns: dict[str, str], hint: str
+) -> None:
     path = write(f"{HEADER}\n{LINE}")
     found = says(TokensError, PromptPairs.from_csv, path, tokenizer, columns=columns)
     assert found.endswith(hint)
 
 
-def test_arguments_that_changed_places(tokenizer, write):
+def test_arguments_that_changed_places(tokenizer: Any, write: Write) -> None:
     path, frame = write(f"{HEADER}\n{LINE}"), pd.DataFrame([ROW] * 99, columns=COLUMNS)
     for make, args, expected in (
         (PromptPairs.from_csv, (tokenizer, path), "from_csv(path, tokenizer) takes the tokenizer"),

@@ -1,7 +1,12 @@
 """From texts to everything that a sweep takes about its prompts, or a report of what is wrong."""
 
+from __future__ import annotations
+
 import csv
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -37,23 +42,23 @@ CHAT_WORDS = ["<user> The", "<system> Be brief.", "\n", "<assistant>", *ALL_TEXT
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tokenizer() -> Any:
     return tiny_tokenizer([*ALL_TEXTS, " New York Paris Rome New", "Paris", "\n"])
 
 
 @pytest.fixture(scope="module")
-def chat_tokenizer():
+def chat_tokenizer() -> Any:
     # As of a real model's, the token that opens the assistant's turn is never a part of a word.
     return tiny_tokenizer(
         CHAT_WORDS, chat_template=TEMPLATE, additional_special_tokens=["<assistant>"]
     )
 
 
-def changed(**texts):
+def changed(**texts: Any) -> Any:
     return {**TEXTS, **texts}.values()
 
 
-def decoded(tokens, mask, tokenizer):
+def decoded(tokens: torch.Tensor, mask: torch.Tensor, tokenizer: Any) -> Iterator[str]:
     """Each row's text, without its padding, which stands on the left."""
     for row, real in zip(tokens, mask.bool(), strict=True):
         padding = int((~real).sum())
@@ -62,7 +67,7 @@ def decoded(tokens, mask, tokenizer):
         yield "".join(tokenizer.convert_ids_to_tokens(row[padding:].tolist()))
 
 
-def same(one, other):
+def same(one: PromptPairs, other: PromptPairs) -> None:
     assert one.pairs == other.pairs
     assert one.arguments().keys() == other.arguments().keys()
     for name, value in one.arguments().items():
@@ -73,7 +78,7 @@ def same(one, other):
 # Tokens -----------------------------------------------------------------------------------------
 
 
-def test_from_texts(tokenizer):
+def test_from_texts(tokenizer: Any) -> None:
     pairs = PromptPairs.from_texts(*TEXTS.values(), tokenizer)
     assert len(pairs) == 2
     assert repr(pairs) == "PromptPairs(2 pairs of 6 tokens)"
@@ -93,7 +98,7 @@ def test_from_texts(tokenizer):
         assert [tokenizer.decode([answer]) for answer in answers] == TEXTS[f"{run}_answer"]
 
 
-def test_source_and_target_have_one_width(tokenizer):
+def test_source_and_target_have_one_width(tokenizer: Any) -> None:
     """The longest prompt of either run gives it."""
     pairs = PromptPairs.from_texts(
         ["The capital of France is"], ["The old capital of Greece is"], [" Paris"], [" Athens"],
@@ -103,14 +108,14 @@ def test_source_and_target_have_one_width(tokenizer):
     assert pairs.target_attention_mask.tolist() == [[1, 1, 1, 1, 1, 1]]
 
 
-def test_other_sequences_than_lists(tokenizer):
+def test_other_sequences_than_lists(tokenizer: Any) -> None:
     same(
         PromptPairs.from_texts(*map(tuple, TEXTS.values()), tokenizer),
         PromptPairs.from_texts(*TEXTS.values(), tokenizer),
     )
 
 
-def test_special_tokens_of_the_tokenizer_are_kept(tokenizer):
+def test_special_tokens_of_the_tokenizer_are_kept(tokenizer: Any) -> None:
     """A Llama's prompt begins with its BOS token, an answer does not."""
     with_bos = tiny_tokenizer(ALL_TEXTS)
     bos = with_bos.bos_token_id
@@ -122,7 +127,7 @@ def test_special_tokens_of_the_tokenizer_are_kept(tokenizer):
     assert bos not in pairs.source_answer_index
 
 
-def test_tokenizer_without_a_padding_token():
+def test_tokenizer_without_a_padding_token() -> None:
     tokenizer = tiny_tokenizer(ALL_TEXTS)
     tokenizer.pad_token = None
     pairs = PromptPairs.from_texts(*TEXTS.values(), tokenizer)
@@ -130,7 +135,7 @@ def test_tokenizer_without_a_padding_token():
     assert pairs.source_tokens.min() >= 0
 
 
-def test_tokenizer_that_pads_and_truncates_by_itself(tokenizer):
+def test_tokenizer_that_pads_and_truncates_by_itself(tokenizer: Any) -> None:
     """A tokenizer's own settings must neither cut a prompt nor count as its tokens."""
     eager = tiny_tokenizer(ALL_TEXTS)
     eager.backend_tokenizer.enable_padding(length=9)
@@ -142,7 +147,7 @@ def test_tokenizer_that_pads_and_truncates_by_itself(tokenizer):
 
 
 @pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
-def test_arguments_pass_straight_into_a_sweep(tokenizer):
+def test_arguments_pass_straight_into_a_sweep(tokenizer: Any) -> None:
     pairs = PromptPairs.from_texts(*TEXTS.values(), tokenizer)
     sites = Sites("resid", seq_pos_type="each")
     out = activation_patching(tiny_model(), None, sites, **pairs.arguments(), progress=False)
@@ -151,7 +156,7 @@ def test_arguments_pass_straight_into_a_sweep(tokenizer):
     assert out.tokens[-2:] == (" France| Italy|…", " is")
 
 
-def test_swapped(tokenizer):
+def test_swapped(tokenizer: Any) -> None:
     pairs = PromptPairs.from_texts(*TEXTS.values(), tokenizer)
     swapped = pairs.swapped()
     noising = PromptPairs.from_texts(
@@ -162,7 +167,7 @@ def test_swapped(tokenizer):
     assert swapped.tokenizer is tokenizer
 
 
-def test_noising_is_denoising_the_other_way_round(tokenizer):
+def test_noising_is_denoising_the_other_way_round(tokenizer: Any) -> None:
     pairs = PromptPairs.from_texts(*TEXTS.values(), tokenizer)
     model = tiny_model()
     runs = [
@@ -177,7 +182,7 @@ def test_noising_is_denoising_the_other_way_round(tokenizer):
 # Answers ----------------------------------------------------------------------------------------
 
 
-def test_answers_of_several_tokens_are_all_listed(tokenizer):
+def test_answers_of_several_tokens_are_all_listed(tokenizer: Any) -> None:
     with pytest.raises(AnswerError) as caught:
         PromptPairs.from_texts(
             *changed(source_answer=[" New York", " Rome"], target_answer=[" Tokyo", " Rome New"]),
@@ -192,7 +197,7 @@ def test_answers_of_several_tokens_are_all_listed(tokenizer):
         assert part in str(caught.value)
 
 
-def test_both_answers_of_a_pair_are_listed(tokenizer):
+def test_both_answers_of_a_pair_are_listed(tokenizer: Any) -> None:
     """Whoever corrects the answers wants to see every one of them at once."""
     with pytest.raises(AnswerError) as caught:
         PromptPairs.from_texts(
@@ -203,7 +208,7 @@ def test_both_answers_of_a_pair_are_listed(tokenizer):
         assert answer in str(caught.value)
 
 
-def test_first_token_of_several(tokenizer):
+def test_first_token_of_several(tokenizer: Any) -> None:
     with pytest.warns(AnswerWarning, match=r"' New' of ' New York' \(source_answer of pair 0\)"):
         pairs = PromptPairs.from_texts(
             *changed(source_answer=[" New York", " Rome"]), tokenizer, multi_token="first"
@@ -213,7 +218,7 @@ def test_first_token_of_several(tokenizer):
     assert pairs.dropped == ()
 
 
-def test_drop_answers_of_several_tokens(tokenizer):
+def test_drop_answers_of_several_tokens(tokenizer: Any) -> None:
     texts = list(changed(source_answer=[" New York", " Rome"]))
     with pytest.warns(PromptWarning, match="1 of 2 pairs was dropped\nsource_answer of pair 0: "):
         pairs = PromptPairs.from_texts(*texts, tokenizer, multi_token="drop")
@@ -227,7 +232,7 @@ def test_drop_answers_of_several_tokens(tokenizer):
     assert len(pairs.swapped().dropped) == 1
 
 
-def test_everything_dropped(tokenizer):
+def test_everything_dropped(tokenizer: Any) -> None:
     texts = changed(source_answer=[" New York", " New York"])
     with pytest.raises(TokensError, match=r"no prompt pairs.*dropped"):
         PromptPairs.from_texts(*texts, tokenizer, multi_token="drop")
@@ -244,7 +249,9 @@ def test_everything_dropped(tokenizer):
         ((" Rome", " Madrid"), ["pair 0", "' Madrid'", "vocabulary"]),
     ],
 )
-def test_answers_that_cannot_be_compared(tokenizer, multi_token, answers, parts):
+def test_answers_that_cannot_be_compared(
+    tokenizer: Any, multi_token: str, answers: tuple[str, str], parts: list[str]
+) -> None:
     source, target = answers
     texts = changed(source_answer=[source, " Rome"], target_answer=[target, " Athens"])
     with pytest.raises(AnswerError) as caught:
@@ -255,7 +262,9 @@ def test_answers_that_cannot_be_compared(tokenizer, multi_token, answers, parts)
 
 
 @pytest.mark.parametrize("answers", [(" Rome", " Rome"), (" Madrid", " Rome")])
-def test_answers_that_cannot_be_compared_are_dropped(tokenizer, answers):
+def test_answers_that_cannot_be_compared_are_dropped(
+    tokenizer: Any, answers: tuple[str, str]
+) -> None:
     source, target = answers
     texts = changed(source_answer=[source, " Rome"], target_answer=[target, " Athens"])
     with pytest.warns(PromptWarning, match="1 of 2 pairs was dropped"):
@@ -264,14 +273,14 @@ def test_answers_that_cannot_be_compared_are_dropped(tokenizer, answers):
     assert source.strip() in pairs.dropped[0][1]
 
 
-def test_answer_whose_later_token_is_unknown(tokenizer):
+def test_answer_whose_later_token_is_unknown(tokenizer: Any) -> None:
     """ " New Madrid" begins with a known token, but it is not what the model would say."""
     texts = list(changed(source_answer=[" New Madrid", " Rome"]))
     with pytest.raises(AnswerError, match="' New Madrid'"):
         PromptPairs.from_texts(*texts, tokenizer)
 
 
-def test_unknown_multi_token(tokenizer):
+def test_unknown_multi_token(tokenizer: Any) -> None:
     with pytest.raises(UnknownNameError, match=r"'last'; there are raise, first, drop"):
         PromptPairs.from_texts(*TEXTS.values(), tokenizer, multi_token="last")
 
@@ -279,7 +288,7 @@ def test_unknown_multi_token(tokenizer):
 # Answers without their space --------------------------------------------------------------------
 
 
-def test_answer_without_its_space_is_a_warning(tokenizer):
+def test_answer_without_its_space_is_a_warning(tokenizer: Any) -> None:
     with pytest.warns(AnswerWarning, match=r"'Paris' follows .*France is'.*' Paris'") as caught:
         PromptPairs.from_texts(*changed(source_answer=["Paris", " Rome"]), tokenizer)
     assert [warning.filename for warning in caught] == [__file__]
@@ -293,7 +302,7 @@ def test_answer_without_its_space_is_a_warning(tokenizer):
         {"source": ["The capital of France is\n", "The old capital of Italy is"]},
     ],
 )
-def test_no_warning_where_the_space_is_in_its_place(texts):
+def test_no_warning_where_the_space_is_in_its_place(texts: dict[Any, Any]) -> None:
     tokenizer = tiny_tokenizer([*ALL_TEXTS, "Paris", "The capital of France is\n"])
     answers = texts.get("source_answer", ["Paris" if "source" in texts else " Paris", " Rome"])
     with warnings.catch_warnings():
@@ -301,14 +310,14 @@ def test_no_warning_where_the_space_is_in_its_place(texts):
         PromptPairs.from_texts(*changed(**{**texts, "source_answer": answers}), tokenizer)
 
 
-def _without_spaces():
+def _without_spaces() -> Any:
     """A tokenizer that drops whitespace, as some do."""
     tokenizer = tiny_tokenizer(["The", "Paris", "Rome"])
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return tokenizer
 
 
-def test_no_warning_where_the_space_makes_no_difference():
+def test_no_warning_where_the_space_makes_no_difference() -> None:
     pairs = PromptPairs.from_texts(["The"], ["The"], ["Paris"], ["Rome"], _without_spaces())
     assert pairs.source_answer_index.tolist() == [5]
 
@@ -319,7 +328,7 @@ def test_no_warning_where_the_space_makes_no_difference():
 @pytest.mark.parametrize(
     ("system", "opening"), [(None, ""), ("Be brief.", "<system> Be brief.\n")], ids=["", "system"]
 )
-def test_chat(chat_tokenizer, system, opening):
+def test_chat(chat_tokenizer: Any, system: str | None, opening: str) -> None:
     # In a chat the answer opens the assistant's turn: it has no space, and that is no warning.
     texts = changed(source_answer=["<user>", " Rome"])
     pairs = PromptPairs.from_texts(*texts, chat_tokenizer, chat=True, system=system)
@@ -331,7 +340,7 @@ def test_chat(chat_tokenizer, system, opening):
     assert [pair.source for pair in pairs.pairs] == TEXTS["source"]
 
 
-def test_chat_has_one_bos_token():
+def test_chat_has_one_bos_token() -> None:
     """The template writes the BOS token; the tokenizer must not add a second one."""
     tokenizer = tiny_tokenizer(CHAT_WORDS, chat_template="{{ bos_token }}" + TEMPLATE)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
@@ -341,12 +350,12 @@ def test_chat_has_one_bos_token():
     assert (pairs.source_tokens == tokenizer.bos_token_id).sum(1).tolist() == [1, 1]
 
 
-def test_system_message_without_chat(chat_tokenizer):
+def test_system_message_without_chat(chat_tokenizer: Any) -> None:
     with pytest.raises(TokensError, match=r"system= means nothing without chat=True"):
         PromptPairs.from_texts(*TEXTS.values(), chat_tokenizer, system="Be brief.")
 
 
-def test_chat_with_a_tokenizer_that_has_no_template(tokenizer):
+def test_chat_with_a_tokenizer_that_has_no_template(tokenizer: Any) -> None:
     with pytest.raises(PatchingError, match="chat"):
         PromptPairs.from_texts(*TEXTS.values(), tokenizer, chat=True)
 
@@ -356,7 +365,7 @@ def test_chat_with_a_tokenizer_that_has_no_template(tokenizer):
 
 @pytest.mark.parametrize("column", COLUMNS)
 @pytest.mark.parametrize("text", ["", None, True, 5.0, float("nan"), ["The"], []], ids=repr)
-def test_texts_that_are_none(tokenizer, column, text):
+def test_texts_that_are_none(tokenizer: Any, column: str, text: bool | float | str | None) -> None:
     texts = changed(**{column: [TEXTS[column][0], text]})
     with pytest.raises(TokensError) as caught:
         PromptPairs.from_texts(*texts, tokenizer)
@@ -364,20 +373,20 @@ def test_texts_that_are_none(tokenizer, column, text):
         assert part in str(caught.value)
 
 
-def test_lists_of_different_lengths(tokenizer):
+def test_lists_of_different_lengths(tokenizer: Any) -> None:
     with pytest.raises(TokensError, match=r"source 2, target 1, source_answer 2, target_answer 3"):
         PromptPairs.from_texts(
             *changed(target=TEXTS["target"][:1], target_answer=[" a", " b", " c"]), tokenizer
         )
 
 
-def test_no_pairs(tokenizer):
+def test_no_pairs(tokenizer: Any) -> None:
     with pytest.raises(TokensError, match="no prompt pairs"):
         PromptPairs.from_texts([], [], [], [], tokenizer)
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_one_text_in_place_of_a_list(tokenizer, column):
+def test_one_text_in_place_of_a_list(tokenizer: Any, column: str) -> None:
     """A string is a sequence of strings too: taken by its letters it would report nonsense."""
     with pytest.raises(TokensError) as caught:
         PromptPairs.from_texts(*changed(**{column: TEXTS[column][0]}), tokenizer)
@@ -385,7 +394,7 @@ def test_one_text_in_place_of_a_list(tokenizer, column):
         assert part in str(caught.value)
 
 
-def test_prompt_without_tokens():
+def test_prompt_without_tokens() -> None:
     """Where whitespace is no token, nothing of such a prompt is left."""
     tokenizer = _without_spaces()
     with pytest.raises(TokensError, match="' ' has no tokens"):
@@ -396,11 +405,11 @@ def test_prompt_without_tokens():
 
 
 @pytest.fixture
-def frame():
+def frame() -> pd.DataFrame:
     return pd.DataFrame(TEXTS)
 
 
-def test_from_dataframe(tokenizer, frame):
+def test_from_dataframe(tokenizer: Any, frame: pd.DataFrame) -> None:
     expected = PromptPairs.from_texts(*TEXTS.values(), tokenizer)
     same(PromptPairs.from_dataframe(frame, tokenizer), expected)
     # Neither the order of the columns, nor others, nor the index matter.
@@ -408,14 +417,14 @@ def test_from_dataframe(tokenizer, frame):
     same(PromptPairs.from_dataframe(shuffled, tokenizer), expected)
 
 
-def test_from_dataframe_with_other_names(tokenizer, frame):
+def test_from_dataframe_with_other_names(tokenizer: Any, frame: pd.DataFrame) -> None:
     names = {"source": "clean", "target_answer": "wrong"}
     renamed = frame.rename(columns=names)
     pairs = PromptPairs.from_dataframe(renamed, tokenizer, columns=names)
     same(pairs, PromptPairs.from_texts(*TEXTS.values(), tokenizer))
 
 
-def test_from_dataframe_with_options(tokenizer, frame):
+def test_from_dataframe_with_options(tokenizer: Any, frame: pd.DataFrame) -> None:
     frame.loc[0, "source_answer"] = " New York"
     with pytest.raises(AnswerError, match="' New York' is 2 tokens"):
         PromptPairs.from_dataframe(frame, tokenizer)
@@ -425,7 +434,7 @@ def test_from_dataframe_with_options(tokenizer, frame):
         assert len(PromptPairs.from_dataframe(frame, tokenizer, multi_token="drop")) == 1
 
 
-def test_from_dataframe_with_a_missing_value(tokenizer, frame):
+def test_from_dataframe_with_a_missing_value(tokenizer: Any, frame: pd.DataFrame) -> None:
     frame.loc[1, "target"] = None
     with pytest.raises(TokensError, match=r"row 1, column target: must be .*, got (nan|None)"):
         PromptPairs.from_dataframe(frame, tokenizer)
@@ -439,7 +448,13 @@ def test_from_dataframe_with_a_missing_value(tokenizer, frame):
         ({"goal": "target"}, ["'goal'", "source, target, source_answer, target_answer"]),
     ],
 )
-def test_columns_that_are_missing(tokenizer, frame, tmp_path, columns, parts):
+def test_columns_that_are_missing(
+    tokenizer: Any,
+    frame: pd.DataFrame,
+    tmp_path: Path,
+    columns: dict[str, str] | None,
+    parts: list[str],
+) -> None:
     renamed = frame.rename(columns={"target": "goal"})
     path = tmp_path / "pairs.csv"
     renamed.to_csv(path, index=False)
@@ -450,7 +465,7 @@ def test_columns_that_are_missing(tokenizer, frame, tmp_path, columns, parts):
             assert part in str(caught.value)
 
 
-def test_from_csv(tokenizer, frame, tmp_path):
+def test_from_csv(tokenizer: Any, frame: pd.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     frame.assign(note="x").to_csv(path, index=False)
     expected = PromptPairs.from_texts(*TEXTS.values(), tokenizer)
@@ -458,7 +473,9 @@ def test_from_csv(tokenizer, frame, tmp_path):
     same(PromptPairs.from_csv(str(path), tokenizer), expected)
 
 
-def test_from_csv_with_other_names_and_options(tokenizer, frame, tmp_path):
+def test_from_csv_with_other_names_and_options(
+    tokenizer: Any, frame: pd.DataFrame, tmp_path: Path
+) -> None:
     path = tmp_path / "pairs.csv"
     frame.loc[0, "source_answer"] = " New York"
     frame.rename(columns={"source": "clean"}).to_csv(path, index=False)
@@ -469,7 +486,9 @@ def test_from_csv_with_other_names_and_options(tokenizer, frame, tmp_path):
     assert tokenizer.decode([pairs.source_answer_index[0]]) == " New"
 
 
-def test_warnings_point_at_the_line_that_asked(tokenizer, frame, tmp_path):
+def test_warnings_point_at_the_line_that_asked(
+    tokenizer: Any, frame: pd.DataFrame, tmp_path: Path
+) -> None:
     frame.loc[0, "source_answer"] = "Paris"
     path = tmp_path / "pairs.csv"
     frame.to_csv(path, index=False)
@@ -479,7 +498,7 @@ def test_warnings_point_at_the_line_that_asked(tokenizer, frame, tmp_path):
         assert [warning.filename for warning in caught] == [__file__]
 
 
-def test_from_csv_with_commas_quotes_and_line_breaks(tmp_path):
+def test_from_csv_with_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
     """What a spreadsheet writes: the space before an answer, and every character, are kept."""
     prompts = ['The "old" capital,\nof Italy is', 'The "new" capital,\r\nof Japan is']
     answers = [" Rome", " Tokyo"]
@@ -493,7 +512,7 @@ def test_from_csv_with_commas_quotes_and_line_breaks(tmp_path):
     assert list(found) == prompts[:1]
 
 
-def test_from_csv_in_other_scripts(tmp_path):
+def test_from_csv_in_other_scripts(tmp_path: Path) -> None:
     texts = [["日本 の 首都 は", "Κάτω η πρωτεύουσα είναι", " 東京", " Αθήνα"]]
     path = tmp_path / "pairs.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -502,14 +521,18 @@ def test_from_csv_in_other_scripts(tmp_path):
     assert pairs.pairs == (TextPair(*texts[0]),)
 
 
-def test_from_csv_with_a_byte_order_mark(tokenizer, frame, tmp_path):
+def test_from_csv_with_a_byte_order_mark(
+    tokenizer: Any, frame: pd.DataFrame, tmp_path: Path
+) -> None:
     """Excel puts one before the first column's name when it saves a CSV as UTF-8."""
     path = tmp_path / "pairs.csv"
     frame.to_csv(path, index=False, encoding="utf-8-sig")
     same(PromptPairs.from_csv(path, tokenizer), PromptPairs.from_texts(*TEXTS.values(), tokenizer))
 
 
-def test_from_csv_with_a_row_that_is_too_short(tokenizer, frame, tmp_path):
+def test_from_csv_with_a_row_that_is_too_short(
+    tokenizer: Any, frame: pd.DataFrame, tmp_path: Path
+) -> None:
     path = tmp_path / "pairs.csv"
     frame.to_csv(path, index=False)
     with path.open("a", encoding="utf-8") as file:
@@ -518,7 +541,7 @@ def test_from_csv_with_a_row_that_is_too_short(tokenizer, frame, tmp_path):
         PromptPairs.from_csv(path, tokenizer)
 
 
-def test_from_csv_with_a_row_that_is_too_long(tokenizer, tmp_path):
+def test_from_csv_with_a_row_that_is_too_long(tokenizer: Any, tmp_path: Path) -> None:
     """A comma in a prompt that nobody quoted shifts the answers by one column."""
     path = tmp_path / "pairs.csv"
     path.write_text(
@@ -530,7 +553,7 @@ def test_from_csv_with_a_row_that_is_too_long(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", ",".join(COLUMNS) + "\n"], ids=["empty", "header"])
-def test_from_csv_without_rows(tokenizer, tmp_path, content):
+def test_from_csv_without_rows(tokenizer: Any, tmp_path: Path, content: str) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(TokensError, match=r"no (column 'source'|prompt pairs)"):

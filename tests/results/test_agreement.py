@@ -1,8 +1,13 @@
 """How well an estimate agrees with what is exact: figures, tables and pictures of known cells."""
 
+from __future__ import annotations
+
 import json
 import math
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -26,7 +31,9 @@ POSITIONS = 4
 FIGURES = ("rank_correlation", "rank_correlation_of_sizes", "recall", "sign_agreement", "cells")
 
 
-def made(values, *, swept=None, exact=None, **options):
+def made(
+    values: dict[str, torch.Tensor], *, swept: Any = None, exact: Any = None, **options: Any
+) -> Outcome:
     """An outcome of known values: site name to `[layers, positions]`, or a batch of prompts."""
     cells, raw = {}, {}
     for name, numbers in values.items():
@@ -54,16 +61,16 @@ def made(values, *, swept=None, exact=None, **options):
     return Outcome(**{**arguments, **options})
 
 
-def row(*numbers):
+def row(*numbers: Any) -> torch.Tensor:
     """The values of one layer, one position a number."""
     return torch.tensor([numbers], dtype=torch.float32)
 
 
-def agreement(estimate, exact, top_k=20):
+def agreement(estimate: torch.Tensor, exact: torch.Tensor, top_k: int = 20) -> Any:
     return made({"mlp": estimate}).agreement(made({"mlp": exact}), top_k)
 
 
-def sweep(sites):
+def sweep(sites: Any) -> Outcome:
     answers = (torch.tensor([1]), torch.tensor([2]))
     return activation_patching(
         tiny_model("llama"),
@@ -77,7 +84,7 @@ def sweep(sites):
     )
 
 
-def altered(out, change):
+def altered(out: Outcome, change: Callable[..., Any]) -> Outcome:
     """The outcome as an estimate: `change` takes the site name and its `[cells, batch]` values."""
     raw = {metric: dict(values) for metric, values in out.raw.items()}
     raw[out.metric] = {
@@ -87,15 +94,15 @@ def altered(out, change):
 
 
 @pytest.fixture(scope="module")
-def out():
+def out() -> Outcome:
     return sweep(Sites(["resid", "q", "k"], seq_pos_type="each"))
 
 
 @pytest.fixture(scope="module")
-def estimate(out):
+def estimate(out: Outcome) -> Outcome:
     """One that misses two cells by far: the first of `resid`, and more so the last of `k`."""
 
-    def change(name, numbers):
+    def change(name: Any, numbers: Any) -> Any:
         if name != "q":
             place, by = {"resid": (0, 2.0), "k": (-1, -3.0)}[name]
             numbers[place] += by * (out.baseline.source - out.baseline.target)
@@ -105,12 +112,12 @@ def estimate(out):
 
 
 @pytest.fixture(scope="module")
-def listed():
+def listed() -> Outcome:
     parts = [Site.get_site(tiny_api(), name, 1, seq_pos=[-1]) for name in ("attn", "mlp")]
     return sweep(Sites.from_sites([*parts, MultiSite(parts, name="both")]))
 
 
-def same(one, other):
+def same(one: Any, other: Any) -> None:
     for figure in (*FIGURES, "left_out", "top_k"):
         assert getattr(one, figure) == pytest.approx(getattr(other, figure), nan_ok=True)
 
@@ -118,7 +125,7 @@ def same(one, other):
 # Figures ----------------------------------------------------------------------------------------
 
 
-def test_figures_of_known_cells():
+def test_figures_of_known_cells() -> None:
     """Of the three largest cells, the estimate has two, and one of them with its sign."""
     found = agreement(row(-9, 6, 1, 7, 0), row(10, 8, -6, 1, 0), top_k=3)
     # The ranks are 1 4 3 5 2 and 5 4 1 3 2, and of the sizes 5 3 2 4 1 and 5 4 3 2 1.
@@ -129,7 +136,7 @@ def test_figures_of_known_cells():
     assert (found.cells, found.top_k, found.left_out) == (5, 3, 0)
 
 
-def test_top_k_is_at_most_the_cells():
+def test_top_k_is_at_most_the_cells() -> None:
     found = agreement(row(1, 2, 3), row(-3, 2, 1), top_k=20)
     assert found.recall == 1
     assert found.sign_agreement == pytest.approx(2 / 3)
@@ -137,7 +144,7 @@ def test_top_k_is_at_most_the_cells():
     assert "of 3," in repr(found)
 
 
-def test_default_is_the_top_20():
+def test_default_is_the_top_20() -> None:
     values = torch.arange(1.0, 41.0).reshape(5, 8)
     found = made({"mlp": values.flip(0)}).agreement(made({"mlp": values}))
     assert found.top_k == 20
@@ -145,7 +152,7 @@ def test_default_is_the_top_20():
     assert found.recall == pytest.approx(4 / 20)
 
 
-def test_ties_at_the_edge_share_its_places():
+def test_ties_at_the_edge_share_its_places() -> None:
     # The places are 1 1/3 1/3 1/3 and 1/4 of a place each, twice.
     assert agreement(row(1, 1, 1, 1), row(3, 1, 1, 1), top_k=2).recall == pytest.approx(
         (1 / 2 + 3 * 1 / 3) / 2
@@ -158,7 +165,7 @@ def test_ties_at_the_edge_share_its_places():
     assert found.sign_agreement == pytest.approx((1 + 1 / 3) / 2)
 
 
-def test_ties_have_the_mean_of_their_ranks():
+def test_ties_have_the_mean_of_their_ranks() -> None:
     found = agreement(row(1, 2, 2, 4), row(1, 1, 5, 9))
     frame = pd.DataFrame({"estimate": [1, 2.5, 2.5, 4], "exact": [1.5, 1.5, 3, 4]})
     assert found.rank_correlation == pytest.approx(frame.corr().iloc[0, 1])
@@ -168,20 +175,20 @@ def test_ties_have_the_mean_of_their_ranks():
     ("estimate", "exact"),
     [(row(1), row(1)), (row(2, 2, 2), row(1, 2, 3)), (row(1, 2, 3), row(0, 0, 0))],
 )
-def test_rank_correlation_of_a_constant_is_nan(estimate, exact):
+def test_rank_correlation_of_a_constant_is_nan(estimate: torch.Tensor, exact: torch.Tensor) -> None:
     found = agreement(estimate, exact)
     assert math.isnan(found.rank_correlation)
     assert math.isnan(found.rank_correlation_of_sizes)
     assert found.recall == 1
 
 
-def test_rank_correlation_of_sizes_is_of_sizes():
+def test_rank_correlation_of_sizes_is_of_sizes() -> None:
     found = agreement(row(-1, 2, -3), row(1, -2, 3))
     assert found.rank_correlation == pytest.approx(-1)
     assert found.rank_correlation_of_sizes == 1
 
 
-def test_zeros_have_no_sign():
+def test_zeros_have_no_sign() -> None:
     # Where the exact value is 0, nothing can be wrong; where the estimate is, the sign is missed.
     assert agreement(row(5, 1, 0), row(3, 0, 2), top_k=3).sign_agreement == 0.5
     assert math.isnan(agreement(row(5, 1, 0), row(0, 0, 0)).sign_agreement)
@@ -199,14 +206,14 @@ tables = st.integers(1, 5).flatmap(
 tops = st.integers(1, 30)
 
 
-def pair(table):
+def pair(table: list[tuple[int, int]]) -> list[dict[str, torch.Tensor]]:
     """Two outcomes of two sites each; the values of the second site are those of the first."""
     values = torch.tensor(table, dtype=torch.float32).reshape(-1, POSITIONS, 2)
     return [{"mlp": values[..., side], "attn": values[..., side] * 2} for side in (0, 1)]
 
 
 @given(tables, tops)
-def test_an_outcome_agrees_with_itself(table, top_k):
+def test_an_outcome_agrees_with_itself(table: Any, top_k: int) -> None:
     values, _ = pair(table)
     found = made(values).agreement(made(values), top_k)
     assert found.recall == pytest.approx(1)
@@ -218,7 +225,7 @@ def test_an_outcome_agrees_with_itself(table, top_k):
 
 
 @given(tables, tops)
-def test_figures_are_within_their_bounds(table, top_k):
+def test_figures_are_within_their_bounds(table: Any, top_k: int) -> None:
     estimate, exact = pair(table)
     found = made(estimate).agreement(made(exact), top_k)
     assert 0 <= found.recall <= 1
@@ -231,7 +238,7 @@ def test_figures_are_within_their_bounds(table, top_k):
 
 
 @given(tables)
-def test_rank_correlations_are_those_of_pandas(table):
+def test_rank_correlations_are_those_of_pandas(table: Any) -> None:
     estimate, exact = pair(table)
     found = made(estimate).agreement(made(exact))
     columns = [
@@ -248,7 +255,7 @@ def test_rank_correlations_are_those_of_pandas(table):
 
 
 @given(tables, tops)
-def test_only_the_order_matters(table, top_k):
+def test_only_the_order_matters(table: Any, top_k: int) -> None:
     """A monotone and odd change of either side changes nothing."""
     estimate, exact = pair(table)
     cubed = {name: values**3 + values for name, values in estimate.items()}
@@ -263,7 +270,7 @@ def test_only_the_order_matters(table, top_k):
 
 
 @given(tables, tops, st.randoms(use_true_random=False))
-def test_the_order_of_cells_does_not_matter(table, top_k, random):
+def test_the_order_of_cells_does_not_matter(table: Any, top_k: int, random: Any) -> None:
     shuffled = random.sample(table, len(table))
     one, other = (
         made(estimate).agreement(made(exact), top_k)
@@ -273,13 +280,13 @@ def test_the_order_of_cells_does_not_matter(table, top_k, random):
 
 
 @given(tables, tops)
-def test_recall_is_the_same_both_ways(table, top_k):
+def test_recall_is_the_same_both_ways(table: Any, top_k: int) -> None:
     one, other = map(made, pair(table))
     assert one.agreement(other, top_k).recall == pytest.approx(other.agreement(one, top_k).recall)
 
 
 @given(tables, tops)
-def test_by_site_is_each_site_alone(table, top_k):
+def test_by_site_is_each_site_alone(table: Any, top_k: int) -> None:
     estimate, exact = pair(table)
     found = made(estimate).agreement(made(exact), top_k)
     sites = found.by_site()
@@ -294,7 +301,7 @@ def test_by_site_is_each_site_alone(table, top_k):
 # Which cells ------------------------------------------------------------------------------------
 
 
-def test_cells_that_both_swept_are_compared():
+def test_cells_that_both_swept_are_compared() -> None:
     one, other = torch.tensor([[1, 1, 0, 1]]), torch.tensor([[0, 1, 1, 1]])
     found = made({"mlp": row(1, 2, 3, 4)}, swept={"mlp": one}).agreement(
         made({"mlp": row(10, 20, 30, 40)}, swept={"mlp": other})
@@ -305,7 +312,7 @@ def test_cells_that_both_swept_are_compared():
     assert found.left_out == 0
 
 
-def test_cells_are_matched_by_their_place(out):
+def test_cells_are_matched_by_their_place(out: Outcome) -> None:
     """The same cells in another order, as a list of cells, are the same cells."""
     cells = {
         name: attrs.evolve(
@@ -318,14 +325,14 @@ def test_cells_are_matched_by_their_place(out):
     assert frame["estimate"].equals(frame["exact"])
 
 
-def test_sites_of_both_are_compared(out):
+def test_sites_of_both_are_compared(out: Outcome) -> None:
     found = out.agreement(sweep(Sites(["mlp", "k", "resid"], layers=[1], seq_pos_type="each")))
     assert list(found.by_site()) == ["resid", "k"]
     assert found.cells == 5 + 5 * 2
     assert found.to_dataframe()["layer"].unique().tolist() == [1]
 
 
-def test_nan_is_left_out_and_counted():
+def test_nan_is_left_out_and_counted() -> None:
     nan, inf = float("nan"), float("inf")
     found = agreement(row(1, nan, 3, 4, inf, 6), row(1, 2, nan, 4, 5, -6), top_k=3)
     without = agreement(row(1, 4, 6), row(1, 4, -6), top_k=3)
@@ -338,7 +345,7 @@ def test_nan_is_left_out_and_counted():
     assert [one.left_out for one in found.by_site().values()] == [3]
 
 
-def test_nothing_but_nan():
+def test_nothing_but_nan() -> None:
     found = agreement(row(float("nan"), 1), row(1, float("nan")))
     assert (found.cells, found.left_out) == (0, 2)
     for figure in FIGURES[:-1]:
@@ -351,7 +358,7 @@ def test_nothing_but_nan():
             found.plot(interactive=interactive)
 
 
-def test_estimates_in_the_exact_outcome_do_not_count():
+def test_estimates_in_the_exact_outcome_do_not_count() -> None:
     sure = {"mlp": torch.tensor([[True, False, True, True]])}
     exact = made({"mlp": row(1, 99, 3, 4)}, exact=sure)
     found = made({"mlp": row(1, 2, 3, -4)}).agreement(exact)
@@ -364,7 +371,7 @@ def test_estimates_in_the_exact_outcome_do_not_count():
     assert swapped.to_dataframe()["exact"].tolist() == [2]
 
 
-def test_sizes_are_compared_with_sizes():
+def test_sizes_are_compared_with_sizes() -> None:
     """Two prompts of opposite sign: their mean is 0, and the mean of their sizes is not."""
     values = torch.tensor([[[3.0, -3.0], [1.0, 1.0], [-2.0, -2.0]]])
     out = made({"mlp": values})
@@ -388,7 +395,9 @@ def test_sizes_are_compared_with_sizes():
 # Errors -----------------------------------------------------------------------------------------
 
 
-def renamed(out, number, *, name="position", labels=range(5)):
+def renamed(
+    out: Outcome, number: int, *, name: str = "position", labels: Any = range(5)
+) -> Outcome:
     """The outcome, one axis of its `mlp` another."""
     axes = list(out.cells["mlp"].axes)
     axes[number] = Axis(name, tuple(labels))
@@ -416,19 +425,19 @@ PLAIN = made({"mlp": row(1, 2, 3, 4, 5)})
         ),
     ],
 )
-def test_outcomes_that_cannot_be_compared(exact, says):
+def test_outcomes_that_cannot_be_compared(exact: Outcome, says: str) -> None:
     with pytest.raises(OutcomeError, match=says):
         PLAIN.agreement(exact)
 
 
-def test_no_cell_in_both():
+def test_no_cell_in_both() -> None:
     one, other = torch.tensor([[1, 0]]), torch.tensor([[0, 1]])
     first, second = (made({"mlp": row(1, 2)}, swept={"mlp": swept}) for swept in (one, other))
     with pytest.raises(OutcomeError, match=r"no cell of \['mlp'\] was both"):
         first.agreement(second)
 
 
-def test_lists_of_other_sites(listed):
+def test_lists_of_other_sites(listed: Outcome) -> None:
     axes = (Axis("site", ("attn L2 [-1]",)),)
     other = attrs.evolve(
         listed, cells={**listed.cells, "attn": attrs.evolve(listed.cells["attn"], axes=axes)}
@@ -441,7 +450,7 @@ def test_lists_of_other_sites(listed):
     ("top_k", "says"),
     [(0, "at least 1, got 0"), (-3, "got -3"), (2.0, "integer, got 2.0"), (True, "integer, got")],
 )
-def test_bad_top_k(top_k, says):
+def test_bad_top_k(top_k: float, says: str) -> None:
     with pytest.raises(OutcomeError, match=f"top_k must be .*{says}"):
         PLAIN.agreement(PLAIN, top_k)
 
@@ -449,7 +458,7 @@ def test_bad_top_k(top_k, says):
 # Tables -----------------------------------------------------------------------------------------
 
 
-def test_worst_cells_are_those_that_differ_most(out, estimate):
+def test_worst_cells_are_those_that_differ_most(out: Outcome, estimate: Outcome) -> None:
     found = estimate.agreement(out)
     first, second, *_ = rows = found.worst(10**6)
     assert len(rows) == found.cells == 3 * 5 * (1 + 4 + 2)
@@ -467,12 +476,12 @@ def test_worst_cells_are_those_that_differ_most(out, estimate):
     assert len(found.worst()) == 10
 
 
-def test_worst_cells_are_not_those_of_the_largest_values():
+def test_worst_cells_are_not_those_of_the_largest_values() -> None:
     found = agreement(row(9, 1, -2, 0), row(9, 0, 3, -1.5))
     assert [each["position"] for each in found.worst()] == [2, 3, 1, 0]
 
 
-def test_dataframe(out, estimate):
+def test_dataframe(out: Outcome, estimate: Outcome) -> None:
     frame = estimate.agreement(out).to_dataframe()
     expected = out.to_dataframe().rename(columns={"value": "exact"})
     expected.insert(expected.columns.get_loc("exact"), "estimate", estimate.to_dataframe()["value"])
@@ -480,7 +489,7 @@ def test_dataframe(out, estimate):
     assert frame["token"].unique().tolist() == list(TOKENS)
 
 
-def test_tables_of_a_list_of_sites(listed):
+def test_tables_of_a_list_of_sites(listed: Outcome) -> None:
     found = listed.agreement(listed)
     frame = found.to_dataframe()
     assert list(frame.columns) == ["site", "label", "estimate", "exact"]
@@ -488,14 +497,14 @@ def test_tables_of_a_list_of_sites(listed):
     assert {each["label"] for each in found.worst()} == set(frame["label"])
 
 
-def test_pandas_that_is_not_installed(monkeypatch):
+def test_pandas_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = PLAIN.agreement(PLAIN)
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(OutcomeError, match=r"pip install 'nnpatch-core\[pandas\]'"):
         found.to_dataframe()
 
 
-def test_text_is_a_table():
+def test_text_is_a_table() -> None:
     estimate = made({"mlp": row(-9, 6, 1, 7, 0), "resid": row(1, 2, 3, 4, float("nan"))})
     exact = made({"mlp": row(10, 8, -6, 1, 0), "resid": row(1, 2, 3, 4, 5)})
     found = estimate.agreement(exact, top_k=3)
@@ -516,7 +525,7 @@ def test_text_is_a_table():
 # Pictures ---------------------------------------------------------------------------------------
 
 
-def drawn(figure):
+def drawn(figure: Any) -> dict[str, tuple[Any, tuple[Any, Any, Any]]]:
     """Site name to its points `[cells, (exact, estimate)]` and colour, of a matplotlib figure."""
     return {
         points.get_label(): (points.get_offsets(), tuple(points.get_facecolor()[0][:3]))
@@ -524,11 +533,11 @@ def drawn(figure):
     }
 
 
-def notes(figure):
+def notes(figure: Any) -> list[Any]:
     return [note.get_text() for note in figure.axes[0].texts]
 
 
-def test_plot(out, estimate):
+def test_plot(out: Outcome, estimate: Outcome) -> None:
     figure = estimate.agreement(out).plot(label=2)
     points = drawn(figure)
     assert list(points) == ["resid", "q", "k"]
@@ -551,7 +560,7 @@ def test_plot(out, estimate):
         assert limits[0] < every.min() < every.max() < limits[1]
 
 
-def test_worst_cells_have_their_names_beside_them(out, estimate):
+def test_worst_cells_have_their_names_beside_them(out: Outcome, estimate: Outcome) -> None:
     found = estimate.agreement(out)
     figure = found.plot(label=2)
     assert notes(figure) == ["k L2 H1 [4] ' is'", "resid L0 [0] '<s>'"]
@@ -564,7 +573,7 @@ def test_worst_cells_have_their_names_beside_them(out, estimate):
 
 
 @pytest.mark.parametrize("count", [2, 5, 40])
-def test_names_do_not_cover_each_other(count):
+def test_names_do_not_cover_each_other(count: int) -> None:
     """Of points that are close together, and at the top of the picture."""
     estimate = torch.full((1, 50), 10.0) + torch.arange(50) * 1e-4
     found = agreement(estimate, torch.zeros(1, 50))
@@ -582,7 +591,7 @@ def test_names_do_not_cover_each_other(count):
     assert np.allclose(shown, heights)
 
 
-def test_a_name_is_as_high_as_its_point_where_there_is_room():
+def test_a_name_is_as_high_as_its_point_where_there_is_room() -> None:
     found = agreement(row(0, 5, -5), row(0, 0, 0))
     figure = found.plot(label=2)
     axis = figure.axes[0]
@@ -591,7 +600,7 @@ def test_a_name_is_as_high_as_its_point_where_there_is_room():
         assert note.xyann[1] == pytest.approx((note.xy[1] - low) / (high - low))
 
 
-def test_interactive_plot_says_the_same(out, estimate):
+def test_interactive_plot_says_the_same(out: Outcome, estimate: Outcome) -> None:
     figure = estimate.agreement(out).plot(interactive=True, label=2, title="Mine")
     page = json.loads(figure.to_json())
     assert page["layout"]["title"]["text"] == "Mine"
@@ -619,14 +628,14 @@ def test_interactive_plot_says_the_same(out, estimate):
     assert diagonal["x1"] >= max(page["layout"]["xaxis"]["range"])
 
 
-def test_interactive_plot_of_many_cells_is_drawn_by_webgl():
+def test_interactive_plot_of_many_cells_is_drawn_by_webgl() -> None:
     small, large = torch.rand(20, 20), torch.rand(80, 80)
     for values, kind in ((small, "scatter"), (large, "scattergl")):
         (trace,) = agreement(values, values).plot(interactive=True).data
         assert trace.type == kind
 
 
-def test_files(tmp_path, out, estimate):
+def test_files(tmp_path: Path, out: Outcome, estimate: Outcome) -> None:
     """Every cell of the token `$x$`, which is no formula, is named."""
     found = estimate.agreement(out)
     figure = found.plot(label=found.cells)
@@ -640,7 +649,7 @@ def test_files(tmp_path, out, estimate):
     assert 'src="http' not in page, "the page must be readable without a network"
 
 
-def test_plot_of_names_of_ones_own(tmp_path):
+def test_plot_of_names_of_ones_own(tmp_path: Path) -> None:
     """More names than there are colours in the list, and one that would be a broken formula."""
     sites = [
         MultiSite([Site.get_site(tiny_api(), "mlp", 1, seq_pos=[-1])], name=f"$\\{number}$<b>")
@@ -656,7 +665,7 @@ def test_plot_of_names_of_ones_own(tmp_path):
     assert names[0] == "&#36;\\0&#36;&lt;b&gt;"
 
 
-def test_plot_of_sizes_says_so():
+def test_plot_of_sizes_says_so() -> None:
     found = PLAIN.magnitudes().agreement(PLAIN)
     assert found.plot().axes[0].get_xlabel() == "exact: activation (change, as sizes)"
     title = "my-model: activation and activation, logit_difference"
@@ -665,7 +674,7 @@ def test_plot_of_sizes_says_so():
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_plot_where_all_is_0(interactive):
+def test_plot_where_all_is_0(interactive: bool) -> None:
     agreement(row(0, 0), row(0, 0)).plot(interactive=interactive)
 
 
@@ -673,13 +682,15 @@ def test_plot_where_all_is_0(interactive):
 @pytest.mark.parametrize(
     ("label", "says"), [(-1, "at least 0, got -1"), (1.5, "an integer, got 1.5")]
 )
-def test_bad_label(interactive, label, says):
+def test_bad_label(interactive: bool, label: float, says: str) -> None:
     with pytest.raises(OutcomeError, match=f"label must be {says}"):
         PLAIN.agreement(PLAIN).plot(interactive=interactive, label=label)
 
 
 @pytest.mark.parametrize(("library", "interactive"), [("matplotlib", False), ("plotly", True)])
-def test_library_that_is_not_installed(library, interactive, monkeypatch):
+def test_library_that_is_not_installed(
+    library: str, interactive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = PLAIN.agreement(PLAIN)
     for module in ("matplotlib.figure", "plotly.graph_objects"):
         if module.partition(".")[0] == library:
@@ -689,12 +700,12 @@ def test_library_that_is_not_installed(library, interactive, monkeypatch):
 
 
 @pytest.mark.parametrize("k", [-1, 1.5, "3", True, None])
-def test_a_number_of_worst_cells_is_a_count(k):
+def test_a_number_of_worst_cells_is_a_count(k: Any) -> None:
     with pytest.raises(OutcomeError, match="k must be"):
         agreement(row(1, 2), row(2, 1)).worst(k)
 
 
-def test_names_of_users_are_shown_in_one_short_line():
+def test_names_of_users_are_shown_in_one_short_line() -> None:
     long = "\x1b[31m" + "x" * 5000
     one, other = made({long: row(1, 2)}), made({"mlp": row(1, 2)})
     for left, right in ((one, other), (one, made({long: row(1, 2, 3)}))):

@@ -1,13 +1,18 @@
 """Where files are written: links, modes, folders, full disks, what a kill leaves behind."""
 
+from __future__ import annotations
+
 import contextlib
+import functools
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,29 +22,29 @@ import nnpatch_core
 from nnpatch_core import Outcome, Sites, _safetensors, activation_patching
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, OutcomeError
 from nnpatch_core.sweep import checkpoint as checkpoint_module
-from nnpatch_core.testing import tiny_api, tiny_model
+from nnpatch_core.testing import tiny_api, tiny_model, traces
+from tests.helpers.samples import ONE
 
-SOURCE, TARGET = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 8]])
-ANSWERS = torch.tensor([1]), torch.tensor([4])
+SOURCE, TARGET, ANSWERS = ONE
 #: Small enough for several parts.
 BUDGET = 70_000
 
 
-def sweep(path=None, **options):
+def sweep(path: Any = None, model: Any = None, **options: Any) -> Outcome:
     sites = options.pop("sites", Sites(["mlp", "resid"], seq_pos_type="each"))
     return activation_patching(
-        tiny_model("llama"), tiny_api(), sites, SOURCE, TARGET, *ANSWERS,
+        model or tiny_model("llama"), tiny_api(), sites, SOURCE, TARGET, *ANSWERS,
         checkpoint=path, progress=False, **options,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def out():
+def out() -> Outcome:
     return sweep()
 
 
 @pytest.fixture
-def often(monkeypatch):
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint is written after each part."""
     monkeypatch.setattr(checkpoint_module, "_SHARE", 1e9)
 
@@ -55,7 +60,7 @@ both = pytest.mark.parametrize("kind", list(WRITERS))
 
 @both
 @pytest.mark.parametrize("mask", [0o022, 0o002, 0o077])
-def test_mode_is_what_the_mask_of_the_process_leaves(tmp_path, kind, mask):
+def test_mode_is_what_the_mask_of_the_process_leaves(tmp_path: Path, kind: str, mask: int) -> None:
     before = os.umask(mask)
     try:
         WRITERS[kind](tmp_path / "f")
@@ -64,7 +69,7 @@ def test_mode_is_what_the_mask_of_the_process_leaves(tmp_path, kind, mask):
     assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o666 & ~mask
 
 
-def test_a_file_that_is_replaced_hands_its_mode_on(tmp_path, out):
+def test_a_file_that_is_replaced_hands_its_mode_on(tmp_path: Path, out: Outcome) -> None:
     (tmp_path / "f").touch()
     (tmp_path / "f").chmod(0o640)
     out.save(tmp_path / "f")
@@ -73,7 +78,7 @@ def test_a_file_that_is_replaced_hands_its_mode_on(tmp_path, out):
 
 @both
 @pytest.mark.parametrize("there", [True, False], ids=["file", "no file yet"])
-def test_a_link_is_followed_and_stays(tmp_path, kind, there):
+def test_a_link_is_followed_and_stays(tmp_path: Path, kind: str, there: bool) -> None:
     (tmp_path / "elsewhere").mkdir()
     target, link = tmp_path / "elsewhere" / "f", tmp_path / "link"
     if there:
@@ -86,7 +91,7 @@ def test_a_link_is_followed_and_stays(tmp_path, kind, there):
     assert sorted(each.name for each in tmp_path.rglob("*")) == ["elsewhere", "f", "link"]
 
 
-def test_a_link_that_leads_nowhere_is_an_error(tmp_path, out):
+def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path, out: Outcome) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     (tmp_path / "c").symlink_to(tmp_path / "missing" / "f")
@@ -99,7 +104,7 @@ def test_a_link_that_leads_nowhere_is_an_error(tmp_path, out):
 # Places where there is no file ------------------------------------------------------------------
 
 
-def fifo(path):
+def fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
@@ -112,18 +117,21 @@ NO_FILES = {
 
 @both
 @pytest.mark.parametrize("place", list(NO_FILES))
-def test_what_is_no_file_is_an_error_before_anything_runs(tmp_path, kind, place, out, rows):
+def test_what_is_no_file_is_an_error_before_anything_runs(
+    tmp_path: Path, kind: str, place: str, out: Outcome
+) -> None:
     make, told = NO_FILES[place]
     make(tmp_path / "f")
     path = tmp_path / "g" / "f" if place == "below a file" else tmp_path / "f"
-    write = out.save if kind == "outcome" else sweep
-    with pytest.raises(ERRORS[kind], match=told):
+    model = tiny_model("llama")
+    write = out.save if kind == "outcome" else functools.partial(sweep, model=model)
+    with traces(model) as seen, pytest.raises(ERRORS[kind], match=told):
         write(path)
-    assert rows == []
+    assert seen == []
 
 
 @pytest.mark.parametrize("path", [None, 5, b"f", True, "", "a\0b", "\ud800" * 300, "x" * 5000, []])
-def test_what_is_no_path_is_an_error(path, out):
+def test_what_is_no_path_is_an_error(path: bytes | int | str | None, out: Outcome) -> None:
     with pytest.raises(OutcomeError, match=r"a file is named by|is not a file"):
         out.save(path)
     with pytest.raises(OutcomeError, match=r"a file is named by|is not a file"):
@@ -137,7 +145,7 @@ def test_what_is_no_path_is_an_error(path, out):
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a disk of 64 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -150,13 +158,13 @@ def disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def fill(folder):
+def fill(folder: Path) -> None:
     with (folder / "big").open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"\0" * 4096)
 
 
-def test_saving_on_a_full_disk(disk, out):
+def test_saving_on_a_full_disk(disk: Path, out: Outcome) -> None:
     out.save(disk / "f")
     before = (disk / "f").read_bytes()
     fill(disk)
@@ -166,7 +174,9 @@ def test_saving_on_a_full_disk(disk, out):
     assert sorted(each.name for each in disk.iterdir()) == ["big", "f"]
 
 
-def test_a_sweep_goes_on_where_its_checkpoint_does_not_fit(disk, out, often):
+def test_a_sweep_goes_on_where_its_checkpoint_does_not_fit(
+    disk: Path, out: Outcome, often: None
+) -> None:
     fill(disk)
     expected = sweep(memory_budget=BUDGET)
     with pytest.warns(CheckpointWarning, match=f"{disk}/f could not be written") as told:
@@ -187,14 +197,18 @@ FAILURES = {
 }
 
 
-@pytest.fixture(params=list(FAILURES))
-def failing(request, monkeypatch):
+#: Gives what counts the writes.
+Failing = Callable[[int], list[int]]
+
+
+@pytest.fixture(params=FAILURES)
+def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Failing:
     """From the nth write on none succeeds."""
 
-    def from_write(count):
+    def from_write(count: int) -> list[int]:
         real, written = _safetensors.save_file, [0]
 
-        def save(*arguments, **options):
+        def save(*arguments: Any, **options: Any) -> Any:
             written[0] += 1
             if written[0] >= count:
                 raise FAILURES[request.param]
@@ -207,7 +221,9 @@ def failing(request, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [1, 3])
-def test_no_write_of_a_checkpoint_loses_the_sweep(tmp_path, failing, often, first):
+def test_no_write_of_a_checkpoint_loses_the_sweep(
+    tmp_path: Path, failing: Failing, often: None, first: int
+) -> None:
     expected = sweep(memory_budget=BUDGET)
     written = failing(first)
     with pytest.warns(CheckpointWarning, match="the sweep goes on") as told:
@@ -217,7 +233,7 @@ def test_no_write_of_a_checkpoint_loses_the_sweep(tmp_path, failing, often, firs
     assert found["resid"].equal(expected["resid"])
 
 
-def test_nor_does_the_last_one(tmp_path, failing):
+def test_nor_does_the_last_one(tmp_path: Path, failing: Failing) -> None:
     written = failing(1)
     with pytest.warns(CheckpointWarning, match="could not be written"):
         found = sweep(tmp_path / "f")
@@ -225,10 +241,10 @@ def test_nor_does_the_last_one(tmp_path, failing):
     assert found["resid"].equal(sweep()["resid"])
 
 
-def test_the_last_step_fails(tmp_path, monkeypatch, out):
+def test_the_last_step_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: Outcome) -> None:
     """The content is there, but cannot be put in its place, or is not on the disk yet."""
 
-    def refuse(*_):
+    def refuse(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     out.save(tmp_path / "f")
@@ -242,12 +258,14 @@ def test_the_last_step_fails(tmp_path, monkeypatch, out):
         assert [each.name for each in tmp_path.iterdir()] == ["f"]
 
 
-def test_the_folder_goes_away_while_the_sweep_runs(tmp_path, often, monkeypatch):
+def test_the_folder_goes_away_while_the_sweep_runs(
+    tmp_path: Path, often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     real, left = checkpoint_module.write_file, [2]
 
-    def write(*arguments):
+    def write(*arguments: Any) -> Any:
         left[0] -= 1
         if left[0] == 0:
             (folder / "f").unlink()
@@ -262,21 +280,25 @@ def test_the_folder_goes_away_while_the_sweep_runs(tmp_path, often, monkeypatch)
 
 
 def test_a_folder_that_nothing_can_be_written_in_is_told_before_anything_runs(
-    tmp_path, monkeypatch, rows
-):
-    def refuse(*_, **__):
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(CheckpointError, match=r"nothing can be written in .*Permission denied"):
-        sweep(tmp_path / "f")
-    assert rows == []
+    model = tiny_model("llama")
+    told = r"nothing can be written in .*Permission denied"
+    with traces(model) as seen, pytest.raises(CheckpointError, match=told):
+        sweep(tmp_path / "f", model)
+    assert seen == []
 
 
-def test_a_finished_checkpoint_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+def test_a_finished_checkpoint_is_read_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = sweep(tmp_path / "f")
 
-    def refuse(*_, **__):
+    def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
@@ -302,7 +324,7 @@ with part_of(Path(sys.argv[1])) as part:
 """
 
 
-def unfinished(folder):
+def unfinished(folder: Path) -> Any:
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(folder / "f")], stdout=subprocess.PIPE, text=True
     )
@@ -310,7 +332,7 @@ def unfinished(folder):
     return process
 
 
-def test_the_next_call_clears_what_a_kill_has_left(tmp_path, out):
+def test_the_next_call_clears_what_a_kill_has_left(tmp_path: Path, out: Outcome) -> None:
     # Not ours, however much it looks so.
     (tmp_path / ".nnpatch").mkdir()
     (tmp_path / "unfinished").touch()
@@ -331,7 +353,7 @@ def test_the_next_call_clears_what_a_kill_has_left(tmp_path, out):
     assert not list(tmp_path.glob(".nnpatch-unfinished-*"))
 
 
-def test_many_writers_and_cleaners_do_not_get_into_each_others_way(tmp_path):
+def test_many_writers_and_cleaners_do_not_get_into_each_others_way(tmp_path: Path) -> None:
     code = f"""
 {ALONE}
 target = Path(sys.argv[1])
@@ -350,7 +372,7 @@ for number in range(300):
 # Cost -------------------------------------------------------------------------------------------
 
 
-def test_a_digest_is_cheap(tmp_path):
+def test_a_digest_is_cheap(tmp_path: Path) -> None:
     """10,000 cells of 40 prompts, as a long sweep keeps them, beside a sweep of minutes."""
     tensors = {"values/0": torch.rand(10_000, 40), "done": torch.ones(10_000, 40).byte()}
     begun = time.process_time()

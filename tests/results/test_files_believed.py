@@ -1,6 +1,11 @@
 """What a file says is held to what it can be: its format, its digest, and the sizes it claims."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -12,31 +17,34 @@ from nnpatch_core import Outcome, Sites, _safetensors, activation_patching
 from nnpatch_core.errors import CheckpointError, OutcomeError
 from nnpatch_core.results import Baseline, Cells, Prompts, Screening, formats
 from nnpatch_core.sites import Axis
-from nnpatch_core.testing import tiny_api, tiny_model
+from nnpatch_core.testing import tiny_api, tiny_model, traces
+from tests.helpers.engines import of_rows
+from tests.helpers.samples import ONE
 
-SOURCE, TARGET = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[5, 9, 7, 8]])
-ANSWERS = torch.tensor([1]), torch.tensor([4])
+SOURCE, TARGET, ANSWERS = ONE
+#: A file's path, what reads it, and the error of its kind.
+Written = tuple[Path, Callable[[Path], Any], type[Exception]]
 
 
-def sweep(path=None, **options):
+def sweep(path: Path | None = None, model: Any = None, **options: Any) -> Outcome:
     return activation_patching(
-        tiny_model("llama"), tiny_api(), Sites("q", seq_pos_type="each"), SOURCE, TARGET, *ANSWERS,
-        checkpoint=path, progress=False, **options,
+        model or tiny_model("llama"), tiny_api(), Sites("q", seq_pos_type="each"),
+        SOURCE, TARGET, *ANSWERS, checkpoint=path, progress=False, **options,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def out():
+def out() -> Outcome:
     return sweep()
 
 
-def unfold(path):
+def unfold(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     with safe_open(str(path), framework="pt") as file:
         header = json.loads(file.metadata()["nnpatch"])
         return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def fold(path, header, tensors):
+def fold(path: Path, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Write a file whose digest is right, whatever it holds."""
     header.pop("digest", None)
     header["digest"] = _safetensors._digest(header, tensors)
@@ -44,8 +52,8 @@ def fold(path, header, tensors):
 
 
 @pytest.fixture(params=["outcome", "checkpoint"])
-def written(request, tmp_path, out):
-    """A file of each kind: its path, what reads it, and the error of its kind."""
+def written(request: pytest.FixtureRequest, tmp_path: Path, out: Outcome) -> Written:
+    """A file of each kind."""
     path = tmp_path / "f"
     if request.param == "outcome":
         out.save(path)
@@ -57,7 +65,7 @@ def written(request, tmp_path, out):
 # Digests ----------------------------------------------------------------------------------------
 
 
-def test_another_number_is_damage(written):
+def test_another_number_is_damage(written: Written) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     name = next(name for name in tensors if tensors[name].is_floating_point())
@@ -67,7 +75,7 @@ def test_another_number_is_damage(written):
         read(path)
 
 
-def test_another_word_is_damage(written):
+def test_another_word_is_damage(written: Written) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     header["writer"] = "0.0.1"
@@ -76,7 +84,7 @@ def test_another_word_is_damage(written):
         read(path)
 
 
-def test_a_file_without_a_digest_is_damage(written):
+def test_a_file_without_a_digest_is_damage(written: Written) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     del header["digest"]
@@ -85,7 +93,7 @@ def test_a_file_without_a_digest_is_damage(written):
         read(path)
 
 
-def test_names_types_and_shapes_are_in_the_digest():
+def test_names_types_and_shapes_are_in_the_digest() -> None:
     header, value = {"a": 1}, torch.arange(6, dtype=torch.int32)
     given = [
         {"x": value},
@@ -101,7 +109,7 @@ def test_names_types_and_shapes_are_in_the_digest():
 # Headers ----------------------------------------------------------------------------------------
 
 
-def raw_header(path, text):
+def raw_header(path: Path, text: str) -> None:
     _, tensors = unfold(path)
     save_file(tensors, path, metadata={"nnpatch": text})
 
@@ -119,7 +127,7 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_hostile_headers(written, name):
+def test_hostile_headers(written: Written, name: str) -> None:
     path, read, error = written
     raw_header(path, HEADERS[name])
     with pytest.raises(error, match=f"{path} is not an? (outcome|checkpoint)") as caught:
@@ -127,7 +135,7 @@ def test_hostile_headers(written, name):
     assert str(caught.value).isprintable()
 
 
-def test_a_file_of_an_earlier_format_tells_what_reads_it(written):
+def test_a_file_of_an_earlier_format_tells_what_reads_it(written: Written) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     current = header["format"]
@@ -141,7 +149,7 @@ def test_a_file_of_an_earlier_format_tells_what_reads_it(written):
         read(path)
 
 
-def test_a_header_that_lacks_or_has_too_much(written):
+def test_a_header_that_lacks_or_has_too_much(written: Written) -> None:
     path, read, error = written
     header, tensors = unfold(path)
     for name in set(header) - {"format", "digest", "writer"}:
@@ -153,8 +161,8 @@ def test_a_header_that_lacks_or_has_too_much(written):
         read(path)
 
 
-def test_what_could_not_be_read_again_is_not_written(tmp_path, out):
-    for changed in (
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, out: Outcome) -> None:
+    changes: tuple[dict[str, Any], ...] = (
         {"info": {}},
         {"metric": "no such"},
         {"kind": 5},
@@ -163,7 +171,8 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, out):
                 name: attrs.evolve(each, source=each.target) for name, each in out.baselines.items()
             }
         },
-    ):
+    )
+    for changed in changes:
         with pytest.raises(OutcomeError, match="the outcome cannot be saved: "):
             attrs.evolve(out, **changed).save(tmp_path / "f")
         assert not (tmp_path / "f").exists()
@@ -172,7 +181,9 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path, out):
 # Sizes ------------------------------------------------------------------------------------------
 
 
-def test_a_file_makes_no_tensor_that_is_far_larger_than_itself(tmp_path, out):
+def test_a_file_makes_no_tensor_that_is_far_larger_than_itself(
+    tmp_path: Path, out: Outcome
+) -> None:
     """A layer, a position and a head of 10,000 each would be 10^12 cells, of which 48 are swept."""
     path = tmp_path / "f"
     out.save(path)
@@ -188,7 +199,7 @@ def test_a_file_makes_no_tensor_that_is_far_larger_than_itself(tmp_path, out):
         Outcome.load(path)
 
 
-def test_no_tensor_is_made_that_is_far_larger_than_what_was_swept():
+def test_no_tensor_is_made_that_is_far_larger_than_what_was_swept() -> None:
     axes = tuple(Axis(name, tuple(range(2000))) for name in ("layer", "position", "head"))
     index = torch.zeros(1, 3, dtype=torch.int64)
     flags = torch.zeros(1, 1, dtype=torch.bool)
@@ -197,7 +208,7 @@ def test_no_tensor_is_made_that_is_far_larger_than_what_was_swept():
         cells.place(torch.zeros(1), 0.0)
 
 
-def test_a_large_tensor_that_is_filled_is_made(monkeypatch):
+def test_a_large_tensor_that_is_filled_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     from nnpatch_core.results import parts
 
     monkeypatch.setattr(parts, "_NUMBERS", 8)
@@ -207,7 +218,7 @@ def test_a_large_tensor_that_is_filled_is_made(monkeypatch):
     cells = Cells(axes, full, flags, flags, flags, flags[:, 0])
     assert cells.place(torch.ones(640), 0.0).sum() == 640
 
-    def first(count):
+    def first(count: Any) -> Any:
         some = flags[:count]
         return Cells(axes, full[:count], some, some, some, some[:, 0])
 
@@ -237,7 +248,9 @@ def test_a_large_tensor_that_is_filled_is_made(monkeypatch):
         ("prompts/target_tokens", lambda tokens: tokens[:, :-1]),
     ],
 )
-def test_parts_that_do_not_fit(tmp_path, out, name, change):
+def test_parts_that_do_not_fit(
+    tmp_path: Path, out: Outcome, name: str, change: Callable[..., Any]
+) -> None:
     path = tmp_path / "f"
     out.save(path)
     header, tensors = unfold(path)
@@ -259,20 +272,23 @@ def test_parts_that_do_not_fit(tmp_path, out, name, change):
         ("x", lambda values: values),
     ],
 )
-def test_parts_of_a_checkpoint_that_do_not_fit(tmp_path, name, change, rows):
+def test_parts_of_a_checkpoint_that_do_not_fit(
+    tmp_path: Path, name: str, change: Callable[..., Any]
+) -> None:
     path = tmp_path / "f"
     sweep(path)
-    rows.clear()
     header, tensors = unfold(path)
     tensors[name] = change(tensors.get(name, tensors["values/0"]).clone()).contiguous()
     fold(path, header, tensors)
-    with pytest.raises(CheckpointError, match=f"{path} is no whole checkpoint"):
-        sweep(path)
-    assert rows == []
+    model = tiny_model("llama")
+    told = f"{path} is no whole checkpoint"
+    with traces(model) as seen, pytest.raises(CheckpointError, match=told):
+        sweep(path, model)
+    assert of_rows(seen) == []
 
 
 @pytest.mark.parametrize("budget", ["", "x", "-1", "1.5", "0", "9" * 30, "²", None, 5])
-def test_a_budget_that_is_none(tmp_path, budget):
+def test_a_budget_that_is_none(tmp_path: Path, budget: str) -> None:
     path = tmp_path / "f"
     sweep(path)
     header, tensors = unfold(path)
@@ -296,12 +312,12 @@ class Wider(Outcome):
 
 
 @pytest.fixture
-def wider(out):
+def wider(out: Any) -> Any:
     fields = {field.name: getattr(out, field.name) for field in attrs.fields(Outcome)}
     return Wider(**fields, x=torch.tensor([2.5]), words="mine")
 
 
-def test_a_new_field_is_written_and_read(tmp_path, wider):
+def test_a_new_field_is_written_and_read(tmp_path: Path, wider: Any) -> None:
     wider.save(tmp_path / "f")
     again = Wider.load(tmp_path / "f")
     assert type(again) is Wider
@@ -310,7 +326,7 @@ def test_a_new_field_is_written_and_read(tmp_path, wider):
     assert again["q"].equal(wider["q"])
 
 
-def test_a_new_field_is_held_to_its_format(tmp_path, wider):
+def test_a_new_field_is_held_to_its_format(tmp_path: Path, wider: Any) -> None:
     path = tmp_path / "f"
     wider.save(path)
     header, tensors = unfold(path)
@@ -334,7 +350,7 @@ def test_a_new_field_is_held_to_its_format(tmp_path, wider):
         attrs.evolve(wider, x=torch.zeros(3)).save(path)
 
 
-def test_a_field_without_a_format_is_a_mistake():
+def test_a_field_without_a_format_is_a_mistake() -> None:
     @attrs.frozen(eq=False)
     class Forgotten(Outcome):
         x: int = 5
@@ -345,7 +361,7 @@ def test_a_field_without_a_format_is_a_mistake():
         assert set(formats.formats(kind)) == {field.name for field in attrs.fields(kind)}
 
 
-def test_names_are_those_of_all_fields(tmp_path, out):
+def test_names_are_those_of_all_fields(tmp_path: Path, out: Any) -> None:
     """Metrics may stand in another order in another field, and no field may lack one."""
     wide = {"b": out.raw[out.metric], "a": out.raw[out.metric]}
     runs = {"a": out.baseline, "b": attrs.evolve(out.baseline, target=out.baseline.target + 1)}

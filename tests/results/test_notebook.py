@@ -1,14 +1,26 @@
 """How a notebook shows what nnpatch gives: pictures as pictures, texts as they are."""
 
+from __future__ import annotations
+
 import pickle
+from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from nnpatch_core import PromptPairs, Sites, activation_patching, attribution_patching, plan_sweep
+from nnpatch_core import (
+    Outcome,
+    PromptPairs,
+    Sites,
+    activation_patching,
+    attribution_patching,
+    plan_sweep,
+)
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 
@@ -19,27 +31,28 @@ PAIRS = PromptPairs.from_texts(SOURCE, TARGET, [" Paris"], [" Tokyo"], TOKENIZER
 SITES = Sites(["resid", "v"], seq_pos_type="each")
 
 
-def sweep(kind=activation_patching, **options):
+def sweep(kind: Callable[..., Any] = activation_patching, **options: Any) -> Outcome:
     return kind(tiny_model(), tiny_api(), SITES, PAIRS, progress=False, **options)
 
 
 class Reader(HTMLParser):
     """The tags and the text of a page."""
 
-    def __init__(self, page):
+    def __init__(self, page: str) -> None:
         super().__init__()
-        self.tags, self.text = [], []
+        self.tags: list[Any] = []
+        self.text: list[str] = []
         self.feed(page)
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[Any]) -> None:
         self.tags.append(tag)
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         self.text.append(data)
 
 
 @pytest.mark.parametrize("kind", ["outcome", "agreement"])
-def test_a_picture_is_shown_as_one(kind, tmp_path):
+def test_a_picture_is_shown_as_one(kind: str, tmp_path: Path) -> None:
     out = sweep()
     figure = out.plot() if kind == "outcome" else sweep(attribution_patching).agreement(out).plot()
     assert isinstance(figure, Figure)
@@ -51,13 +64,13 @@ def test_a_picture_is_shown_as_one(kind, tmp_path):
     assert pickle.loads(pickle.dumps(figure))._repr_png_().startswith(b"\x89PNG")
 
 
-def test_a_figure_is_written_by_savefig():
+def test_a_figure_is_written_by_savefig() -> None:
     """nnsight gives each object a `save`, which is about traces."""
     with pytest.raises(OutcomeError, match="savefig"):
         sweep().plot().save("out.png")
 
 
-def test_an_outcome_says_what_it_is_of():
+def test_an_outcome_says_what_it_is_of() -> None:
     out = attrs.evolve(sweep(), info={**sweep().info, "model": EVIL, "fallback": EVIL})
     read = Reader(out._repr_html_())
     assert set(read.tags) <= {"div", "p", "b", "table", "tr", "th", "td"}
@@ -78,7 +91,7 @@ def test_an_outcome_says_what_it_is_of():
         assert row["token"] in read.text
 
 
-def test_an_outcome_of_which_little_is_known():
+def test_an_outcome_of_which_little_is_known() -> None:
     """Runs that gave nan, sites of a list, cells that nothing ran."""
     out = sweep()
     raw = {
@@ -90,7 +103,7 @@ def test_an_outcome_of_which_little_is_known():
     assert listed.strongest(1)[0]["label"] in Reader(listed._repr_html_()).text
 
 
-def test_texts_are_shown_as_they_are():
+def test_texts_are_shown_as_they_are() -> None:
     out = sweep()
     shown = {
         "pairs": PAIRS._repr_html_(),
@@ -103,14 +116,14 @@ def test_texts_are_shown_as_they_are():
     assert repr(SOURCE[0]) in Reader(shown["pairs"]).text
 
 
-def test_not_all_pairs_are_shown():
+def test_not_all_pairs_are_shown() -> None:
     many = PromptPairs.from_texts(SOURCE * 7, TARGET * 7, [" Paris"] * 7, [" Tokyo"] * 7, TOKENIZER)
     read = Reader(many._repr_html_())
     assert read.text.count(repr(SOURCE[0])) == 5
     assert "and 2 more" in read.text
 
 
-def test_plotly_reads_no_markup():
+def test_plotly_reads_no_markup() -> None:
     figure = sweep().plot(interactive=True)
     for label in figure.layout.xaxis.ticktext:
         assert "<" not in label

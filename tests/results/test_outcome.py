@@ -1,9 +1,13 @@
 """An outcome knows which cells were swept, what they are called, and survives being saved."""
 
+from __future__ import annotations
+
 import json
 import pickle
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,12 +40,12 @@ METRICS = ["logit_difference", "answer_probability"]
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> Any:
     return tiny_model()
 
 
 @pytest.fixture(scope="module")
-def pairs():
+def pairs() -> PromptPairs:
     texts = [*SOURCE_TEXTS, *TARGET_TEXTS, *SOURCE_ANSWERS, *TARGET_ANSWERS]
     return PromptPairs.from_texts(
         SOURCE_TEXTS, TARGET_TEXTS, SOURCE_ANSWERS, TARGET_ANSWERS, tiny_tokenizer(texts)
@@ -49,7 +53,7 @@ def pairs():
 
 
 @pytest.fixture(scope="module")
-def out(model, pairs):
+def out(model: Any, pairs: PromptPairs) -> Outcome:
     """The last two positions of layers 0 and 2, and of components with heads the second head."""
     sites = Sites(["resid", "k", "o"], layers=[0, 2], seq_pos_type="lastk", seq_pos=2, heads=[1])
     return activation_patching(
@@ -58,7 +62,7 @@ def out(model, pairs):
 
 
 @pytest.fixture(scope="module")
-def listed(model, pairs):
+def listed(model: Any, pairs: PromptPairs) -> Outcome:
     """A user's own list of sites, in which one name has two cells."""
     mlp, attn, late = (
         Site.get_site(tiny_api(), name, layer=layer, seq_pos=[-1])
@@ -69,7 +73,7 @@ def listed(model, pairs):
 
 
 @pytest.fixture(scope="module")
-def ablated(model, pairs):
+def ablated(model: Any, pairs: PromptPairs) -> Outcome:
     return ablation_patching(
         model,
         None,
@@ -83,14 +87,14 @@ def ablated(model, pairs):
 
 
 @pytest.fixture(params=["out", "listed", "ablated"])
-def any_outcome(request):
+def any_outcome(request: pytest.FixtureRequest) -> Outcome:
     return request.getfixturevalue(request.param)
 
 
 SHAPES = {"resid": (3, SEQ_LEN), "k": (3, SEQ_LEN, 2), "o": (3, SEQ_LEN, 4)}
 
 
-def swept(name):
+def swept(name: str) -> torch.Tensor:
     expected = torch.zeros(SHAPES[name], dtype=torch.bool)
     for layer in (0, 2):
         for position in (SEQ_LEN - 2, SEQ_LEN - 1):
@@ -101,7 +105,7 @@ def swept(name):
 # A mapping --------------------------------------------------------------------------------------
 
 
-def test_outcome_is_a_mapping(out):
+def test_outcome_is_a_mapping(out: Outcome) -> None:
     assert list(out) == list(out.keys()) == ["resid", "k", "o"]
     assert len(out) == 3
     assert "resid" in out
@@ -114,13 +118,13 @@ def test_outcome_is_a_mapping(out):
     assert out != dict(out)
 
 
-def test_outcome_is_a_mapping_only_of_what_was_swept(out):
+def test_outcome_is_a_mapping_only_of_what_was_swept(out: Outcome) -> None:
     for read in (out.__getitem__, out.swept, out.patched, out.per_prompt, out.axes):
         with pytest.raises(KeyError, match=r"'mlp' was not swept; there are .*'resid', 'k', 'o'"):
             read("mlp")
 
 
-def test_z_is_o(out):
+def test_z_is_o(out: Outcome) -> None:
     assert "z" in out
     assert out["z"].equal(out["o"])
     assert out.swept("z").equal(out.swept("o"))
@@ -129,7 +133,7 @@ def test_z_is_o(out):
     torch.testing.assert_close(out.per_prompt("z"), out.per_prompt("o"), equal_nan=True)
 
 
-def test_sweeping_z_gives_o(model, pairs):
+def test_sweeping_z_gives_o(model: Any, pairs: PromptPairs) -> None:
     # In the full engine, where what else is swept does not change the last digits.
     z, o = (
         activation_patching(
@@ -145,7 +149,7 @@ def test_sweeping_z_gives_o(model, pairs):
     assert z["z"][2, -1, 1] != 0
 
 
-def test_repr_is_one_short_line(any_outcome):
+def test_repr_is_one_short_line(any_outcome: Outcome) -> None:
     assert repr(any_outcome).startswith(f"Outcome({any_outcome.kind}, logit_difference: ")
     assert len(repr(any_outcome)) < 100
 
@@ -154,7 +158,7 @@ def test_repr_is_one_short_line(any_outcome):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_swept_cells(out, name):
+def test_swept_cells(out: Outcome, name: str) -> None:
     expected = swept(name)
     assert out.swept(name).equal(expected)
     assert out.swept(name).dtype == torch.bool
@@ -166,14 +170,16 @@ def test_swept_cells(out, name):
         assert values.isfinite().all(-1).equal(expected)
 
 
-def test_everything_is_swept_by_default(model, pairs):
+def test_everything_is_swept_by_default(model: Any, pairs: PromptPairs) -> None:
     sites = Sites("k", seq_pos_type="each")
     full = activation_patching(model, None, sites, **pairs.arguments(), progress=False)
     assert full.swept("k").all()
     assert full["k"].shape == SHAPES["k"]
 
 
-def test_a_measured_zero_is_told_from_a_cell_that_was_not_swept(model, pairs):
+def test_a_measured_zero_is_told_from_a_cell_that_was_not_swept(
+    model: Any, pairs: PromptPairs
+) -> None:
     # Both runs begin with the same tokens, so patching them moves nothing.
     sites = Sites("resid", layers=[0], seq_pos_type="custom", seq_pos=[1])
     still = activation_patching(model, None, sites, **pairs.arguments(), progress=False)
@@ -189,7 +195,9 @@ def test_a_measured_zero_is_told_from_a_cell_that_was_not_swept(model, pairs):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_values_are_what_was_patched_on_the_scale_of_the_runs(out, name, metric):
+def test_values_are_what_was_patched_on_the_scale_of_the_runs(
+    out: Outcome, name: str, metric: str
+) -> None:
     seen = out.for_metric(metric)
     patched = seen.patched(name)[swept(name)].double()
     source, target = seen.baseline.source.double(), seen.baseline.target.double()
@@ -201,7 +209,7 @@ def test_values_are_what_was_patched_on_the_scale_of_the_runs(out, name, metric)
     )
 
 
-def test_per_prompt_of_an_ablation_is_the_change_in_the_metric(ablated):
+def test_per_prompt_of_an_ablation_is_the_change_in_the_metric(ablated: Outcome) -> None:
     change = ablated.patched("mlp") - ablated.baseline.source
     torch.testing.assert_close(ablated.per_prompt("mlp"), change)
     torch.testing.assert_close(ablated["mlp"], change.mean(-1))
@@ -209,7 +217,9 @@ def test_per_prompt_of_an_ablation_is_the_change_in_the_metric(ablated):
     assert ablated.kind == "ablation (zero)"
 
 
-def test_per_prompt_is_each_prompt_swept_alone(model, pairs, out):
+def test_per_prompt_is_each_prompt_swept_alone(
+    model: Any, pairs: PromptPairs, out: Outcome
+) -> None:
     arguments = pairs.arguments()
     tokenizer = arguments.pop("tokenizer")
     sites = Sites("resid", layers=[0, 2], seq_pos_type="lastk", seq_pos=2)
@@ -227,7 +237,7 @@ def test_per_prompt_is_each_prompt_swept_alone(model, pairs, out):
         )
 
 
-def test_for_metric(out):
+def test_for_metric(out: Outcome) -> None:
     assert out.metrics == tuple(METRICS)
     assert out.metric == "logit_difference"
     probability = out.for_metric("answer_probability")
@@ -240,7 +250,7 @@ def test_for_metric(out):
     assert probability.for_metric("logit_difference")["k"].equal(out["k"])
 
 
-def test_for_metric_that_was_not_measured(out):
+def test_for_metric_that_was_not_measured(out: Outcome) -> None:
     with pytest.raises(OutcomeError, match=r"'kl_divergence'.*'logit_difference', 'answer_prob"):
         out.for_metric("kl_divergence")
 
@@ -248,7 +258,7 @@ def test_for_metric_that_was_not_measured(out):
 # Strongest --------------------------------------------------------------------------------------
 
 
-def test_strongest_are_the_largest_of_all_that_was_swept(out):
+def test_strongest_are_the_largest_of_all_that_was_swept(out: Outcome) -> None:
     rows = out.strongest(k=100)
     assert len(rows) == sum(int(swept(name).sum()) for name in SHAPES)
     sizes = [abs(row["value"]) for row in rows]
@@ -265,7 +275,7 @@ def test_strongest_are_the_largest_of_all_that_was_swept(out):
     assert (top["layer"], top["position"], top["token"]) == (2, SEQ_LEN - 1, " is")
 
 
-def test_strongest_of_a_list_of_sites(listed):
+def test_strongest_of_a_list_of_sites(listed: Outcome) -> None:
     rows = listed.strongest()
     assert {(row["site"], row["label"]) for row in rows} == {
         ("mlp", "mlp L1 [-1]"),
@@ -277,13 +287,13 @@ def test_strongest_of_a_list_of_sites(listed):
 # Labels -----------------------------------------------------------------------------------------
 
 
-def test_labels_of_the_tokens(out):
+def test_labels_of_the_tokens(out: Outcome) -> None:
     """Position by position, over both runs and both prompts; one of the prompts is padded."""
     shared = ("My", "The| capital", " capital| of", " of| all")
     assert out.tokens == (*shared, " France| Germany|…", " is")
 
 
-def test_label_where_every_prompt_is_padded(model, pairs):
+def test_label_where_every_prompt_is_padded(model: Any, pairs: PromptPairs) -> None:
     arguments = pairs.arguments()
     for name in ("source_tokens", "target_tokens"):
         arguments[name] = torch.nn.functional.pad(arguments[name], (2, 0))
@@ -295,7 +305,9 @@ def test_label_where_every_prompt_is_padded(model, pairs):
     assert padded.tokens[:3] == ("(padding)", "(padding)", "My")
 
 
-def test_labels_are_those_of_the_batch_as_it_was_run(model, pairs, out):
+def test_labels_are_those_of_the_batch_as_it_was_run(
+    model: Any, pairs: PromptPairs, out: Outcome
+) -> None:
     """Right padding is re-packed, so its labels are those of left padding."""
     arguments = pairs.arguments()
     for run in ("source", "target"):
@@ -308,7 +320,7 @@ def test_labels_are_those_of_the_batch_as_it_was_run(model, pairs, out):
     assert right.tokens == out.tokens
 
 
-def test_labels_without_a_tokenizer_are_ids(model):
+def test_labels_without_a_tokenizer_are_ids(model: Any) -> None:
     plain = activation_patching(
         model,
         None,
@@ -322,7 +334,7 @@ def test_labels_without_a_tokenizer_are_ids(model):
     assert plain.tokens == ("5", "6|9", "7")
 
 
-def test_label_of_a_line_break_is_one_line(model):
+def test_label_of_a_line_break_is_one_line(model: Any) -> None:
     texts = ["two\nlines", "new\nlines"]
     tokenizer = tiny_tokenizer([*texts, " yes no"])
     pairs = PromptPairs.from_texts(texts[:1], texts[1:], [" yes"], [" no"], tokenizer)
@@ -332,7 +344,7 @@ def test_label_of_a_line_break_is_one_line(model):
     assert lines.tokens == ("two|new", "\\n", "lines")
 
 
-def test_info(out, listed):
+def test_info(out: Outcome, listed: Outcome) -> None:
     expected = {"engine": "cone", "model": "LlamaForCausalLM", "model_type": "llama"}
     assert {**expected, "adapter": "Llama3", "dtype": "torch.float32"}.items() <= out.info.items()
     for distribution in ("nnpatch-core", "nnsight", "transformers"):
@@ -343,7 +355,7 @@ def test_info(out, listed):
     assert {**expected, "adapter": "TinyLlama"}.items() <= listed.info.items()
 
 
-def test_info_names_the_checkpoint(pairs):
+def test_info_names_the_checkpoint(pairs: PromptPairs) -> None:
     named = tiny_model()
     named.config._name_or_path = "somebody/some-model"
     sites = Sites("resid", seq_pos_type="last")
@@ -354,7 +366,7 @@ def test_info_names_the_checkpoint(pairs):
 # Tables -----------------------------------------------------------------------------------------
 
 
-def test_dataframe(out):
+def test_dataframe(out: Outcome) -> None:
     frame = out.to_dataframe()
     assert list(frame.columns) == ["site", "layer", "position", "token", "head", "value"]
     assert len(frame) == sum(int(np.prod(shape)) for shape in SHAPES.values())
@@ -372,7 +384,7 @@ def test_dataframe(out):
     assert frame.loc[frame["site"] == "k", "head"].unique().tolist() == [0, 1]
 
 
-def test_dataframe_per_prompt(out):
+def test_dataframe_per_prompt(out: Outcome) -> None:
     frame = out.to_dataframe(per_prompt=True)
     columns = ["site", "layer", "position", "token", "head", "prompt"]
     assert list(frame.columns) == [*columns, "value", "patched", "source", "target"]
@@ -400,12 +412,14 @@ def test_dataframe_per_prompt(out):
         (Sites("resid", seq_pos_type="each"), ["site", "layer", "position", "token"]),
     ],
 )
-def test_dataframe_has_only_the_columns_that_there_are(model, pairs, sites, columns):
+def test_dataframe_has_only_the_columns_that_there_are(
+    model: Any, pairs: PromptPairs, sites: Sites, columns: list[str]
+) -> None:
     out = activation_patching(model, None, sites, **pairs.arguments(), progress=False)
     assert list(out.to_dataframe().columns) == [*columns, "value"]
 
 
-def test_dataframe_of_a_list_of_sites(listed):
+def test_dataframe_of_a_list_of_sites(listed: Outcome) -> None:
     frame = listed.to_dataframe()
     assert list(frame.columns) == ["site", "label", "value"]
     assert frame["site"].tolist() == ["mlp", "mlp", "both"]
@@ -417,7 +431,7 @@ def test_dataframe_of_a_list_of_sites(listed):
     }
 
 
-def test_xarray(out):
+def test_xarray(out: Outcome) -> None:
     data = out.to_xarray()
     assert list(data.data_vars) == list(SHAPES)
     assert data["resid"].dims == ("layer", "position")
@@ -444,7 +458,7 @@ def test_xarray(out):
     assert float(data["k"].sel(layer=2, position=SEQ_LEN - 1, kv_head=1)) == out["k"][2, -1, 1]
 
 
-def test_xarray_per_prompt(out):
+def test_xarray_per_prompt(out: Outcome) -> None:
     data = out.to_xarray(per_prompt=True)
     assert data["resid"].dims == ("layer", "position", "prompt")
     assert data["k"].dims == ("layer", "position", "kv_head", "prompt")
@@ -452,7 +466,7 @@ def test_xarray_per_prompt(out):
         np.testing.assert_array_equal(data[name].values, out.per_prompt(name).numpy())
 
 
-def test_xarray_of_a_list_of_sites(listed):
+def test_xarray_of_a_list_of_sites(listed: Outcome) -> None:
     data = listed.to_xarray()
     assert data["mlp"].dims == ("site_mlp",)
     assert data.coords["site_mlp"].values.tolist() == ["mlp L1 [-1]", "mlp L2 [-1]"]
@@ -461,7 +475,9 @@ def test_xarray_of_a_list_of_sites(listed):
 
 
 @pytest.mark.parametrize(("module", "method"), [("pandas", "dataframe"), ("xarray", "xarray")])
-def test_extra_that_is_not_installed(out, monkeypatch, module, method):
+def test_extra_that_is_not_installed(
+    out: Outcome, monkeypatch: pytest.MonkeyPatch, module: str, method: str
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(OutcomeError, match=rf"pip install 'nnpatch-core\[{module}\]'"):
         getattr(out, f"to_{method}")()
@@ -470,7 +486,7 @@ def test_extra_that_is_not_installed(out, monkeypatch, module, method):
 # Saving -----------------------------------------------------------------------------------------
 
 
-def same(one, other):
+def same(one: Outcome, other: Outcome) -> None:
     assert list(one) == list(other)
     for name in one:
         assert one[name].equal(other[name])
@@ -486,23 +502,23 @@ def same(one, other):
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     return tmp_path / "out.safetensors"
 
 
-def test_save_and_load(any_outcome, path):
+def test_save_and_load(any_outcome: Outcome, path: Path) -> None:
     any_outcome.save(path)
     same(Outcome.load(path), any_outcome)
 
 
-def test_save_and_load_every_metric(out, path):
+def test_save_and_load_every_metric(out: Outcome, path: Path) -> None:
     out.for_metric("answer_probability").save(str(path))
     loaded = Outcome.load(str(path))
     same(loaded, out.for_metric("answer_probability"))
     same(loaded.for_metric("logit_difference"), out)
 
 
-def test_save_with_names_that_contain_slashes(model, pairs, path):
+def test_save_with_names_that_contain_slashes(model: Any, pairs: PromptPairs, path: Path) -> None:
     """Names are the user's: they must not be taken apart."""
     site = Site.get_site(tiny_api(), "mlp", layer=1)
     sites = Sites.from_sites([MultiSite([site], name="a/b"), MultiSite([site], name="b")])
@@ -516,7 +532,7 @@ def test_save_with_names_that_contain_slashes(model, pairs, path):
         same(loaded.for_metric(metric), out.for_metric(metric))
 
 
-def test_no_pickle(out, path, monkeypatch):
+def test_no_pickle(out: Outcome, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file from a stranger must not be able to run code."""
     for name in ("load", "loads", "dump", "dumps", "Pickler", "Unpickler"):
         monkeypatch.setattr(pickle, name, None)
@@ -529,7 +545,7 @@ def test_no_pickle(out, path, monkeypatch):
         )
 
 
-def test_save_replaces_an_older_file(out, ablated, path):
+def test_save_replaces_an_older_file(out: Outcome, ablated: Outcome, path: Path) -> None:
     ablated.save(path)
     out.save(path)
     same(Outcome.load(path), out)
@@ -537,21 +553,25 @@ def test_save_replaces_an_older_file(out, ablated, path):
 
 
 @pytest.fixture(params=[OSError("disk full"), KeyboardInterrupt()], ids=repr)
-def stop_halfway(request, monkeypatch):
+def stop_halfway(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
     """Call it, and from then on writing a tensor file stops halfway; it gives what is raised."""
 
-    def half(tensors, file, **options):
+    def half(tensors: Any, file: Any, **options: Any) -> None:
         Path(file).write_bytes(b"half of it")
         raise request.param
 
-    def stop():
+    def stop() -> Any:
         monkeypatch.setattr(safetensors.torch, "serialize_file", half)
         return OutcomeError if isinstance(request.param, OSError) else type(request.param)
 
     return stop
 
 
-def test_failing_save_leaves_the_old_file_and_nothing_else(out, ablated, path, stop_halfway):
+def test_failing_save_leaves_the_old_file_and_nothing_else(
+    out: Outcome, ablated: Outcome, path: Path, stop_halfway: Callable[..., Any]
+) -> None:
     ablated.save(path)
     before = path.read_bytes()
     with pytest.raises(stop_halfway()):
@@ -560,25 +580,27 @@ def test_failing_save_leaves_the_old_file_and_nothing_else(out, ablated, path, s
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_failing_first_save_leaves_nothing(out, path, stop_halfway):
+def test_failing_first_save_leaves_nothing(
+    out: Outcome, path: Path, stop_halfway: Callable[..., Any]
+) -> None:
     with pytest.raises(stop_halfway()):
         out.save(path)
     assert list(path.parent.iterdir()) == []
 
 
-def test_save_over_a_folder(out, path):
+def test_save_over_a_folder(out: Outcome, path: Path) -> None:
     path.mkdir()
     with pytest.raises(OutcomeError, match=f"{path.name}' is not a file: it is a folder"):
         out.save(path)
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_save_where_there_is_no_folder(out, path):
+def test_save_where_there_is_no_folder(out: Outcome, path: Path) -> None:
     with pytest.raises(OutcomeError, match=r"there is no folder .*nowhere"):
         out.save(path.parent / "nowhere" / "out.safetensors")
 
 
-def test_load_of_no_file(path):
+def test_load_of_no_file(path: Path) -> None:
     with pytest.raises(OutcomeError, match=f"{path.name} is not an outcome: there is no such"):
         Outcome.load(path)
 
@@ -593,7 +615,7 @@ def test_load_of_no_file(path):
     ],
     ids=["empty", "text", "pickle", "noise"],
 )
-def test_load_of_what_is_no_outcome(path, content):
+def test_load_of_what_is_no_outcome(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(OutcomeError, match=f"{path.name} is not an outcome"):
         Outcome.load(path)
@@ -602,20 +624,20 @@ def test_load_of_what_is_no_outcome(path, content):
 @pytest.mark.parametrize(
     "header", [None, {}, {"nnpatch": "{}"}, {"nnpatch": "no json"}, {"nnpatch": "[1]"}]
 )
-def test_load_of_tensors_that_are_no_outcome(path, header):
+def test_load_of_tensors_that_are_no_outcome(path: Path, header: dict[Any, Any] | None) -> None:
     save_file({"resid": torch.zeros(3)}, path, metadata=header)
     with pytest.raises(OutcomeError, match=f"{path.name} is not an outcome"):
         Outcome.load(path)
 
 
-def test_load_of_half_a_file(out, path):
+def test_load_of_half_a_file(out: Outcome, path: Path) -> None:
     out.save(path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(OutcomeError, match=f"{path.name} is not an outcome"):
         Outcome.load(path)
 
 
-def rewrite(path, tensors=(), **changed):
+def rewrite(path: Path, tensors: Any = (), **changed: Any) -> dict[str, Any]:
     """The file again, with another header, or with only some of its tensors."""
     with safe_open(str(path), framework="pt") as file:
         header = json.loads(file.metadata()["nnpatch"])
@@ -624,7 +646,7 @@ def rewrite(path, tensors=(), **changed):
     return header
 
 
-def test_load_of_another_format(out, path):
+def test_load_of_another_format(out: Outcome, path: Path) -> None:
     out.save(path)
     current = rewrite(path, format="nnpatch outcome 99")["format"]
     with pytest.raises(OutcomeError) as caught:
@@ -635,7 +657,7 @@ def test_load_of_another_format(out, path):
     same(Outcome.load(path), out)
 
 
-def test_load_of_an_outcome_that_lacks_a_tensor(out, path):
+def test_load_of_an_outcome_that_lacks_a_tensor(out: Outcome, path: Path) -> None:
     out.save(path)
     rewrite(path, ["cells/0/index"])
     with pytest.raises(OutcomeError, match=path.name):

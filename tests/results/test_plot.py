@@ -1,13 +1,17 @@
 """Pictures of an outcome: what stands where, and in which colour."""
 
+from __future__ import annotations
+
 import builtins
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from nnpatch_core import MultiSite, Site, Sites, activation_patching
+from nnpatch_core import MultiSite, Outcome, Site, Sites, activation_patching
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 
@@ -18,7 +22,7 @@ TARGET = torch.tensor([TOKENIZER("The capital of Japan is").input_ids])
 TOKENS = ("The", "capital", "of", "France|Japan", "is")
 
 
-def sweep(sites, **options):
+def sweep(sites: Any, **options: Any) -> Outcome:
     answers = (torch.tensor([1]), torch.tensor([2]))
     arguments = {"progress": False, "tokenizer": TOKENIZER, **options}
     return activation_patching(
@@ -26,13 +30,13 @@ def sweep(sites, **options):
     )
 
 
-def images(figure):
+def images(figure: Any) -> dict[str, Any]:
     """Title to numbers, of each panel of a matplotlib figure."""
     panels = [axis for axis in figure.axes if axis.images]
     return {axis.get_title(): np.ma.filled(axis.images[0].get_array(), np.nan) for axis in panels}
 
 
-def labels(axis):
+def labels(axis: Any) -> tuple[list[str], list[str]]:
     return (
         [label.get_text() for label in axis.get_xticklabels()],
         [label.get_text() for label in axis.get_yticklabels()],
@@ -48,7 +52,9 @@ def labels(axis):
         (Sites("k", seq_pos_type="each"), ["0.0", "0.1", "1.0", "1.1", "2.0", "2.1"], list(TOKENS)),
     ],
 )
-def test_layers_up_and_tokens_or_heads_across(sites, rows, columns):
+def test_layers_up_and_tokens_or_heads_across(
+    sites: Sites, rows: list[str], columns: list[str]
+) -> None:
     out = sweep(sites)
     (name,) = out
     figure = out.plot()
@@ -65,7 +71,7 @@ def test_layers_up_and_tokens_or_heads_across(sites, rows, columns):
         assert numbers[row, column] == out[name][tuple(place)].item()
 
 
-def test_one_panel_a_component_and_one_scale_centred_on_0():
+def test_one_panel_a_component_and_one_scale_centred_on_0() -> None:
     out = sweep(Sites(["resid", "attn", "mlp"], layers=[0, 2], seq_pos_type="each"))
     figure = out.plot()
     assert list(images(figure)) == ["resid", "attn", "mlp"]
@@ -76,7 +82,7 @@ def test_one_panel_a_component_and_one_scale_centred_on_0():
         assert np.array_equal(np.isnan(numbers), ~out.swept(name).numpy())
 
 
-def test_sites_of_ones_own_are_rows():
+def test_sites_of_ones_own_are_rows() -> None:
     parts = [Site.get_site(tiny_api(), name, 1, seq_pos=[-1]) for name in ("attn", "mlp")]
     out = sweep(Sites.from_sites([*parts, MultiSite(parts, name="both")]))
     figure = out.plot(sites=["both"])
@@ -84,7 +90,7 @@ def test_sites_of_ones_own_are_rows():
     assert images(figure)["both"].tolist() == [[out["both"][0].item()]]
 
 
-def test_interactive_figure_says_the_same():
+def test_interactive_figure_says_the_same() -> None:
     out = sweep(Sites(["resid", "k"], layers=[1], seq_pos_type="each"))
     figure = out.plot(interactive=True, title="Mine", limit=2.0, crop=False)
     assert figure.layout.title.text == "Mine"
@@ -97,7 +103,7 @@ def test_interactive_figure_says_the_same():
     assert resid.customdata[1][3] == "1, France|Japan"
 
 
-def test_files(tmp_path):
+def test_files(tmp_path: Path) -> None:
     out = sweep(Sites("resid", seq_pos_type="each"))
     out.plot().savefig(tmp_path / "out.png")
     out.plot(interactive=True).write_html(tmp_path / "out.html")
@@ -107,7 +113,7 @@ def test_files(tmp_path):
     assert 'src="http' not in page, "the page must be readable without a network"
 
 
-def test_title_names_model_kind_and_metric():
+def test_title_names_model_kind_and_metric() -> None:
     model = tiny_model()
     model.config._name_or_path = "somewhere/on/disk/my-model/"
     answers = (torch.tensor([1]), torch.tensor([2]))
@@ -127,24 +133,26 @@ def test_title_names_model_kind_and_metric():
     ],
 )
 @pytest.mark.parametrize("interactive", [False, True])
-def test_bad_options(options, says, interactive):
+def test_bad_options(options: Any, says: str, interactive: bool) -> None:
     with pytest.raises(OutcomeError, match=says):
         sweep(Sites("resid")).plot(interactive=interactive, **options)
 
 
-def test_site_that_was_not_swept():
+def test_site_that_was_not_swept() -> None:
     with pytest.raises(KeyError, match="'mlp' was not swept"):
         sweep(Sites("resid")).plot(sites=["mlp"])
 
 
 @pytest.mark.parametrize(("library", "interactive"), [("matplotlib", False), ("plotly", True)])
-def test_library_that_is_not_installed(library, interactive, monkeypatch):
+def test_library_that_is_not_installed(
+    library: str, interactive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = sweep(Sites("resid"))
     for module in [name for name in sys.modules if name.partition(".")[0] == library]:
         monkeypatch.delitem(sys.modules, module)
     found = builtins.__import__
 
-    def missing(name, *rest):
+    def missing(name: Any, *rest: Any) -> Any:
         if name.partition(".")[0] == library:
             raise ImportError(name)
         return found(name, *rest)

@@ -1,5 +1,11 @@
 """Pictures that fit and do not shout: their width, what is left out, and the scale of colours."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import attrs
 import matplotlib
 import numpy as np
@@ -8,7 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnpatch_core import Site, Sites, ablation_patching, activation_patching, attribution_patching
+from nnpatch_core import (
+    Outcome,
+    Site,
+    Sites,
+    ablation_patching,
+    activation_patching,
+    attribution_patching,
+)
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.pictures.layout import lay_out
 from nnpatch_core.results.pictures.panels import Panel
@@ -18,7 +31,13 @@ ANSWERS = torch.tensor([1]), torch.tensor([2])
 THREE = Sites(["resid", "attn", "mlp"], seq_pos_type="each")
 
 
-def outcome(length, differs, sites=THREE, sweep=attribution_patching, **options):
+def outcome(
+    length: int,
+    differs: int,
+    sites: Sites = THREE,
+    sweep: Callable[..., Any] = attribution_patching,
+    **options: Any,
+) -> Outcome:
     """A pair of prompts that differ in one token."""
     target = torch.arange(length)[None] % 50 + 3
     source = target.clone()
@@ -28,7 +47,7 @@ def outcome(length, differs, sites=THREE, sweep=attribution_patching, **options)
     )
 
 
-def scaled(out, largest):
+def scaled(out: Outcome, largest: float) -> Outcome:
     """The same outcome with smaller effects."""
     target = out.baseline.target
     factor = largest / max(out[name].abs().max().item() for name in out)
@@ -36,24 +55,24 @@ def scaled(out, largest):
     return attrs.evolve(out, raw={out.metric: raw})
 
 
-def panels(figure):
+def panels(figure: Any) -> list[Any]:
     return [axis for axis in figure.axes if axis.images]
 
 
-def texts(figure):
+def texts(figure: Any) -> tuple[str, str]:
     """What a matplotlib or plotly figure says below or above its panels, and beside the colours."""
     if isinstance(figure, matplotlib.figure.Figure):
         return figure.get_supxlabel(), figure.axes[-1].get_ylabel()
     return figure.layout.title.subtitle.text, figure.layout.coloraxis.colorbar.title.text
 
 
-def limits(figure):
+def limits(figure: Any) -> tuple[float, float]:
     if isinstance(figure, matplotlib.figure.Figure):
         return panels(figure)[0].images[0].get_clim()
     return figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax
 
 
-def columns(figure):
+def columns(figure: Any) -> list[int]:
     """How many columns each panel has."""
     if isinstance(figure, matplotlib.figure.Figure):
         return [np.asarray(axis.images[0].get_array()).shape[1] for axis in panels(figure)]
@@ -73,7 +92,9 @@ def columns(figure):
         (300, ["resid", "v"], False),
     ],
 )
-def test_no_picture_is_wider_than_a_page(length, names, crop, tmp_path):
+def test_no_picture_is_wider_than_a_page(
+    length: int, names: list[str], crop: Any, tmp_path: Path
+) -> None:
     out = outcome(length, length // 4, Sites(names, seq_pos_type="each"))
     figure = out.plot(crop=crop)
     width, height = figure.get_size_inches()
@@ -97,7 +118,7 @@ def test_no_picture_is_wider_than_a_page(length, names, crop, tmp_path):
     counts=st.lists(st.integers(1, 400), min_size=1, max_size=12),
     rows=st.integers(1, 400),
 )
-def test_panels_find_a_place(counts, rows):
+def test_panels_find_a_place(counts: Any, rows: Any) -> None:
     made = [Panel("p", np.zeros((rows, n)), ("r",) * rows, ("c",) * n, "", "") for n in counts]
     grid = lay_out(made)
     assert grid.width <= 16
@@ -111,7 +132,7 @@ def test_panels_find_a_place(counts, rows):
 
 @given(differs=st.integers(0, 59), interactive=st.booleans())
 @settings(deadline=None, max_examples=8)
-def test_what_was_not_run_is_left_out_and_named(differs, interactive):
+def test_what_was_not_run_is_left_out_and_named(differs: Any, interactive: Any) -> None:
     out = outcome(60, differs)
     figure = out.plot(interactive=interactive)
     note, _ = texts(figure)
@@ -131,7 +152,7 @@ def test_what_was_not_run_is_left_out_and_named(differs, interactive):
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_what_was_run_in_one_panel_is_kept_in_all(interactive):
+def test_what_was_run_in_one_panel_is_kept_in_all(interactive: bool) -> None:
     """`crop` goes by all panels together, so that they can be compared."""
     out = outcome(80, 20, Sites(["resid", "attn"], seq_pos_type="each"))
     cells = dict(out.cells)
@@ -145,7 +166,7 @@ def test_what_was_run_in_one_panel_is_kept_in_all(interactive):
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_a_user_decides(interactive):
+def test_a_user_decides(interactive: bool) -> None:
     out, small = outcome(80, 20), outcome(5, 3)
     kept = out.plot(crop=False, interactive=interactive)
     assert columns(kept) == [80] * 3
@@ -158,7 +179,7 @@ def test_a_user_decides(interactive):
         small.plot(crop="no", interactive=interactive)
 
 
-def test_each_reason_is_told():
+def test_each_reason_is_told() -> None:
     sites = Sites("resid", seq_pos_type="custom", seq_pos=[2, 3, 4, 70, 71, 79])
     figure = outcome(80, 4, sites).plot()
     assert columns(figure) == [4]
@@ -175,7 +196,7 @@ def test_each_reason_is_told():
     )
 
 
-def test_where_nothing_was_run_all_is_shown():
+def test_where_nothing_was_run_all_is_shown() -> None:
     out = outcome(80, 4)
     still = {
         name: attrs.evolve(cells, elided=torch.ones_like(cells.elided))
@@ -186,7 +207,7 @@ def test_where_nothing_was_run_all_is_shown():
     assert not texts(figure)[0]
 
 
-def test_sites_without_positions_are_not_cropped():
+def test_sites_without_positions_are_not_cropped() -> None:
     assert columns(outcome(80, 20, Sites("q", seq_pos_type="last")).plot(crop=True)) == [4]
     assert columns(outcome(80, 20, Sites("resid")).plot(crop=True)) == [1]
 
@@ -194,7 +215,7 @@ def test_sites_without_positions_are_not_cropped():
 # Layers that were not swept ----------------------------------------------------------------------
 
 
-def rows(figure):
+def rows(figure: Any) -> Any:
     """The labels of the rows of each panel, and its numbers."""
     if isinstance(figure, matplotlib.figure.Figure):
         return [
@@ -207,7 +228,7 @@ def rows(figure):
     ]
 
 
-def layered(layers, names=("resid", "mlp"), **options):
+def layered(layers: Any, names: Any = ("resid", "mlp"), **options: Any) -> Any:
     return outcome(5, 3, Sites(list(names), layers=layers, seq_pos_type="each"), **options)
 
 
@@ -215,7 +236,7 @@ LEFT_OUT = "layers 0, 2 are left out: nothing was swept there"
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_layers_are_left_out_where_most_were_not_swept(interactive):
+def test_layers_are_left_out_where_most_were_not_swept(interactive: Any) -> None:
     out = layered([1])
     figure = out.plot(interactive=interactive)
     assert texts(figure)[0] == LEFT_OUT
@@ -230,13 +251,13 @@ def test_layers_are_left_out_where_most_were_not_swept(interactive):
 
 @pytest.mark.parametrize("interactive", [False, True])
 @pytest.mark.parametrize("layers", [None, [0, 1, 2], [0, 2]])
-def test_most_layers_are_all_layers(layers, interactive):
+def test_most_layers_are_all_layers(layers: Any, interactive: Any) -> None:
     figure = layered(layers).plot(interactive=interactive)
     assert [labels for labels, _ in rows(figure)] == [["0", "1", "2"]] * 2
     assert not texts(figure)[0]
 
 
-def test_a_user_may_leave_out_any_layer():
+def test_a_user_may_leave_out_any_layer() -> None:
     figure = layered([0, 2]).plot(crop=True)
     assert [labels for labels, _ in rows(figure)] == [["0", "2"]] * 2
     said = "positions 0-2 are left out: source and target are the same there; "
@@ -244,7 +265,7 @@ def test_a_user_may_leave_out_any_layer():
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_a_layer_of_one_panel_is_kept_in_all(interactive):
+def test_a_layer_of_one_panel_is_kept_in_all(interactive: Any) -> None:
     """Heads have rows of their own, and lists of sites have no layers."""
     get = Site.get_site
     few = [get(tiny_api(), "mlp", 1, seq_pos=[3]), get(tiny_api(), "mlp", 2, seq_pos=[4])]
@@ -261,7 +282,7 @@ def test_a_layer_of_one_panel_is_kept_in_all(interactive):
     assert [labels for labels, _ in rows(alone)] == [["2.0", "2.1"]]
 
 
-def test_layers_without_positions_are_left_out_too():
+def test_layers_without_positions_are_left_out_too() -> None:
     heads = outcome(5, 3, Sites("q", layers=[2], seq_pos_type="last")).plot()
     assert [labels for labels, _ in rows(heads)] == [["2"]]
     assert columns(heads) == [4]
@@ -270,7 +291,7 @@ def test_layers_without_positions_are_left_out_too():
     assert texts(together)[0] == "layers 1-2 are left out: nothing was swept there"
 
 
-def test_a_long_note_is_not_cut_off():
+def test_a_long_note_is_not_cut_off() -> None:
     sites = Sites("resid", layers=[1], seq_pos_type="custom", seq_pos=[2, 3, 4, 70, 71, 79])
     figure = outcome(80, 4, sites).plot()
     assert len(texts(figure)[0]) > 150
@@ -287,7 +308,7 @@ def test_a_long_note_is_not_cut_off():
 
 @pytest.mark.parametrize("interactive", [False, True])
 @pytest.mark.parametrize("size", [False, True])
-def test_next_to_nothing_looks_like_it(interactive, size):
+def test_next_to_nothing_looks_like_it(interactive: bool, size: bool) -> None:
     out = scaled(outcome(5, 3, sweep=activation_patching), 0.006)
     out = out.magnitudes() if size else out
     figure = out.plot(interactive=interactive)
@@ -299,7 +320,7 @@ def test_next_to_nothing_looks_like_it(interactive, size):
 
 
 @pytest.mark.parametrize("interactive", [False, True])
-def test_what_is_more_than_all_of_it_is_the_scale(interactive):
+def test_what_is_more_than_all_of_it_is_the_scale(interactive: bool) -> None:
     figure = scaled(outcome(5, 3, sweep=activation_patching), 3.0).plot(interactive=interactive)
     assert limits(figure)[1] == pytest.approx(3.0, rel=1e-4)
     assert "the largest is" not in texts(figure)[1]
@@ -307,7 +328,7 @@ def test_what_is_more_than_all_of_it_is_the_scale(interactive):
 
 @pytest.mark.parametrize("interactive", [False, True])
 @pytest.mark.parametrize("metric", ["logit_difference", "kl_divergence"])
-def test_a_change_is_compared_with_the_unablated_metric(metric, interactive):
+def test_a_change_is_compared_with_the_unablated_metric(metric: str, interactive: bool) -> None:
     out = ablation_patching(
         tiny_model(),
         tiny_api(),
@@ -325,7 +346,7 @@ def test_a_change_is_compared_with_the_unablated_metric(metric, interactive):
 
 
 @pytest.mark.parametrize("limit", ["most", "1"])
-def test_a_limit_is_a_number_or_the_largest(limit):
+def test_a_limit_is_a_number_or_the_largest(limit: str) -> None:
     with pytest.raises(
         OutcomeError, match=f"limit must be a positive number or 'largest', got '{limit}'"
     ):

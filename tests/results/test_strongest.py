@@ -1,6 +1,9 @@
 """The strongest cells, found without looking at each."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import attrs
 import pytest
@@ -32,7 +35,7 @@ VALUES = st.sampled_from([0.0, 1.0, -1.0, 2.0, math.nan, math.inf, -math.inf])
     k=st.integers(0, 15),
 )
 @settings(deadline=None)
-def test_they_are_those_of_a_sort_of_all(values, k):
+def test_they_are_those_of_a_sort_of_all(values: Any, k: Any) -> None:
     raw, rest = {}, list(values)
     for name, count in CELLS.items():
         raw[name], rest = torch.tensor(rest[:count])[:, None], rest[count:]
@@ -54,6 +57,6 @@ def test_they_are_those_of_a_sort_of_all(values, k):
 
 
 @pytest.mark.parametrize("k", [-1, 1.5, "3", True])
-def test_a_number_of_cells_is_a_count(k):
+def test_a_number_of_cells_is_a_count(k: float | int | str) -> None:
     with pytest.raises(OutcomeError, match="k must be"):
         OUT.strongest(k)

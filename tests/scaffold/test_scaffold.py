@@ -1,5 +1,7 @@
 """What `nnpatch new-adapter` writes: the source makes the adapter again, and the package works."""
 
+from __future__ import annotations
+
 import ast
 import functools
 import os
@@ -9,8 +11,10 @@ import subprocess
 import sys
 import tomllib
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -36,7 +40,7 @@ from nnpatch_core.scaffold import adapter_source, package_names, write_package
 from nnpatch_core.testing import CHECKS, Result, tiny_model
 
 
-def facts(adapter):
+def facts(adapter: DecoderAPI) -> dict[str, Any]:
     """Everything that an adapter says, tables in their order."""
     found = {field.name: getattr(adapter, field.name) for field in attrs.fields(DecoderAPI)}
     found["components"] = list(adapter.components.items())
@@ -44,14 +48,14 @@ def facts(adapter):
     return found
 
 
-def names_used(source):
+def names_used(source: str) -> set[str]:
     """The names that a piece of source takes from elsewhere."""
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
     made = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
     return {node.id for node in nodes} - made
 
 
-def made_again(adapter, variable="Again"):
+def made_again(adapter: DecoderAPI, variable: str = "Again") -> DecoderAPI:
     """The adapter that the source of an adapter makes, with the names that it asks for alone."""
     source, names = adapter_source(adapter, variable)
     assert names_used(source) == names
@@ -91,7 +95,7 @@ LAYOUTS["bloom"] = Interleaved
 
 
 @functools.cache
-def read(family):
+def read(family: str) -> tuple[Any, Mapping[str, str]]:
     """The adapter of a family, and what could not be read off."""
     settings, _ = FAMILIES[family]
     model = tiny_model(family, **settings)
@@ -103,13 +107,13 @@ def read(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_source_makes_the_adapter_again(family):
+def test_source_makes_the_adapter_again(family: str) -> None:
     adapter, _ = read(family)
     assert facts(made_again(adapter)) == facts(adapter)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_the_source_is_made_from(family):
+def test_what_the_source_is_made_from(family: str) -> None:
     """The families are worth a test: they differ as they should."""
     adapter, missing = read(family)
     told = {
@@ -171,7 +175,7 @@ Mamba = DecoderAPI(
 @pytest.mark.parametrize(
     ("family", "expected"), [("llama", LLAMA), ("gpt2", GPT2), ("opt", OPT), ("mamba", MAMBA)]
 )
-def test_source_is_as_short_as_an_author_would_have_it(family, expected):
+def test_source_is_as_short_as_an_author_would_have_it(family: str, expected: str) -> None:
     adapter, _ = read(family)
     assert adapter_source(adapter, adapter.name)[0] == expected
 
@@ -192,7 +196,7 @@ counts = st.integers(1, 9) | paths
 
 
 @st.composite
-def rows(draw, heads):
+def rows(draw: st.DrawFn, heads: Any) -> Any:
     side = draw(st.sampled_from(["input", "output"]))
     return Component(
         draw(st.just("") | paths),
@@ -204,7 +208,7 @@ def rows(draw, heads):
 
 
 @st.composite
-def usual_tables(draw):
+def usual_tables(draw: st.DrawFn) -> Any:
     """Tables made by the functions that the source may name."""
     heads = draw(
         st.sampled_from(
@@ -223,7 +227,7 @@ def usual_tables(draw):
 
 
 @st.composite
-def tables(draw, kinds):
+def tables(draw: st.DrawFn, kinds: Any) -> Any:
     """Tables of some components, in any order, whose kind of heads is given by their names."""
     if draw(st.booleans()):
         table = draw(usual_tables())
@@ -239,7 +243,7 @@ def tables(draw, kinds):
 
 
 @st.composite
-def adapters(draw):
+def adapters(draw: st.DrawFn) -> Any:
     usual = {
         name: row.heads for name, row in decoder_components(heads=separate_projections()).items()
     }
@@ -260,12 +264,12 @@ def adapters(draw):
 
 
 @given(adapters())
-def test_source_of_any_adapter_makes_it_again(adapter):
+def test_source_of_any_adapter_makes_it_again(adapter: Any) -> None:
     assert facts(made_again(adapter)) == facts(adapter)
 
 
 @given(usual_tables())
-def test_usual_tables_are_named_by_what_makes_them(table):
+def test_usual_tables_are_named_by_what_makes_them(table: Any) -> None:
     adapter = DecoderAPI("A", ("a",), table)
     _, names = adapter_source(adapter, "A")
     assert "decoder_components" in names
@@ -273,7 +277,7 @@ def test_usual_tables_are_named_by_what_makes_them(table):
     assert facts(made_again(adapter)) == facts(adapter)
 
 
-def test_source_of_an_adapter_without_components():
+def test_source_of_an_adapter_without_components() -> None:
     adapter = DecoderAPI("A", ("a",), {})
     assert facts(made_again(adapter)) == facts(adapter)
 
@@ -294,7 +298,7 @@ def test_source_of_an_adapter_without_components():
         """both ' and " """,
     ],
 )
-def test_odd_characters(text):
+def test_odd_characters(text: str) -> None:
     """Modules can be called almost anything."""
     adapter = DecoderAPI(
         text,
@@ -308,16 +312,20 @@ def test_odd_characters(text):
     assert facts(made_again(adapter)) == facts(adapter)
 
 
+def nothing(width: int, heads: int) -> Any:
+    return []
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"query_heads": lambda config, layer: 4},
         {"key_value_heads": lambda config, layer: 4},
-        {"components": {"q": Component("q", heads="query", columns=lambda width, heads: [])}},
+        {"components": {"q": Component("q", heads="query", columns=nothing)}},
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_function_has_no_source(change):
+def test_function_has_no_source(change: dict[str, Any]) -> None:
     """No source is better than one that does not compile."""
     adapter = attrs.evolve(DecoderAPI("A", ("a",), decoder_components()), **change)
     with pytest.raises(AdapterError):
@@ -339,14 +347,14 @@ def test_function_has_no_source(change):
         ("a-3b", "a-3b", "nnpatch_a_3b", "A3b"),
     ],
 )
-def test_names(given, short, module, adapter):
+def test_names(given: str, short: str, module: str, adapter: str) -> None:
     names = package_names(given)
     assert names.distribution == f"nnpatch-{short}"
     assert (names.module, names.adapter) == (module, adapter)
 
 
 @given(st.text(max_size=12))
-def test_names_are_names_or_refused(text):
+def test_names_are_names_or_refused(text: Any) -> None:
     try:
         names = package_names(text)
     except AdapterError:
@@ -361,7 +369,13 @@ def test_names_are_names_or_refused(text):
 # The package ------------------------------------------------------------------------------------
 
 
-def write(root, family, adapter=None, results=(), settings=None):
+def write(
+    root: Path,
+    family: str,
+    adapter: Any = None,
+    results: Any = (),
+    settings: dict[str, Any] | None = None,
+) -> tuple[Path, Any]:
     """The package of a family, in a folder of its name; the folder and the names."""
     found, missing = read(family)
     names = package_names(family)
@@ -372,17 +386,17 @@ def write(root, family, adapter=None, results=(), settings=None):
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory):
+def packages(tmp_path_factory: Any) -> dict[str, tuple[Path, Any]]:
     """Family to its package, and its names."""
     root = tmp_path_factory.mktemp("packages")
     return {family: write(root, family) for family in FAMILIES}
 
 
-def text_of(path):
+def text_of(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_files_of_a_package(tmp_path):
+def test_files_of_a_package(tmp_path: Path) -> None:
     adapter, missing = read("gpt2")
     folder = tmp_path / "not" / "yet" / "there"
     files = write_package(folder, package_names("my-gpt2"), adapter, missing, [], {})
@@ -398,7 +412,7 @@ def test_files_of_a_package(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pyproject(packages, family):
+def test_pyproject(packages: dict[str, tuple[Path, Any]], family: str) -> None:
     folder, names = packages[family]
     found = tomllib.loads(text_of(folder / "pyproject.toml"))
     assert found["build-system"]["build-backend"] == "hatchling.build"
@@ -418,23 +432,25 @@ def test_pyproject(packages, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_module_of_the_package(packages, family):
+def test_module_of_the_package(packages: dict[str, tuple[Path, Any]], family: str) -> None:
     """It has the adapter under its name, and registers that alone."""
     folder, names = packages[family]
     path = folder / "src" / names.module / "__init__.py"
-    scope = {}
+    scope: dict[str, Any] = {}
     exec(compile(text_of(path), path.name, "exec"), scope)
     assert scope["__all__"] == [names.adapter]
     adapter = scope[names.adapter]
     assert facts(adapter) == facts(read(family)[0])
-    registered = []
+    registered: list[Any] = []
     scope["register_model_apis"](registered.append)
     assert registered == [adapter]
     assert hasattr(scope["register_model_apis"], "nnpatch_impl")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_could_not_be_read_off_is_in_the_package(packages, family):
+def test_what_could_not_be_read_off_is_in_the_package(
+    packages: dict[str, tuple[Path, Any]], family: str
+) -> None:
     folder, names = packages[family]
     missing = read(family)[1]
     module = text_of(folder / f"src/{names.module}/__init__.py")
@@ -448,7 +464,7 @@ def test_what_could_not_be_read_off_is_in_the_package(packages, family):
     assert ("Not read off the model" in readme) == bool(missing)
 
 
-def test_checks_that_fail_are_in_the_readme(tmp_path):
+def test_checks_that_fail_are_in_the_readme(tmp_path: Path) -> None:
     results = [
         Result("check_layers", "passed"),
         Result("check_causal", "failed", "a token sees a later one"),
@@ -462,7 +478,7 @@ def test_checks_that_fail_are_in_the_readme(tmp_path):
     assert "check_padding" not in readme
 
 
-def lines_of(folder):
+def lines_of(folder: Path) -> list[tuple[str, str]]:
     return [
         (path.name, line)
         for path in (*folder.rglob("*.py"), *folder.rglob("*.toml"))
@@ -471,11 +487,11 @@ def lines_of(folder):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_lines_are_not_too_long(packages, family):
+def test_lines_are_not_too_long(packages: dict[str, tuple[Path, Any]], family: str) -> None:
     assert [(name, line) for name, line in lines_of(packages[family][0]) if len(line) > 100] == []
 
 
-def ruff(*arguments, cwd):
+def ruff(*arguments: Any, cwd: Any) -> Any:
     """Ruff with its own settings; a test is skipped where there is none."""
     beside = Path(sys.executable).with_name("ruff")
     program = str(beside) if beside.exists() else shutil.which("ruff")
@@ -490,13 +506,13 @@ def ruff(*arguments, cwd):
     )
 
 
-def test_ruff_sees_what_is_wrong(tmp_path):
+def test_ruff_sees_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text("import os\nx = [1,2]\n", encoding="utf-8")
     assert ruff("check", cwd=tmp_path).returncode == 1
     assert ruff("format", "--check", cwd=tmp_path).returncode == 1
 
 
-def test_packages_are_clean(packages):
+def test_packages_are_clean(packages: dict[str, tuple[Path, Any]]) -> None:
     """By ruff's own rules, and with imports in order."""
     for folder, _ in packages.values():
         done = ruff("check", "--extend-select=I,W,D1,PT", "--ignore=D103", cwd=folder)
@@ -504,7 +520,7 @@ def test_packages_are_clean(packages):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packages_are_formatted(packages, family):
+def test_packages_are_formatted(packages: dict[str, tuple[Path, Any]], family: str) -> None:
     done = ruff("format", "--check", "--diff", cwd=packages[family][0])
     assert done.stdout == ""
     assert done.returncode == 0
@@ -526,20 +542,22 @@ class MadeError(Exception):
 
 
 @pytest.mark.parametrize("settings", [{}, SETTINGS], ids=["none", "some"])
-def test_tests_are_of_the_tiny_model_with_these_settings(tmp_path, monkeypatch, settings):
+def test_tests_are_of_the_tiny_model_with_these_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[Any, Any]
+) -> None:
     # Not by a name that an installed package has.
     folder, names = tmp_path / "new", package_names("made-in-this-test")
     write_package(folder, names, read("llama")[0], {}, [], settings)
     monkeypatch.syspath_prepend(str(folder / "src"))
     made = []
 
-    def tiny(*arguments, **given):
+    def tiny(*arguments: Any, **given: Any) -> None:
         made.append((arguments, given))
         raise MadeError
 
     for module in ("nnpatch_core.testing", "nnpatch_core.testing.parametrize"):
         monkeypatch.setattr(f"{module}.tiny_model", tiny)
-    scope = {}
+    scope: dict[str, Any] = {}
     try:
         exec(text_of(folder / f"tests/test_{names.module}.py"), scope)
     finally:
@@ -552,13 +570,13 @@ def test_tests_are_of_the_tiny_model_with_these_settings(tmp_path, monkeypatch, 
     assert made == [(("llama",), settings)] * 2
 
 
-def test_tests_with_settings_are_formatted(tmp_path):
+def test_tests_with_settings_are_formatted(tmp_path: Path) -> None:
     folder, _ = write(tmp_path, "llama", settings=SETTINGS)
     assert max(len(line) for _, line in lines_of(folder)) <= 100
     assert ruff("format", "--check", cwd=folder).returncode == 0
 
 
-def test_package_is_not_written_over_another(tmp_path):
+def test_package_is_not_written_over_another(tmp_path: Path) -> None:
     folder, names = write(tmp_path, "llama")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(AdapterError, match=r"exists already"):
@@ -568,11 +586,13 @@ def test_package_is_not_written_over_another(tmp_path):
 
 @pytest.mark.parametrize("number", range(1, 6))
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_nothing_is_left_of_a_package_half_written(tmp_path, monkeypatch, number, error):
+def test_nothing_is_left_of_a_package_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: KeyboardInterrupt | OSError
+) -> None:
     writes = []
     write_text = Path.write_text
 
-    def one_fails(path, *args, **kwargs):
+    def one_fails(path: Any, *args: Any, **kwargs: Any) -> Any:
         writes.append(path)
         if len(writes) == number:
             raise error
@@ -585,8 +605,10 @@ def test_nothing_is_left_of_a_package_half_written(tmp_path, monkeypatch, number
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_left_of_a_package_that_cannot_be_moved(tmp_path, monkeypatch):
-    def fails(*_):
+def test_nothing_is_left_of_a_package_that_cannot_be_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr("nnpatch_core.scaffold.package.shutil.move", fails)
@@ -598,7 +620,7 @@ def test_nothing_is_left_of_a_package_that_cannot_be_moved(tmp_path, monkeypatch
 # Its tests --------------------------------------------------------------------------------------
 
 
-def install(folder):
+def install(folder: Path) -> None:
     """Beside the module what an installer puts there, as the pyproject has it."""
     project = tomllib.loads(text_of(folder / "pyproject.toml"))["project"]
     info = folder / "src" / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
@@ -611,7 +633,7 @@ def install(folder):
     (info / "entry_points.txt").write_text(f"[nnpatch]\n{name} = {value}\n", encoding="utf-8")
 
 
-def test_tests_of_packages(tmp_path):
+def test_tests_of_packages(tmp_path: Path) -> None:
     """They pass; checks fail where the table is wrong; what is not installed is not found.
 
     One run of three packages: installed, not installed, and with keys for values.
@@ -648,7 +670,7 @@ def test_tests_of_packages(tmp_path):
         },
     )
     assert done.returncode == 1, done.stdout
-    outcomes = {folder: {} for folder in folders}
+    outcomes: dict[Path, dict[str, Any]] = {folder: {} for folder in folders}
     for case in ElementTree.parse(report).iter("testcase"):
         folder = next(folder for folder in folders if folder.name in case.get("file"))
         name = case.get("name").rpartition("-")[2].rstrip("]")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +37,7 @@ from tests.helpers.refusals import COMPONENTS, ONES, SOURCE, Counted, cases, las
 
 
 @pytest.fixture(scope="module")
-def counted():
+def counted() -> Counted:
     return Counted(tiny_model())
 
 
@@ -57,7 +60,7 @@ def counted():
         (lambda: site(None, 0), ["None", "string"]),
     ],
 )
-def test_unknown_component(counted, make, parts):
+def test_unknown_component(counted: Counted, make: Callable[..., Any], parts: list[str]) -> None:
     with counted.rejects(UnknownNameError, *parts):
         counted.activation(make)
 
@@ -72,7 +75,9 @@ def test_unknown_component(counted, make, parts):
     ],
 )
 @pytest.mark.parametrize("sweep", [Counted.activation, Counted.ablation])
-def test_sites_that_are_none(counted, sweep, make, parts):
+def test_sites_that_are_none(
+    counted: Counted, sweep: Callable[..., Any], make: Callable[..., Any], parts: list[str]
+) -> None:
     with counted.rejects(PatchingError, *parts):
         sweep(counted, make)
 
@@ -82,7 +87,9 @@ BARE = DecoderAPI("Bare", ("llama",), {"mlp": Component("mlp"), "resid": Compone
 
 @pytest.mark.parametrize("name", ["q", "resid_pre", "o"])
 @pytest.mark.parametrize("make", [Sites, lambda name: Site.get_site(BARE, name, 0)])
-def test_component_that_the_adapter_lacks(counted, name, make):
+def test_component_that_the_adapter_lacks(
+    counted: Counted, name: str, make: Callable[..., Any] | type[Sites]
+) -> None:
     with counted.rejects(
         UnknownNameError, "adapter 'Bare' has no", f"component '{name}'", "mlp, resid"
     ):
@@ -104,13 +111,15 @@ def test_component_that_the_adapter_lacks(counted, name, make):
         (len, ["len", "strategy"]),
     ],
 )
-def test_unknown_strategy(counted, seq_pos_type, parts):
+def test_unknown_strategy(
+    counted: Counted, seq_pos_type: str | type[Each], parts: list[str]
+) -> None:
     with counted.rejects(UnknownNameError, *parts):
         counted.activation(lambda: Sites("resid", seq_pos_type=seq_pos_type))
 
 
 @pytest.mark.parametrize("seq_pos_type", ["lastk", "custom", "custom_constant"])
-def test_seq_pos_missing(counted, seq_pos_type):
+def test_seq_pos_missing(counted: Counted, seq_pos_type: str) -> None:
     with counted.rejects(PositionError, f"'{seq_pos_type}'", "needs seq_pos="):
         counted.activation(lambda: Sites("resid", seq_pos_type=seq_pos_type))
 
@@ -124,7 +133,9 @@ def test_seq_pos_missing(counted, seq_pos_type):
     ],
     ids=repr,
 )
-def test_seq_pos_where_it_means_nothing(counted, seq_pos_type, seq_pos):
+def test_seq_pos_where_it_means_nothing(
+    counted: Counted, seq_pos_type: str | None, seq_pos: int | list[int]
+) -> None:
     with counted.rejects(PositionError, f"seq_pos={seq_pos!r} means nothing"):
         counted.activation(lambda: Sites("resid", seq_pos_type=seq_pos_type, seq_pos=seq_pos))
 
@@ -132,14 +143,14 @@ def test_seq_pos_where_it_means_nothing(counted, seq_pos_type, seq_pos):
 class Strategy:
     """A third party's strategy, of fixed groups."""
 
-    def __init__(self, *groups, one_by_one=True):
+    def __init__(self, *groups: Any, one_by_one: Any = True) -> None:
         self.groups = groups
         self.one_by_one = one_by_one
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "Theirs()"
 
-    def expand(self, seq_len):
+    def expand(self, seq_len: int) -> list[tuple[int, ...]]:
         return list(self.groups)
 
 
@@ -159,7 +170,7 @@ class Strategy:
         (Strategy(3), ["3"]),
     ],
 )
-def test_strategy_that_breaks_a_law(counted, strategy, parts):
+def test_strategy_that_breaks_a_law(counted: Counted, strategy: Strategy, parts: list[str]) -> None:
     with counted.rejects(PositionError, "Theirs()", *parts):
         counted.activation(lambda: Sites("resid", seq_pos_type=strategy))
 
@@ -194,7 +205,9 @@ MALFORMED_POSITIONS = [
     ],
     ids=["custom", "custom_constant", "Custom", "CustomConstant", "get_site"],
 )
-def test_malformed_positions(counted, make, seq_pos, parts):
+def test_malformed_positions(
+    counted: Counted, make: Callable[..., Any], seq_pos: Any, parts: list[str]
+) -> None:
     with counted.rejects(PositionError, *parts):
         counted.activation(lambda: make(seq_pos))
 
@@ -219,7 +232,9 @@ def test_malformed_positions(counted, make, seq_pos, parts):
     ],
     ids=["custom", "CustomConstant", "from_sites", "MultiSite"],
 )
-def test_positions_that_the_prompt_does_not_have(counted, make, seq_pos, parts):
+def test_positions_that_the_prompt_does_not_have(
+    counted: Counted, make: Callable[..., Any], seq_pos: list[int], parts: list[str]
+) -> None:
     with counted.rejects(PositionError, *parts):
         counted.activation(lambda: make(seq_pos))
     with counted.rejects(PositionError, *parts):
@@ -241,7 +256,7 @@ def test_positions_that_the_prompt_does_not_have(counted, make, seq_pos, parts):
 @pytest.mark.parametrize(
     "make", [lambda k: Sites("resid", None, "lastk", k), lambda k: Sites("resid", None, LastK(k))]
 )
-def test_lastk(counted, make, k, parts):
+def test_lastk(counted: Counted, make: Callable[..., Any], k: int | str, parts: list[str]) -> None:
     with counted.rejects(PositionError, *parts):
         counted.activation(lambda: make(k))
 
@@ -260,7 +275,7 @@ MALFORMED_LAYERS = [
 
 
 @cases(("layer", "parts"), MALFORMED_LAYERS)
-def test_malformed_layer(counted, layer, parts):
+def test_malformed_layer(counted: Counted, layer: Any, parts: list[str]) -> None:
     with counted.rejects(LayerError, *parts):
         counted.activation(lambda: Sites("resid", layers=[0, layer]))
     with raises(LayerError, *parts):
@@ -279,14 +294,16 @@ def test_malformed_layer(counted, layer, parts):
         ("12", ["'12'", "list"]),
     ],
 )
-def test_layers_that_the_model_does_not_have(counted, layers, parts):
+def test_layers_that_the_model_does_not_have(
+    counted: Counted, layers: int | list[int], parts: list[str]
+) -> None:
     with counted.rejects(LayerError, *parts):
         counted.activation(lambda: last(layers))
     with counted.rejects(LayerError, *parts):
         counted.ablation(lambda: last(layers))
 
 
-def test_layer_of_a_site(counted):
+def test_layer_of_a_site(counted: Counted) -> None:
     with raises(LayerError, "layer -1 ", "from 0"):
         site("resid", -1)
     for make in (site, lambda *place: MultiSite([site("mlp", 0), site(*place)])):
@@ -303,7 +320,7 @@ def test_layer_of_a_site(counted):
         ("1", ["'1'", "integer"]),
     ],
 )
-def test_malformed_head(counted, head, parts):
+def test_malformed_head(counted: Counted, head: Any, parts: list[str]) -> None:
     with counted.rejects(HeadError, *parts):
         counted.activation(lambda: Sites("q", heads=[0, head]))
     with raises(HeadError, *parts):
@@ -324,20 +341,22 @@ def test_malformed_head(counted, head, parts):
         ("q", 1, ["1", "list"]),
     ],
 )
-def test_heads_that_the_component_does_not_have(counted, name, heads, parts):
+def test_heads_that_the_component_does_not_have(
+    counted: Counted, name: str, heads: list[int], parts: list[str]
+) -> None:
     with counted.rejects(HeadError, *parts):
         counted.activation(lambda: Sites(name, heads=heads))
 
 
 @pytest.mark.parametrize("name", ["resid_pre", "attn", "mlp", "resid"])
-def test_head_of_a_component_without_heads(counted, name):
+def test_head_of_a_component_without_heads(counted: Counted, name: str) -> None:
     with counted.rejects(HeadError, f"'{name}' has no heads", "0"):
         counted.activation(lambda: Sites(name, heads=[0]))
     with raises(HeadError, f"'{name}' has no heads", "head 0 "):
         site(name, 0, 0)
 
 
-def test_heads_of_several_components_none_of_which_has_any(counted):
+def test_heads_of_several_components_none_of_which_has_any(counted: Counted) -> None:
     with counted.rejects(HeadError, "heads=[1]", "'attn'", "'mlp'", "no heads"):
         counted.activation(lambda: Sites(["attn", "mlp"], heads=[1]))
 
@@ -345,7 +364,7 @@ def test_heads_of_several_components_none_of_which_has_any(counted):
 @pytest.mark.parametrize(
     ("name", "head", "allowed"), [("q", 4, "0 to 3"), ("o", 99, "0 to 3"), ("k", 2, "0 to 1")]
 )
-def test_head_of_a_site(counted, name, head, allowed):
+def test_head_of_a_site(counted: Counted, name: str, head: int, allowed: str) -> None:
     with raises(HeadError, "head -1 ", f"'{name}'", "0"):
         site(name, 0, -1)
     with counted.rejects(HeadError, f"head {head} ", f"'{name}'", allowed):
@@ -373,7 +392,7 @@ def test_head_of_a_site(counted, name, head, allowed):
         (lambda: MultiSite([MultiSite([site("q", 0)])]), ["MultiSite"]),
     ],
 )
-def test_lists_of_sites(make, parts):
+def test_lists_of_sites(make: Callable[..., Any], parts: list[str]) -> None:
     with raises(PatchingError, *parts):
         make()
 
@@ -388,7 +407,9 @@ def test_lists_of_sites(make, parts):
         (["resid"], PatchingError, ["'resid'"]),
     ],
 )
-def test_sites_to_average(counted, sites, error, parts):
+def test_sites_to_average(
+    counted: Counted, sites: list[Site], error: type[Exception], parts: list[str]
+) -> None:
     with counted.rejects(error, *parts):
         cache_average(counted.model, sites, SOURCE)
 
@@ -405,12 +426,14 @@ def test_sites_to_average(counted, sites, error, parts):
         (5, ["5"]),
     ],
 )
-def test_data_set_to_average(counted, batches, parts):
+def test_data_set_to_average(
+    counted: Counted, batches: torch.Tensor | dict[str, torch.Tensor] | list[Any], parts: list[str]
+) -> None:
     with counted.rejects(TokensError, *parts):
         cache_average(counted.model, [site("mlp", 0)], batches)
 
 
-def test_average_over_padding(counted):
+def test_average_over_padding(counted: Counted) -> None:
     mask = ONES.clone()
     mask[1, 0] = 0
     with counted.rejects(TokensError, "mlp L0", "padding", "from the end"):
@@ -428,17 +451,22 @@ def test_average_over_padding(counted):
 @pytest.mark.parametrize(
     "make", [last, lambda: Sites.from_sites([site("mlp", 0)])], ids=["Sites", "from_sites"]
 )
-def test_tokens_of_get_sites_dict(counted, make, tokens, parts):
+def test_tokens_of_get_sites_dict(
+    counted: Counted,
+    make: Callable[..., Any],
+    tokens: torch.Tensor | dict[str, torch.Tensor] | list[list[int]],
+    parts: list[str],
+) -> None:
     with counted.rejects(TokensError, "tokens", *parts):
         make().get_sites_dict(counted.model, None, tokens)
 
 
 @pytest.mark.parametrize("make", [site, lambda *place: MultiSite([site(*place)])])
-def test_patch_without_cache(counted, make):
+def test_patch_without_cache(counted: Counted, make: Callable[..., Any]) -> None:
     uncached = make("resid", 1)
     model = NNsight(counted.model)
 
-    def patch():
+    def patch() -> None:
         with model.trace(SOURCE):
             uncached.patch(model)
 

@@ -1,5 +1,9 @@
 """Positions, layers and heads are one list: what has another shape is refused, not flattened."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +28,7 @@ NESTED = [
 API = tiny_api()
 
 
-def site(**options):
+def site(**options: Any) -> Site:
     return Site.get_site(API, "q", **{"layer": 0, **options})
 
 
@@ -40,7 +44,9 @@ MAKERS = {
 
 @pytest.mark.parametrize("values", NESTED, ids=lambda x: f"{type(x).__name__}")
 @pytest.mark.parametrize("maker", MAKERS)
-def test_other_shapes_are_refused(maker, values):
+def test_other_shapes_are_refused(
+    maker: str, values: torch.Tensor | list[torch.Tensor] | list[tuple[int, int]]
+) -> None:
     error, make = MAKERS[maker]
     with pytest.raises(error, match="must be one list of integers, got") as caught:
         make(values)
@@ -50,7 +56,7 @@ def test_other_shapes_are_refused(maker, values):
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-def test_a_scalar_is_no_list(maker):
+def test_a_scalar_is_no_list(maker: str) -> None:
     error, make = MAKERS[maker]
     for value in (torch.tensor(1), np.array(1), np.int64(1), 1):
         with pytest.raises(error, match="must be a list of integers, got"):
@@ -58,7 +64,7 @@ def test_a_scalar_is_no_list(maker):
 
 
 @pytest.mark.parametrize("values", [torch.tensor([1, 2]), np.array([1, 2]), [1, 2], range(1, 3)])
-def test_one_list_is_what_it_was(values):
+def test_one_list_is_what_it_was(values: Any) -> None:
     assert Custom(values).positions == (1, 2)
     assert site(seq_pos=values).seq_pos == (1, 2)
     assert Sites("q", layers=values, heads=values).layers == (1, 2)
@@ -67,7 +73,7 @@ def test_one_list_is_what_it_was(values):
 
 
 @pytest.mark.parametrize("value", [torch.tensor([1]), np.array([1]), torch.tensor([[1]]), [1]])
-def test_one_number_with_an_axis_is_no_number(value):
+def test_one_number_with_an_axis_is_no_number(value: Any) -> None:
     with pytest.raises(LayerError, match="a layer must be an integer"):
         site(layer=value)
     with pytest.raises(HeadError, match="a head must be an integer"):

@@ -1,19 +1,29 @@
 """A checkpoint knows the sweep that it is of by all that its numbers depend on."""
 
+from __future__ import annotations
+
 import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
 import pytest
 import torch
 from nnsight import NNsight
+from torch import Tensor
 
 from nnpatch_core import (
+    Component,
     DecoderAPI,
+    Heads,
+    MetricContext,
     MultiSite,
+    Outcome,
     Site,
     Sites,
     ablation_patching,
@@ -40,17 +50,22 @@ from tests.helpers.fingerprinted import (
     wrapped,
 )
 from tests.helpers.paths import ROOT
+from tests.helpers.samples import TWO
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
 
-SOURCE = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 4]])
-TARGET = torch.tensor([[5, 9, 7, 8], [5, 6, 3, 4]])
-ANSWERS = torch.tensor([1, 2]), torch.tensor([4, 5])
+SOURCE, TARGET, ANSWERS = TWO
 COMPONENTS = decoder_components()
 
 
-def sweep(path, api=None, sites=None, model=None, **options):
+def sweep(
+    path: Path | None,
+    api: DecoderAPI | None = None,
+    sites: Any = None,
+    model: Any = None,
+    **options: Any,
+) -> Outcome:
     return activation_patching(
         model or tiny_model("llama"),
         api or tiny_api(),
@@ -64,12 +79,12 @@ def sweep(path, api=None, sites=None, model=None, **options):
     )
 
 
-def numbers(out):
+def numbers(out: Outcome) -> torch.Tensor:
     return torch.cat([out.raw[metric][name].flatten() for metric in out.metrics for name in out])
 
 
-def of_other_code():
-    def plain(logits, context):
+def of_other_code() -> Callable[[Tensor, Any], Tensor]:
+    def plain(logits: Tensor, context: Any) -> Tensor:
         return logits.gather(1, context.source_answer_index[:, None])[:, 0] * 1
 
     return plain
@@ -80,13 +95,13 @@ class Rescaled(Scaled):
 
 
 class Rewritten(Scaled):
-    def part(self, logits):
+    def part(self, logits: Tensor) -> Tensor:
         return logits[:, 1]
 
 
-def made(line):
+def made(line: str) -> Any:
     """An object of a class that was made by `exec`, as in a notebook's magic."""
-    space = {}
+    space: dict[str, Any] = {}
     exec(f"class Made:\n    def __call__(self, logits):\n        {line}\n", space)
     return space["Made"]()
 
@@ -121,14 +136,14 @@ PAIRS = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_what_differs_has_another_word(name):
+def test_what_differs_has_another_word(name: str) -> None:
     one, another = map(fingerprint, PAIRS[name])
     assert one.digest != another.digest
     assert one.untold == another.untold == ()
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_what_is_the_same_has_the_same_word_after_use(name):
+def test_what_is_the_same_has_the_same_word_after_use(name: str) -> None:
     metric = METRICS[name]
     before = fingerprint(metric)
     if name not in ("class", "recursive"):
@@ -151,19 +166,26 @@ def test_what_is_the_same_has_the_same_word_after_use(name):
         (by_set, "NAMES", {"alpha"}),
     ],
 )
-def test_the_globals_that_it_reads_count(monkeypatch, metric, name, value):
+def test_the_globals_that_it_reads_count(
+    monkeypatch: pytest.MonkeyPatch,
+    metric: Callable[..., Any],
+    name: str,
+    value: float | Callable[..., Any],
+) -> None:
     before, unrelated = fingerprint(metric), fingerprint(plain)
     monkeypatch.setattr(fingerprinted, name, value)
     assert fingerprint(metric) != before
     assert fingerprint(plain) == unrelated
 
 
-def test_of_a_module_what_it_takes_of_it_counts(tmp_path, monkeypatch):
+def test_of_a_module_what_it_takes_of_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_helpers.py").write_text(
         "factor = 2.0\nunused = 1\ndef double(x):\n    return x * factor\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    import my_helpers
+    import my_helpers  # type: ignore[import-not-found]
 
     space = {"my_helpers": my_helpers}
     exec("def metric(logits):\n    return my_helpers.double(logits[:, 0])\n", space)
@@ -174,8 +196,8 @@ def test_of_a_module_what_it_takes_of_it_counts(tmp_path, monkeypatch):
     assert fingerprint(space["metric"]) != before
 
 
-def test_where_the_code_stands_does_not_count():
-    spaces = {}, {}
+def test_where_the_code_stands_does_not_count() -> None:
+    spaces: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     code = "def metric(logits):\n    return logits[:, 0] * 2\n"
     for space, lines in zip(spaces, ("", "\n\n\n"), strict=True):
         exec(compile(lines + code, f"file{len(lines)}", "exec"), space)
@@ -193,7 +215,7 @@ for name, metric in METRICS.items():
 """
 
 
-def test_another_process_finds_the_same_words():
+def test_another_process_finds_the_same_words() -> None:
     found = {}
     seed = "7" if os.environ.get("PYTHONHASHSEED") != "7" else "8"
     told = subprocess.run(
@@ -209,7 +231,7 @@ def test_another_process_finds_the_same_words():
     assert found == {name: fingerprint(metric).digest for name, metric in METRICS.items()}
 
 
-def test_of_a_model_its_weights_and_settings_count():
+def test_of_a_model_its_weights_and_settings_count() -> None:
     model = tiny_model("llama")
     traced = NNsight(model)
     for metric in (closing_over(model), closing_over(traced)):
@@ -225,15 +247,15 @@ def test_of_a_model_its_weights_and_settings_count():
     assert fingerprint(closing_over(model)) != before
 
 
-def test_what_cannot_be_told_is_said():
+def test_what_cannot_be_told_is_said() -> None:
     tokenizer = tiny_tokenizer(["a b"])
     found = fingerprint(lambda logits: logits[:, len(tokenizer)])
     assert found.untold != ()
     assert all("okenizer" in name for name in found.untold)
-    loop = []
+    loop: list[Any] = []
     loop.append(loop)
     assert fingerprint(loop).untold == ()
-    deep = []
+    deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
     assert "nested too deeply" in fingerprint(deep).untold[0]
@@ -246,10 +268,10 @@ def test_what_cannot_be_told_is_said():
 class Switch:
     """0 more in unpatched runs: their numbers do not tell what it does in patched ones."""
 
-    def __init__(self, by):
+    def __init__(self, by: float) -> None:
         self.by = by
 
-    def __call__(self, logits, context):
+    def __call__(self, logits: Tensor, context: MetricContext) -> torch.Tensor:
         value = plain(logits, context)
         known = (value == plain(context.source_logits, context)) | (
             value == plain(context.target_logits, context)
@@ -257,7 +279,7 @@ class Switch:
         return torch.where(known, value, value + self.by)
 
 
-def test_a_metric_of_the_same_name_and_baseline_is_told_apart(tmp_path):
+def test_a_metric_of_the_same_name_and_baseline_is_told_apart(tmp_path: Path) -> None:
     options = {"metric": {"mine": Switch(1.0)}, "engine": "full"}
     first = sweep(tmp_path / "c", **options)
     assert numbers(sweep(tmp_path / "c", **options)).equal(numbers(first))
@@ -265,10 +287,12 @@ def test_a_metric_of_the_same_name_and_baseline_is_told_apart(tmp_path):
         sweep(tmp_path / "c", metric={"mine": Switch(2.0)}, engine="full")
 
 
-def test_what_a_metric_depends_on_and_cannot_be_compared_is_said_on_resuming(tmp_path):
+def test_what_a_metric_depends_on_and_cannot_be_compared_is_said_on_resuming(
+    tmp_path: Path,
+) -> None:
     tokenizer = tiny_tokenizer(["a b"])
 
-    def metric(logits):
+    def metric(logits: Tensor) -> Tensor:
         return logits[:, 0] * len(tokenizer)
 
     first = sweep(tmp_path / "c", metric=metric)
@@ -276,20 +300,20 @@ def test_what_a_metric_depends_on_and_cannot_be_compared_is_said_on_resuming(tmp
         assert numbers(sweep(tmp_path / "c", metric=metric)).equal(numbers(first))
 
 
-def adapter(**changed):
+def adapter(**changed: Any) -> DecoderAPI:
     options = {"components": COMPONENTS, **changed}
     return DecoderAPI("Mended", ("llama",), **options)
 
 
-def halves(width, heads):
+def halves(width: int, heads: Heads) -> torch.Tensor:
     return torch.arange(width).view(heads.query, -1)
 
 
-def backwards(width, heads):
+def backwards(width: Any, heads: Any) -> Any:
     return halves(width, heads).flip(0)
 
 
-def with_row(name, **changed):
+def with_row(name: str, **changed: Any) -> dict[str, Component]:
     return {**COMPONENTS, name: attrs.evolve(COMPONENTS[name], **changed)}
 
 
@@ -309,7 +333,7 @@ MENDED = {
 
 
 @pytest.mark.parametrize("what", MENDED)
-def test_a_mended_table_of_the_same_name_is_told_apart(tmp_path, what):
+def test_a_mended_table_of_the_same_name_is_told_apart(tmp_path: Path, what: str) -> None:
     options = {"engine": "full"}
     first = sweep(tmp_path / "c", adapter(), **options)
     assert numbers(sweep(tmp_path / "c", adapter(), **options)).equal(numbers(first))
@@ -317,7 +341,7 @@ def test_a_mended_table_of_the_same_name_is_told_apart(tmp_path, what):
         sweep(tmp_path / "c", adapter(**MENDED[what]), **options)
 
 
-def test_columns_that_are_the_same_numbers_are_the_same(tmp_path):
+def test_columns_that_are_the_same_numbers_are_the_same(tmp_path: Path) -> None:
     """Another spelling of the same table is no other sweep."""
     one = adapter(components=with_row("o", columns=halves))
     another = adapter(components=with_row("o", columns=lambda *given: halves(*given) + 0))
@@ -326,10 +350,10 @@ def test_columns_that_are_the_same_numbers_are_the_same(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:this sweep runs:nnpatch_core.errors.EngineWarning")
-def test_which_adapter_is_at_which_site_counts(tmp_path):
+def test_which_adapter_is_at_which_site_counts(tmp_path: Path) -> None:
     one, another = adapter(), adapter(components=with_row("mlp", module="mlp.down_proj"))
 
-    def sites(first, second):
+    def sites(first: Any, second: Any) -> Any:
         return Sites.from_sites(
             [
                 MultiSite([Site.get_site(first, "mlp", 1)], name="x"),
@@ -345,19 +369,19 @@ def test_which_adapter_is_at_which_site_counts(tmp_path):
 @pytest.mark.parametrize(
     "position", [{"seq_pos_type": "last"}, {"seq_pos_type": "lastk", "seq_pos": 2}, {}]
 )
-def test_positions_count(tmp_path, position):
+def test_positions_count(tmp_path: Path, position: dict[Any, Any]) -> None:
     sweep(tmp_path / "c")
     with pytest.raises(CheckpointError, match="sites: "):
         sweep(tmp_path / "c", sites=Sites("mlp", **position))
 
 
-def test_a_plugins_strategy_counts_by_the_positions_that_it_gives(tmp_path):
+def test_a_plugins_strategy_counts_by_the_positions_that_it_gives(tmp_path: Path) -> None:
     @attrs.frozen
     class Chosen:
         position: int
         one_by_one = False
 
-        def expand(self, seq_len):
+        def expand(self, seq_len: int) -> list[tuple[int]]:
             return [(self.position,)]
 
     sweep(tmp_path / "c", sites=Sites("mlp", seq_pos_type=Chosen(1)))
@@ -366,7 +390,7 @@ def test_a_plugins_strategy_counts_by_the_positions_that_it_gives(tmp_path):
     sweep(tmp_path / "c", sites=Sites("mlp", seq_pos_type="custom_constant", seq_pos=[1]))
 
 
-def test_what_does_not_change_numbers_does_not_count(tmp_path):
+def test_what_does_not_change_numbers_does_not_count(tmp_path: Path) -> None:
     model = tiny_model("llama")
     first = sweep(tmp_path / "c", model=model)
     model.train()
@@ -377,13 +401,13 @@ def test_what_does_not_change_numbers_does_not_count(tmp_path):
         sweep(tmp_path / "c", model=model)
 
 
-def eager():
+def eager() -> Any:
     model = tiny_model("llama")
     model.set_attn_implementation("eager")
     return model
 
 
-def of_another_config():
+def of_another_config() -> Any:
     model = tiny_model("llama")
     model.config.rms_norm_eps = 1e-3
     return model
@@ -397,7 +421,7 @@ def of_another_config():
         (of_another_config, "config"),
     ],
 )
-def test_what_changes_numbers_counts(tmp_path, model, what):
+def test_what_changes_numbers_counts(tmp_path: Path, model: Any, what: str) -> None:
     sweep(tmp_path / "c", memory_budget=10_000_000)
     with pytest.raises(CheckpointError, match=f"{what}: .* then, .* now"):
         sweep(tmp_path / "c", model=model(), memory_budget=10_000_000)
@@ -406,7 +430,7 @@ def test_what_changes_numbers_counts(tmp_path, model, what):
 # Ablations --------------------------------------------------------------------------------------
 
 
-def ablate(path, **options):
+def ablate(path: Path, **options: Any) -> Outcome:
     return ablation_patching(
         tiny_model("llama"), tiny_api(), Sites("mlp", seq_pos_type="each"), TARGET, *ANSWERS,
         checkpoint=path, progress=False, **options,
@@ -418,12 +442,12 @@ EARLY = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 8]])
 EARLIER = torch.tensor([[9, 6, 7, 8], [5, 6, 7, 8]])
 
 
-def test_each_position_of_a_mean_counts(tmp_path, monkeypatch):
+def test_each_position_of_a_mean_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nnpatch_core.interventions import values
 
     real = values.mean_activations
 
-    def moved(*arguments):
+    def moved(*arguments: Any) -> Any:
         means, known = real(*arguments)
         changed = {at: value.clone() for at, value in means.items()}
         for value in changed.values():
@@ -436,7 +460,7 @@ def test_each_position_of_a_mean_counts(tmp_path, monkeypatch):
         ablate(tmp_path / "c", method="mean", reference=EARLY, per_position=True)
 
 
-def test_the_reference_and_how_it_is_averaged_count(tmp_path):
+def test_the_reference_and_how_it_is_averaged_count(tmp_path: Path) -> None:
     ablate(tmp_path / "c", method="mean", reference=EARLY)
     with pytest.raises(CheckpointError, match="mean: "):
         ablate(tmp_path / "c", method="mean", reference=EARLIER)
@@ -444,7 +468,7 @@ def test_the_reference_and_how_it_is_averaged_count(tmp_path):
         ablate(tmp_path / "c", method="mean", reference=EARLY, per_position=True)
 
 
-def test_where_a_donor_has_padding_counts(tmp_path):
+def test_where_a_donor_has_padding_counts(tmp_path: Path) -> None:
     """Left of what is put there, so that only what it makes of the rest tells."""
     wide = torch.tensor([[7, 7, 5, 6, 7, 8], [7, 7, 5, 6, 7, 4]])
     ones = torch.ones_like(wide)
@@ -455,7 +479,7 @@ def test_where_a_donor_has_padding_counts(tmp_path):
         ablate(tmp_path / "c", method="resample", reference=(wide, padded))
 
 
-def test_what_a_screen_chose_counts(tmp_path):
+def test_what_a_screen_chose_counts(tmp_path: Path) -> None:
     options = {"screen": "attribution", "top_k": 2}
     sweep(tmp_path / "c", spot_checks=2, seed=0, **options)
     with pytest.raises(CheckpointError, match="sites: "):
@@ -464,7 +488,7 @@ def test_what_a_screen_chose_counts(tmp_path):
         sweep(tmp_path / "c", spot_checks=1, seed=0, **options)
 
 
-def test_fused_columns_count():
+def test_fused_columns_count() -> None:
     """A module that does not tell its width: the code of the columns stands for them."""
     one = fused_projections("qkv", "o", lambda part: functools.partial(halves))["q"]
     another = fused_projections("qkv", "o", lambda part: functools.partial(backwards))["q"]

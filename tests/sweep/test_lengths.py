@@ -1,12 +1,17 @@
 """Prompts of different lengths: what columns mix is said, once, and only where they do."""
 
+from __future__ import annotations
+
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 from nnpatch_core import (
     MultiSite,
+    Outcome,
     Site,
     Sites,
     ablation_patching,
@@ -28,11 +33,11 @@ EACH = Sites("resid", layers=[1], seq_pos_type="each")
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> Any:
     return tiny_model()
 
 
-def at(*positions):
+def at(*positions: Any) -> Site:
     return Site.get_site(API, "resid", layer=1, seq_pos=list(positions))
 
 
@@ -41,54 +46,58 @@ class EverySecond:
 
     one_by_one = True
 
-    def expand(self, seq_len):
+    def expand(self, seq_len: int) -> list[tuple[int]]:
         return [(position,) for position in range(0, seq_len, 2)]
 
 
-def activation(model, sites, source, target, **options):
+def activation(
+    model: Any, sites: Sites, source: torch.Tensor, target: torch.Tensor, **options: Any
+) -> Outcome:
     return activation_patching(
         model, None, sites, SOURCE, TARGET, *ANSWERS, source_attention_mask=source,
         target_attention_mask=target, progress=False, **options,
     )  # fmt: skip
 
 
-def full(model, sites, source, target):
+def full(model: Any, sites: Sites, source: torch.Tensor, target: torch.Tensor) -> Outcome:
     return activation(model, sites, source, target, engine="full")
 
 
-def chunked(model, sites, source, target):
+def chunked(model: Any, sites: Sites, source: torch.Tensor, target: torch.Tensor) -> Outcome:
     return activation(model, sites, source, target, batch_size=1)
 
 
-def screened(model, sites, source, target):
+def screened(model: Any, sites: Any, source: torch.Tensor, target: torch.Tensor) -> Any:
     return activation(model, sites, source, target, screen="atp*", top_k=1)
 
 
-def attribution(model, sites, source, target):
+def attribution(model: Any, sites: Any, source: torch.Tensor, target: torch.Tensor) -> Any:
     return attribution_patching(
         model, None, sites, SOURCE, TARGET, *ANSWERS, source_attention_mask=source,
         target_attention_mask=target, progress=False,
     )  # fmt: skip
 
 
-def planned(model, sites, source, target):
+def planned(model: Any, sites: Sites, source: torch.Tensor, target: torch.Tensor) -> Any:
     return plan_sweep(
         model, None, sites, SOURCE, TARGET, source_attention_mask=source,
         target_attention_mask=target,
     )  # fmt: skip
 
 
-def ablation(model, sites, source, target, **options):
+def ablation(
+    model: Any, sites: Any, source: torch.Tensor, target: torch.Tensor, **options: Any
+) -> Any:
     return ablation_patching(
         model, None, sites, TARGET, *ANSWERS, attention_mask=target, progress=False, **options
     )
 
 
-def resampled(model, sites, source, target):
+def resampled(model: Any, sites: Any, source: torch.Tensor, target: torch.Tensor) -> Any:
     return ablation(model, sites, source, target, method="resample", reference=(SOURCE, source))
 
 
-def estimated_ablation(model, sites, source, target):
+def estimated_ablation(model: Any, sites: Any, source: torch.Tensor, target: torch.Tensor) -> Any:
     return attribution_patching(
         model, None, sites, None, TARGET, *ANSWERS, attention_mask=target, ablation="zero",
         progress=False,
@@ -100,7 +109,7 @@ SINGLE = [ablation, estimated_ablation]
 
 
 @pytest.mark.parametrize("sweep", PAIRED + SINGLE)
-def test_it_is_said_once_by_every_entry_point(model, sweep):
+def test_it_is_said_once_by_every_entry_point(model: Any, sweep: Callable[..., Any]) -> None:
     for mask in (UNEQUAL, RIGHT):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -114,14 +123,14 @@ def test_it_is_said_once_by_every_entry_point(model, sweep):
 
 
 @pytest.mark.parametrize("sweep", PAIRED + SINGLE)
-def test_prompts_of_one_length_are_silent(model, sweep):
+def test_prompts_of_one_length_are_silent(model: Any, sweep: Callable[..., Any]) -> None:
     short = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]])
     for mask in (EQUAL, short):
         sweep(model, EACH, mask, mask)
 
 
 @pytest.mark.parametrize("sweep", PAIRED)
-def test_the_two_prompts_of_a_pair(model, sweep):
+def test_the_two_prompts_of_a_pair(model: Any, sweep: Callable[..., Any]) -> None:
     with pytest.warns(PromptWarning) as caught:
         sweep(model, EACH, UNEQUAL, EQUAL)
     (warning,) = caught
@@ -155,16 +164,16 @@ ALIKE = [
 
 
 @pytest.mark.parametrize("sites", MIXED, ids=repr)
-def test_where_columns_mix(model, sites):
+def test_where_columns_mix(model: Any, sites: Sites) -> None:
     with pytest.warns(PromptWarning, match="each column mixes"):
         planned(model, sites, UNEQUAL, UNEQUAL)
 
 
 @pytest.mark.parametrize("sites", ALIKE, ids=repr)
-def test_where_nothing_is_mixed(model, sites):
+def test_where_nothing_is_mixed(model: Any, sites: Sites) -> None:
     planned(model, sites, UNEQUAL, UNEQUAL)
 
 
-def test_what_the_warning_advises_silences_it(model):
+def test_what_the_warning_advises_silences_it(model: Any) -> None:
     activation(model, EACH, EQUAL, EQUAL)
     activation(model, Sites("resid", layers=[1], seq_pos_type="last"), UNEQUAL, UNEQUAL)

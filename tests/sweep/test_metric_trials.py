@@ -40,7 +40,7 @@ from nnpatch_core.site import bind_cells
 from nnpatch_core.sweep.cells import _whole
 from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.testing import tiny_api, tiny_model
-from tests.helpers.counted import calling
+from tests.helpers.counted import Counted
 
 SOURCE = torch.tensor([[5, 6, 7, 8], [9, 8, 7, 6], [9, 4, 3, 12]])
 TARGET = torch.tensor([[5, 9, 7, 8], [9, 8, 7, 16], [9, 4, 13, 12]])
@@ -48,65 +48,35 @@ ANSWERS = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6])
 SITES = Sites(["mlp", "resid"], layers=[1], seq_pos_type="each")
 
 
-class Counted:
-    """A model that counts its forwards."""
+def counted(patch: Callable[..., Any], metric: Any, *prompts: Tensor, **options: Any) -> Any:
+    """A sweep of a tiny model; an error of ours has the number of forwards that came before it."""
+    model = Counted(tiny_model("llama"))
+    sites = options.pop("sites", SITES)
+    try:
+        return patch(
+            model.model, tiny_api(), sites, *prompts, metric=metric, progress=False, **options
+        )
+    except PatchingError as error:
+        error.forwards = model.forwards
+        raise
 
-    def __init__(self) -> None:
-        self.forwards = 0
-        self.model = calling(tiny_model("llama"), self.count)
 
-    def count(self) -> None:
-        self.forwards += 1
+def of_rows(rows: slice, *tensors: Tensor) -> list[Tensor]:
+    return [each[rows] for each in tensors]
 
 
 def activation(metric: Any, rows: slice = slice(None), **options: Any) -> Any:
-    counted = Counted()
-    answers = [each[rows] for each in ANSWERS]
-    arguments = (counted.model, tiny_api(), options.pop("sites", SITES), SOURCE[rows], TARGET[rows])
-    try:
-        return activation_patching(*arguments, *answers, metric=metric, progress=False, **options)
-    except PatchingError as error:
-        error.forwards = counted.forwards  # type: ignore[attr-defined]
-        raise
+    prompts = of_rows(rows, SOURCE, TARGET, *ANSWERS)
+    return counted(activation_patching, metric, *prompts, **options)
 
 
 def ablation(metric: Any, rows: slice = slice(None), **options: Any) -> Any:
-    counted = Counted()
-    answers = [each[rows] for each in ANSWERS]
-    try:
-        return ablation_patching(
-            counted.model,
-            tiny_api(),
-            SITES,
-            TARGET[rows],
-            *answers,
-            metric=metric,
-            progress=False,
-            **options,
-        )
-    except PatchingError as error:
-        error.forwards = counted.forwards  # type: ignore[attr-defined]
-        raise
+    return counted(ablation_patching, metric, *of_rows(rows, TARGET, *ANSWERS), **options)
 
 
 def attribution(metric: Any, rows: slice = slice(None), **options: Any) -> Any:
-    counted = Counted()
-    answers = [each[rows] for each in ANSWERS]
-    try:
-        return attribution_patching(
-            counted.model,
-            tiny_api(),
-            SITES,
-            SOURCE[rows],
-            TARGET[rows],
-            *answers,
-            metric=metric,
-            progress=False,
-            **options,
-        )
-    except PatchingError as error:
-        error.forwards = counted.forwards  # type: ignore[attr-defined]
-        raise
+    prompts = of_rows(rows, SOURCE, TARGET, *ANSWERS)
+    return counted(attribution_patching, metric, *prompts, **options)
 
 
 def screened(metric: Any, rows: slice = slice(None), **options: Any) -> Any:
@@ -384,7 +354,7 @@ def test_a_faulty_metric_is_named_before_any_cell_runs(fault: str, entry: str) -
     with pytest.raises(MetricError, match=says) as caught:
         ENTRIES[entry]({"fine": per_prompt(answer), "mine": make()})
     # The unpatched runs: each prompt's, both runs', twice where the rows are then run apart.
-    assert caught.value.forwards <= 6  # type: ignore[attr-defined]
+    assert caught.value.forwards <= 6
 
 
 @pytest.mark.parametrize("fault", [each for each in FAULTS if "[3" not in FAULTS[each][1]])
@@ -536,8 +506,8 @@ def needed(metric: Any, rows: slice = slice(None), **options: Any) -> int:
     """Bytes that a sweep is said to need."""
     with pytest.raises(MemoryBudgetError, match=r"needs [\d.]+ KiB") as no:
         activation(metric, rows, memory_budget=1000, **options)
-    assert no.value.forwards == 0  # type: ignore[attr-defined]
-    return int(1024 * (float(re.search(r"needs ([\d.]+) KiB", str(no.value))[1]) + 0.1))  # type: ignore[index]
+    assert no.value.forwards == 0
+    return int(1024 * (float(re.search(r"needs ([\d.]+) KiB", str(no.value))[1]) + 0.1))
 
 
 @pytest.mark.parametrize("engine", ["cone", "full"])
@@ -545,7 +515,7 @@ def test_logits_that_do_not_fit_are_an_error_before_anything_runs(engine: str) -
     enough = needed(relative)
     with pytest.raises(MemoryBudgetError) as no:
         activation(relative, memory_budget=enough - 500, engine=engine)
-    assert no.value.forwards == 0  # type: ignore[attr-defined]
+    assert no.value.forwards == 0
     said = str(no.value)
     for part in ("'relative'", "@per_prompt", "@reads_tokens", "raise it", "fewer", "of 3 prompts"):
         assert part in said
@@ -574,7 +544,7 @@ def test_the_default_budget_counts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     free.available = 2 * 11_000
     with pytest.raises(MemoryBudgetError, match="'relative'") as no:
         activation(relative)
-    assert no.value.forwards == 0  # type: ignore[attr-defined]
+    assert no.value.forwards == 0
 
 
 @pytest.mark.parametrize("budget", [None, "1 GiB"])

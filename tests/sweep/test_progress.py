@@ -1,10 +1,13 @@
 """Bars: when they are shown, where, and how often."""
 
+from __future__ import annotations
+
 import io
 import os
 import subprocess
 import sys
 from contextlib import redirect_stderr
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,11 +46,11 @@ SWEEPS = {
 
 
 class Terminal(io.StringIO):
-    def isatty(self):
+    def isatty(self) -> bool:
         return True
 
 
-def told(sweep, into=None, **options):
+def told(sweep: str, into: Any = None, **options: Any) -> str:
     into = io.StringIO() if into is None else into
     with redirect_stderr(into):
         SWEEPS[sweep](**options)
@@ -55,13 +58,13 @@ def told(sweep, into=None, **options):
 
 
 @pytest.fixture(autouse=True)
-def unset(monkeypatch):
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
 @pytest.mark.parametrize("value", ["1", "True", "yes"])
-def test_the_variable_hides_them(sweep, value, monkeypatch):
+def test_the_variable_hides_them(sweep: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TQDM_DISABLE", value)
     assert told(sweep) == ""
     assert told(sweep, progress=True) == ""
@@ -69,19 +72,23 @@ def test_the_variable_hides_them(sweep, value, monkeypatch):
 
 @pytest.mark.parametrize("sweep", SWEEPS)
 @pytest.mark.parametrize("value", [None, "", "0", "false"])
-def test_they_are_shown_by_default_and_hidden_on_demand(sweep, value, monkeypatch):
+def test_they_are_shown_by_default_and_hidden_on_demand(
+    sweep: str, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if value is not None:
         monkeypatch.setenv("TQDM_DISABLE", value)
     assert "100%" in told(sweep)
     assert told(sweep, progress=False) == ""
 
 
-def test_they_are_those_that_fit_the_frontend():
+def test_they_are_those_that_fit_the_frontend() -> None:
     assert progress.tqdm is tqdm.auto.tqdm
 
 
 @pytest.mark.parametrize(("stream", "seconds"), [(io.StringIO(), 1.0), (Terminal(), 0.1)])
-def test_what_is_kept_is_told_less_often(stream, seconds, monkeypatch):
+def test_what_is_kept_is_told_less_often(
+    stream: Any, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     nothing = np.zeros((512, 1), dtype=np.bool_)
@@ -96,7 +103,7 @@ def test_what_is_kept_is_told_less_often(stream, seconds, monkeypatch):
     assert "512/512 cells" in stream.getvalue(), "the end is told, however soon it comes"
 
 
-def test_a_notebook_without_widgets_breaks_nothing():
+def test_a_notebook_without_widgets_breaks_nothing() -> None:
     """There tqdm warns on import, which a user may have made an error."""
     script = (
         "import sys, types, warnings\n"

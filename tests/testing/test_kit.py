@@ -14,9 +14,9 @@ from nnsight import NNsight
 from torch import nn
 
 from nnpatch_core import Component, DecoderAPI, decoder_components
+from nnpatch_core.conformance import make_subject, why_skipped
 from nnpatch_core.errors import AdapterError, LayerError, PatchingError, UnknownNameError
 from nnpatch_core.testing import CHECKS, CheckError, parametrize_with_checks, run_checks, tiny_model
-from nnpatch_core.conformance import make_subject, why_skipped
 from nnpatch_llama import Llama3
 from tests.helpers.counted import calling
 from tests.helpers.kit import (

@@ -276,8 +276,13 @@ def test_strategies_that_break_the_law(strategy: Any, words: str) -> None:
 
 
 def test_only_the_given_lengths_are_tried() -> None:
-    asked = []
-    strategy = Strategy(lambda seq_len: asked.append(seq_len) or [(0,)])
+    asked: list[int] = []
+
+    def expand(seq_len: int) -> list[tuple[int, ...]]:
+        asked.append(seq_len)
+        return [(0,)]
+
+    strategy = Strategy(expand)
     check_seq_pos(strategy, iter([7, 3, 7]))
     assert sorted(set(asked)) == [3, 7]
     with pytest.raises(CheckError, match="refuses prompts of every length"):

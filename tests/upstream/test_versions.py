@@ -1,11 +1,15 @@
 """Unsupported releases of nnsight and transformers are refused on import, with the way out."""
 
+from __future__ import annotations
+
 import ast
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +19,7 @@ from nnpatch_core import _versions
 RANGES = ("nnsight>=0.8,<0.9", "transformers>=5,<6", "tqdm>=4.66", 'nnsight>=99; extra == "all"')
 
 
-def distribution(folder, name, version, requires=()):
+def distribution(folder: Path, name: str, version: str, requires: Any = ()) -> Path:
     """Metadata of a distribution, as an installer writes it."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
@@ -26,17 +30,17 @@ def distribution(folder, name, version, requires=()):
 
 
 @pytest.fixture
-def site_packages(tmp_path, monkeypatch):
+def site_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only folder in which distributions are found; empty."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     return tmp_path
 
 
 @pytest.fixture
-def install(site_packages):
+def install(site_packages: Path) -> Callable[..., Any]:
     """Installs nnpatch-core with fixed ranges, and other distributions in given versions."""
 
-    def install(requires=RANGES, **versions):
+    def install(requires: Any = RANGES, **versions: Any) -> None:
         distribution(site_packages, "nnpatch-core", "0.1.0", requires)
         for name, version in versions.items():
             distribution(site_packages, name, version)
@@ -44,13 +48,13 @@ def install(site_packages):
     return install
 
 
-def refusal():
+def refusal() -> str:
     with pytest.raises(ImportError) as raised:
         _versions._check(_versions._required())
     return str(raised.value)
 
 
-def accept():
+def accept() -> None:
     _versions._check(_versions._required())
 
 
@@ -65,7 +69,7 @@ def accept():
         ("0.8.0+cu128", "5.0.0.post2"),
     ],
 )
-def test_versions_in_range(install, nnsight, transformers):
+def test_versions_in_range(install: Callable[..., Any], nnsight: str, transformers: str) -> None:
     install(nnsight=nnsight, transformers=transformers)
     accept()
 
@@ -85,7 +89,9 @@ def test_versions_in_range(install, nnsight, transformers):
         ("transformers", "50.0.0", ">=5,<6"),
     ],
 )
-def test_version_out_of_range(install, name, version, bounds):
+def test_version_out_of_range(
+    install: Callable[..., Any], name: str, version: str, bounds: str
+) -> None:
     install(**{"nnsight": "0.8.1", "transformers": "5.23.0", name: version})
     assert refusal() == (
         f"nnpatch-core needs {name} {bounds}, but {version} is installed; "
@@ -93,7 +99,7 @@ def test_version_out_of_range(install, name, version, bounds):
     )
 
 
-def test_several_out_of_range_are_told_and_mended_at_once(install):
+def test_several_out_of_range_are_told_and_mended_at_once(install: Callable[..., Any]) -> None:
     install(nnsight="0.9.0", transformers="4.57.6")
     assert refusal() == (
         "nnpatch-core needs nnsight >=0.8,<0.9, but 0.9.0 is installed "
@@ -102,51 +108,55 @@ def test_several_out_of_range_are_told_and_mended_at_once(install):
     )
 
 
-def test_only_nnsight_and_transformers_are_judged(install):
+def test_only_nnsight_and_transformers_are_judged(install: Callable[..., Any]) -> None:
     install(nnsight="0.8.1", transformers="5.23.0", tqdm="1.0")
     accept()
 
 
-def test_requirement_of_an_extra_or_of_another_python_does_not_count(install):
+def test_requirement_of_an_extra_or_of_another_python_does_not_count(
+    install: Callable[..., Any],
+) -> None:
     install(
         ('nnsight<0.1; extra == "all"', 'transformers<1; python_version < "3"'), nnsight="0.8.1"
     )
     accept()
 
 
-def test_exclusion_is_told_too(install):
+def test_exclusion_is_told_too(install: Callable[..., Any]) -> None:
     install(("nnsight!=0.8.2,<0.9,>=0.8",), nnsight="0.8.2")
     assert "needs nnsight >=0.8,<0.9,!=0.8.2, but 0.8.2 is" in refusal()
 
 
-def test_nnpatch_without_metadata_is_not_held_up(site_packages):
+def test_nnpatch_without_metadata_is_not_held_up(site_packages: Path) -> None:
     distribution(site_packages, "nnsight", "0.1.0")
     accept()
 
 
-def test_nnpatch_without_requirements_is_not_held_up(install):
+def test_nnpatch_without_requirements_is_not_held_up(install: Callable[..., Any]) -> None:
     install((), nnsight="0.1.0")
     accept()
 
 
-def test_library_without_metadata_is_not_held_up(install):
+def test_library_without_metadata_is_not_held_up(install: Callable[..., Any]) -> None:
     install(transformers="5.23.0")
     accept()
 
 
-def test_library_without_metadata_hides_no_other(install):
+def test_library_without_metadata_hides_no_other(install: Callable[..., Any]) -> None:
     install(transformers="4.57.6")
     assert "needs transformers" in refusal()
 
 
 @pytest.mark.filterwarnings("ignore:Implicit None:DeprecationWarning")  # of Python 3.12 to 3.14
-def test_empty_metadata_folder_is_not_held_up(install, site_packages):
+def test_empty_metadata_folder_is_not_held_up(
+    install: Callable[..., Any], site_packages: Path
+) -> None:
     install(transformers="5.23.0")
     (site_packages / "nnsight-0.1.0.dist-info").mkdir()
     accept()
 
 
-def test_version_that_is_no_version_is_not_held_up(install):
+def test_version_that_is_no_version_is_not_held_up(install: Callable[..., Any]) -> None:
     install(nnsight="unknown", transformers="5.23.0")
     accept()
 
@@ -154,20 +164,20 @@ def test_version_that_is_no_version_is_not_held_up(install):
 # On import --------------------------------------------------------------------------------------
 
 
-def test_own_metadata_bounds_both_sides():
+def test_own_metadata_bounds_both_sides() -> None:
     required = {found.name: found.specifier for found in _versions._required()}
     assert sorted(required) == ["nnsight", "transformers"]
     for specifier in required.values():
         assert {bound.operator for bound in specifier} >= {">=", "<"}
 
 
-def test_check_is_the_first_import():
+def test_check_is_the_first_import() -> None:
     tree = ast.parse(Path(nnpatch_core.__file__).read_text(encoding="utf-8"))
     first = next(node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom))
     assert ast.unparse(first) == "from nnpatch_core import _versions"
 
 
-def import_in_a_new_process(folder):
+def import_in_a_new_process(folder: Path) -> Any:
     """`import nnpatch_core`, with what is in `folder` before everything that is installed."""
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.run(
@@ -181,7 +191,9 @@ def import_in_a_new_process(folder):
 
 
 @pytest.mark.parametrize(("name", "version"), [("nnsight", "0.9.0"), ("transformers", "4.57.6")])
-def test_import_fails_before_the_library_is_imported(tmp_path, name, version):
+def test_import_fails_before_the_library_is_imported(
+    tmp_path: Path, name: str, version: str
+) -> None:
     distribution(tmp_path, name, version)
     (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported too early')\n")
     found = import_in_a_new_process(tmp_path)

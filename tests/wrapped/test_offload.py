@@ -31,7 +31,7 @@ from nnpatch_core.plugins import find_adapter
 from nnpatch_core.site import bind_cells
 from nnpatch_core.sweep.identity import checksum
 from nnpatch_core.testing import run_checks, tiny_model
-from tests.helpers.oracle import Oracle, Place
+from tests.helpers.oracle import COMPONENTS, Oracle, Place
 
 #: That some weights are offloaded, of which this is about.
 pytestmark = [
@@ -40,7 +40,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning"),
 ]
 
-COMPONENTS = ("resid_pre", "q", "k", "v", "o", "attn", "mlp", "resid")
 SITES = Sites(COMPONENTS, seq_pos_type="custom", seq_pos=[-1, -3])
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 10], [0, 0, 1, 2, 3, 4]])
 TARGET = torch.tensor([[5, 16, 7, 18, 9, 10], [0, 0, 1, 12, 3, 4]])
@@ -95,7 +94,7 @@ def adapter_of(nnmodel: Any) -> Any:
     return find_adapter(None, getattr(nnmodel, "_module", nnmodel))
 
 
-def jointly(nnmodel: Any) -> Sites:
+def jointly(nnmodel: Any) -> Any:
     api = adapter_of(nnmodel)
     two = [Site.get_site(api, "mlp", 0), Site.get_site(api, "attn", 1)]
     return Sites.from_sites([MultiSite(two)])

@@ -27,7 +27,8 @@ from nnpatch_core import (
 from nnpatch_core.errors import AdapterError, TokensError
 from nnpatch_core.testing import run_checks, tiny_model, tiny_tokenizer
 from nnpatch_llama import Llama3
-from tests.helpers.oracle import Oracle, Place
+from tests.helpers.oracle import COMPONENTS, Oracle, Place
+from tests.helpers.samples import LONGER
 
 peft = pytest.importorskip("peft")
 
@@ -37,10 +38,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
 ]
 
-COMPONENTS = ("resid_pre", "q", "k", "v", "o", "attn", "mlp", "resid")
 SITES = Sites(COMPONENTS, seq_pos_type="custom", seq_pos=[-1, -3])
-SOURCE, TARGET = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.tensor([[5, 16, 7, 18, 9, 10]])
-ANSWERS = torch.tensor([20]), torch.tensor([30])
+SOURCE, TARGET, ANSWERS = LONGER
 INSIDE = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
 #: Rounding of float32: what is merged is added up in another order.
 ROUNDING = 1e-5

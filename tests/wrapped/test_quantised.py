@@ -22,11 +22,11 @@ from nnpatch_core.errors import CheckpointError, GradientError
 from nnpatch_core.sweep.identity import checksum
 from nnpatch_core.testing import tiny_model
 from tests.helpers.oracle import Oracle, Place
+from tests.helpers.samples import LONGER
 
 COMPONENTS = ("resid", "q", "o", "mlp")
 SITES = Sites(COMPONENTS, seq_pos_type="custom", seq_pos=[-1, -3])
-SOURCE, TARGET = torch.tensor([[5, 6, 7, 8, 9, 10]]), torch.tensor([[5, 16, 7, 18, 9, 10]])
-ANSWERS = torch.tensor([20]), torch.tensor([30])
+SOURCE, TARGET, ANSWERS = LONGER
 ROUNDING = 1e-5
 
 
@@ -59,7 +59,7 @@ class Rounded(Tensor):
         return super().__torch_function__(function, types, args, kwargs or {})
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if function is torch.ops.aten.detach.default:

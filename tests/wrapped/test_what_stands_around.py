@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -109,7 +110,7 @@ def test_any_prompt_that_is_treated_apart_is_found_out(row: int) -> None:
 
 
 @FULL
-def test_a_checkpoint_knows_hooks_that_the_unpatched_runs_never_reach(tmp_path: Any) -> None:
+def test_a_checkpoint_knows_hooks_that_the_unpatched_runs_never_reach(tmp_path: Path) -> None:
     def clamp(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         return output.clamp(-1e6, 1e6)
 
