@@ -91,8 +91,17 @@ def plan_sweep(
     else:
         source, target = read_two(traced, pair_arguments(given, answers=False))
         changed = torch.from_numpy(differs_of(source, target)) & both_present(source, target).cpu()
-    layout = lay_out(traced, api, sites, target.seq_len).where_present(both_present(source, target))
-    patches = layout.patches
+    layout = lay_out(traced, api, sites, target.seq_len)
+    sizes = len(target), target.seq_len
+    # Of all cells, as the sweep has it: those that meet padding alone are left out after that.
+    limits = limits_of(
+        layout.patches,
+        *sizes,
+        given=options.memory_budget,
+        batch_size=options.batch_size,
+        whole=False,
+    )
+    patches = layout.where_present(both_present(source, target)).patches
     # By name, so that a reason against it is an error.
     choose_engines("cone", patches)
     warn_of_lengths(sites, source, target)
@@ -103,8 +112,4 @@ def plan_sweep(
             f"{default.fallback}",
             EngineWarning,
         )
-    sizes = len(target), target.seq_len
-    limits = limits_of(
-        patches, *sizes, given=options.memory_budget, batch_size=options.batch_size, whole=False
-    )
     return plan_of(patches, limits, changed.bool().cpu().numpy())

@@ -93,8 +93,9 @@ def run_cells(
 class _Run:
     """A sweep at work, and what it has measured so far.
 
-    `ran` is `[cells, batch]`: what was run, though its cell may still wait to be measured; and
-    `changed` `[batch, seq]`: where a patch may put something else.
+    `ran` is `[cells, batch]`: what was run, though its cell may still wait to be measured;
+    `changed` `[batch, seq]`: where a patch may put something else; `told` the reason that the user
+    was told for a dearer engine.
     """
 
     sweep: Sweep
@@ -105,22 +106,24 @@ class _Run:
     changed: Booleans
     progress: Progress
     checkpoint: Checkpoint | None
+    told: list[str] = attrs.field(factory=list)
 
     def chunk(self, opened: Opened, some: Sweep, group: slice, chunk: slice) -> None:
         """Run a group of the cells, of which `some` is the sweep, in a chunk of the prompts."""
         self._tell(opened.fallback)
         try:
-            self._engine(opened, group, chunk)
+            return self._engine(opened, group, chunk)
         except EngineError as error:
-            # What was handed over before is right; the next engine runs the rest.
             if not opened.others:
                 raise
-            self._tell(str(error))
-            self._engine(opened.reopened(some, str(error)), group, chunk)
+            reason = str(error)
+        # What was handed over before is right; the next engine runs the rest.
+        return self.chunk(opened.reopened(some, reason), some, group, chunk)
 
     def _tell(self, fallback: str | None) -> None:
-        """Warn of the first reason for which another engine runs."""
-        if fallback is not None and not self.tally.fallbacks:
+        """Warn, once, that another engine runs, and why."""
+        if fallback is not None and not self.told:
+            self.told.append(fallback)
             warn_of_fallback(self.sweep, fallback, self.changed)
 
     def _engine(self, opened: Opened, group: slice, chunk: slice) -> None:

@@ -38,9 +38,9 @@ class Opened:
 
     def reopened(self, sweep: Sweep, reason: str) -> Opened:
         """The same prompts in the next engine, which need not run them unpatched again."""
-        logits = self.execution.logits
+        told, logits = _joined(self.fallback, reason), self.execution.logits
         return _opened(
-            sweep, self.others, reason, self.target, self.intervention, self.source_logits, logits
+            sweep, self.others, told, self.target, self.intervention, self.source_logits, logits
         )
 
 
@@ -82,7 +82,12 @@ def _opened(
     except EngineError as error:
         if not others:
             raise
-        reason = str(error)
+        told = _joined(fallback, str(error))
     else:
         return Opened(target, intervention, execution, engine, others, fallback, source_logits)
-    return _opened(sweep, others, reason, target, intervention, source_logits, logits)
+    return _opened(sweep, others, told, target, intervention, source_logits, logits)
+
+
+def _joined(before: str | None, reason: str) -> str:
+    """The reasons against all engines that came before."""
+    return reason if before is None else f"{before}; {reason}"

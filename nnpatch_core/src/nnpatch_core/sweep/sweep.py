@@ -121,6 +121,8 @@ class Sweep:
 
     def to_estimate(self) -> Sweep:
         """The same sweep, of which no logits wait for others, as they do where it is measured."""
+        if not self.waiting:
+            return self
         limits = _limits(
             self.layout, self.metrics, self.options, self.batch, self.seq_len, gathers=False
         )
