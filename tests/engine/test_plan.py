@@ -19,7 +19,7 @@ from torch import nn
 from nnpatch_core import Component, decoder_components
 from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, Place, stage_of
 from nnpatch_core.components import COMPONENT_NAMES
-from nnpatch_core.engine.controls import controls
+from nnpatch_core.engine.controls import controls_of
 from nnpatch_core.engine.patched_runs import PatchedRuns, first_layer, patched_runs
 from nnpatch_core.engine.plan import Bucket, Plan, joined, make_plan
 from nnpatch_core.engine.target import _Changes
@@ -163,7 +163,7 @@ def test_every_number_of_tokens_is_watched_and_the_longest_is_the_first(case: Ca
     plan = case.plan()
     starts = [bucket.start for bucket in plan.buckets]
     assert starts == sorted(starts)
-    assert plan.watched == {starts.index(start) for start in starts}
+    assert plan.controlled == {starts.index(start) for start in starts}
     for start in starts:
         # The one with the lowest stage, where memory has cut them.
         stages = [bucket.runs.stage.min() for bucket in plan.buckets if bucket.start == start]
@@ -176,8 +176,8 @@ def test_unpatched_rows_stand_where_nothing_is_special(case: Case, data: st.Data
     plan = case.plan()
     lengths = np.array(data.draw(st.lists(st.integers(1, 9), min_size=4, max_size=4))[: case.batch])
     for number, bucket in enumerate(plan.buckets):
-        watch = controls(plan, number, bucket, lengths)
-        if number not in plan.watched:
+        watch = controls_of(plan, number, bucket, lengths)
+        if number not in plan.controlled:
             assert watch is None
             continue
         rows, unpatched = watch.within(bucket.runs)
@@ -220,7 +220,7 @@ def test_unpatched_rows_cost_little(positions: list[int], prompts: int, share: f
     plan = Case(rows, len(cells), prompts, layers, length, costs, 10**9, 0).plan()
     added = 0
     for number, bucket in enumerate(plan.buckets):
-        watch = controls(plan, number, bucket, np.full(prompts, length))
+        watch = controls_of(plan, number, bucket, np.full(prompts, length))
         if watch is not None:
             added += plan.token_layers_of(attrs.evolve(bucket, runs=watch.runs))
     assert 0 < added <= share * plan.token_layers

@@ -27,9 +27,9 @@ class Ascent:
         patches: the cells.
         intervention: what is put there.
         target: the recorded target run.
-        unembedding: the model's output projection, of which some columns will do, or None.
+        unembedding: the model's output projection, of which some ids will do, or None.
         bucket: the runs.
-        columns: which ids of the vocabulary are wanted; None is all.
+        ids: which ids of the vocabulary are wanted; None is all.
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Ascent:
         target: TargetRun,
         unembedding: Unembedding | None,
         bucket: Bucket,
-        columns: Tensor | None,
+        ids: Tensor | None,
     ) -> None:
         self.patches = patches
         self.intervention = intervention
         self.target = target
         self.unembedding = unembedding
         self.start = bucket.start
-        self.columns = columns
+        self.ids = ids
         real = intervention.mask.bool().cpu().numpy()
         self.edits = edits_of(bucket, patches.cells, real)
         # The trace's own batch is the prompts that occur; each layer then has its own rows.
@@ -61,7 +61,7 @@ class Ascent:
         self.present = np.searchsorted(bucket.runs.stage, ends, side="right").tolist()
 
     def run(self) -> Tensor:
-        """The logits `[rows, columns]` at each run's last token."""
+        """The logits `[rows, ids]` at each run's last token."""
         target = self.target
         inside = [self.prompts[: self._entered(layer, INSIDE)] for layer in range(self.n_layers)]
         cache = {target.keyword: prefix(target.kept, self.start, inside)}
@@ -85,8 +85,8 @@ class Ascent:
                 self._leave(envoy, layer)
             else:
                 self._skip(envoy, layer)
-        if self.columns is not None and self.unembedding is not None:
-            self.unembedding.restrict(traced, self.columns)
+        if self.ids is not None and self.unembedding is not None:
+            self.unembedding.restrict(traced, self.ids)
 
     def _enter(self, envoy: Any, layer: int) -> None:
         """Before a layer: rows join, and masks and positions get a row for each of them."""

@@ -19,7 +19,7 @@ from nnpatch_core._rounding import rounding
 from nnpatch_core._warnings import warn
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.ascent import Ascent
-from nnpatch_core.engine.controls import Controls, controls
+from nnpatch_core.engine.controls import Controls, controls_of
 from nnpatch_core.engine.execution import Part
 from nnpatch_core.engine.patched_runs import PatchedRuns
 from nnpatch_core.engine.plan import Bucket, Plan
@@ -68,7 +68,7 @@ class ConeExecution:
         intervention: what is put there.
         target: the recorded target run.
         plan: what runs together.
-        unembedding: the model's output projection, of which some columns will do; None if not.
+        unembedding: the model's output projection, of which some ids will do; None if not.
     """
 
     patches: Patches
@@ -99,7 +99,7 @@ class ConeExecution:
         """Token-layers."""
         return sum(self.plan.token_layers_of(bucket) for _, bucket in self._left(done))
 
-    def parts(self, done: Booleans, columns: Tensor | None) -> Iterator[Part]:
+    def parts(self, done: Booleans, ids: Tensor | None) -> Iterator[Part]:
         """One part for each bucket, or for each half of one that does not fit.
 
         Some buckets carry unpatched rows along, which must come out as the target run did.
@@ -107,10 +107,10 @@ class ConeExecution:
         Raises:
             EngineError: one did not, or the model cannot be run in this way.
         """
-        columns = None if self.unembedding is None else columns
+        ids = None if self.unembedding is None else ids
         for number, bucket in self._left(done):
-            watch = controls(self.plan, number, bucket, self._lengths)
-            yield from self._within_memory(bucket, columns, watch)
+            controls = controls_of(self.plan, number, bucket, self._lengths)
+            yield from self._within_memory(bucket, ids, controls)
 
     def _left(self, done: Booleans) -> list[tuple[int, Bucket]]:
         """The buckets, numbered, of which an earlier call has not run every row."""
@@ -127,26 +127,26 @@ class ConeExecution:
         return lengths
 
     def _run_and_compare(
-        self, bucket: Bucket, columns: Tensor | None, watch: Controls | None
+        self, bucket: Bucket, ids: Tensor | None, controls: Controls | None
     ) -> Tensor:
         """`_run`, with unpatched rows that must come out as the target run did."""
-        if watch is None:
-            return self._run(bucket, columns)
-        if len(bucket.runs) + len(watch) <= bucket.fitting:
-            runs, unpatched = watch.within(bucket.runs)
-            logits = self._run(attrs.evolve(bucket, runs=runs), columns)
-            self._compare(watch.runs, logits[unpatched], columns)
+        if controls is None:
+            return self._run(bucket, ids)
+        if len(bucket.runs) + len(controls) <= bucket.fitting:
+            runs, unpatched = controls.within(bucket.runs)
+            logits = self._run(attrs.evolve(bucket, runs=runs), ids)
+            self._compare(controls.runs, logits[unpatched], ids)
             return logits[~unpatched]
         # There is no room for them among the others: they run before, a few at a time.
-        for first in range(0, len(watch), bucket.fitting):
-            some = watch.runs.take(slice(first, first + bucket.fitting))
-            self._compare(some, self._run(attrs.evolve(bucket, runs=some), columns), columns)
-        return self._run(bucket, columns)
+        for first in range(0, len(controls), bucket.fitting):
+            some = controls.runs.take(slice(first, first + bucket.fitting))
+            self._compare(some, self._run(attrs.evolve(bucket, runs=some), ids), ids)
+        return self._run(bucket, ids)
 
-    def _compare(self, runs: PatchedRuns, logits: Tensor, columns: Tensor | None) -> None:
+    def _compare(self, runs: PatchedRuns, logits: Tensor, ids: Tensor | None) -> None:
         """Raise `EngineError` unless the logits of unpatched rows are those of the target run."""
         whole = self.target.logits[torch.from_numpy(runs.prompt)]
-        expected = whole if columns is None else whole[:, columns]
+        expected = whole if ids is None else whole[:, ids]
         allowed = rounding(next(self.patches.model.parameters()).dtype) * whole.abs().amax(1)
         gaps = (logits - expected).abs().amax(1)
         wrong = ~(gaps <= allowed)
@@ -159,21 +159,21 @@ class ConeExecution:
             )
 
     def _within_memory(
-        self, bucket: Bucket, columns: Tensor | None, watch: Controls | None
+        self, bucket: Bucket, ids: Tensor | None, controls: Controls | None
     ) -> Iterator[Part]:
         """The bucket, in halves where the device has too little memory for the whole."""
         try:
-            logits = self._run_and_compare(bucket, columns, watch)
+            logits = self._run_and_compare(bucket, ids, controls)
         except torch.OutOfMemoryError:
             alone = len(bucket.runs) < 2
-            if alone and (watch is None or bucket.fitting < 2):
+            if alone and (controls is None or bucket.fitting < 2):
                 raise
         else:
-            yield self._part(bucket, logits, columns)
+            yield self._part(bucket, logits, ids)
             return
         # Outside of the handler, whose traceback would keep the failed run's tensors alive.
         if alone:
-            yield from self._within_memory(attrs.evolve(bucket, fitting=1), columns, watch)
+            yield from self._within_memory(attrs.evolve(bucket, fitting=1), ids, controls)
             return
         warn(
             f"{len(bucket.runs)} runs of {self.plan.seq_len - bucket.start} tokens do not fit on "
@@ -182,18 +182,16 @@ class ConeExecution:
         )
         first, second = bucket.halves()
         # In halves there is no room for more: these rows run on their own.
-        yield from self._within_memory(first, columns, watch)
-        yield from self._within_memory(second, columns, None)
+        yield from self._within_memory(first, ids, controls)
+        yield from self._within_memory(second, ids, None)
 
-    def _part(self, bucket: Bucket, logits: Tensor, columns: Tensor | None) -> Part:
+    def _part(self, bucket: Bucket, logits: Tensor, ids: Tensor | None) -> Part:
         work = self.plan.token_layers_of(bucket)
-        return Part(bucket.runs.cell, bucket.runs.prompt, logits, columns, work)
+        return Part(bucket.runs.cell, bucket.runs.prompt, logits, ids, work)
 
-    def _run(self, bucket: Bucket, columns: Tensor | None) -> Tensor:
-        """`[rows, columns]`: the logits of a bucket's rows."""
-        ascent = Ascent(
-            self.patches, self.intervention, self.target, self.unembedding, bucket, columns
-        )
+    def _run(self, bucket: Bucket, ids: Tensor | None) -> Tensor:
+        """`[rows, ids]`: the logits of a bucket's rows."""
+        ascent = Ascent(self.patches, self.intervention, self.target, self.unembedding, bucket, ids)
         try:
             return ascent.run()
         except torch.OutOfMemoryError:

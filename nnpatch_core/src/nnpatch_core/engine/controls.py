@@ -38,7 +38,7 @@ class Controls:
         return both.take(order), order >= len(runs)
 
 
-def controls(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> Controls | None:
+def controls_of(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> Controls | None:
     """The control rows of a bucket; None where it needs none.
 
     The first bucket has one of every prompt, since a model may treat any of them in a way of its
@@ -53,13 +53,13 @@ def controls(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> Cont
         bucket: the bucket.
         lengths: `[batch]`, the tokens of each prompt.
     """
-    if number not in plan.watched:
+    if number not in plan.controlled:
         return None
     stage, cell = bucket.runs.stage, bucket.runs.cell
     lowest = int(np.searchsorted(stage, stage[0], side="right"))
     shortest, last = int(lengths.argmin()), len(lengths) - 1
     amid = (lowest + 1) // 2
-    if number != min(plan.watched) and bucket.start < plan.seq_len - 1:
+    if number != min(plan.controlled) and bucket.start < plan.seq_len - 1:
         places, prompts = [amid], [shortest]
     else:
         others = range(last)

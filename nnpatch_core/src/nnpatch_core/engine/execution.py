@@ -18,15 +18,15 @@ class Part:
     Args:
         cells: `[runs]`, the number of each run's cell.
         prompts: `[runs]`, the number of its prompt.
-        logits: `[runs, columns]` at the prompt's last token, in float32 on the CPU.
-        columns: `[columns]`, which ids of the vocabulary they are of; None is all.
+        logits: `[runs, ids]` at the prompt's last token, in float32 on the CPU.
+        ids: `[ids]`, which ids of the vocabulary they are of; None is all.
         work: the cost of the part, in a unit of the engine's own.
     """
 
     cells: Integers
     prompts: Integers
     logits: Tensor
-    columns: Tensor | None
+    ids: Tensor | None
     work: float
 
 
@@ -52,14 +52,14 @@ class Execution(Protocol):
         """The cost of all that is neither elided nor done, in the engine's own unit."""
         ...
 
-    def parts(self, done: Booleans, columns: Tensor | None) -> Iterator[Part]:
+    def parts(self, done: Booleans, ids: Tensor | None) -> Iterator[Part]:
         """Run all that is neither elided nor done, and again what shared a trace with that.
 
         What runs together decides on last digits: so they are those of an unbroken sweep.
 
         Args:
             done: `[cells, batch]`: what an earlier call has run.
-            columns: which ids of the vocabulary will be looked at; None is all.
+            ids: which ids of the vocabulary will be looked at; None is all.
 
         Raises:
             EngineError: the model cannot be run in this way.

@@ -46,8 +46,8 @@ class FullExecution:
         """One for each cell."""
         return float((~done).any(1).sum())
 
-    def parts(self, done: Booleans, columns: Tensor | None) -> Iterator[Part]:
-        """One part for each cell, of all prompts in their order, whatever the columns."""
+    def parts(self, done: Booleans, ids: Tensor | None) -> Iterator[Part]:
+        """One part for each cell, of all prompts in their order, whatever the ids."""
         prompts = np.arange(len(self.target))
         for number in range(len(self.patches.cells)):
             if not done[number].all():

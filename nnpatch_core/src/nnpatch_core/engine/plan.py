@@ -127,7 +127,7 @@ class Plan:
         return int(steps.cumsum().max(initial=0)) + 1
 
     @property
-    def watched(self) -> frozenset[int]:
+    def controlled(self) -> frozenset[int]:
         """The numbers of the buckets in which unpatched runs go along, to be compared.
 
         Of each number of tokens that is run, the first: that with the lowest layer.

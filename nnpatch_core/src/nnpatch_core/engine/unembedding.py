@@ -1,4 +1,4 @@
-"""The unembedding: only at the last token, only the columns that a metric looks at."""
+"""The unembedding: only at the last token, only the ids that a metric looks at."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Unembedding:
     path: str
     module: nn.Linear
 
-    def restrict(self, traced: Any, columns: Tensor) -> None:
+    def restrict(self, traced: Any, ids: Tensor) -> None:
         """Inside a trace: project to some ids of the vocabulary, at the last token.
 
         What the model does with its logits afterwards, as capping and scaling, goes on as usual.
         """
         envoy = follow(traced, self.path)
         last = envoy.input[..., -1:, :]
-        index = columns.to(self.module.weight.device)
+        index = ids.to(self.module.weight.device)
         bias = None if self.module.bias is None else self.module.bias[index]
         skip(envoy, linear(last, self.module.weight[index], bias))
 
@@ -47,7 +47,7 @@ def find_unembedding(model: Any) -> Unembedding | None:
         return None
     if module.weight.is_meta or is_dispatched(module):
         return None
-    # A hook of whatever kind is made for all columns.
+    # A hook of whatever kind is made for all ids.
     if module._forward_hooks or module._forward_pre_hooks or forward_of(module) is not None:
         return None
     path = next((name for name, each in model.named_modules() if each is module), "")

@@ -25,16 +25,16 @@ class Waiting:
     Args:
         metrics: what is measured once a cell is complete.
         context: what the metrics compare with, for the whole batch.
-        columns: which ids of the vocabulary the metrics read; None is all.
+        ids: which ids of the vocabulary the metrics read; None is all.
         missing: `[cells, batch]`: what was neither run nor elided.
         measured: `[cells]`: which are complete, and were measured.
-        logits: for each cell that was begun `[batch, columns]`: the target run's where it was not
+        logits: for each cell that was begun `[batch, ids]`: the target run's where it was not
             run, or not yet.
     """
 
     metrics: Mapping[str, Metric]
     context: MetricContext
-    columns: Tensor | None
+    ids: Tensor | None
     missing: Booleans
     measured: Booleans
     logits: dict[int, Tensor] = attrs.field(factory=dict)
@@ -45,13 +45,13 @@ class Waiting:
     ) -> Waiting:
         """No cell was begun; some were measured by an earlier call."""
         missing = np.ones((len(measured), len(context.source_answer_index)), dtype=np.bool_)
-        columns = columns_read(metrics, context)
-        return cls(metrics, context, columns, missing, measured.copy())
+        ids = columns_read(metrics, context)
+        return cls(metrics, context, ids, missing, measured.copy())
 
     @property
     def width(self) -> int:
         """How many logits of a prompt wait."""
-        return self.context.target_logits.shape[1] if self.columns is None else len(self.columns)
+        return self.context.target_logits.shape[1] if self.ids is None else len(self.ids)
 
     def elide(self, group: slice, chunk: slice, elided: Booleans) -> Iterator[Measured]:
         """Take elided pairs of cell and prompt as run; gives the cells that become complete."""
@@ -67,7 +67,7 @@ class Waiting:
             group: which cells were run.
             chunk: which prompts.
         """
-        columns = self._columns_in(part)
+        ids = self._ids_in(part)
         for number in np.unique(part.cells):
             cell, here = group.start + int(number), part.cells == number
             if self.measured[cell]:
@@ -75,19 +75,19 @@ class Waiting:
             if cell not in self.logits:
                 unpatched = self.context.target_logits
                 self.logits[cell] = (
-                    unpatched.clone() if self.columns is None else unpatched[:, self.columns]
+                    unpatched.clone() if self.ids is None else unpatched[:, self.ids]
                 )
             prompts = part.prompts[here] + chunk.start
             logits = part.logits[torch.from_numpy(here)]
-            self.logits[cell][prompts] = logits if columns is None else logits[:, columns]
+            self.logits[cell][prompts] = logits if ids is None else logits[:, ids]
             self.missing[cell, prompts] = False
             yield from self._complete(cell)
 
-    def _columns_in(self, part: Part) -> Tensor | None:
-        """Which of the part's columns are those that are read; None is all of them."""
-        if self.columns is None or part.columns is None:
-            return self.columns
-        return torch.searchsorted(part.columns, self.columns)
+    def _ids_in(self, part: Part) -> Tensor | None:
+        """Which of the part's ids are those that are read; None is all of them."""
+        if self.ids is None or part.ids is None:
+            return self.ids
+        return torch.searchsorted(part.ids, self.ids)
 
     def _complete(self, cell: int) -> Iterator[Measured]:
         if self.missing[cell].any():
@@ -104,8 +104,8 @@ class Waiting:
 
     def _whole(self, logits: Tensor) -> Tensor:
         """A copy, as wide as the vocabulary: nan where none was read."""
-        if self.columns is None:
+        if self.ids is None:
             return logits.clone()
         whole = torch.full_like(self.context.target_logits, torch.nan)
-        whole[:, self.columns] = logits
+        whole[:, self.ids] = logits
         return whole
