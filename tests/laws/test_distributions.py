@@ -14,7 +14,7 @@ from packaging.version import Version
 
 import nnpatch_core
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 VERSION_FILE = ROOT / "nnpatch_core" / "src" / "nnpatch_core" / "_version.py"
 CORE = "nnpatch_core"
 PLUGINS = ["nnpatch_gemma", "nnpatch_llama", "nnpatch_mistral"]
