@@ -123,8 +123,8 @@ def activation_patching(
     """
     check_flags(force_model_confidence=force_model_confidence)
     check_engine(engine)
-    screening = check_screen(screen, top_k, spot_checks, seed)
-    prompts = PairArguments(
+    screen_options = check_screen(screen, top_k, spot_checks, seed)
+    arguments = PairArguments(
         source_tokens,
         target_tokens,
         source_answer_index,
@@ -137,10 +137,10 @@ def activation_patching(
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)
     traced = as_nnsight(nnmodel)
-    runs = read_pairs(traced, prompts, confident=force_model_confidence)
+    runs = read_pairs(traced, arguments, confident=force_model_confidence)
     sweep = prepare(traced, api, sites, runs, metric, options)
     choice = choose_engines(engine, sweep.patches)
     warn_of_parts(sweep, sweep.chunks)
-    if screening is None:
+    if screen_options is None:
         return measure_sweep(sweep, runs, choice, file)
-    return screen_sweep(screening, sweep, runs, choice, file)
+    return screen_sweep(screen_options, sweep, runs, choice, file)

@@ -141,7 +141,7 @@ def attribution_patching(
     """
     check_flags(force_model_confidence=force_model_confidence, per_position=per_position)
     repairs = check_repairs(steps, qk_fix, grad_drop)
-    prompts = PairArguments(
+    arguments = PairArguments(
         source_tokens,
         target_tokens,
         source_answer_index,
@@ -157,11 +157,11 @@ def attribution_patching(
     if ablation is None:
         if reference is not None or per_position:
             raise PatchingError("reference= and per_position= mean nothing without ablation='mean'")
-        runs = read_pairs(traced, prompts, confident=force_model_confidence)
+        runs = read_pairs(traced, arguments, confident=force_model_confidence)
     else:
         if force_model_confidence:
             raise PatchingError("force_model_confidence=True means nothing with ablation=")
         how = check_ablation("ablation", ESTIMATED, Ablation(ablation, reference, per_position))
-        runs = read_ablation(traced, ablated_arguments(prompts, ablation), how, AS_TARGET)
+        runs = read_ablation(traced, ablated_arguments(arguments, ablation), how, AS_TARGET)
     sweep = prepare(traced, api, sites, runs, metric, options, gathers=False)
     return estimate_sweep(sweep, runs, repairs)

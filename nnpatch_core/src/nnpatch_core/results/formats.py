@@ -187,7 +187,7 @@ def formats(kind: type) -> dict[str, Format]:
     for field in fields:
         if "format" not in field.metadata:
             raise TypeError(
-                f"{kind.__name__}.{field.name} has no format: give it metadata=stored(…)"
+                f"{kind.__name__}.{field.name} has no format: declare it by stored(…)"
             )
     return {field.name: field.metadata["format"] for field in fields}
 

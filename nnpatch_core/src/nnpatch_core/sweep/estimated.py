@@ -145,7 +145,7 @@ class _Estimate:
         They are the gradients of all prompts, so the paths must be run before any graph is made of
         them. Nothing where no metric needs it.
         """
-        if not self._estimation.places:
+        if not self._estimation.at_once:
             return {}
         parts: dict[Place, list[Tensor]] = {place: [] for place in group}
         for chunk in self._estimation.chunks:

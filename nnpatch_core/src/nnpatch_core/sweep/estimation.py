@@ -114,8 +114,8 @@ class Estimation:
         every: the terms of all cells.
         together: those of the cells that are estimated together; keys are fixed a group at a time.
         joint: the other cells, whose sites act on one another, by number.
-        places: how many paths are looked at together, where the logits along them wait for those of
-            all prompts; 0 where none do.
+        at_once: how many paths are looked at together, where the logits along them wait for
+            those of all prompts; 0 where none do.
         tick: called after each backward.
     """
 
@@ -126,7 +126,7 @@ class Estimation:
     every: Mapping[Place, Terms]
     together: Mapping[Place, Terms]
     joint: tuple[int, ...]
-    places: int = 0
+    at_once: int = 0
     tick: Callable[[], None] = lambda: None
 
     @property
@@ -233,11 +233,11 @@ class Estimation:
 
     def groups(self) -> list[Mapping[Place, Terms]]:
         """The places that are estimated together: all, unless the logits of paths have to wait."""
-        if not self.places:
+        if not self.at_once:
             return [self.every]
         items = list(self.every.items())
-        starts = range(0, len(items), self.places)
-        return [dict(items[first : first + self.places]) for first in starts]
+        starts = range(0, len(items), self.at_once)
+        return [dict(items[first : first + self.at_once]) for first in starts]
 
     def path_logits(
         self, opened: OpenedGraph, context: MetricContext, group: Mapping[Place, Terms]
@@ -318,7 +318,7 @@ class Estimation:
             opened.target,
             opened.intervention,
             entries,
-            self.sweep.alone if self.places else self.sweep.metrics,
+            self.sweep.alone if self.at_once else self.sweep.metrics,
             context,
             steps,
             self.limits.rows,

@@ -164,7 +164,7 @@ def _moved(logits: Tensor, others: Tensor) -> Iterator[tuple[str, Tensor]]:
     shifts = 4 * torch.randn(count, generator=seeded, dtype=kind, device="cpu")
     finite = [row[row.isfinite()] for row in logits]
     ends = [(row.min(), row.max()) if len(row) else (row.sum(), row.sum()) for row in finite]
-    places: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor | float]] = {
+    moves: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor | float]] = {
         "nan": lambda row, low, high: torch.nan,
         "above all others": lambda row, low, high: high + (high - low + 1) * steps,
         "below all others": lambda row, low, high: low - (high - low + 1) * steps,
@@ -172,11 +172,11 @@ def _moved(logits: Tensor, others: Tensor) -> Iterator[tuple[str, Tensor]]:
             row[others].nan_to_num(0, 0, 0) + (high - low + 1) * shifts
         ),
     }
-    for what, place in places.items():
+    for what, move in moves.items():
         moved = logits.clone()
         # Row by row, as a copy more of all of them may not fit in memory.
         for row, (low, high) in zip(moved, ends, strict=True):
-            row[others] = place(row, low, high)
+            row[others] = move(row, low, high)
         yield what, moved
 
 
