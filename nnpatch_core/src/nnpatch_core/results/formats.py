@@ -186,9 +186,7 @@ def formats(kind: type) -> dict[str, Format]:
     fields = attrs.fields(kind)
     for field in fields:
         if "format" not in field.metadata:
-            raise TypeError(
-                f"{kind.__name__}.{field.name} has no format: declare it by stored(…)"
-            )
+            raise TypeError(f"{kind.__name__}.{field.name} has no format: declare it by stored(…)")
     return {field.name: field.metadata["format"] for field in fields}
 
 
