@@ -149,24 +149,26 @@ def limits_of(
     least = recorded + room
     if least > usable:
         enough = fixed + least + min(kept_back, least)
-        needed = (
-            f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which its "
-            f"recorded runs take {in_units(recorded)}"
-        )
-        there = f"memory_budget is {in_units(budget)}"
-        if gathered is not None and (given is not None or fixed > budget):
-            raise MemoryBudgetError(
-                f"{needed} and {gathered.words(together, batch)}, and {there}: raise it, "
-                f"{gathered.advice}, sweep fewer layers or components at once, or give fewer or "
-                "shorter prompts"
+        if given is not None or (gathered is not None and fixed > budget):
+            needed = (
+                f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which its "
+                f"recorded runs take {in_units(recorded)}"
             )
-        if given is not None:
-            raise MemoryBudgetError(
-                f"{needed}, and {there}: raise it, sweep fewer layers or components at once, or "
-                "give shorter prompts"
-            )
+            raise MemoryBudgetError(_refusal(needed, budget, gathered, together, batch))
         # Our estimate is on the safe side: with what there is, it may still do.
         budget, usable = enough, least
     prompts = max(min(fitting, wanted), 1)
     store = None if recorded else _HOST
     return Limits(needs, budget, usable, prompts, store, waiting)
+
+
+def _refusal(needed: str, budget: int, gathered: Gathered | None, together: int, batch: int) -> str:
+    """That a budget is too small, and how to do with less; `together` is what logits take."""
+    advice = "raise it, sweep fewer layers or components at once, or give shorter prompts"
+    if gathered is not None:
+        needed = f"{needed} and {gathered.words(together, batch)}"
+        advice = (
+            f"raise it, {gathered.advice}, sweep fewer layers or components at once, or give fewer "
+            "or shorter prompts"
+        )
+    return f"{needed}, and memory_budget is {in_units(budget)}: {advice}"
