@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nnpatch_core import MultiSite, Outcome, Site, Sites, decoder_components, reads_tokens
-from nnpatch_core.engine.cone import ConeExecution
+from nnpatch_core.engine.cone.execution import ConeExecution
 from nnpatch_core.engine.full import FullExecution
 from nnpatch_core.errors import (
     EngineError,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from nnpatch_core import Outcome, Sites
-from nnpatch_core.engine import ascent, cone, target, unembedding
+from nnpatch_core.engine.cone import ascent, target, unembedding
+from nnpatch_core.engine.cone import execution as cone
 from nnpatch_core.errors import EngineError, EngineWarning
 from nnpatch_core.tracing import trace
 from tests.helpers.engines import check_cone, cut_by, gap_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core import Site, Sites
-from nnpatch_core.engine import unembedding
+from nnpatch_core.engine.cone import unembedding
 from nnpatch_core.testing import tiny_model, traces
 from nnpatch_gemma import Gemma2
 from nnpatch_llama import Llama3
@@ -290,3 +290,24 @@ def test_a_head_that_is_no_plain_matrix_is_left_alone(monkeypatch: pytest.Monkey
     seen = projected(monkeypatch)
     check_cone(pairs.sweep(sites, "cone", model), pairs.sweep(sites, "full", model))
     assert seen == []
+
+
+def test_a_hook_on_all_modules_sees_all_logits() -> None:
+    """It is on the unembedding too, and may look at the whole vocabulary."""
+    model = tiny_model("llama")
+
+    def centred(module: nn.Module, args: Any, output: Any) -> Any:
+        return output - output.amax(-1, True) if module is model.lm_head else None
+
+    pairs = unlike_pairs("llama", 6, 6)
+    sites = Sites("mlp", seq_pos_type="last")
+    hook = nn.modules.module.register_module_forward_hook(centred)
+    try:
+        # Of one token, so that what is taken off does not cancel.
+        cone, full = (
+            pairs.sweep(sites, engine, model, metric=answer_logit) for engine in ("cone", "full")
+        )
+    finally:
+        hook.remove()
+    assert cone.info["engine"] == "cone"
+    torch.testing.assert_close(cone.patched("mlp"), full.patched("mlp"), rtol=1e-4, atol=1e-4)

@@ -29,7 +29,8 @@ from nnpatch_core import (
     plan_sweep,
     reads_tokens,
 )
-from nnpatch_core.engine import cone, target
+from nnpatch_core.engine.cone import execution as cone
+from nnpatch_core.engine.cone import target
 from nnpatch_core.errors import (
     EngineError,
     EngineWarning,

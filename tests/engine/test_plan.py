@@ -19,10 +19,10 @@ from torch import nn
 from nnpatch_core import Component, decoder_components
 from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, Place, stage_of
 from nnpatch_core.components import COMPONENT_NAMES
-from nnpatch_core.engine.controls import controls_of
-from nnpatch_core.engine.patched_runs import PatchedRuns, first_layer, patched_runs
-from nnpatch_core.engine.plan import Bucket, Plan, joined, make_plan
-from nnpatch_core.engine.target import _Changes
+from nnpatch_core.engine.cone.controls import controls_of
+from nnpatch_core.engine.cone.patched_runs import PatchedRuns, first_layer, patched_runs
+from nnpatch_core.engine.cone.plan import Bucket, Plan, joined, make_plan
+from nnpatch_core.engine.cone.target import _Changes
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.interventions import Zeros
 from nnpatch_core.memory import Costs, in_units

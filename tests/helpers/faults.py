@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from nnpatch_core.engine import ascent, cone, full
+from nnpatch_core.engine import full
+from nnpatch_core.engine.cone import ascent
+from nnpatch_core.engine.cone import execution as cone
 from nnpatch_core.sweep import checkpoint
 
 #: What runs one trace of each engine, as owner and name.

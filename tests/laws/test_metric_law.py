@@ -26,7 +26,7 @@ from nnpatch_core import (
     per_prompt,
     reads_tokens,
 )
-from nnpatch_core.engine import ascent
+from nnpatch_core.engine.cone import ascent
 from nnpatch_core.errors import EngineWarning, MemoryBudgetError
 from nnpatch_core.metrics import BUILTIN_METRICS, with_context
 from nnpatch_core.testing import tiny_api, tiny_model

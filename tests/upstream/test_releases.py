@@ -118,7 +118,7 @@ def test_a_newer_release_is_tried_once(newer: Path, tries: list[str]) -> None:
 def test_a_newer_release_that_fails_is_told_each_time(
     newer: Path, tries: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nnpatch_core.engine import prefix
+    from nnpatch_core.engine.cone import prefix
 
     monkeypatch.setattr(prefix._Prefix, "get_seq_length", lambda self: 0)
     told = r"not tested with .*transformers 5\..* fails its self-check there: "

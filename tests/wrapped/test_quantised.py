@@ -17,7 +17,7 @@ from nnpatch_core import (
     attribution_patching,
     plan_sweep,
 )
-from nnpatch_core.engine.unembedding import find_unembedding
+from nnpatch_core.engine.cone.unembedding import find_unembedding
 from nnpatch_core.errors import CheckpointError, GradientError
 from nnpatch_core.sweep.identity import checksum
 from nnpatch_core.testing import tiny_model

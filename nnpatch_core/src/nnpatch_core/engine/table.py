@@ -90,7 +90,11 @@ def choose_engines(name: str, patches: Patches) -> Choice:
         reason = reason or engine.why_rather_not(patches)
         if reason is None:
             settled = name if fallback is None else engine.name
-            able = [each for each in ENGINES[number:] if each.why_not(patches) is None]
+            able = [
+                each
+                for each in ENGINES[number:]
+                if not (each.why_not(patches) or each.why_rather_not(patches))
+            ]
             return Choice(settled, tuple(able), fallback)
         fallback = fallback or reason
     raise EngineError(f"no engine can run this sweep: {fallback}")

@@ -1,8 +1,6 @@
 """Where values come from: the runs that a call names, and the values that they put at sites."""
 
 from nnpatch_core.interventions.ablations import (
-    ESTIMATED,
-    METHODS,
     Ablation,
     check_ablation,
     read_ablation,
@@ -22,8 +20,6 @@ from nnpatch_core.interventions.pairs import both_present, differs_of, read_pair
 
 __all__ = [
     "AS_TARGET",
-    "ESTIMATED",
-    "METHODS",
     "Ablation",
     "PairArguments",
     "Recorded",

@@ -47,30 +47,30 @@ class Ablation:
     seed: Any = None
 
 
-def check_ablation(argument: str, allowed: Iterable[str], ablation: Ablation) -> Ablation:
+def check_ablation(argument: str, ablation: Ablation, *, estimated: bool = False) -> Ablation:
     """The ablation itself, if its parts go together.
 
     Args:
         argument: the name of the argument that names the method.
-        allowed: the methods that there are.
         ablation: as the user asks for it.
+        estimated: whether it is to be estimated.
 
     Raises:
         UnknownNameError: there is no such method.
         PatchingError: something is given that means nothing with it.
     """
-    method = ablation.method
+    name = ablation.method
     check_flags(per_position=ablation.per_position)
-    if not isinstance(method, str) or method not in allowed:
-        raise UnknownNameError(
-            f"unknown {argument} {shown(method)}; there are {', '.join(allowed)}"
-        )
-    if method == "zero" and ablation.reference is not None:
-        raise PatchingError(f"reference= means nothing with {argument}='zero'")
-    if method != "mean" and ablation.per_position:
-        raise PatchingError(f"per_position=True means nothing with {argument}={method!r}")
-    if method != "resample" and ablation.seed is not None:
-        raise PatchingError(f"seed={shown(ablation.seed)} means nothing with {argument}={method!r}")
+    allowed = [each for each, method in METHODS.items() if method.estimated or not estimated]
+    if not isinstance(name, str) or name not in allowed:
+        raise UnknownNameError(f"unknown {argument} {shown(name)}; there are {', '.join(allowed)}")
+    method = METHODS[name]
+    if ablation.reference is not None and not method.reference:
+        raise PatchingError(f"reference= means nothing with {argument}={name!r}")
+    if ablation.per_position and not method.per_position:
+        raise PatchingError(f"per_position=True means nothing with {argument}={name!r}")
+    if ablation.seed is not None and not method.drawn:
+        raise PatchingError(f"seed={shown(ablation.seed)} means nothing with {argument}={name!r}")
     return ablation
 
 
@@ -139,7 +139,7 @@ class AblationRuns:
 
     def values(self, sweep: Sweep) -> Values:
         """See `Runs.values`."""
-        return METHODS[self.ablation](self, sweep)
+        return METHODS[self.ablation].values(self, sweep)
 
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
         """See `Runs.context`."""
@@ -170,14 +170,30 @@ def _resampled(runs: AblationRuns, _: Sweep) -> Values:
     return resampled(runs.target, runs.donors)
 
 
-#: The methods of an ablation, and the values of each.
-METHODS: Mapping[str, Callable[[AblationRuns, Sweep], Values]] = {
-    "zero": _zeros,
-    "mean": _means,
-    "resample": _resampled,
+@attrs.frozen
+class Method:
+    """A method of ablation.
+
+    Args:
+        values: the values that it puts at the sites of a sweep.
+        reference: whether it takes a data set.
+        per_position: whether it can take each position apart.
+        drawn: whether it draws prompts of the data set at random.
+        estimated: whether `attribution_patching` has it.
+    """
+
+    values: Callable[[AblationRuns, Sweep], Values]
+    reference: bool = False
+    per_position: bool = False
+    drawn: bool = False
+    estimated: bool = True
+
+
+METHODS: Mapping[str, Method] = {
+    "zero": Method(_zeros),
+    "mean": Method(_means, reference=True, per_position=True),
+    "resample": Method(_resampled, reference=True, drawn=True, estimated=False),
 }
-#: Those that can be estimated as well.
-ESTIMATED = ("zero", "mean")
 
 
 def read_ablation(
@@ -211,7 +227,7 @@ def read_ablation(
     if ablation.reference is not None:
         data = read_batches(nnmodel, "reference", ablation.reference)
     donors = None
-    if ablation.method == "resample":
+    if METHODS[ablation.method].drawn:
         seed = 0 if ablation.seed is None else ablation.seed
         # Listed, as a stream can be read but once.
         data = None if data is None else list(data)

@@ -23,7 +23,7 @@ class Recorded:
 
     activations: Mapping[Location, Tensor]
     mask: Tensor
-    by_cell: bool = False
+    by_cell: bool = attrs.field(default=False, init=False)
 
     def patched(self, place: Place, there: Tensor, tokens: PatchedTokens) -> Tensor:
         """See `Intervention.patched`."""
@@ -42,7 +42,7 @@ class Zeros:
     """
 
     mask: Tensor
-    by_cell: bool = False
+    by_cell: bool = attrs.field(default=False, init=False)
 
     def patched(self, place: Place, there: Tensor, tokens: PatchedTokens) -> Tensor:
         """See `Intervention.patched`."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from nnpatch_core._models import as_nnsight, in_one_thread
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.interventions import (
-    METHODS,
     Ablation,
     RunArguments,
     check_ablation,
@@ -27,7 +26,7 @@ from nnpatch_core.sweep import (
     budget_of,
     measure_sweep,
     prepare,
-    warn_of_parts,
+    warn_of_chunks,
 )
 
 
@@ -111,7 +110,7 @@ def ablation_patching(
         torch.Size([3])
     """
     ablation = Ablation(method, reference, per_position, seed)
-    check_ablation("method", METHODS, ablation)
+    check_ablation("method", ablation)
     check_engine(engine)
     arguments = RunArguments(tokens, answer_index, other_answer_index, attention_mask, tokenizer)
     file = None if checkpoint is None else Checkpoint(checkpoint)
@@ -120,5 +119,5 @@ def ablation_patching(
     runs = read_ablation(traced, run_arguments(arguments), ablation)
     sweep = prepare(traced, api, sites, runs, metric, options)
     choice = choose_engines(engine, sweep.patches)
-    warn_of_parts(sweep, sweep.chunks)
+    warn_of_chunks(sweep, sweep.chunks)
     return measure_sweep(sweep, runs, choice, file)

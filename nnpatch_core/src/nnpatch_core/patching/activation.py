@@ -22,7 +22,7 @@ from nnpatch_core.sweep import (
     budget_of,
     measure_sweep,
     prepare,
-    warn_of_parts,
+    warn_of_chunks,
 )
 
 
@@ -140,7 +140,7 @@ def activation_patching(
     runs = read_pairs(traced, arguments, confident=force_model_confidence)
     sweep = prepare(traced, api, sites, runs, metric, options)
     choice = choose_engines(engine, sweep.patches)
-    warn_of_parts(sweep, sweep.chunks)
+    warn_of_chunks(sweep, sweep.chunks)
     if screen_options is None:
         return measure_sweep(sweep, runs, choice, file)
     return screen_sweep(screen_options, sweep, runs, choice, file)

@@ -11,7 +11,6 @@ from nnpatch_core._models import as_nnsight, in_one_thread
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.interventions import (
     AS_TARGET,
-    ESTIMATED,
     Ablation,
     PairArguments,
     ablated_arguments,
@@ -161,7 +160,8 @@ def attribution_patching(
     else:
         if force_model_confidence:
             raise PatchingError("force_model_confidence=True means nothing with ablation=")
-        how = check_ablation("ablation", ESTIMATED, Ablation(ablation, reference, per_position))
+        how = Ablation(ablation, reference, per_position)
+        check_ablation("ablation", how, estimated=True)
         runs = read_ablation(traced, ablated_arguments(arguments, ablation), how, AS_TARGET)
     sweep = prepare(traced, api, sites, runs, metric, options, gathers=False)
     return estimate_sweep(sweep, runs, repairs)

@@ -113,11 +113,11 @@ def screen_sweep(
     """
     repaired, told = options.by == "atp*", len(sweep.chunks) > 1
     estimated = sweep.to_estimate()
-    signed = estimate_sweep(estimated, runs, Repairs(None, repaired, False), parts_told=told)
+    signed = estimate_sweep(estimated, runs, Repairs(None, repaired, False), chunks_told=told)
     ranking = signed
     if repaired:
         # AtP* ranks by sizes without a sign; what is not measured is shown by the signed estimate.
-        ranking = estimate_sweep(estimated, runs, Repairs(None, True, True), parts_told=True)
+        ranking = estimate_sweep(estimated, runs, Repairs(None, True, True), chunks_told=True)
     chosen = _choose(options, ranking)
     mask = chosen.mask(len(sweep.patches.cells))
     measured = measure_sweep(sweep.only(mask), runs, choice, checkpoint)

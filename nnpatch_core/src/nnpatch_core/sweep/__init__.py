@@ -16,7 +16,7 @@ from nnpatch_core.sweep.sweep import (
     check_finite,
     check_padding,
     run_unpatched,
-    warn_of_parts,
+    warn_of_chunks,
 )
 
 __all__ = [
@@ -38,6 +38,6 @@ __all__ = [
     "plan_of",
     "prepare",
     "run_unpatched",
+    "warn_of_chunks",
     "warn_of_lengths",
-    "warn_of_parts",
 ]

@@ -20,14 +20,14 @@ from nnpatch_core.sweep.estimation import Estimation, OpenedGraph, Repairs
 from nnpatch_core.sweep.labels import outcome
 from nnpatch_core.sweep.progress import make_bar
 from nnpatch_core.sweep.runs import Runs, Values
-from nnpatch_core.sweep.sweep import Sweep, baselines, warn_of_parts
+from nnpatch_core.sweep.sweep import Sweep, baselines, warn_of_chunks
 from nnpatch_core.sweep.tally import Tally
 from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.tracing import backward_hooks, in_words
 
 
 def estimate_sweep(
-    sweep: Sweep, runs: Runs, repairs: Repairs, *, parts_told: bool = False
+    sweep: Sweep, runs: Runs, repairs: Repairs, *, chunks_told: bool = False
 ) -> Outcome:
     """Estimate what each cell would measure.
 
@@ -35,7 +35,7 @@ def estimate_sweep(
         sweep: what is patched.
         runs: into which prompts, and what is put there.
         repairs: how it is estimated.
-        parts_told: whether the user knows already that the prompts run in several parts.
+        chunks_told: whether the user was told that the prompts run in several chunks.
 
     Raises:
         PatchingError: one of its kinds; bad input before any backward runs.
@@ -48,8 +48,8 @@ def estimate_sweep(
         values = runs.values(sweep)
         sweep = sweep.where_present(values.mask)
         estimation = Estimation.of(sweep, repairs)
-        if not parts_told:
-            warn_of_parts(sweep, estimation.chunks)
+        if not chunks_told:
+            warn_of_chunks(sweep, estimation.chunks)
         with make_bar(estimation.passes, sweep.options.progress, desc="backwards") as bar:
             estimation = attrs.evolve(estimation, tick=lambda: _advance(bar))
             estimate = _Estimate(estimation, runs, values)

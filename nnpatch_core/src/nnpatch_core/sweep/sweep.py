@@ -187,7 +187,7 @@ def _limits(
     )
 
 
-def warn_of_parts(sweep: Sweep, chunks: Sequence[slice]) -> None:
+def warn_of_chunks(sweep: Sweep, chunks: Sequence[slice]) -> None:
     """Warn where a hook that goes by the number of a row meets other prompts there.
 
     Args:

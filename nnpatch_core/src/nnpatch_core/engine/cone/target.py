@@ -15,7 +15,7 @@ from nnpatch_core._models import follow, module_of
 from nnpatch_core._upstream import KeysValues, cache_keywords, recorded, recording
 from nnpatch_core.adapters import OUTPUT, STAGES, Place
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine.patched_runs import Changed
+from nnpatch_core.engine.cone.patched_runs import Changed
 from nnpatch_core.errors import EngineError, PatchingError
 from nnpatch_core.tracing import (
     LAYER_INPUT,

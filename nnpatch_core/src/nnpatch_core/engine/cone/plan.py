@@ -13,7 +13,7 @@ import attrs
 import numpy as np
 
 from nnpatch_core._html import block, preformatted
-from nnpatch_core.engine.patched_runs import PatchedRuns, first_layer
+from nnpatch_core.engine.cone.patched_runs import PatchedRuns, first_layer
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory import Costs, in_units
 

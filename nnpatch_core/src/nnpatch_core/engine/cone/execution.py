@@ -18,20 +18,17 @@ from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core._rounding import rounding
 from nnpatch_core._warnings import warn
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine.ascent import Ascent
-from nnpatch_core.engine.controls import Controls, controls_of
+from nnpatch_core.engine.cone.ascent import Ascent
+from nnpatch_core.engine.cone.controls import Controls, controls_of
+from nnpatch_core.engine.cone.patched_runs import PatchedRuns
+from nnpatch_core.engine.cone.plan import Bucket, Plan
+from nnpatch_core.engine.cone.planning import plan_patches
+from nnpatch_core.engine.cone.target import TargetRun, record_target
+from nnpatch_core.engine.cone.unembedding import Unembedding, find_unembedding
 from nnpatch_core.engine.execution import Part
-from nnpatch_core.engine.patched_runs import PatchedRuns
-from nnpatch_core.engine.plan import Bucket, Plan
-from nnpatch_core.engine.planning import plan_patches
-from nnpatch_core.engine.support import why_not_cone, why_rather_not_cone
-from nnpatch_core.engine.target import TargetRun, record_target
-from nnpatch_core.engine.unembedding import Unembedding, find_unembedding
 from nnpatch_core.errors import EngineError, MemoryWarning
 from nnpatch_core.memory import Limits
 from nnpatch_core.tracing import Intervention, Patches
-
-__all__ = ["ConeExecution", "open_cone", "why_not_cone", "why_rather_not_cone"]
 
 
 def open_cone(
@@ -181,7 +178,7 @@ class ConeExecution:
             MemoryWarning,
         )
         first, second = bucket.halves()
-        # In halves there is no room for more: these rows run on their own.
+        # They need not run twice: they go with the first half, or before it.
         yield from self._within_memory(first, ids, controls)
         yield from self._within_memory(second, ids, None)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nnpatch_core.engine.patched_runs import Changed, patched_runs
-from nnpatch_core.engine.plan import Plan, make_plan
+from nnpatch_core.engine.cone.patched_runs import Changed, patched_runs
+from nnpatch_core.engine.cone.plan import Plan, make_plan
 from nnpatch_core.memory import Limits
 from nnpatch_core.tracing import Patches
 

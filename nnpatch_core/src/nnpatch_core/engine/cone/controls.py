@@ -11,8 +11,8 @@ import attrs
 import numpy as np
 
 from nnpatch_core._arrays import Booleans, Integers
-from nnpatch_core.engine.patched_runs import PatchedRuns
-from nnpatch_core.engine.plan import Bucket, Plan
+from nnpatch_core.engine.cone.patched_runs import PatchedRuns
+from nnpatch_core.engine.cone.plan import Bucket, Plan
 
 
 @attrs.frozen(eq=False)

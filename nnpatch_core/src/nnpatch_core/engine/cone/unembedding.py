@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.modules import module as of_torch
 
 from nnpatch_core._models import follow
 from nnpatch_core._upstream import forward_of
@@ -49,6 +50,8 @@ def find_unembedding(model: Any) -> Unembedding | None:
         return None
     # A hook of whatever kind is made for all ids.
     if module._forward_hooks or module._forward_pre_hooks or forward_of(module) is not None:
+        return None
+    if of_torch._global_forward_hooks or of_torch._global_forward_pre_hooks:
         return None
     path = next((name for name, each in model.named_modules() if each is module), "")
     return Unembedding(path, module) if path else None

@@ -12,11 +12,11 @@ from torch import Tensor
 from nnpatch_core._arrays import Integers
 from nnpatch_core._models import follow
 from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES
-from nnpatch_core.engine.edits import Edit, edits_of
-from nnpatch_core.engine.plan import Bucket
-from nnpatch_core.engine.prefix import prefix
-from nnpatch_core.engine.target import TargetRun
-from nnpatch_core.engine.unembedding import Unembedding
+from nnpatch_core.engine.cone.edits import Edit, edits_of
+from nnpatch_core.engine.cone.plan import Bucket
+from nnpatch_core.engine.cone.prefix import prefix
+from nnpatch_core.engine.cone.target import TargetRun
+from nnpatch_core.engine.cone.unembedding import Unembedding
 from nnpatch_core.tracing import Intervention, Patches, forward, of_rows, read, skip, write
 
 

@@ -1,0 +1,18 @@
+"""The cone engine: the planner, the recorded target run, and the traces of patched runs."""
+
+from nnpatch_core.engine.cone.execution import ConeExecution, open_cone
+from nnpatch_core.engine.cone.patched_runs import Changed
+from nnpatch_core.engine.cone.plan import Plan, joined
+from nnpatch_core.engine.cone.planning import plan_patches
+from nnpatch_core.engine.cone.reasons import why_not_cone, why_rather_not_cone
+
+__all__ = [
+    "Changed",
+    "ConeExecution",
+    "Plan",
+    "joined",
+    "open_cone",
+    "plan_patches",
+    "why_not_cone",
+    "why_rather_not_cone",
+]
