@@ -34,7 +34,7 @@ def component(name: str) -> Any:
         (find_seq_pos, "custom-constant", "custom_constant"),
         (component, "Q", "q"),
         (component, "residual", "resid"),
-        (component, "resid_post", "resid_pre"),
+        (component, "resid_prex", "resid_pre"),
     ],
 )
 def test_name_that_is_like_another(find: Callable[..., Any], name: str, meant: str) -> None:

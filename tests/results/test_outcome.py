@@ -133,7 +133,7 @@ def test_z_is_o(out: Outcome) -> None:
     torch.testing.assert_close(out.per_prompt("z"), out.per_prompt("o"), equal_nan=True)
 
 
-def test_sweeping_z_gives_o(model: Any, pairs: PromptPairs) -> None:
+def test_sweeping_z_gives_what_o_does(model: Any, pairs: PromptPairs) -> None:
     # In the full engine, where what else is swept does not change the last digits.
     z, o = (
         activation_patching(
@@ -144,7 +144,7 @@ def test_sweeping_z_gives_o(model: Any, pairs: PromptPairs) -> None:
         )
         for name in ("z", "o")
     )
-    assert list(z) == ["o"]
+    assert list(z) == ["z"]
     assert torch.equal(z["z"], o["o"])
     assert z["z"][2, -1, 1] != 0
 

@@ -57,6 +57,7 @@ class Site:
         layer: 0 is the first.
         head: one head, or None for all of them together.
         seq_pos: positions, counted from the start or (negative) from the end; None is all.
+        asked: the synonym by which the component was asked for, which an outcome keeps.
     """
 
     api: ModelAPI = attrs.field(repr=lambda api: str(api.name))
@@ -64,6 +65,7 @@ class Site:
     layer: int
     head: int | None = None
     seq_pos: tuple[int, ...] | None = None
+    asked: str | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
     _memory: _Memory = attrs.field(factory=_Memory, init=False, eq=False, repr=False)
 
     @classmethod
@@ -102,12 +104,13 @@ class Site:
             raise LayerError(f"layer {layer} is out of range: layers are numbered from 0")
         if head is not None:
             head = check_head(head, site_name, component)
-        return cls(adapter, canonical_name(site_name), layer, head, _seq_pos(seq_pos))
+        name = canonical_name(site_name)
+        return cls(adapter, name, layer, head, _seq_pos(seq_pos), asked=site_name)
 
     @property
     def name(self) -> str:
-        """The component's name."""
-        return self.component
+        """The component's name, as it was asked for."""
+        return self.component if self.asked is None else self.asked
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -119,7 +122,7 @@ class Site:
         """A short name for a table or a picture."""
         head = "" if self.head is None else f" H{self.head}"
         seq_pos = "" if self.seq_pos is None else f" {list(self.seq_pos)}"
-        return f"{self.component} L{self.layer}{head}{seq_pos}"
+        return f"{self.name} L{self.layer}{head}{seq_pos}"
 
     @property
     def value(self) -> Tensor:

@@ -81,7 +81,8 @@ class Sites:
     """A grid of sites: components x layers x positions x heads, each cell patched alone.
 
     Args:
-        site_names: component names, or one; `COMPONENT_NAMES` lists them.
+        site_names: component names, or one; `COMPONENT_NAMES` lists them, `SYNONYMS` their other
+            names. The outcome has the names that are given here.
         layers: which layers; None is all.
         seq_pos_type: which positions, patched together or one by one: `None` (all at once),
             `"each"`, `"last"`, `"lastk"`, `"custom"`, `"custom_constant"`, the name of a plugin's
@@ -172,7 +173,7 @@ class Sites:
         kind = find_component(api, name).heads
         if kind is not None:
             axes.append(Axis(_HEAD_AXES[kind], tuple(range(n_heads(api, model, name)))))
-        index, sites = [], []
+        index, sites, component = [], [], canonical_name(name)
         having = layers_with(api, model, name)
         if not having:
             raise LayerError(f"no layer of this model has {name!r}")
@@ -182,7 +183,7 @@ class Sites:
                 position = [group[0]] if self.strategy.one_by_one else []
                 for head in heads:
                     index.append((layer, *position, *([] if head is None else [head])))
-                    sites.append(Site(api, name, layer, head, group))
+                    sites.append(Site(api, component, layer, head, group, asked=name))
         return Grid(tuple(axes), tuple(index), tuple(sites))
 
     def _heads(
@@ -269,11 +270,11 @@ def _component_names(names: Any) -> tuple[str, ...]:
     for name in given:
         if not isinstance(name, str):
             raise UnknownNameError(f"a component is named by a string, got {shown(name)}")
-    canonical = tuple(canonical_name(name) for name in given)
+    canonical = [canonical_name(name) for name in given]
     for name in canonical:
         if canonical.count(name) > 1:
             raise UnknownNameError(f"site_names names {name!r} more than once: {list(given)}")
-    return canonical
+    return given
 
 
 def _strategy(seq_pos_type: Any, seq_pos: Any) -> SeqPos:

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nnpatch_core._hints import did_you_mean
 from nnpatch_core._integers import strict_int
 from nnpatch_core._printable import shown
 from nnpatch_core.adapters.components import Component
 from nnpatch_core.adapters.heads import Heads, consecutive
 from nnpatch_core.adapters.model_api import ModelAPI, Table
-from nnpatch_core.components import COMPONENT_NAMES, canonical_name
+from nnpatch_core.components import COMPONENT_NAMES, canonical_name, did_you_mean_component
 from nnpatch_core.errors import AdapterError, HeadError, LayerError, UnknownNameError
 
 #: Columns that an error shows.
@@ -32,7 +31,7 @@ def component_names(api: ModelAPI) -> list[str]:
 
 
 def find_component(api: ModelAPI, name: str) -> Component:
-    """The row of `api`'s tables for a component's name or alias, of some kind of layer.
+    """The row of `api`'s tables for a component's name or a synonym, of some kind of layer.
 
     Raises:
         UnknownNameError: no such component, or this adapter lacks it.
@@ -45,7 +44,7 @@ def find_component(api: ModelAPI, name: str) -> Component:
     has = f"adapter {api.name!r} has {', '.join(component_names(api))}"
     if canonical_name(name) in COMPONENT_NAMES:
         raise UnknownNameError(f"adapter {api.name!r} has no component {name!r}; {has}")
-    hint = did_you_mean(name, component_names(api))
+    hint = did_you_mean_component(name, component_names(api))
     raise UnknownNameError(f"unknown component {name!r}{hint}; {has}")
 
 

@@ -12,6 +12,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.agreement import Agreement, ComparedCells
 from nnpatch_core.results.parts import Cells
+from nnpatch_core.results.selection import find_name
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -38,14 +39,17 @@ def compare(estimate: Outcome, exact: Outcome, top_k: int) -> Agreement:
     # Either as sizes makes both so.
     if estimate.magnitude or exact.magnitude:
         estimate, exact = estimate.magnitudes(), exact.magnitudes()
-    names = [name for name in estimate if name in exact.cells]
+    # A component may have another of its names in the other outcome.
+    names = [name for name in estimate if name in exact]
     if not names:
         raise OutcomeError(
             f"the estimate has the sites {shown(list(estimate))} and the exact outcome "
             f"{shown(list(exact))}: none is in both"
         )
     # An estimate knows some zeros exactly, which would be all that is compared.
-    if not estimate.estimated and not any(_measured(exact.cells[name]) for name in names):
+    if not estimate.estimated and not any(
+        _measured(exact.cells[find_name(exact.cells, name)]) for name in names
+    ):
         raise OutcomeError(
             f"no cell of {shown(names)} was both estimated and measured exactly: it is the wrong "
             f"way round, as {shown(exact.kind)} is the estimate, and {shown(estimate.kind)} was "

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 
 def find_name(names: Collection[str], name: Any) -> str:
-    """The one of `names` that `name` stands for, which may be an alias of it.
+    """The one of `names` that `name` stands for, which may be a synonym of it.
 
     Raises:
         NotSweptError: none of them.
     """
-    for key in (name, canonical_name(name)) if isinstance(name, str) else ():
-        if key in names:
-            return key
+    if isinstance(name, str):
+        if name in names:
+            return name
+        for each in names:
+            if canonical_name(each) == canonical_name(name):
+                return each
     raise NotSweptError(f"{shown(name)} was not swept; there are {shown(list(names))}")
 
 
