@@ -33,6 +33,7 @@ from nnpatch_core import (
     activation_patching,
 )
 from nnpatch_core.batch import Batch, pack_left
+from nnpatch_core.components import SYNONYMS, canonical_name
 from nnpatch_core.engine.full import open_full
 from nnpatch_core.errors import PositionError
 from nnpatch_core.interventions import Recorded
@@ -225,22 +226,28 @@ def swept_sites(draw: st.DrawFn) -> Swept:
         numbers = st.integers(0, min(with_heads) - 1)
         heads = draw(st.none() | st.lists(numbers, min_size=1, unique=True))
     seq_len, strategy = draw(strategies())
-    # `z` is another name of `o`.
-    spelling = [draw(st.sampled_from("oz")) if name == "o" else name for name in names]
+    # Other names of the field, which the outcome keeps.
+    others = {name: [each for each, of in SYNONYMS.items() if of == name] for name in names}
+    spelled = {name: draw(st.sampled_from([name, *others[name]])) for name in names}
+    spelling = [spelled[name] for name in names]
     shapes: dict[str, tuple[int, ...]] = {}
     cells: dict[str, Any] = {}
     for name in names:
-        shapes[name] = (
+        shapes[spelled[name]] = (
             n_layers,
             *([seq_len] if strategy.one_by_one else []),
             *([counts[name]] if name in counts else []),
         )
-        cells[name] = {}
+        cells[spelled[name]] = {}
         for layer in range(n_layers) if layers is None else layers:
             for group in strategy.expand(seq_len):
                 for head in (heads or range(counts[name])) if name in counts else [None]:
                     place = [layer, *(group if strategy.one_by_one else [])]
-                    cells[name][*place, *([] if head is None else [head])] = (layer, head, group)
+                    cells[spelled[name]][*place, *([] if head is None else [head])] = (
+                        layer,
+                        head,
+                        group,
+                    )
     sites = Sites(spelling, layers=layers, heads=heads, seq_pos_type=strategy)
     return Swept(sites, shaped_model(n_layers, query, key_value), seq_len, shapes, cells)
 
@@ -258,7 +265,9 @@ def test_a_grid_has_every_swept_cell_once_and_no_other(swept: Swept) -> None:
             for index, site in zip(grid.index, grid.sites, strict=True)
         }
         assert found == swept.cells[name]
-        assert {site.component for site in grid.sites} == {name}
+        assert {(site.name, site.component) for site in grid.sites} == {
+            (name, canonical_name(name))
+        }
 
 
 @given(swept_sites())
