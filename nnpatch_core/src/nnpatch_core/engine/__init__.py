@@ -1,12 +1,11 @@
 """Patched runs, exactly: cells and interventions go in, patched runs' logits come out."""
 
-from nnpatch_core.engine.cone import Changed, Plan, joined, plan_patches
+from nnpatch_core.engine.cone import Plan, joined, plan_patches
 from nnpatch_core.engine.execution import Execution, Part
 from nnpatch_core.engine.table import ENGINES, Choice, Engine, check_engine, choose_engines
 
 __all__ = [
     "ENGINES",
-    "Changed",
     "Choice",
     "Engine",
     "Execution",

@@ -148,10 +148,7 @@ class Each:
         for number in range(len(names[self.of])):
             for below, leaf in self.value.leaves(_below(way, number), names):
                 if self.of == "sites" and isinstance(leaf, Array):
-                    own = (
-                        f"{size}/{number}" if size in _OF_A_SITE else size for size in leaf.sizes
-                    )
-                    leaf = Array(leaf.kinds, tuple(own))
+                    leaf = leaf.of_site(number)
                 yield below, leaf
 
     def apart(self, value: Any, way: str, names: Names) -> Iterator[tuple[str, Any]]:

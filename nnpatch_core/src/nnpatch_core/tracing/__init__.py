@@ -26,7 +26,6 @@ from nnpatch_core.tracing.put import (
     differs,
     put,
     put_site,
-    tokens_of,
 )
 from nnpatch_core.tracing.trace import call, forward, record
 
@@ -55,7 +54,6 @@ __all__ = [
     "read_component",
     "record",
     "skip",
-    "tokens_of",
     "traces",
     "write",
     "write_component",
