@@ -16,10 +16,11 @@ from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments
-from nnpatch_core.interventions.inputs import read_batch, read_batches
+from nnpatch_core.interventions.inputs import read_batch, read_batches, read_spans
 from nnpatch_core.interventions.values import draw, means, resampled, zeros
 from nnpatch_core.metrics import MetricContext, is_comparing
 from nnpatch_core.results import Baseline, Prompts, Scale
+from nnpatch_core.seq_pos import Span
 from nnpatch_core.sweep import (
     Sweep,
     Values,
@@ -28,6 +29,7 @@ from nnpatch_core.sweep import (
     label_prompts,
     run_unpatched,
 )
+from nnpatch_core.tracing import Patches
 
 
 @attrs.frozen(eq=False)
@@ -84,6 +86,7 @@ class AblationRuns:
         others: `[batch]`, those to compare with, for metrics that need them.
         other_name: the argument that gives these.
         prompts: the prompts, with their texts.
+        spans: parts of the prompts, by name.
         ablation: the method.
         data: the data set of a mean; None is the prompts themselves.
         per_position: whether each position is averaged apart.
@@ -95,6 +98,7 @@ class AblationRuns:
     others: Tensor | None
     other_name: str
     prompts: Prompts
+    spans: Mapping[str, Span]
     ablation: str
     data: Iterable[Batch] | None
     per_position: bool
@@ -111,9 +115,8 @@ class AblationRuns:
         """See `Runs.batches`."""
         return {"target": self.target}
 
-    @property
-    def mask(self) -> Tensor:
-        """See `Runs.mask`."""
+    def mask_of(self, patches: Patches) -> Tensor:
+        """See `Runs.mask_of`."""
         return self.target.mask
 
     @property
@@ -238,6 +241,7 @@ def read_ablation(
         others,
         named("other_answer_index"),
         label_prompts(nnmodel, target, target, given.tokenizer),
+        read_spans(given.spans, len(target), target.seq_len),
         ablation.method,
         data,
         ablation.per_position,

@@ -14,9 +14,10 @@ from nnpatch_core.batch import Batch, check_answers, check_paired
 from nnpatch_core.errors import ConfidenceError, MetricError
 from nnpatch_core.interventions.arguments import PairArguments, pair_arguments
 from nnpatch_core.interventions.constants import Recorded
-from nnpatch_core.interventions.inputs import one_mask, read_batch
+from nnpatch_core.interventions.inputs import one_mask, read_batch, read_spans
 from nnpatch_core.metrics import MetricContext, logit_difference
 from nnpatch_core.results import Baseline, Prompts, Scale
+from nnpatch_core.seq_pos import Span
 from nnpatch_core.sweep import (
     Sweep,
     Values,
@@ -25,7 +26,7 @@ from nnpatch_core.sweep import (
     label_prompts,
     run_unpatched,
 )
-from nnpatch_core.tracing import Intervention, record
+from nnpatch_core.tracing import Intervention, Patches, record
 
 
 def read_two(nnmodel: Any, given: PairArguments) -> tuple[Batch, Batch]:
@@ -42,8 +43,14 @@ def read_two(nnmodel: Any, given: PairArguments) -> tuple[Batch, Batch]:
     return source, target
 
 
-def both_present(source: Batch, target: Batch) -> Tensor:
-    """`[batch, seq]`: 1 where both prompts have a token, which is where one is patched."""
+def patchable(source: Batch, target: Batch, patches: Patches) -> Tensor:
+    """`[batch, seq]`: 1 where a prompt can be patched.
+
+    That is where both prompts have a token; where values come from other positions, each site knows
+    those that have one.
+    """
+    if patches.shifted:
+        return target.mask.to(source.mask.device)
     return source.mask * target.mask.to(source.mask.device)
 
 
@@ -66,6 +73,7 @@ class PairRuns:
         source_answers: `[batch]`, token ids.
         target_answers: `[batch]`, token ids.
         prompts: the prompts, with their texts.
+        spans: parts of the prompts, by name.
         confident: whether the model must prefer each run's own answer.
     """
 
@@ -74,6 +82,7 @@ class PairRuns:
     source_answers: Tensor
     target_answers: Tensor
     prompts: Prompts
+    spans: Mapping[str, Span]
     confident: bool
     scale: Scale = attrs.field(default="restored", init=False)
     ablation: None = attrs.field(default=None, init=False)
@@ -83,10 +92,9 @@ class PairRuns:
         """See `Runs.batches`."""
         return {"source": self.source, "target": self.target}
 
-    @property
-    def mask(self) -> Tensor:
-        """See `Runs.mask`."""
-        return both_present(self.source, self.target)
+    def mask_of(self, patches: Patches) -> Tensor:
+        """See `Runs.mask_of`."""
+        return patchable(self.source, self.target, patches)
 
     @property
     def changed(self) -> Booleans:
@@ -100,7 +108,7 @@ class PairRuns:
 
     def values(self, sweep: Sweep) -> Values:
         """See `Runs.values`."""
-        mask = self.mask
+        mask = self.mask_of(sweep.patches)
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
             places, store = some.patches.places, some.limits.store
@@ -148,6 +156,7 @@ def read_pairs(nnmodel: Any, given: PairArguments, *, confident: bool = False) -
         check_answers("source_answer_index", given.source_answer_index, count, vocab),
         check_answers("target_answer_index", given.target_answer_index, count, vocab),
         label_prompts(nnmodel, source, target, given.tokenizer),
+        read_spans(given.spans, len(source), source.seq_len),
         confident,
     )
 

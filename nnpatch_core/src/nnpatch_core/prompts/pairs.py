@@ -15,11 +15,13 @@ from torch import Tensor
 from nnpatch_core import _html
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._printable import shown
+from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import is_tokenizer, make_encoder
 from nnpatch_core.prompts.reading import Reader, is_messages
 from nnpatch_core.prompts.rows import COLUMNS, PROMPTS, Prompt, Table, TextPair, joined_places
 from nnpatch_core.prompts.tables import from_file, from_frame, from_lists
+from nnpatch_core.seq_pos import PromptBatch, Span
 
 MultiToken = Literal["raise", "first", "drop"]
 #: How many pairs a notebook shows.
@@ -47,6 +49,7 @@ class PromptPairs:
         source_attention_mask, target_attention_mask: `[batch, seq]`, 1 for a token.
         source_answer_index, target_answer_index: `[batch]`.
         tokenizer: what made them.
+        spans: parts of the prompts by name, as tokens of the left-padded batch.
     """
 
     pairs: tuple[TextPair, ...]
@@ -58,6 +61,7 @@ class PromptPairs:
     source_answer_index: Tensor
     target_answer_index: Tensor
     tokenizer: Any
+    spans: Mapping[str, Span] = attrs.field(factory=dict)
 
     @classmethod
     def from_texts(
@@ -228,7 +232,17 @@ class PromptPairs:
             "answer_index": self.source_answer_index,
             "other_answer_index": self.target_answer_index,
             "tokenizer": self.tokenizer,
+            "spans": {name: Span(each.source, each.source) for name, each in self.spans.items()},
         }
+
+    @property
+    def batch(self) -> PromptBatch:
+        """The prompts as position strategies see them."""
+        return PromptBatch(
+            Batch(self.target_tokens, self.target_attention_mask),
+            Batch(self.source_tokens, self.source_attention_mask),
+            self.spans,
+        )
 
     def swapped(self) -> PromptPairs:
         """Source and target exchanged: noising instead of denoising."""
@@ -245,6 +259,7 @@ class PromptPairs:
             source_answer_index=self.target_answer_index,
             target_answer_index=self.source_answer_index,
             tokenizer=self.tokenizer,
+            spans={name: span.swapped() for name, span in self.spans.items()},
         )
 
     @classmethod

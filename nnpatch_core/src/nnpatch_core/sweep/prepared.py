@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from nnpatch_core.metrics import MetricSpec
+from nnpatch_core.seq_pos import PromptBatch
 from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep.layout import lay_out
-from nnpatch_core.sweep.lengths import warn_of_lengths
+from nnpatch_core.sweep.lined_up import warn_of_columns
 from nnpatch_core.sweep.runs import Runs
 from nnpatch_core.sweep.sweep import Options, Sweep, make_sweep
 
@@ -40,8 +41,9 @@ def prepare(
         AdapterWarning: the adapter does not claim the model's type.
         PromptWarning: a position means something else in each prompt.
     """
-    layout = lay_out(nnmodel, api, sites, runs.target.seq_len)
+    prompts = PromptBatch(runs.target, None if runs.ablation else runs.source, runs.spans)
+    layout = lay_out(nnmodel, api, sites, prompts)
     sweep = make_sweep(layout, runs.target, metric, options, gathers=gathers)
     runs.check(sweep)
-    warn_of_lengths(sites, runs.source, runs.target)
-    return sweep.where_present(runs.mask)
+    warn_of_columns(sites, prompts, runs.prompts.strings)
+    return sweep.where_present(runs.mask_of(sweep.patches))
