@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
+import torch
 from torch import Tensor
 
 from nnpatch_core.batch import Batch
@@ -33,6 +34,11 @@ class Span:
     def swapped(self) -> Span:
         """Source and target exchanged."""
         return Span(self.target, self.source)
+
+    def moved(self, by: int) -> Span:
+        """The same tokens in a batch that is padded by so many more on the left."""
+        sides = (torch.where(ends < 0, ends, ends + by) for ends in (self.source, self.target))
+        return Span(*sides)
 
     def rows(self, index: Tensor) -> Span:
         """Those of some prompts."""
