@@ -243,7 +243,7 @@ def test_register_seq_pos(install: Callable[..., Any]) -> None:
 def test_seq_pos_of_a_plugin_is_among_the_known_names(install: Callable[..., Any]) -> None:
     install("windows", WINDOW)
     with pytest.raises(
-        UnknownNameError, match=r"'windows' .*window\?\); there are .*lastk, window"
+        UnknownNameError, match=r"'windows' .*window\?\); there are .*lastk, spans, window"
     ):
         Sites("resid", seq_pos_type="windows")
 

@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from nnpatch_core import _html
-from nnpatch_core._arguments import check_flags
+from nnpatch_core._arguments import check_flags, listed
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import is_tokenizer, make_encoder
-from nnpatch_core.prompts.reading import Reader, is_messages
+from nnpatch_core.prompts.reading import Read, Reader, is_messages
 from nnpatch_core.prompts.rows import COLUMNS, PROMPTS, Prompt, Table, TextPair, joined_places
+from nnpatch_core.prompts.spans import LACKING, with_spans
 from nnpatch_core.prompts.subsets import grouped, numbers_of, without_padding
 from nnpatch_core.prompts.tables import from_file, from_frame, from_lists
+from nnpatch_core.prompts.templates import TEMPLATE, check_used, fill_all, read_templates
 from nnpatch_core.seq_pos import PromptBatch, Span
 
 MultiToken = Literal["raise", "first", "drop"]
@@ -82,6 +84,7 @@ class PromptPairs:
         space: bool = True,
         multi_token: MultiToken = "raise",
         faulty: Literal["raise", "drop"] = "raise",
+        spans: Mapping[str, Any] | None = None,
         extra: Mapping[str, Sequence[Any]] | None = None,
     ) -> PromptPairs:
         """Tokenise prompt pairs.
@@ -114,6 +117,13 @@ class PromptPairs:
                 them, or `"drop"` them (`dropped` has them, with the reasons).
             extra: more about the pairs, such as `{"template": ["ABBA", "BABA"]}`, with one value
                 for each; `columns` has it, and `groups` splits by it.
+            spans: parts of the prompts by name, for `seq_pos_type="spans"`: for each name one text
+                for all pairs, or a list with a value for each. A value is a text that stands in
+                both prompts, `(text, which)` where it stands several times (0 is the first place,
+                -1 the last), `(start, stop)` letters, None where the pair lacks it, or two of
+                these, for source and target. Of a table: the name of the column with the texts,
+                `(column, which)`, or two of these. A token that a span covers in part belongs
+                to it.
 
         Raises:
             TokensError: lists of different lengths, no pairs, a prompt without tokens, one that
@@ -147,6 +157,95 @@ class PromptPairs:
             space=space,
             multi_token=multi_token,
             faulty=faulty,
+            spans=spans,
+        )
+
+    @classmethod
+    def from_template(
+        cls,
+        template: str | Sequence[str],
+        source_fills: Sequence[Mapping[str, str]],
+        target_fills: Sequence[Mapping[str, str]],
+        source_answers: Sequence[str | int],
+        target_answers: Sequence[str | int],
+        tokenizer: Any,
+        *,
+        extra: Mapping[str, Sequence[Any]] | None = None,
+        **options: Any,
+    ) -> PromptPairs:
+        """Tokenise the prompts that a template gives; each filling is a span of its name.
+
+        Args:
+            template: a text with placeholders, as `"When {A} and {B} went to the {place}"`; or a
+                list with one for each pair. A placeholder that stands twice has the spans `A[0]`
+                and `A[1]`. The column `template` says which each pair has.
+            source_fills: for each pair the texts of the source prompt, by placeholder.
+            target_fills: the same of the target prompt.
+            source_answers: how each source prompt goes on, as for `from_texts`.
+            target_answers: the same for the target prompts.
+            tokenizer: a Hugging Face tokenizer.
+            extra: as for `from_texts`.
+            options: as for `from_texts`, but `spans`.
+
+        Raises:
+            TokensError: a template that is none, a filling that is missing, empty or not used, or
+                lists of different lengths.
+            TypeError: an option that there is not.
+            PatchingError: as for `from_texts`.
+
+        Warns:
+            PromptWarning: as for `from_texts`; a filling shares a token with the text around it.
+
+        Examples:
+            >>> from nnpatch_core import Spans
+            >>> from nnpatch_core.testing import tiny_tokenizer
+            >>> words = "Then , Mary Anne and Sue went home and gave a drink to"
+            >>> pairs = PromptPairs.from_template(
+            ...     "Then , {A} and {B} went home and {B} gave a drink to",
+            ...     [{"A": "Mary Anne", "B": "Sue"}],
+            ...     [{"A": "Sue", "B": "Anne"}],
+            ...     [" Mary"],
+            ...     [" Sue"],
+            ...     tiny_tokenizer([words]),
+            ... )
+            >>> pairs
+            PromptPairs(1 pair of 14 tokens)
+            >>> {name: span.target.tolist() for name, span in pairs.spans.items()}
+            {'A': [[3, 4]], 'B[0]': [[5, 6]], 'B[1]': [[9, 10]]}
+        """
+        if "spans" in options:
+            raise TypeError(
+                "from_template() takes no spans=: its placeholders are the spans. from_texts() "
+                "takes texts and spans"
+            )
+        _check_options("from_template", options)
+        fills = {"source_fills": listed(source_fills), "target_fills": listed(target_fills)}
+        for name, given in fills.items():
+            if given is None:
+                raise TokensError(f"{name} must be a list of mappings, got {shown(given)}")
+        count = len(fills["source_fills"] or ())
+        if len(fills["target_fills"] or ()) != count:
+            raise TokensError(
+                f"source_fills and target_fills must be equally long, got {count} and "
+                f"{len(fills['target_fills'] or ())}"
+            )
+        texts, templates = read_templates(template, count)
+        filled = [fill_all(templates, given, name) for name, given in fills.items()]
+        for name, given in fills.items():
+            check_used(templates, given or (), name)
+        every = dict.fromkeys(name for each in templates for name in each.names)
+        spans = {
+            name: [
+                tuple(each.spans.get(name) for each in both) for both in zip(*filled, strict=True)
+            ]
+            for name in every
+        }
+        columns = (*([each.text for each in side] for side in filled), source_answers)
+        return cls._of(
+            from_lists((*columns, target_answers), {TEMPLATE: texts, **(extra or {})}),
+            tokenizer,
+            spans=spans,
+            **options,
         )
 
     @classmethod
@@ -222,8 +321,8 @@ class PromptPairs:
         )
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `activation_patching`, by keyword."""
-        left_out = ("pairs", "dropped", "columns")
+        """The arguments of `activation_patching`, by keyword; spans where there are some."""
+        left_out = ("pairs", "dropped", "columns", *([] if self.spans else ["spans"]))
         return {
             field.name: getattr(self, field.name)
             for field in attrs.fields(type(self))
@@ -232,13 +331,14 @@ class PromptPairs:
 
     def ablation_arguments(self) -> dict[str, Any]:
         """The arguments of `ablation_patching`, by keyword: it runs the source prompts."""
+        spans = {name: Span(each.source, each.source) for name, each in self.spans.items()}
         return {
             "tokens": self.source_tokens,
             "attention_mask": self.source_attention_mask,
             "answer_index": self.source_answer_index,
             "other_answer_index": self.target_answer_index,
             "tokenizer": self.tokenizer,
-            "spans": {name: Span(each.source, each.source) for name, each in self.spans.items()},
+            **({"spans": spans} if spans else {}),
         }
 
     @property
@@ -346,7 +446,9 @@ class PromptPairs:
         space: bool = True,
         multi_token: str = "raise",
         faulty: str = "raise",
+        spans: Any = None,
     ) -> PromptPairs:
+        table = with_spans(table, spans)
         check_flags(chat=chat, space=space)
         chosen = {"answers": answers, "multi_token": multi_token, "faulty": faulty}
         for name, value in chosen.items():
@@ -398,8 +500,25 @@ class PromptPairs:
                 [read.answers["target"].token for read in kept], device="cpu"
             ),
             tokenizer=tokenizer,
+            spans=_spans(kept, tokens.shape[1]),
             columns={name: tuple(read.row.others[name] for read in kept) for name in table.others},
         )
+
+
+def _spans(kept: Sequence[Read], width: int) -> dict[str, Span]:
+    """The spans of all prompts, as tokens of the left-padded batch."""
+
+    def ends(name: str, side: str) -> Tensor:
+        rows = []
+        for read in kept:
+            padding = width - len(read.prompts[side].tokens)
+            found = read.spans[side].get(name)
+            start, stop = LACKING if found is None else found.ends
+            rows.append([start, stop] if start < 0 else [start + padding, stop + padding])
+        return torch.tensor(rows, device="cpu")
+
+    names = dict.fromkeys(name for read in kept for name in read.row.spans)
+    return {name: Span(*(ends(name, side) for side in PROMPTS)) for name in names}
 
 
 def _check_call(
@@ -410,6 +529,11 @@ def _check_call(
         raise TokensError(
             f"{function}({name}, tokenizer) takes the tokenizer second, and got it first"
         )
+    _check_options(function, options)
+
+
+def _check_options(function: str, options: Mapping[str, Any]) -> None:
+    """Raise for unknown options of `from_texts`."""
     parameters = inspect.signature(PromptPairs.from_texts).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     # A table's further columns come along by themselves.

@@ -33,6 +33,7 @@ from nnpatch_core.prompts.rows import (
     joined_places,
     report,
 )
+from nnpatch_core.prompts.spans import Found, Part, find_span, read_part
 from nnpatch_core.prompts.turns import warn_of_turns
 
 #: Letters of a prompt that a warning shows.
@@ -41,12 +42,13 @@ _TAIL = 60
 
 @attrs.frozen
 class Read:
-    """A row that can be used: its prompts, and their answers, by the prompt's column."""
+    """A row that can be used: its prompts, their answers and spans, by the prompt's column."""
 
     row: Row
     pair: TextPair
     prompts: Mapping[str, Encoded]
     answers: Mapping[str, Answer]
+    spans: Mapping[str, Mapping[str, Found]]
 
     def given(self, column: str) -> Any:
         """A value of the row, as the user gave it."""
@@ -80,8 +82,8 @@ class Reader:
         Warns:
             AnswerWarning: answers were joined by a space, or cut to their first token; integers of
                 a DataFrame were taken as token ids.
-            PromptWarning: pairs or the tokenizer's end tokens were left out; texts were rendered
-                by the chat template already, or end a turn and open none.
+            PromptWarning: a span cuts a token in two; pairs or the tokenizer's end tokens were left
+                out; texts were rendered by the chat template already, or end a turn and open none.
         """
         kept, faulty, dropped = [], [], []
         for row in table.rows:
@@ -106,6 +108,7 @@ class Reader:
         self._warn_of_answers(table, kept)
         self._warn_of_integers(table, kept)
         self._warn_of_ends(kept)
+        _warn_of_cuts(table, kept)
         texts = {
             name: [(read.row, text) for read in kept if isinstance(text := read.given(name), str)]
             for name in PROMPTS
@@ -143,7 +146,23 @@ class Reader:
             both = " and ".join(repr(values[f"{name}_answer"]) for name in PROMPTS)
             message = f"answers {both} begin with one token"
             faults.append(Fault(table.place(row, "source_answer"), message, AnswerError))
-        return faults or Read(row, TextPair(**values), prompts, answers)
+        spans = self._spans(table, row, prompts, faults)
+        return faults or Read(row, TextPair(**values), prompts, answers, spans)
+
+    def _spans(
+        self, table: Table, row: Row, prompts: Mapping[str, Encoded], faults: list[Fault]
+    ) -> dict[str, dict[str, Found]]:
+        """By the prompt's column the spans of a row, by name."""
+        found: dict[str, dict[str, Found]] = {side: {} for side in PROMPTS}
+        for name, value in row.spans.items():
+            parts: tuple[Part, Part] = (None, None)
+            with _noted(table.span_place(row, name), faults):
+                parts = read_part(value)
+            for side, part in zip(PROMPTS, parts, strict=True):
+                if side in prompts:
+                    with _noted(f"{table.span_place(row, name, side)}, {side} prompt", faults):
+                        found[side][name] = find_span(self.encoder, prompts[side], part)
+        return found
 
     def _warn_of_answers(self, table: Table, kept: Sequence[Read]) -> None:
         """Say once which answers were not taken as they were spelled."""
@@ -187,6 +206,27 @@ class Reader:
                 "after the prompt's own last token",
                 PromptWarning,
             )
+
+
+def _warn_of_cuts(table: Table, kept: Sequence[Read]) -> None:
+    """Say once, of each span, which tokens it cuts in two."""
+    for name in dict.fromkeys(name for read in kept for name in read.row.spans):
+        cut = [
+            (read, side, found.cut[0])
+            for read in kept
+            for side in PROMPTS
+            if (found := read.spans[side].get(name)) is not None and found.cut
+        ]
+        if not cut:
+            continue
+        read, side, token = cut[0]
+        rows = len({id(read) for read, _, _ in cut})
+        more = f", and in {rows - 1} more {table.kind}{'s' * (rows > 2)}" if rows > 1 else ""
+        warn(
+            f"span {name!r} cuts the token {token!r} in two, of which it takes the whole "
+            f"({table.span_place(read.row, name, side)}, {side} prompt{more})",
+            PromptWarning,
+        )
 
 
 @contextmanager

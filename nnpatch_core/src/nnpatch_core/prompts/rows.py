@@ -66,6 +66,7 @@ class Row:
         faults: what was wrong with it before anybody looked at its values.
         position: which row it is, from 0, where other rows may have its label too.
         others: what it has in further columns, by the user's names.
+        spans: the spans of its prompts, by name, as the user gives them.
     """
 
     label: Any
@@ -73,6 +74,7 @@ class Row:
     faults: tuple[Fault, ...] = ()
     position: int | None = None
     others: Mapping[Any, Any] = attrs.Factory(dict)
+    spans: Mapping[str, Any] = attrs.Factory(dict)
 
     @property
     def name(self) -> str:
@@ -95,12 +97,21 @@ class Table:
         names: the user's names of `COLUMNS`.
         rows: the rows.
         others: the user's names of further columns.
+        spans: by the name of a span the user's columns for it, of source and target.
     """
 
     kind: str
     names: tuple[str, ...]
     rows: tuple[Row, ...]
     others: tuple[Any, ...] = ()
+    spans: Mapping[str, tuple[str, str]] = attrs.Factory(dict)
+
+    def span_place(self, row: Row, name: str, side: str = "source") -> str:
+        """Say where the span of a row stands, of the source or the target prompt."""
+        if name not in self.spans:
+            return f"span {named(name)} of {self.kind} {row.name}"
+        column = self.spans[name][PROMPTS.index(side)]
+        return f"{place(self.kind, row.name, column)} (span {named(name)})"
 
     def place(self, row: Row, column: str) -> str:
         """Say where one value of a row stands."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.seq_pos import PromptBatch
 from nnpatch_core.sites import SweepSites
@@ -45,5 +47,8 @@ def prepare(
     layout = lay_out(nnmodel, api, sites, prompts)
     sweep = make_sweep(layout, runs.target, metric, options, gathers=gathers)
     runs.check(sweep)
+    patches = runs.aligned(layout.patches)
+    if patches is not layout.patches:
+        sweep = attrs.evolve(sweep, layout=attrs.evolve(layout, patches=patches))
     warn_of_columns(sites, prompts, runs.prompts.strings)
     return sweep.where_present(runs.mask_of(sweep.patches))
