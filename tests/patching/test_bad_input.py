@@ -120,7 +120,6 @@ def test_ablation_option_that_means_nothing(
         ({"batch_size": -2}, ["batch_size", "at least 1", "-2"]),
         ({"batch_size": True}, ["batch_size", "True"]),
         ({"batch_size": 1.0}, ["batch_size", "1.0"]),
-        ({"method": "resample", "seed": 0.5}, ["seed", "0.5"]),
         ({"method": "resample", "reference": [SOURCE, SOURCE]}, ["one batch", "2"]),
         ({"method": "resample", "reference": SOURCE + 60}, ["reference", "72", "0 to 63"]),
         ({"method": "mean", "reference": SOURCE + 60}, ["reference", "72", "0 to 63"]),

@@ -102,7 +102,8 @@ def attribution_patching(
         reference: for `"mean"`: the data set, as for `ablation_patching`.
         per_position: for `"mean"`: average each position, counted from the end, apart.
         steps: points on the path of integrated gradients; None is the gradient at its start.
-        qk_fix: queries and keys through the real softmax.
+        qk_fix: queries and keys through the real softmax. Where no site is one, an
+            `EstimateWarning` says that it changes nothing, unless `grad_drop` makes it AtP*.
         grad_drop: the mean size over the layers that are held.
         batch_size: how many prompts run together, at most; None is as many as fit in memory. Of
             prompts in several parts the unpatched runs are made once more.
