@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import attrs
-from torch import Tensor, nn
+from torch import nn
 
 from nnpatch_core._arguments import listed
 from nnpatch_core._integers import strict_ints
@@ -23,7 +23,7 @@ from nnpatch_core.adapters import (
     n_heads,
     n_layers,
 )
-from nnpatch_core.batch import check_tokens
+from nnpatch_core.batch import GivenTokens, check_tokens, unpack
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import (
     HeadError,
@@ -129,14 +129,14 @@ class Sites:
         return SiteList(sites)
 
     def get_sites_dict(
-        self, nnmodel: Any, api: Any, tokens: Tensor | PromptPairs
+        self, nnmodel: Any, api: Any, tokens: GivenTokens | PromptPairs
     ) -> dict[str, list[Site]]:
         """Site name to the list of its sites, for prompts of the width of `tokens`.
 
         Args:
             nnmodel: the model, as for `activation_patching`.
             api: an adapter, its name, or None to find it by the model.
-            tokens: `[batch, seq]`, or a `PromptPairs`.
+            tokens: `[batch, seq]`, a tokenizer's output, or a `PromptPairs`.
         """
         grids = self.grids(nnmodel, api, _seq_len(tokens))
         return {
@@ -198,11 +198,12 @@ class Sites:
         return [check_head(head, name, component, count) for head in wanted]
 
 
-def _seq_len(tokens: Tensor | PromptPairs) -> int:
+def _seq_len(tokens: GivenTokens | PromptPairs) -> int:
     """The width of the prompts; `TokensError` where they are none."""
     given = tokens.target_tokens if isinstance(tokens, PromptPairs) else tokens
-    check_tokens("tokens", given)
-    return given.shape[1]
+    ids, _ = unpack("tokens", given)
+    check_tokens("tokens", ids)
+    return int(ids.shape[1])
 
 
 def _site_list(sites: Any) -> tuple[AnySite, ...]:
@@ -224,7 +225,7 @@ class SiteList:
     sites: tuple[AnySite, ...] = attrs.field(converter=_site_list)
 
     def get_sites_dict(
-        self, nnmodel: Any, api: Any, tokens: Tensor | PromptPairs
+        self, nnmodel: Any, api: Any, tokens: GivenTokens | PromptPairs
     ) -> dict[str, list[AnySite]]:
         """Site name to the list of its sites, in the order of the list."""
         grids = self.grids(nnmodel, api, _seq_len(tokens))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._models import as_nnsight, in_one_thread
+from nnpatch_core.batch import GivenTokens
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.interventions import (
     AS_TARGET,
@@ -30,8 +31,8 @@ def attribution_patching(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    source_tokens: Tensor | PromptPairs | None,
-    target_tokens: Tensor | PromptPairs | None = None,
+    source_tokens: GivenTokens | PromptPairs | None,
+    target_tokens: GivenTokens | PromptPairs | None = None,
     source_answer_index: Tensor | None = None,
     target_answer_index: Tensor | None = None,
     *,
@@ -83,10 +84,11 @@ def attribution_patching(
         nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
         api: an adapter (class or instance), its registered name, or None to find it by the model.
         sites: what would be patched: `Sites(...)` or `Sites.from_sites([...])`.
-        source_tokens: `[batch, seq]`, where activations are taken; None with `ablation=`; or a
-            `PromptPairs`, which stands for this and all other arguments about the prompts (with
-            `ablation=` for its source prompts, as in `ablation_patching`).
-        target_tokens: `[batch, seq]`, where they would be put.
+        source_tokens: `[batch, seq]`, where activations are taken, or a tokenizer's output, whose
+            mask counts; None with `ablation=`; or a `PromptPairs`, which stands for this and all
+            other arguments about the prompts (with `ablation=` for its source prompts, as in
+            `ablation_patching`).
+        target_tokens: the same, where they would be put.
         source_answer_index: `[batch]`, the token that each source prompt calls for; with
             `ablation=` the one that each prompt calls for.
         target_answer_index: `[batch]`, the token that each target prompt calls for; with
