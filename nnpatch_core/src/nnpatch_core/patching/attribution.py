@@ -162,7 +162,9 @@ def attribution_patching(
         runs = read_pairs(traced, arguments, confident=force_model_confidence)
     else:
         if force_model_confidence:
-            raise PatchingError("force_model_confidence=True means nothing with ablation=")
+            raise PatchingError(
+                "force_model_confidence=True means nothing with ablation=: pass False"
+            )
         how = Ablation(ablation, reference, per_position)
         check_ablation("ablation", how, estimated=True)
         runs = read_ablation(traced, ablated_arguments(arguments, ablation), how, AS_TARGET)
