@@ -7,6 +7,7 @@ from typing import Any
 
 import nnpatch_core
 from nnpatch_core import SeqPos
+from nnpatch_core.names import ComponentName, SeqPosName
 
 
 class Sites(nnpatch_core.Sites):
@@ -29,8 +30,8 @@ class Sites(nnpatch_core.Sites):
 
     def __init__(
         self,
-        site_names: str | Sequence[str],
-        seq_pos_type: str | SeqPos | None = "custom",
+        site_names: ComponentName | str | Sequence[ComponentName | str],
+        seq_pos_type: SeqPosName | str | SeqPos | None = "custom",
         seq_pos: Any = None,
         layers: Sequence[int] | None = None,
         heads: Sequence[int] | None = None,

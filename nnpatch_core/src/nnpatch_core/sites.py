@@ -32,6 +32,7 @@ from nnpatch_core.errors import (
     PositionError,
     UnknownNameError,
 )
+from nnpatch_core.names import ComponentName, SeqPosName
 from nnpatch_core.plugins import find_adapter, find_seq_pos
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import Group, SeqPos, groups_of
@@ -107,9 +108,9 @@ class Sites:
 
     def __init__(
         self,
-        site_names: str | Sequence[str],
+        site_names: ComponentName | str | Sequence[ComponentName | str],
         layers: Sequence[int] | None = None,
-        seq_pos_type: str | SeqPos | None = None,
+        seq_pos_type: SeqPosName | str | SeqPos | None = None,
         seq_pos: Any = None,
         heads: Sequence[int] | None = None,
     ) -> None:

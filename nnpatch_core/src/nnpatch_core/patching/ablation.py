@@ -18,6 +18,7 @@ from nnpatch_core.interventions import (
     run_arguments,
 )
 from nnpatch_core.metrics import MetricSpec
+from nnpatch_core.names import AblationName, EngineName
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
@@ -40,13 +41,13 @@ def ablation_patching(
     answer_index: Tensor | None = None,
     other_answer_index: Tensor | None = None,
     *,
-    method: str = "zero",
+    method: AblationName = "zero",
     reference: Any = None,
     per_position: bool = False,
     seed: int | None = None,
     attention_mask: Tensor | None = None,
     metric: MetricSpec = "logit_difference",
-    engine: str = "auto",
+    engine: EngineName = "auto",
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,

@@ -13,6 +13,7 @@ from nnpatch_core.batch import GivenTokens
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.interventions import PairArguments, read_pairs
 from nnpatch_core.metrics import MetricSpec
+from nnpatch_core.names import EngineName, ScreenName
 from nnpatch_core.patching.screen import check_screen, screen_sweep
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
@@ -42,11 +43,11 @@ def activation_patching(
     target_attention_mask: Tensor | None = None,
     metric: MetricSpec = "logit_difference",
     force_model_confidence: bool = False,
-    engine: str = "auto",
+    engine: EngineName = "auto",
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    screen: str | None = None,
+    screen: ScreenName | None = None,
     top_k: int | None = None,
     spot_checks: int | None = None,
     seed: int | None = None,

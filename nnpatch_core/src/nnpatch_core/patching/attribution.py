@@ -20,6 +20,7 @@ from nnpatch_core.interventions import (
     read_pairs,
 )
 from nnpatch_core.metrics import MetricSpec
+from nnpatch_core.names import EstimatedAblationName
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.sites import SweepSites
@@ -41,7 +42,7 @@ def attribution_patching(
     target_attention_mask: Tensor | None = None,
     metric: MetricSpec = "logit_difference",
     force_model_confidence: bool = False,
-    ablation: str | None = None,
+    ablation: EstimatedAblationName | None = None,
     reference: Any = None,
     per_position: bool = False,
     steps: int | None = None,

@@ -17,6 +17,7 @@ from nnpatch_core._arguments import check_flags
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import is_tokenizer, make_encoder
+from nnpatch_core.prompts.keywords import AblationArguments, PatchingArguments
 from nnpatch_core.prompts.reading import Reader, is_messages
 from nnpatch_core.prompts.rows import COLUMNS, PROMPTS, Prompt, Table, TextPair, joined_places
 from nnpatch_core.prompts.tables import from_file, from_frame, from_lists
@@ -211,16 +212,19 @@ class PromptPairs:
             _html.heading(f"and {left} more") if left else "",
         )
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> PatchingArguments:
         """The arguments of `activation_patching`, by keyword."""
-        left_out = ("pairs", "dropped")
         return {
-            field.name: getattr(self, field.name)
-            for field in attrs.fields(type(self))
-            if field.name not in left_out
+            "source_tokens": self.source_tokens,
+            "target_tokens": self.target_tokens,
+            "source_attention_mask": self.source_attention_mask,
+            "target_attention_mask": self.target_attention_mask,
+            "source_answer_index": self.source_answer_index,
+            "target_answer_index": self.target_answer_index,
+            "tokenizer": self.tokenizer,
         }
 
-    def ablation_arguments(self) -> dict[str, Any]:
+    def ablation_arguments(self) -> AblationArguments:
         """The arguments of `ablation_patching`, by keyword: it runs the source prompts."""
         return {
             "tokens": self.source_tokens,
