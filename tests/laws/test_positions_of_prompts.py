@@ -330,7 +330,8 @@ def ablation_of(case: Case, kind: dict[str, Any], place: Place, prompt: int, col
         return at(1 - prompt)
     if kind.get("per_position"):
         return torch.stack([at(other) for other in range(len(prompts))]).double().mean(0)
-    return oracle.mean(prompts)(place, 0)
+    found = [oracle.activation(each, place.component, place.layer) for each in prompts]
+    return oracle.part(torch.cat(found).double().mean(0), place)
 
 
 @RELAXED

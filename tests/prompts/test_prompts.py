@@ -69,10 +69,11 @@ def decoded(tokens: torch.Tensor, mask: torch.Tensor, tokenizer: Any) -> Iterato
 
 def same(one: PromptPairs, other: PromptPairs) -> None:
     assert one.pairs == other.pairs
-    assert one.arguments().keys() == other.arguments().keys()
+    expected: dict[str, Any] = {**other.arguments()}
+    assert one.arguments().keys() == expected.keys()
     for name, value in one.arguments().items():
         if isinstance(value, torch.Tensor):
-            assert value.equal(other.arguments()[name])
+            assert value.equal(expected[name])
 
 
 # Tokens -----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch.nn.functional import kl_div
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import has_numbers, where_of
 from nnpatch_core.errors import AnswerError, MetricError, PatchingError
+from nnpatch_core.names import MetricName
 
 
 @attrs.frozen(eq=False)
@@ -62,7 +63,11 @@ Metric: TypeAlias = Callable[[Tensor, MetricContext], Tensor]
 
 #: One metric, by name or as a callable, several in a list, or callables under names of your own.
 MetricSpec: TypeAlias = (
-    str | Callable[..., Tensor] | Sequence[str | Callable[..., Tensor]] | Mapping[str, Any]
+    MetricName
+    | str
+    | Callable[..., Tensor]
+    | Sequence[MetricName | str | Callable[..., Tensor]]
+    | Mapping[str, Any]
 )
 
 

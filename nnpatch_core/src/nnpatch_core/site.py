@@ -27,6 +27,7 @@ from nnpatch_core.adapters import (
 )
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import LayerError, PatchingError, PositionError
+from nnpatch_core.names import ComponentName
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.seq_pos import (
     NO_SOURCE,
@@ -98,7 +99,7 @@ class Site:
     def get_site(
         cls,
         api: Any,
-        site_name: str,
+        site_name: ComponentName | str,
         layer: int,
         head: int | None = None,
         seq_pos: Any = None,

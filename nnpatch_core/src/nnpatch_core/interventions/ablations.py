@@ -14,13 +14,7 @@ from nnpatch_core._integers import strict_seed
 from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch, check_answers
-from nnpatch_core.errors import (
-    AnswerError,
-    PatchingError,
-    PositionError,
-    TokensError,
-    UnknownNameError,
-)
+from nnpatch_core.errors import AnswerError, PatchingError, PositionError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments
 from nnpatch_core.interventions.inputs import read_batch, read_batches, read_spans
 from nnpatch_core.interventions.values import (
@@ -73,7 +67,7 @@ def check_ablation(argument: str, ablation: Ablation, *, estimated: bool = False
 
     Raises:
         UnknownNameError: there is no such method.
-        PatchingError: something is given that means nothing with it.
+        PatchingError: something is given that means nothing with it, or is malformed.
     """
     name = ablation.method
     check_flags(per_position=ablation.per_position)
@@ -87,6 +81,7 @@ def check_ablation(argument: str, ablation: Ablation, *, estimated: bool = False
         raise PatchingError(f"per_position=True means nothing with {argument}={name!r}")
     if ablation.seed is not None and not method.drawn:
         raise PatchingError(f"seed={shown(ablation.seed)} means nothing with {argument}={name!r}")
+    strict_seed(ablation.seed)
     return ablation
 
 
@@ -281,10 +276,9 @@ def read_ablation(
         data = read_batches(nnmodel, "reference", ablation.reference)
     donors = partners = None
     if METHODS[ablation.method].drawn:
-        seed = 0 if ablation.seed is None else ablation.seed
         # Listed, as a stream can be read but once.
         data = None if data is None else list(data)
-        donors, partners = draw(target, data, strict_seed(seed, TokensError))
+        donors, partners = draw(target, data, strict_seed(ablation.seed))
     return AblationRuns(
         target,
         answers,

@@ -18,6 +18,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import is_tokenizer, make_encoder
+from nnpatch_core.prompts.keywords import AblationArguments, GivenSpans, PatchingArguments
 from nnpatch_core.prompts.reading import Read, Reader, is_messages
 from nnpatch_core.prompts.rows import COLUMNS, PROMPTS, Prompt, Table, TextPair, joined_places
 from nnpatch_core.prompts.spans import LACKING, with_spans
@@ -320,16 +321,20 @@ class PromptPairs:
             _html.heading(f"and {left} more") if left else "",
         )
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> PatchingArguments:
         """The arguments of `activation_patching`, by keyword; spans where there are some."""
-        left_out = ("pairs", "dropped", "columns", *([] if self.spans else ["spans"]))
         return {
-            field.name: getattr(self, field.name)
-            for field in attrs.fields(type(self))
-            if field.name not in left_out
+            "source_tokens": self.source_tokens,
+            "target_tokens": self.target_tokens,
+            "source_attention_mask": self.source_attention_mask,
+            "target_attention_mask": self.target_attention_mask,
+            "source_answer_index": self.source_answer_index,
+            "target_answer_index": self.target_answer_index,
+            "tokenizer": self.tokenizer,
+            **_given(self.spans),
         }
 
-    def ablation_arguments(self) -> dict[str, Any]:
+    def ablation_arguments(self) -> AblationArguments:
         """The arguments of `ablation_patching`, by keyword: it runs the source prompts."""
         spans = {name: Span(each.source, each.source) for name, each in self.spans.items()}
         return {
@@ -338,7 +343,7 @@ class PromptPairs:
             "answer_index": self.source_answer_index,
             "other_answer_index": self.target_answer_index,
             "tokenizer": self.tokenizer,
-            **({"spans": spans} if spans else {}),
+            **_given(spans),
         }
 
     @property
@@ -503,6 +508,10 @@ class PromptPairs:
             spans=_spans(kept, tokens.shape[1]),
             columns={name: tuple(read.row.others[name] for read in kept) for name in table.others},
         )
+
+
+def _given(spans: Mapping[str, Span]) -> GivenSpans:
+    return {"spans": spans} if spans else {}
 
 
 def _spans(kept: Sequence[Read], width: int) -> dict[str, Span]:
