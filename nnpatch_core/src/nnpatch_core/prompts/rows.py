@@ -15,18 +15,20 @@ PROMPTS = ("source", "target")
 COLUMNS = (*PROMPTS, "source_answer", "target_answer")
 #: A text, or the messages of a chat, each with its `role` and `content`.
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+#: An answer as a text or a token id, or several that count as one.
+Answers: TypeAlias = str | int | Sequence[str | int]
 #: Faults that an error or a warning shows, one a line.
 _SHOWN = 10
 
 
 @attrs.frozen
 class TextPair:
-    """A source and a target prompt, and the answer that each calls for: a text or a token id."""
+    """A source and a target prompt, and the answer that each calls for, or its set of answers."""
 
     source: Prompt
     target: Prompt
-    source_answer: str | int
-    target_answer: str | int
+    source_answer: Answers
+    target_answer: Answers
 
 
 class UnusableError(Exception):
@@ -91,16 +93,18 @@ class Table:
     """The user's prompts and answers, row by row.
 
     Args:
-        kind: what a row is called: `"pair"`, `"row"` or `"line"`.
+        kind: what a row is called: `"pair"`, `"row"`, `"line"` or `"item"`.
         names: the user's names of `COLUMNS`.
         rows: the rows.
         others: the user's names of further columns.
+        ids: those of `COLUMNS` whose integers are token ids for certain.
     """
 
     kind: str
     names: tuple[str, ...]
     rows: tuple[Row, ...]
     others: tuple[Any, ...] = ()
+    ids: frozenset[str] = frozenset()
 
     def place(self, row: Row, column: str) -> str:
         """Say where one value of a row stands."""
