@@ -332,6 +332,8 @@ def test_faulty_lines_of_jsonl_are_told_at_once(tmp_path: Path) -> None:
         strict=True,
     ):
         assert found.startswith(part)
+        # A line that is no object lacks no columns besides.
+        assert "; " not in found
     with pytest.warns(PromptWarning, match="6 of 8 lines were dropped"):
         assert len(PromptPairs.from_jsonl(path, TOKENIZER, faulty="drop")) == 2
 

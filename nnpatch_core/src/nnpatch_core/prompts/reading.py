@@ -151,7 +151,7 @@ class Reader:
         self, table: Table, row: Row, column: str, prompt: Encoded | None, faults: list[Fault]
     ) -> list[Answer | str | int]:
         """Read an answer, or each of a set; without its prompt nobody knows its tokens."""
-        value = dict(zip(COLUMNS, row.values, strict=True))[column]
+        value = row.values[COLUMNS.index(column)]
         items, where = listed_answers(value), table.place(row, column)
         read: list[Answer | str | int] = []
         with _noted(where, faults):

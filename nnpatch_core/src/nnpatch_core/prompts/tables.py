@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -97,7 +98,8 @@ def raw_frame(frame: Any) -> Raw:
         raise TokensError("frame is a LazyFrame, which has no rows yet: pass frame.collect()")
     if hasattr(frame, "columns") and hasattr(frame, "index"):
         columns = list(frame.columns)
-        places = [at for at, name in enumerate(columns) if columns.count(name) == 1]
+        times = Counter(columns)
+        places = [at for at, name in enumerate(columns) if times[name] == 1]
         lists = [frame.iloc[:, at].tolist() for at in places]
         labels = frame.index.tolist()
         # A label that stands twice finds no row.
@@ -192,8 +194,9 @@ def to_table(raw: Raw, renamed: Any, layout: str | None, tokenizer: Any) -> Tabl
     if raw.columns and not known:
         known = dict.fromkeys(raw.columns)
     # A table's own names first; what was inside of one has its names behind.
-    present = [name for name in raw.columns if name in known or raw.columns.count(name) > 1]
-    present += [name for name in known if name not in raw.columns]
+    own = Counter(raw.columns)
+    present = [name for name in raw.columns if name in known or own[name] > 1]
+    present += [name for name in known if name not in own]
     if not present and (rows or raw.kind != "line"):
         nothing = (None,) * len(COLUMNS)
         return Table(raw.kind, COLUMNS, tuple(Row(row.label, nothing, row.faults) for row in rows))
@@ -201,7 +204,8 @@ def to_table(raw: Raw, renamed: Any, layout: str | None, tokenizer: Any) -> Tabl
         names, ids, added = lay_out([row.cells for row in rows], present, renamed, tokenizer)
     except TokensError as error:
         raise TokensError(f"{raw.where}{error}{raw.note}") from None
-    others = {name: escaped(name) for name in _others(names, [*present, *added])}
+    present += [name for name in added if name not in present]
+    others = {name: escaped(name) for name in _others(names, present)}
     made = tuple(_row(raw.kind, row, names, others) for row in rows)
     return Table(raw.kind, names, made, tuple(others.values()), ids)
 
@@ -232,7 +236,7 @@ def _others(names: Sequence[Any], present: Sequence[Any]) -> tuple[Any, ...]:
         PromptWarning: columns have one name, so that nobody can ask for them.
     """
     others = [name for name in present if name not in names]
-    twice = list(dict.fromkeys(name for name in others if others.count(name) > 1))
+    twice = [name for name, times in Counter(others).items() if times > 1]
     # Spreadsheets write columns without name or content behind the table.
     told = [shown(name) for name in twice if name != ""]
     if told:
