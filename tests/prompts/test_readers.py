@@ -227,6 +227,20 @@ def test_all_faulty_rows_are_told_at_once_by_their_place(kind: str, tmp_path: Pa
         assert len(KINDS[kind](rows, tmp_path / "table", faulty="drop")) == 1
 
 
+@pytest.mark.parametrize("kind", ["as_jsonl", "as_json", "as_rows", "as_split"])
+def test_what_a_row_lacks_hides_no_other_fault_of_it(kind: str, tmp_path: Path) -> None:
+    lacking = pair(0, wrong_answer=" New York")
+    del lacking["answer"]
+    with pytest.raises(TokensError) as caught:
+        KINDS[kind]([pair(0), {**lacking, "clean": ""}], tmp_path / "table")
+    faults = str(caught.value).splitlines()[0].split("; ")
+    assert [fault.partition("column ")[2].partition(" is ")[0] for fault in faults] == [
+        "answer:",
+        "clean: must be a non-empty text, got ''",
+        "wrong_answer: ' New York'",
+    ]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_integers_in_a_table_are_ids_and_told(kind: str, tmp_path: Path) -> None:
     rows = [pair(0, answer=7, wrong_answer=9)]

@@ -88,7 +88,8 @@ class Reader:
 
         Warns:
             AnswerWarning: answers were joined by a space, or cut to their first token; integers of
-                a DataFrame were taken as token ids.
+                a table were taken as token ids; of two answers all tokens were kept, and the first
+                is one.
             PromptWarning: pairs or the tokenizer's end tokens were left out; texts were rendered
                 by the chat template already, or end a turn and open none.
         """
@@ -125,18 +126,16 @@ class Reader:
 
     def _row(self, table: Table, row: Row) -> Read | list[Fault]:
         """Read a row's prompts and answers; or give all that is wrong with them."""
-        if row.faults:
-            return list(row.faults)
         cells = dict(zip(COLUMNS, row.values, strict=True))
-        faults: list[Fault] = []
+        faults = list(row.faults)
         values: dict[str, Any] = {}
         prompts: dict[str, Encoded] = {}
         answers: dict[str, tuple[Answer, ...]] = {}
-        for name in PROMPTS:
+        for name in (name for name in PROMPTS if name not in row.unread):
             with _noted(table.place(row, name), faults):
                 values[name] = _prompt(cells[name])
                 prompts[name] = self.encoder.encode(values[name])
-        for name in PROMPTS:
+        for name in (name for name in PROMPTS if f"{name}_answer" not in row.unread):
             column = f"{name}_answer"
             read = self._answers(table, row, column, prompts.get(name), faults)
             answers[name] = tuple(answer for answer in read if isinstance(answer, Answer))

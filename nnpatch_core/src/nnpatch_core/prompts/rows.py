@@ -68,6 +68,7 @@ class Row:
         faults: what was wrong with it before anybody looked at its values.
         position: which row it is, from 0, where other rows may have its label too.
         others: what it has in further columns, by the user's names.
+        unread: those of `COLUMNS` with a fault among `faults`, so that their values are none.
     """
 
     label: Any
@@ -75,6 +76,7 @@ class Row:
     faults: tuple[Fault, ...] = ()
     position: int | None = None
     others: Mapping[Any, Any] = attrs.Factory(dict)
+    unread: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:

@@ -199,7 +199,11 @@ def to_table(raw: Raw, renamed: Any, layout: str | None, tokenizer: Any) -> Tabl
     present += [name for name in known if name not in own]
     if not present and (rows or raw.kind != "line"):
         nothing = (None,) * len(COLUMNS)
-        return Table(raw.kind, COLUMNS, tuple(Row(row.label, nothing, row.faults) for row in rows))
+        made = tuple(
+            Row(row.label, nothing, row.faults, unread=frozenset(COLUMNS if row.faults else ()))
+            for row in rows
+        )
+        return Table(raw.kind, COLUMNS, made)
     try:
         names, ids, added = lay_out([row.cells for row in rows], present, renamed, tokenizer)
     except TokensError as error:
@@ -213,12 +217,15 @@ def to_table(raw: Raw, renamed: Any, layout: str | None, tokenizer: Any) -> Tabl
 def _row(kind: str, raw: RawRow, names: Sequence[Any], others: Mapping[Any, Any]) -> Row:
     row = Row(raw.label, (), position=raw.position)
     faults = list(raw.faults)
+    # A row that is faulty as a whole has no columns.
+    unread = set(COLUMNS if faults else ())
     values = []
-    for name, read in zip(names, _READ, strict=True):
+    for column, name, read in zip(COLUMNS, names, _READ, strict=True):
         value = raw.cells.get(name, _MISSING)
         if isinstance(value, Bad) and not raw.faults:
             where = place(kind, row.name, name)
             faults.append(Fault(where, value.message, TokensError, value.advice))
+            unread.add(column)
         values.append(value.kept if isinstance(value, Bad) else read(value))
     kept = {own: raw.cells.get(name) for name, own in others.items()}
     return attrs.evolve(
@@ -226,6 +233,7 @@ def _row(kind: str, raw: RawRow, names: Sequence[Any], others: Mapping[Any, Any]
         values=tuple(values),
         faults=tuple(faults),
         others={own: it.kept if isinstance(it, Bad) else it for own, it in kept.items()},
+        unread=frozenset(unread),
     )
 
 
