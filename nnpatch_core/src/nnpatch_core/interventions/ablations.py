@@ -284,7 +284,7 @@ def read_ablation(
         answers,
         others,
         named("other_answer_index"),
-        label_prompts(nnmodel, target, target, given.tokenizer),
+        label_prompts(nnmodel, target, target, given.tokenizer, given.columns),
         read_spans(given.spans, len(target), target.seq_len),
         ablation.method,
         data,

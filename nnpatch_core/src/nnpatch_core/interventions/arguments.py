@@ -25,6 +25,7 @@ class PairArguments:
     target_attention_mask: Any = None
     tokenizer: Any = None
     spans: Any = None
+    columns: Any = None
 
 
 @attrs.frozen(eq=False)
@@ -37,6 +38,7 @@ class RunArguments:
     attention_mask: Any = None
     tokenizer: Any = None
     spans: Any = None
+    columns: Any = None
 
 
 #: The names that `attribution_patching` has for the arguments of an ablation's one run: its prompts
@@ -62,7 +64,8 @@ def pair_arguments(given: PairArguments, *, answers: bool = True) -> PairArgumen
     if isinstance(given.source_tokens, PromptPairs):
         _check_alone(given, "source_tokens")
         values = given.source_tokens.arguments()
-        return PairArguments(**{**values, "tokenizer": given.tokenizer or values["tokenizer"]})
+        own = {"tokenizer": given.tokenizer or values["tokenizer"]}
+        return PairArguments(**{**values, **own, "columns": given.source_tokens.columns})
     needed = ["source_answer_index", "target_answer_index"] * answers
     _check_given(given, "source_tokens", ["source_tokens", "target_tokens", *needed])
     return given
@@ -123,7 +126,8 @@ def run_arguments(given: RunArguments) -> RunArguments:
 
 def _one_run(pairs: PromptPairs, tokenizer: Any) -> RunArguments:
     values = pairs.ablation_arguments()
-    return RunArguments(**{**values, "tokenizer": tokenizer or values["tokenizer"]})
+    own = {"tokenizer": tokenizer or values["tokenizer"], "columns": pairs.columns}
+    return RunArguments(**{**values, **own})
 
 
 def _check_alone(given: PairArguments | RunArguments, first: str) -> None:

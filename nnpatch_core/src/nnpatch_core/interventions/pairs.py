@@ -159,7 +159,7 @@ def read_pairs(nnmodel: Any, given: PairArguments, *, confident: bool = False) -
         target,
         check_answers("source_answer_index", given.source_answer_index, count, vocab),
         check_answers("target_answer_index", given.target_answer_index, count, vocab),
-        label_prompts(nnmodel, source, target, given.tokenizer),
+        label_prompts(nnmodel, source, target, given.tokenizer, given.columns),
         read_spans(given.spans, len(source), source.seq_len),
         confident,
     )
