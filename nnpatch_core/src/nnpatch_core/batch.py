@@ -23,10 +23,13 @@ class Batch:
     Args:
         tokens: `[batch, seq]`, integers.
         mask: `[batch, seq]`, int64: 1 for a token, 0 for padding, which stands on the left.
+        read: `[batch, places]`, int64 on the CPU: the positions, from 0, at which the logits of a
+            run are wanted; None is the last token alone.
     """
 
     tokens: Tensor
     mask: Tensor
+    read: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -43,11 +46,36 @@ class Batch:
 
     def rows(self, rows: slice | Tensor) -> Batch:
         """Some of the prompts, at the same width."""
-        return Batch(self.tokens[rows], self.mask[rows])
+        read = None if self.read is None else self.read[_on_cpu(rows)]
+        return Batch(self.tokens[rows], self.mask[rows], read)
 
     def to(self, device: torch.device) -> Batch:
         """The same prompts on another device."""
-        return Batch(self.tokens.to(device), self.mask.to(device))
+        return Batch(self.tokens.to(device), self.mask.to(device), self.read)
+
+    @property
+    def read_padding(self) -> Tensor:
+        """`[batch, places]`, bool on the CPU: where logits are wanted, and there is no token."""
+        assert self.read is not None
+        return self.mask.cpu().gather(1, self.read) == 0
+
+    @property
+    def looked_at(self) -> Tensor:
+        """`[batch, seq]`, bool on the CPU: the positions at which logits are wanted."""
+        looked_at = torch.zeros(self.mask.shape, dtype=torch.bool, device="cpu")
+        if self.read is None:
+            looked_at[:, -1] = True
+            return looked_at
+        return looked_at.scatter_(1, self.read, ~self.read_padding)
+
+    @property
+    def reaching(self) -> Tensor:
+        """`[batch, seq]`, bool on the CPU: the positions that those, or later ones, can see."""
+        return self.looked_at.flip(1).cumsum(1).flip(1).bool()
+
+
+def _on_cpu(rows: slice | Tensor) -> slice | Tensor:
+    return rows.cpu() if isinstance(rows, Tensor) else rows
 
 
 def pack_left(tokens: Tensor, mask: Tensor) -> Batch:

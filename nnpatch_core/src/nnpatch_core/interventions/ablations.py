@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import attrs
 from torch import Tensor
@@ -17,8 +17,9 @@ from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments
 from nnpatch_core.interventions.inputs import read_batch, read_batches
+from nnpatch_core.interventions.measuring import check_data, reading_for, sweep_context
 from nnpatch_core.interventions.values import draw, means, resampled, zeros
-from nnpatch_core.metrics import MetricContext, is_comparing
+from nnpatch_core.metrics import Metric, MetricContext, Reading, is_comparing
 from nnpatch_core.results import Baseline, Prompts, Scale
 from nnpatch_core.sweep import (
     Sweep,
@@ -85,9 +86,11 @@ class AblationRuns:
         other_name: the argument that gives these.
         prompts: the prompts, with their texts.
         ablation: the method.
-        data: the data set of a mean; None is the prompts themselves.
+        reference: the data set of a mean; None is the prompts themselves.
         per_position: whether each position is averaged apart.
         donors: for each prompt the one whose activations it gets, if it is resampled.
+        data: `[batch, ...]` by name, for metrics.
+        reading: where the metrics read the logits; None is the last token alone.
     """
 
     target: Batch
@@ -96,9 +99,11 @@ class AblationRuns:
     other_name: str
     prompts: Prompts
     ablation: str
-    data: Iterable[Batch] | None
+    reference: Iterable[Batch] | None
     per_position: bool
     donors: Batch | None
+    data: Mapping[str, Tensor] = attrs.field(factory=dict)
+    reading: Reading | None = None
     scale: Scale = attrs.field(default="change", init=False)
 
     @property
@@ -134,7 +139,7 @@ class AblationRuns:
                 )
         check_padding(sweep.patches, self.target)
         # Data in memory is checked now, streamed data as it comes.
-        for batch in self.data if isinstance(self.data, list) else ():
+        for batch in self.reference if isinstance(self.reference, list) else ():
             check_padding(sweep.patches, batch)
 
     def values(self, sweep: Sweep) -> Values:
@@ -143,7 +148,22 @@ class AblationRuns:
 
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
         """See `Runs.context`."""
-        return MetricContext(self.answers, self.others, target_logits, target_logits)
+        return sweep_context(
+            (self.answers, self.others),
+            (target_logits, target_logits),
+            (self.target, self.target),
+            self.data,
+            self.reading,
+        )
+
+    def read_by(self, metrics: Mapping[str, Metric]) -> Self:
+        """See `Runs.read_by`."""
+        answers, batches = (self.answers, self.others), (self.target, self.target)
+        reading = reading_for(metrics, answers, batches, self.data)
+        if reading is None:
+            return self
+        target = attrs.evolve(self.target, read=reading.target)
+        return attrs.evolve(self, target=target, reading=reading)
 
     def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
         """See `Runs.unpatched`."""
@@ -160,9 +180,10 @@ def _zeros(runs: AblationRuns, _: Sweep) -> Values:
 
 
 def _means(runs: AblationRuns, sweep: Sweep) -> Values:
-    data, patches = runs.data, sweep.patches
+    data, patches = runs.reference, sweep.patches
     checked = None if data is None else (check_padding(patches, batch) for batch in data)
-    return means(sweep, runs.target, checked, runs.per_position)
+    # Their own logits are not looked at here.
+    return means(sweep, attrs.evolve(runs.target, read=None), checked, runs.per_position)
 
 
 def _resampled(runs: AblationRuns, _: Sweep) -> Values:
@@ -201,6 +222,8 @@ def read_ablation(
     given: RunArguments,
     ablation: Ablation,
     names: Mapping[str, str] | None = None,
+    *,
+    metric_data: Any = None,
 ) -> AblationRuns:
     """Read the run that the user ablates, and check it.
 
@@ -209,6 +232,7 @@ def read_ablation(
         given: the arguments about the prompts.
         ablation: how the run is ablated.
         names: how the call names the arguments, where it is otherwise.
+        metric_data: the argument of that name.
 
     Raises:
         PatchingError: one of its kinds, naming the argument that is wrong.
@@ -242,4 +266,5 @@ def read_ablation(
         data,
         ablation.per_position,
         donors,
+        check_data(metric_data, len(target)),
     )

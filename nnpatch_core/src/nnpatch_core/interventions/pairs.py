@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import attrs
 from torch import Tensor
@@ -15,7 +15,8 @@ from nnpatch_core.errors import ConfidenceError, MetricError
 from nnpatch_core.interventions.arguments import PairArguments, pair_arguments
 from nnpatch_core.interventions.constants import Recorded
 from nnpatch_core.interventions.inputs import one_mask, read_batch
-from nnpatch_core.metrics import MetricContext, logit_difference
+from nnpatch_core.interventions.measuring import check_data, reading_for, sweep_context
+from nnpatch_core.metrics import Metric, MetricContext, Reading, logit_difference
 from nnpatch_core.results import Baseline, Prompts, Scale
 from nnpatch_core.sweep import (
     Sweep,
@@ -67,6 +68,8 @@ class PairRuns:
         target_answers: `[batch]`, token ids.
         prompts: the prompts, with their texts.
         confident: whether the model must prefer each run's own answer.
+        data: `[batch, ...]` by name, for metrics.
+        reading: where the metrics read the logits; None is the last token alone.
     """
 
     source: Batch
@@ -75,6 +78,8 @@ class PairRuns:
     target_answers: Tensor
     prompts: Prompts
     confident: bool
+    data: Mapping[str, Tensor] = attrs.field(factory=dict)
+    reading: Reading | None = None
     scale: Scale = attrs.field(default="restored", init=False)
     ablation: None = attrs.field(default=None, init=False)
 
@@ -112,7 +117,23 @@ class PairRuns:
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
         """See `Runs.context`."""
         assert source_logits is not None
-        return MetricContext(self.source_answers, self.target_answers, source_logits, target_logits)
+        return sweep_context(
+            (self.source_answers, self.target_answers),
+            (source_logits, target_logits),
+            (self.source, self.target),
+            self.data,
+            self.reading,
+        )
+
+    def read_by(self, metrics: Mapping[str, Metric]) -> Self:
+        """See `Runs.read_by`."""
+        answers, batches = (self.source_answers, self.target_answers), (self.source, self.target)
+        reading = reading_for(metrics, answers, batches, self.data, last=self.confident)
+        if reading is None:
+            return self
+        source = attrs.evolve(self.source, read=reading.source)
+        target = attrs.evolve(self.target, read=reading.target)
+        return attrs.evolve(self, source=source, target=target, reading=reading)
 
     def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
         """See `Runs.unpatched`."""
@@ -128,12 +149,15 @@ class PairRuns:
         _check_denominators(baseline)
 
 
-def read_pairs(nnmodel: Any, given: PairArguments, *, confident: bool = False) -> PairRuns:
+def read_pairs(
+    nnmodel: Any, given: PairArguments, *, metric_data: Any = None, confident: bool = False
+) -> PairRuns:
     """Read the two runs that the user passes, and check them.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
         given: the arguments; a `PromptPairs` may stand for them.
+        metric_data: the argument of that name.
         confident: whether the model must prefer each run's own answer.
 
     Raises:
@@ -149,13 +173,15 @@ def read_pairs(nnmodel: Any, given: PairArguments, *, confident: bool = False) -
         check_answers("target_answer_index", given.target_answer_index, count, vocab),
         label_prompts(nnmodel, source, target, given.tokenizer),
         confident,
+        check_data(metric_data, count),
     )
 
 
 def _check_confidence(context: MetricContext, prompts: Prompts) -> None:
     """Raise `ConfidenceError`, with the prompts, unless each run prefers its own answer."""
-    source = logit_difference(context.source_logits, context)
-    target = logit_difference(context.target_logits, context)
+    logits, at_last = context.seen(None, context.source_logits)
+    source = logit_difference(logits, at_last)
+    target = logit_difference(at_last.target_logits, at_last)
     check_finite("logit_difference", source.mean().item(), "in the source run")
     check_finite("logit_difference", target.mean().item(), "in the target run")
     rows = (~((source > 0) & (target < 0))).nonzero().flatten().tolist()

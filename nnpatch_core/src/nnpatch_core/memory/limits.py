@@ -98,6 +98,7 @@ def limits_of(
     batch_size: int | None,
     whole: bool,
     gathered: Gathered | None = None,
+    places: int = 1,
 ) -> Limits:
     """Decide how many prompts run together, and where what is recorded of them lies.
 
@@ -112,12 +113,13 @@ def limits_of(
         batch_size: how many prompts may run together; None is as many as fit.
         whole: whether the logits of the whole vocabulary are computed for each patched run.
         gathered: which logits wait for others; None if none do.
+        places: at how many positions of a prompt its logits are computed.
 
     Raises:
         MemoryBudgetError: `given` is malformed, or one prompt does not fit in it; or the logits of
             one cell do not, which have to wait for one another.
     """
-    needs, model = needs_of(patches, seq_len, whole), patches.model
+    needs, model = needs_of(patches, seq_len, whole, places), patches.model
     budget = memory_budget(given, model)
     wanted = min(batch_size or batch, batch)
     device = input_device(model)
@@ -149,12 +151,19 @@ def limits_of(
     least = recorded + room
     if least > usable:
         enough = fixed + least + min(kept_back, least)
-        if given is not None or (gathered is not None and fixed > budget):
+        if given is not None or ((gathered is not None or places > 1) and fixed > budget):
             needed = (
                 f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which its "
                 f"recorded runs take {in_units(recorded)}"
             )
-            raise MemoryBudgetError(_refusal(needed, budget, gathered, together, batch))
+            if places > 1:
+                read = (
+                    f" and the logits of {2 * batch + _TRIED} runs at {places} positions, which "
+                    f"metrics read, {in_units(needs.logits * (2 * batch + _TRIED))}"
+                )
+                needed = f"{needed}{read}"
+            advice = ", give fewer prompts, or a metric that reads fewer positions" * (places > 1)
+            raise MemoryBudgetError(_refusal(needed, budget, gathered, together, batch) + advice)
         # Our estimate is on the safe side: with what there is, it may still do.
         budget, usable = enough, least
     prompts = max(min(fitting, wanted), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +46,7 @@ def ablation_patching(
     seed: int | None = None,
     attention_mask: Tensor | None = None,
     metric: MetricSpec = "logit_difference",
+    metric_data: Mapping[str, Tensor] | None = None,
     engine: str = "auto",
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
@@ -79,6 +81,8 @@ def ablation_patching(
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding.
         metric: a metric's name, a callable, or several; `"kl_divergence"` is from the unablated
             run.
+        metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
+            metric finds them in `context.data`.
         engine: `"cone"` computes for each cell only what its patch can reach, `"full"` runs a whole
             forward for each; `"auto"` is the first where adapter and model allow it. The
             outcome's `info` says which it was, and why.
@@ -116,8 +120,8 @@ def ablation_patching(
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)
     traced = as_nnsight(nnmodel)
-    runs = read_ablation(traced, run_arguments(arguments), ablation)
-    sweep = prepare(traced, api, sites, runs, metric, options)
+    runs = read_ablation(traced, run_arguments(arguments), ablation, metric_data=metric_data)
+    sweep, runs = prepare(traced, api, sites, runs, metric, options)
     choice = choose_engines(engine, sweep.patches)
     warn_of_chunks(sweep, sweep.chunks)
     return measure_sweep(sweep, runs, choice, file)

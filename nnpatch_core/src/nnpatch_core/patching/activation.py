@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -40,6 +41,7 @@ def activation_patching(
     source_attention_mask: Tensor | None = None,
     target_attention_mask: Tensor | None = None,
     metric: MetricSpec = "logit_difference",
+    metric_data: Mapping[str, Tensor] | None = None,
     force_model_confidence: bool = False,
     engine: str = "auto",
     batch_size: int | None = None,
@@ -76,6 +78,8 @@ def activation_patching(
         source_attention_mask: the same, of the source run.
         target_attention_mask: the same, of the target run.
         metric: a metric's name, a callable, or several; see `nnpatch_core.metrics`.
+        metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
+            metric finds them in `context.data`.
         force_model_confidence: raise unless each run prefers its own answer for every prompt.
         engine: `"cone"` computes for each cell only what its patch can reach, `"full"` runs a whole
             forward for each; `"auto"` is the first where adapter and model allow it. The
@@ -137,8 +141,8 @@ def activation_patching(
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)
     traced = as_nnsight(nnmodel)
-    runs = read_pairs(traced, arguments, confident=force_model_confidence)
-    sweep = prepare(traced, api, sites, runs, metric, options)
+    runs = read_pairs(traced, arguments, metric_data=metric_data, confident=force_model_confidence)
+    sweep, runs = prepare(traced, api, sites, runs, metric, options)
     choice = choose_engines(engine, sweep.patches)
     warn_of_chunks(sweep, sweep.chunks)
     if screen_options is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -39,6 +40,7 @@ def attribution_patching(
     source_attention_mask: Tensor | None = None,
     target_attention_mask: Tensor | None = None,
     metric: MetricSpec = "logit_difference",
+    metric_data: Mapping[str, Tensor] | None = None,
     force_model_confidence: bool = False,
     ablation: str | None = None,
     reference: Any = None,
@@ -96,6 +98,8 @@ def attribution_patching(
         target_attention_mask: the same, of the target run.
         metric: a metric's name, a callable, or several, as for `activation_patching`; torch must be
             able to differentiate it.
+        metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
+            metric finds them in `context.data`.
         force_model_confidence: raise unless each run prefers its own answer for every prompt.
         ablation: `"zero"` or `"mean"` in place of a source run: the estimate of what
             `ablation_patching` measures.
@@ -156,12 +160,16 @@ def attribution_patching(
     if ablation is None:
         if reference is not None or per_position:
             raise PatchingError("reference= and per_position= mean nothing without ablation='mean'")
-        runs = read_pairs(traced, arguments, confident=force_model_confidence)
+        runs = read_pairs(
+            traced, arguments, metric_data=metric_data, confident=force_model_confidence
+        )
     else:
         if force_model_confidence:
             raise PatchingError("force_model_confidence=True means nothing with ablation=")
         how = Ablation(ablation, reference, per_position)
         check_ablation("ablation", how, estimated=True)
-        runs = read_ablation(traced, ablated_arguments(arguments, ablation), how, AS_TARGET)
-    sweep = prepare(traced, api, sites, runs, metric, options, gathers=False)
+        runs = read_ablation(
+            traced, ablated_arguments(arguments, ablation), how, AS_TARGET, metric_data=metric_data
+        )
+    sweep, runs = prepare(traced, api, sites, runs, metric, options, gathers=False)
     return estimate_sweep(sweep, runs, repairs)

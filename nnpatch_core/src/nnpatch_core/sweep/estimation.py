@@ -283,7 +283,11 @@ class Estimation:
         source = opened.graph if opened.graph is not None else opened.entries
         assert source is not None
         elided, unread = still(
-            self.every, len(patches.cells), source.activations, opened.intervention
+            self.every,
+            len(patches.cells),
+            source.activations,
+            opened.intervention,
+            opened.target,
         )
         if self.repairs.steps is not None:
             changes = self._along_paths(opened, context, group, along)

@@ -77,6 +77,7 @@ def identity(
         "device": "none" if device is None else device.type,
         **prompts,
         "answers": digest(*answers),
+        **_told(runs),
         "sites": f"{len(cells)} {_word(cells)}",
         "adapter": ", ".join(sorted(set(adapters.values()))),
         "metric": f"{', '.join(sweep.metrics)} {_word(metrics)}",
@@ -93,12 +94,27 @@ def identity(
     }
 
 
+def _told(runs: Runs) -> Identity:
+    """The data that metrics are given, and where they read logits, if there is any."""
+    told = {}
+    if runs.data:
+        words = [f"{name} {digest(value)}" for name, value in sorted(runs.data.items())]
+        told["metric_data"] = ", ".join(words)
+    if runs.reading is not None:
+        columns = sorted(runs.reading.columns.items())
+        word_of = digest(runs.reading.source, runs.reading.target)
+        told["positions read"] = f"{word_of} {_word([columns, runs.reading.last])}"
+    return told
+
+
 def _together(sweep: Sweep, context: MetricContext) -> str:
     """Which metrics are, and of how many cells the logits wait for that: it decides on buckets."""
     if not sweep.waiting:
         return "no metric"
     columns = columns_read(sweep.waiting, context)
-    width = context.target_logits.shape[1] if columns is None else len(columns)
+    logits = context.target_logits
+    width = logits.shape[-1] if columns is None else len(columns)
+    width *= logits[0, ..., 0].numel()
     cells = sweep.limits.cells(len(context.source_answer_index), width)
     return f"{', '.join(sweep.waiting)}, {cells} cells at once"
 

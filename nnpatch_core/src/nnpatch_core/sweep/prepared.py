@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-from nnpatch_core.metrics import MetricSpec
+from nnpatch_core.metrics import MetricSpec, name_metrics
+from nnpatch_core.plugins import find_metric
 from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep.layout import lay_out
 from nnpatch_core.sweep.lengths import warn_of_lengths
 from nnpatch_core.sweep.runs import Runs
 from nnpatch_core.sweep.sweep import Options, Sweep, make_sweep
 
+_Runs = TypeVar("_Runs", bound=Runs)
+
 
 def prepare(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    runs: Runs,
+    runs: _Runs,
     metric: MetricSpec,
     options: Options,
     *,
     gathers: bool = True,
-) -> Sweep:
-    """A sweep of the cells that some prompt has a token for.
+) -> tuple[Sweep, _Runs]:
+    """A sweep of the cells that some prompt has a token for, and its runs as metrics read them.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
@@ -41,7 +44,9 @@ def prepare(
         PromptWarning: a position means something else in each prompt.
     """
     layout = lay_out(nnmodel, api, sites, runs.target.seq_len)
-    sweep = make_sweep(layout, runs.target, metric, options, gathers=gathers)
+    metrics = name_metrics(metric, find_metric)
+    runs = runs.read_by(metrics)
+    sweep = make_sweep(layout, runs.target, metrics, options, gathers=gathers)
     runs.check(sweep)
     warn_of_lengths(sites, runs.source, runs.target)
-    return sweep.where_present(runs.mask)
+    return sweep.where_present(runs.mask), runs

@@ -27,7 +27,7 @@ from nnpatch_core.tracing.put import (
     put,
     put_site,
 )
-from nnpatch_core.tracing.trace import call, forward, record
+from nnpatch_core.tracing.trace import Kept, call, forward, picked, record
 
 __all__ = [
     "LAYER_INPUT",
@@ -35,6 +35,7 @@ __all__ = [
     "BoundSite",
     "Cell",
     "Intervention",
+    "Kept",
     "PatchedTokens",
     "Patches",
     "Trace",
@@ -48,6 +49,7 @@ __all__ = [
     "forward_hooks",
     "in_words",
     "of_rows",
+    "picked",
     "put",
     "put_site",
     "read",
