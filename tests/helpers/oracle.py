@@ -107,10 +107,15 @@ class Oracle:
 
     def replaced(self, target: Prompt, places: Iterable[Place], donor: Donor) -> Tensor:
         """`[vocab]`: `target` with what `donor` gives at the places, all in one forward."""
-        return self.replaced_at_each(target, places, donor)[-1]
+        return self._forward(target, self._replacing(target, places, donor))
 
     def replaced_at_each(self, target: Prompt, places: Iterable[Place], donor: Donor) -> Tensor:
         """`[seq, vocab]`: the same at every token."""
+        return self._at_each(target, self._replacing(target, places, donor))
+
+    def _replacing(
+        self, target: Prompt, places: Iterable[Place], donor: Donor
+    ) -> list[Callable[[], None]]:
         hooks = []
         for place in places:
             vectors = {
@@ -119,7 +124,7 @@ class Oracle:
                 if back <= len(target) and (vector := donor(place, back)) is not None
             }
             hooks.append(self._hook(place, self._writer(place, vectors)))
-        return self._at_each(target, hooks)
+        return hooks
 
     def of_prompt(self, source: Prompt) -> Donor:
         """What another prompt has at the same position from the end."""

@@ -221,11 +221,7 @@ def runs_on_meta(model: nn.Module) -> bool:
 
 
 def forward_arguments(
-    model: nn.Module,
-    batch: Batch,
-    cache: Mapping[str, Any] | None = None,
-    start: int = 0,
-    logits: int | torch.Tensor = 1,
+    model: nn.Module, batch: Batch, cache: Mapping[str, Any] | None = None, start: int = 0
 ) -> dict[str, Any]:
     """The keyword arguments of one forward on `batch`, of those that the model takes by name.
 
@@ -236,15 +232,13 @@ def forward_arguments(
         batch: the prompts.
         cache: what it takes keys and values from, by the keyword under which it does.
         start: the first position that is run; the cache has those left of it.
-        logits: of how many positions at the end, or of which, counted from `start`, the model is to
-            give its logits, if it can give those of some.
     """
     names = inspect.signature(type(model).forward).parameters
     wrapper = "input_ids" not in names
     offered = {
         "position_ids": batch.position_ids[:, start:],
         "use_cache": cache is not None,
-        "logits_to_keep": logits,
+        "logits_to_keep": 1,
     }
     # Some take `use_cache` among the keywords that they pass on to what is inside.
     passed = {"use_cache"} if wrapper or passes_on(model) else set()

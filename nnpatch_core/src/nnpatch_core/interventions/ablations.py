@@ -156,10 +156,10 @@ class AblationRuns:
             self.reading,
         )
 
-    def read_by(self, metrics: Mapping[str, Metric]) -> Self:
+    def read_by(self, metrics: Mapping[str, Metric], vocab: int | None) -> Self:
         """See `Runs.read_by`."""
         answers, batches = (self.answers, self.others), (self.target, self.target)
-        reading = reading_for(metrics, answers, batches, self.data)
+        reading = reading_for(metrics, answers, batches, self.data, vocab)
         if reading is None:
             return self
         target = attrs.evolve(self.target, read=reading.target)

@@ -67,6 +67,7 @@ def reading_for(
     answers: Answers,
     batches: tuple[Batch, Batch],
     data: Mapping[str, Tensor],
+    vocab: int | None,
     spans: SpanFinder | None = None,
     *,
     last: bool = False,
@@ -78,13 +79,15 @@ def reading_for(
         answers: of both runs.
         batches: the source run and the target run.
         data: for metrics, by name.
+        vocab: how many ids the vocabulary has, if the model says.
         spans: finds the positions of a span by its name; None where the prompts have no spans.
         last: whether those of the last token are looked at in any case.
 
     Raises:
         MetricError: a metric cannot measure these prompts, or declares what is no position of them.
     """
-    nothing = torch.empty(len(answers[0]), 0, device="cpu")
+    # As wide as they will be, and without memory of their own.
+    nothing = torch.tensor([[torch.nan]], device="cpu").expand(len(answers[0]), vocab or 0)
     source, target = (
         MetricContext(
             *answers,

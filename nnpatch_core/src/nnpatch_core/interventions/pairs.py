@@ -125,10 +125,10 @@ class PairRuns:
             self.reading,
         )
 
-    def read_by(self, metrics: Mapping[str, Metric]) -> Self:
+    def read_by(self, metrics: Mapping[str, Metric], vocab: int | None) -> Self:
         """See `Runs.read_by`."""
         answers, batches = (self.source_answers, self.target_answers), (self.source, self.target)
-        reading = reading_for(metrics, answers, batches, self.data, last=self.confident)
+        reading = reading_for(metrics, answers, batches, self.data, vocab, last=self.confident)
         if reading is None:
             return self
         source = attrs.evolve(self.source, read=reading.source)

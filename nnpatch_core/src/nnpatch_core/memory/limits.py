@@ -152,18 +152,19 @@ def limits_of(
     if least > usable:
         enough = fixed + least + min(kept_back, least)
         if given is not None or ((gathered is not None or places > 1) and fixed > budget):
-            needed = (
-                f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which its "
-                f"recorded runs take {in_units(recorded)}"
-            )
+            parts = [f"its recorded runs take {in_units(recorded)}"]
             if places > 1:
-                read = (
-                    f" and the logits of {2 * batch + _TRIED} runs at {places} positions, which "
-                    f"metrics read, {in_units(needs.logits * (2 * batch + _TRIED))}"
+                parts.append(
+                    f"the logits of {2 * batch + _TRIED} runs at {places} positions, which metrics "
+                    f"read, {in_units(needs.logits * (2 * batch + _TRIED))}"
                 )
-                needed = f"{needed}{read}"
-            advice = ", give fewer prompts, or a metric that reads fewer positions" * (places > 1)
-            raise MemoryBudgetError(_refusal(needed, budget, gathered, together, batch) + advice)
+            if gathered is not None:
+                parts.append(gathered.words(together, batch))
+            needed = (
+                f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which "
+                f"{' and '.join(parts)}"
+            )
+            raise MemoryBudgetError(_refusal(needed, budget, gathered, places))
         # Our estimate is on the safe side: with what there is, it may still do.
         budget, usable = enough, least
     prompts = max(min(fitting, wanted), 1)
@@ -171,13 +172,14 @@ def limits_of(
     return Limits(needs, budget, usable, prompts, store, waiting)
 
 
-def _refusal(needed: str, budget: int, gathered: Gathered | None, together: int, batch: int) -> str:
-    """That a budget is too small, and how to do with less; `together` is what logits take."""
-    advice = "raise it, sweep fewer layers or components at once, or give shorter prompts"
+def _refusal(needed: str, budget: int, gathered: Gathered | None, places: int) -> str:
+    """That a budget is too small, and how to do with less."""
+    ways = ["raise it"]
     if gathered is not None:
-        needed = f"{needed} and {gathered.words(together, batch)}"
-        advice = (
-            f"raise it, {gathered.advice}, sweep fewer layers or components at once, or give fewer "
-            "or shorter prompts"
-        )
-    return f"{needed}, and memory_budget is {in_units(budget)}: {advice}"
+        ways.append(gathered.advice)
+    if places > 1:
+        ways.append("let metrics read fewer positions")
+    several = gathered is not None or places > 1
+    ways.append("sweep fewer layers or components at once")
+    ways.append(f"or give {'fewer or ' * several}shorter prompts")
+    return f"{needed}, and memory_budget is {in_units(budget)}: {', '.join(ways)}"

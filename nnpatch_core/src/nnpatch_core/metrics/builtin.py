@@ -152,6 +152,13 @@ def token_data(context: MetricContext, metric: str, name: str) -> Tensor:
             f"metric_data[{name!r}] holds the id {int(low[0])}: ids are at least 0, and -1 fills "
             "a row that has fewer than others"
         )
+    vocab = context.target_logits.shape[-1]
+    high = ids[ids >= vocab]
+    if high.numel() and vocab:
+        raise MetricError(
+            f"metric_data[{name!r}] holds the id {int(high[0])}; the model's vocabulary is 0 to "
+            f"{vocab - 1}"
+        )
     return ids.long()
 
 

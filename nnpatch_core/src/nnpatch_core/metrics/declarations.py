@@ -14,7 +14,8 @@ from nnpatch_core.metrics.context import MetricContext
 #: Gives, for a context, the token ids `[batch, any]` whose logits a metric reads.
 ColumnsRead: TypeAlias = Callable[[MetricContext], Tensor]
 #: Positions, all of which a metric reads: integers and names of spans, for every prompt; a tensor
-#: `[batch, positions]`; or a function that gives one, for the context of a run without its logits.
+#: `[batch, positions]`; or a function that gives one, for the context of a run, whose logits are
+#: nan still.
 PositionsRead: TypeAlias = str | Sequence[int | str] | Tensor | Callable[[MetricContext], Tensor]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -54,10 +55,10 @@ def reads_positions(positions: PositionsRead) -> Callable[[_Function], _Function
     Args:
         positions: a list of positions of every prompt, counted from the start of the left-padded
             batch or (negative) from the end; a tensor `[batch, positions]`; or a function that
-            gives one for a `MetricContext` without logits, which is called for the source run and
-            for the target run, by their `tokens` and `mask`. What such a function gives may be
-            padding in some prompts: the logits there are nan. A name is that of a span, for
-            prompts that have spans; `"last"` is the last token.
+            gives one for a `MetricContext` whose logits are nan still: it is called for the source
+            run and for the target run, which have their own `tokens` and `mask`. What such a
+            function gives may be padding in some prompts: the logits there are nan. A name is that
+            of a span, for prompts that have spans; `"last"` is the last token.
 
     Raises:
         MetricError: it is put on something that cannot be called.
@@ -131,7 +132,7 @@ def lowest_at_source(metric: _Function) -> _Function:
 def checked_by(check: Callable[[MetricContext], None]) -> Callable[[_Function], _Function]:
     """Declare a function that raises where the prompts are none that a metric can measure.
 
-    It is given a context without logits, before the model runs.
+    It is given a context whose logits are nan still, before the model runs.
     """
 
     def declared(metric: _Function) -> _Function:

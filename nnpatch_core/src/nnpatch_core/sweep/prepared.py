@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core.metrics import MetricSpec, name_metrics
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.sites import SweepSites
@@ -45,7 +46,7 @@ def prepare(
     """
     layout = lay_out(nnmodel, api, sites, runs.target.seq_len)
     metrics = name_metrics(metric, find_metric)
-    runs = runs.read_by(metrics)
+    runs = runs.read_by(metrics, vocab_size(module_of(nnmodel)))
     sweep = make_sweep(layout, runs.target, metrics, options, gathers=gathers)
     runs.check(sweep)
     warn_of_lengths(sites, runs.source, runs.target)

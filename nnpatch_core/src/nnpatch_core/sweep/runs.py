@@ -93,8 +93,11 @@ class Runs(Protocol):
         """`[batch, ...]` by name, for metrics."""
         ...
 
-    def read_by(self, metrics: Mapping[str, Metric]) -> Self:
-        """The same, with logits that are read where the metrics declare; nothing runs for that."""
+    def read_by(self, metrics: Mapping[str, Metric], vocab: int | None) -> Self:
+        """The same, with logits that are read where the metrics declare; nothing runs for that.
+
+        `vocab` is how many ids the vocabulary has, if the model says.
+        """
         ...
 
     def check(self, sweep: Sweep) -> None:

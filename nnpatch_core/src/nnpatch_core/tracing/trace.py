@@ -126,7 +126,9 @@ def forward(
         logits.append(kept.of(_logits(output, model)))
 
     batch = batch if device is None else batch.to(device)
-    arguments = forward_arguments(model, batch, cache, start, kept.asked)
+    arguments = forward_arguments(model, batch, cache, start)
+    if "logits_to_keep" in arguments:
+        arguments["logits_to_keep"] = kept.asked
     if runs_on_meta(model):
         # Weights come in as they are needed; nnsight would send the tokens to where they are not.
         arguments = _by_itself(model, arguments)

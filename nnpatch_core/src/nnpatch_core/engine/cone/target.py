@@ -109,7 +109,7 @@ class _Changes:
 
     patches: Patches
     intervention: Intervention
-    reaching: Booleans
+    reaching: Booleans | np.bool_ = np.True_
     _known: dict[Place | tuple[int, BoundSite], Booleans] = attrs.field(factory=dict, init=False)
 
     def note(self, place: Place, activation: Tensor) -> None:
