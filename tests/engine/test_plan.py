@@ -424,10 +424,10 @@ def changes(
     found = _Changes(patches, Zeros(torch.ones(batch, SEQ)))
     for each in (stop for cell in cells for stop in cell):
         heads = {"q": 4, "o": 4, "k": 2, "v": 2}.get(each.place.name, 1)
-        array = np.zeros((batch, SEQ, heads), dtype=bool)
+        array = torch.zeros(batch, SEQ, heads, dtype=torch.bool)
         for prompt, position, *head in where.get((each.place.name, each.place.layer), []):
             array[(prompt, position, *(head or [slice(None)]))] = True
-        found._known[each.place] = array
+        found._known[each.place, None] = array
     return found
 
 

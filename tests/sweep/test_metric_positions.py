@@ -31,6 +31,7 @@ from nnpatch_core.errors import (
     UnknownNameError,
 )
 from nnpatch_core.metrics import answer_sets, reading_of
+from nnpatch_core.seq_pos import Span
 from nnpatch_core.testing import tiny_api, tiny_model, traces
 from tests.helpers.counted import Counted
 
@@ -193,6 +194,26 @@ def test_the_positions_of_a_span() -> None:
     assert found.last is None
 
 
+@pytest.mark.filterwarnings("ignore:span 'S2' begins:nnpatch_core.errors.PromptWarning")
+@entries
+def test_a_metric_reads_the_span_of_each_run(patch: Callable[..., Any]) -> None:
+    ends = torch.tensor([[[0, 2], [1, 3], [2, 3]], [[1, 2], [0, 1], [2, 4]]])
+    spans = {"S2": Span(source=ends[0], target=ends[1])}
+
+    @per_prompt
+    @reads_positions(["S2"])
+    def mine(logits: Tensor) -> Tensor:
+        return logits[:, 0, 2]
+
+    out = sweep(mine, patch, spans=spans)
+    rows = torch.arange(3)
+    found = whole(TARGET)[rows, ends[1, :, 1] - 1, 2]
+    torch.testing.assert_close(out.baseline.target, found, atol=1e-5, rtol=0)
+    if patch is not ablation_patching:
+        found = whole(SOURCE)[rows, ends[0, :, 1] - 1, 2]
+        torch.testing.assert_close(out.baseline.source, found, atol=1e-5, rtol=0)
+
+
 # What is refused, before the model runs ----------------------------------------------------------
 
 
@@ -207,7 +228,7 @@ POSITIONS: dict[str, tuple[Any, str]] = {
     "half": ([0.5], "must be an integer, got 0.5"),
     "none": ([], "no position"),
     "a number": (2, "2: it must be a list of positions"),
-    "span": ("S2", "reads the span 'S2', and these prompts have no spans"),
+    "span": ("S2", "reads the span 'S2': no span 'S2': these prompts have no spans"),
     "floats": (torch.ones(3, 2), "torch.float32, not integers"),
     "rows": (torch.ones(2, 2, dtype=torch.int64), r"must be \[batch, positions\] = \[3, any\]"),
     "meta": (torch.ones(3, 2, dtype=torch.int64, device="meta"), "cannot be read"),

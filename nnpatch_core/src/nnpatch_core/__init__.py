@@ -34,7 +34,20 @@ from nnpatch_core.patching import (
 from nnpatch_core.plugins import hookimpl
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
-from nnpatch_core.seq_pos import AllPositions, Custom, CustomConstant, Each, Last, LastK, SeqPos
+from nnpatch_core.seq_pos import (
+    AllPositions,
+    Custom,
+    CustomConstant,
+    Each,
+    Last,
+    LastK,
+    PlacedCell,
+    PlacedSeqPos,
+    PromptBatch,
+    SeqPos,
+    Span,
+    Spans,
+)
 from nnpatch_core.site import MultiSite, Site, execution_order
 from nnpatch_core.sites import Sites
 
@@ -56,10 +69,15 @@ __all__ = [
     "Outcome",
     "PartOfHead",
     "PatchingError",
+    "PlacedCell",
+    "PlacedSeqPos",
+    "PromptBatch",
     "PromptPairs",
     "SeqPos",
     "Site",
     "Sites",
+    "Span",
+    "Spans",
     "ablation_patching",
     "activation_patching",
     "attribution_patching",

@@ -28,8 +28,29 @@ from nnpatch_core.adapters import (
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import LayerError, PatchingError, PositionError
 from nnpatch_core.plugins import find_adapter
-from nnpatch_core.seq_pos import Group, normalise, read_positions
+from nnpatch_core.seq_pos import (
+    NO_SOURCE,
+    NONE,
+    Group,
+    PlacedCell,
+    Positions,
+    PromptBatch,
+    PromptGroups,
+    are_per_prompt,
+    check_alike,
+    check_cell,
+    for_all,
+    normalise,
+    present_in,
+    read_positions,
+    read_sources,
+    resolved,
+    spread,
+)
 from nnpatch_core.tracing import BoundSite, Cell, PatchedTokens, Patches, put_site, read, write
+
+#: Of how many prompts a label shows the positions.
+_PROMPTS = 2
 
 
 @attrs.define
@@ -40,8 +61,8 @@ class _Memory:
     prompts: int = 0
 
 
-def _seq_pos(value: Any) -> tuple[int, ...] | None:
-    return None if value is None else read_positions(value)
+_positions = attrs.converters.optional(read_positions)
+_sources = attrs.converters.optional(read_sources)
 
 
 @attrs.frozen
@@ -56,16 +77,21 @@ class Site:
         component: its name, see `COMPONENT_NAMES`.
         layer: 0 is the first.
         head: one head, or None for all of them together.
-        seq_pos: positions, counted from the start or (negative) from the end; None is all.
+        seq_pos: positions, counted from the start or (negative) from the end, of all prompts or of
+            each apart; None is all.
+        source_seq_pos: where the values for these are taken; None is the same positions.
         asked: the synonym by which the component was asked for, which an outcome keeps.
+        where: a name for the positions, which a label shows in their place.
     """
 
     api: ModelAPI = attrs.field(repr=lambda api: str(api.name))
     component: str
     layer: int
     head: int | None = None
-    seq_pos: tuple[int, ...] | None = None
+    seq_pos: Group | PromptGroups | None = None
+    source_seq_pos: Group | PromptGroups | None = attrs.field(default=None, kw_only=True)
     asked: str | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
+    where: str | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
     _memory: _Memory = attrs.field(factory=_Memory, init=False, eq=False, repr=False)
 
     @classmethod
@@ -75,7 +101,8 @@ class Site:
         site_name: str,
         layer: int,
         head: int | None = None,
-        seq_pos: Sequence[int] | None = None,
+        seq_pos: Any = None,
+        source_seq_pos: Any = None,
     ) -> Site:
         """A site, checked as far as it can be without a model.
 
@@ -84,7 +111,10 @@ class Site:
             site_name: a component's name, such as `"resid"` or `"q"`.
             layer: 0 is the first.
             head: one head of a component with heads; None is all of them together.
-            seq_pos: positions patched together; None is every position.
+            seq_pos: positions patched together: `[k]` for all prompts, or `[batch, k]`, those of
+                each prompt; None is every position.
+            source_seq_pos: of the same shape, where the source's values for them are taken: `cache`
+                looks there. None is the same positions.
 
         Raises:
             UnknownNameError: the adapter has no such component.
@@ -105,7 +135,11 @@ class Site:
         if head is not None:
             head = check_head(head, site_name, component)
         name = canonical_name(site_name)
-        return cls(adapter, name, layer, head, _seq_pos(seq_pos), asked=site_name)
+        positions, sources = _positions(seq_pos), _sources(source_seq_pos)
+        if sources is not None and positions is None:
+            raise PositionError("source_seq_pos means nothing without seq_pos")
+        check_alike(positions, sources)
+        return cls(adapter, name, layer, head, positions, source_seq_pos=sources, asked=site_name)
 
     @property
     def name(self) -> str:
@@ -121,8 +155,17 @@ class Site:
     def label(self) -> str:
         """A short name for a table or a picture."""
         head = "" if self.head is None else f" H{self.head}"
-        seq_pos = "" if self.seq_pos is None else f" {list(self.seq_pos)}"
-        return f"{self.name} L{self.layer}{head}{seq_pos}"
+        return f"{self.name} L{self.layer}{head}{self._where}"
+
+    @property
+    def _where(self) -> str:
+        """The positions in a few letters."""
+        if self.where is not None:
+            return f" {self.where!r}"
+        if self.seq_pos is None:
+            return ""
+        taken = "" if self.source_seq_pos is None else f" from {_short(self.source_seq_pos)}"
+        return f" {_short(self.seq_pos)}{taken}"
 
     @property
     def value(self) -> Tensor:
@@ -156,11 +199,16 @@ class Site:
             PatchingError: one of its kinds, if the model does not have the site.
         """
         check_site(self, module_of(nnmodel))
-        part = self.select(self.read(nnmodel), nnmodel)
+        part = self.select(self.read(nnmodel), nnmodel, source=True)
         memory = self._memory
         if not average:
             memory.value, memory.prompts = part.detach(), 0
             return part
+        if are_per_prompt(self.seq_pos) and len({len(row) for row in self.seq_pos}) > 1:
+            raise PositionError(
+                f"site {self.label} has more positions in some prompts than in others: there is no "
+                "mean over them"
+            )
         # In float64, so that it stays exact over a large data set; on the CPU, as not all have it.
         total = part.detach().float().sum(0, keepdim=True).cpu().double()
         if memory.prompts and memory.value is not None:
@@ -192,8 +240,45 @@ class Site:
         self.write(nnmodel, None if zero else self.value)
 
     def group(self, seq_len: int) -> Group:
-        """The site's positions in a run of `seq_len` tokens, ascending from 0."""
-        return tuple(range(seq_len)) if self.seq_pos is None else normalise(self.seq_pos, seq_len)
+        """The site's positions in a run of `seq_len` tokens, ascending from 0.
+
+        Raises:
+            PositionError: each prompt has positions of its own, or one is outside the run.
+        """
+        if self.seq_pos is None:
+            return tuple(range(seq_len))
+        return normalise(for_all(self.seq_pos), seq_len)
+
+    def positions(self, seq_len: int, prompts: PromptBatch | None = None) -> Positions:
+        """The site's positions in each prompt of a run, and where their values come from.
+
+        Args:
+            seq_len: tokens per prompt.
+            prompts: the prompts, where they are known: then positions must be tokens of theirs.
+
+        Raises:
+            PositionError: a position that is not in the run, or padding in its prompt.
+        """
+        if self.source_seq_pos is None and not are_per_prompt(self.seq_pos):
+            return Positions.of([self.group(seq_len)])
+        if are_per_prompt(self.seq_pos):
+            groups, sources = resolved(self.seq_pos, self.source_seq_pos, seq_len)
+            if prompts is not None:
+                self._check(groups, sources, prompts)
+            return Positions.of(groups, sources)
+        (group,), taken = resolved([self.seq_pos], [self.source_seq_pos], seq_len)
+        assert taken is not None
+        if prompts is None:
+            return Positions.of([group], taken)
+        return present_in(prompts, group, taken[0])
+
+    def _check(
+        self, groups: PromptGroups, sources: PromptGroups | None, prompts: PromptBatch
+    ) -> None:
+        if sources is not None and prompts.source is None:
+            raise PositionError(NO_SOURCE)
+        cell = PlacedCell(self.label, groups, sources)
+        check_cell(f"site {self.label}", cell, prompts)
 
     def bind(self, nnmodel: Any, seq_len: int) -> BoundSite:
         """The site found in a model, for prompts of `seq_len` tokens.
@@ -201,7 +286,7 @@ class Site:
         Raises:
             PatchingError: one of its kinds, if the model or the prompts lack it.
         """
-        return BoundSite(self._place(nnmodel), self.head, self.group(seq_len))
+        return BoundSite(self._place(nnmodel), self.head, self.positions(seq_len))
 
     def read(self, nnmodel: Any, run: Sequence[int] | None = None) -> Tensor:
         """The whole activation `[batch, seq, width]` at the site's component, inside a trace.
@@ -212,13 +297,38 @@ class Site:
         shape = None if run is None else (run[0], run[1])
         return read(envoy_of(nnmodel), self._place(nnmodel), shape)
 
-    def select(self, activation: Tensor, nnmodel: Any) -> Tensor:
-        """The site's part of the component's whole activation, a copy."""
-        part = activation[:, list(self.group(activation.shape[1]))]
+    def select(self, activation: Tensor, nnmodel: Any, *, source: bool = False) -> Tensor:
+        """The site's part of the component's whole activation, a copy.
+
+        Args:
+            activation: `[batch, seq, width]`.
+            nnmodel: the model that has it.
+            source: whether it is taken where the site's values come from.
+
+        Raises:
+            PositionError: a position outside the run, or positions of another number of prompts.
+        """
+        part = self._picked(activation, source)
         columns = self._place(nnmodel).columns(activation.shape[-1])
         if columns is None:
             return part
         return part[..., (columns if self.head is None else columns[self.head]).to(part.device)]
+
+    def _picked(self, activation: Tensor, source: bool) -> Tensor:
+        """`[batch, positions, width]`; 0 where a prompt has fewer positions than another."""
+        batch, seq_len = activation.shape[:2]
+        positions = self.positions(seq_len)
+        at = positions.source if source and positions.source is not None else positions.at
+        if len(at) not in (1, batch):
+            raise PositionError(
+                f"site {self.label} has positions of {len(at)} prompts, and this run has {batch}"
+            )
+        if len(at) == 1:
+            return activation[:, at[0].to(activation.device)]
+        rows = torch.arange(batch, device=activation.device)[:, None]
+        index = at.to(activation.device)
+        part = activation[rows, index.clamp(min=0)]
+        return torch.where((index == NONE)[..., None], 0.0, part).to(part.dtype)
 
     def write(self, nnmodel: Any, value: Tensor | None, mask: Tensor | None = None) -> None:
         """Put `value` at the site, inside a trace.
@@ -265,8 +375,12 @@ class _Own:
 
     def patched(self, place: Place, there: Tensor, tokens: PatchedTokens) -> Tensor:
         """See `Intervention.patched`."""
-        at = torch.tensor(self.site.positions, device="cpu")
-        value = self.value[tokens.prompts, torch.searchsorted(at, tokens.positions)]
+        at = self.site.positions.at
+        # Which of its own positions each token is.
+        numbers = torch.arange(at.shape[1], device="cpu").expand_as(at)
+        wide = spread(at, self.mask.shape[1], numbers).expand(len(self.mask), -1)
+        which = wide[tokens.prompts, tokens.positions].to(self.value.device)
+        value = self.value[tokens.prompts.to(self.value.device), which]
         columns = self.site.columns(there.shape[-1])
         if columns is None:
             return value
@@ -362,28 +476,30 @@ def execution_order(sites: Iterable[Site], nnmodel: Any = None) -> tuple[Site, .
     return tuple(sorted(given, key=key)) if len(given) > 1 else given
 
 
-def bind_cells(cells: Iterable[AnySite], nnmodel: Any, seq_len: int) -> Patches:
+def bind_cells(
+    cells: Iterable[AnySite], nnmodel: Any, seq_len: int, prompts: PromptBatch | None = None
+) -> Patches:
     """Sites found in a model, for prompts of `seq_len` tokens: each place is looked up once.
 
     Args:
         cells: what is patched, each alone.
         nnmodel: the model, wrapped by nnsight.
         seq_len: tokens per prompt.
+        prompts: the prompts, where they are known.
 
     Raises:
         PatchingError: one of its kinds, if the model or the prompts lack a site.
     """
     model = module_of(nnmodel)
+    given = list(cells)
     places: dict[tuple[int, int, str], Place] = {}
-    groups: dict[tuple[int, ...] | None, Group] = {}
+    positions = _positions_of(given, seq_len, prompts)
 
     def bound(site: Site) -> BoundSite:
         at = (id(site.api), site.layer, site.component)
         if at not in places:
             places[at] = place_of(site.api, model, site.layer, site.component)
-        if site.seq_pos not in groups:
-            groups[site.seq_pos] = site.group(seq_len)
-        return BoundSite(places[at], site.head, groups[site.seq_pos])
+        return BoundSite(places[at], site.head, positions[_key(site)])
 
     def bound_cell(cell: AnySite) -> Cell:
         sites = map(bound, cell.sites)
@@ -391,7 +507,41 @@ def bind_cells(cells: Iterable[AnySite], nnmodel: Any, seq_len: int) -> Patches:
             tuple(sorted(sites, key=lambda site: (site.place.layer, site.place.order))), cell
         )
 
-    return Patches(nnmodel, tuple(map(bound_cell, cells)))
+    return Patches(nnmodel, tuple(map(bound_cell, given)))
+
+
+def _key(site: Site) -> object:
+    """Sites of one key have the same positions; those of each prompt are too many to compare."""
+    if are_per_prompt(site.seq_pos):
+        return id(site.seq_pos), id(site.source_seq_pos)
+    return site.seq_pos, site.source_seq_pos
+
+
+def _positions_of(
+    cells: Iterable[AnySite], seq_len: int, prompts: PromptBatch | None
+) -> dict[object, Positions]:
+    """The positions of sites, by `_key`."""
+    sites = {_key(site): site for cell in cells for site in cell.sites}
+    found = {key: site.positions(seq_len, prompts) for key, site in sites.items()}
+    if prompts is None or prompts.source is None:
+        return found
+    if all(positions.source is None for positions in found.values()):
+        return found
+    # Where some take their values from elsewhere, each knows where both prompts have a token.
+    return {
+        key: positions
+        if positions.source is not None or len(positions.at) > 1
+        else present_in(prompts, positions.groups[0])
+        for key, positions in found.items()
+    }
+
+
+def _short(positions: Group | PromptGroups) -> str:
+    """Positions in a few letters: of each prompt, those of the first ones."""
+    if not are_per_prompt(positions):
+        return str(list(positions))
+    rows = [str(list(row)) for row in positions[:_PROMPTS]]
+    return f"[{', '.join(rows)}{', …' if len(positions) > _PROMPTS else ''}]"
 
 
 def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:
@@ -404,4 +554,4 @@ def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:
         count = site.api.n_heads(model.config, heads, site.layer) if heads else None
         check_head(site.head, site.component, component, count)
     if seq_len is not None:
-        site.group(seq_len)
+        site.positions(seq_len)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from nnpatch_core._arguments import listed
@@ -23,7 +24,7 @@ from nnpatch_core.adapters import (
     n_heads,
     n_layers,
 )
-from nnpatch_core.batch import check_tokens
+from nnpatch_core.batch import Batch, check_tokens
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import (
     HeadError,
@@ -34,7 +35,7 @@ from nnpatch_core.errors import (
 )
 from nnpatch_core.plugins import find_adapter, find_seq_pos
 from nnpatch_core.prompts import PromptPairs
-from nnpatch_core.seq_pos import Group, SeqPos, groups_of
+from nnpatch_core.seq_pos import Expansion, PlacedSeqPos, PromptBatch, SeqPos, expansion_of
 from nnpatch_core.site import AnySite, MultiSite, Site, check_site
 
 _HEAD_AXES = {"query": "head", "key_value": "kv_head"}
@@ -71,8 +72,10 @@ class Grid:
 class SweepSites(Protocol):
     """The sites of a sweep: `Sites`, or a list of the user's own by `Sites.from_sites`."""
 
-    def grids(self, nnmodel: Any, api: Any, seq_len: int) -> dict[str, Grid]:
-        """Site name to its cells, for prompts of `seq_len` tokens."""
+    def grids(
+        self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
+    ) -> dict[str, Grid]:
+        """Site name to its cells, for prompts of `seq_len` tokens; perhaps for these prompts."""
         ...
 
 
@@ -86,10 +89,13 @@ class Sites:
         layers: which layers; None is all.
         seq_pos_type: which positions, patched together or one by one: `None` (all at once),
             `"each"`, `"last"`, `"lastk"`, `"custom"`, `"custom_constant"`, the name of a plugin's
-            strategy, or a strategy object.
-        seq_pos: what the named strategy takes: a number for `"lastk"`, positions for `"custom"`
-            and `"custom_constant"`.
+            strategy, or a strategy object; `"spans"` goes by names.
+        seq_pos: what the named strategy takes: a number for `"lastk"`; positions for `"custom"`
+            and `"custom_constant"`, `[k]` for all prompts or `[batch, k]`, those of each (a list,
+            an array or a tensor); names for `"spans"`.
         heads: of components with heads, which ones; None is each of them.
+        source_seq_pos: for `"custom"` and `"custom_constant"`, of the shape of `seq_pos`: where the
+            source run's values for these positions are taken. None is the same positions.
 
     Raises:
         UnknownNameError: no component named, one named twice, or an unknown strategy.
@@ -102,21 +108,23 @@ class Sites:
 
     site_names: tuple[str, ...]
     layers: tuple[int, ...] | None
-    strategy: SeqPos
+    strategy: SeqPos | PlacedSeqPos
     heads: tuple[int, ...] | None
 
     def __init__(
         self,
         site_names: str | Sequence[str],
         layers: Sequence[int] | None = None,
-        seq_pos_type: str | SeqPos | None = None,
+        seq_pos_type: str | SeqPos | PlacedSeqPos | None = None,
         seq_pos: Any = None,
         heads: Sequence[int] | None = None,
+        *,
+        source_seq_pos: Any = None,
     ) -> None:
         self.__attrs_init__(
             site_names=_component_names(site_names),
             layers=_ascending(layers, "layers", LayerError),
-            strategy=_strategy(seq_pos_type, seq_pos),
+            strategy=_strategy(seq_pos_type, seq_pos, source_seq_pos),
             heads=_ascending(heads, "heads", HeadError),
         )
 
@@ -138,17 +146,21 @@ class Sites:
             api: an adapter, its name, or None to find it by the model.
             tokens: `[batch, seq]`, or a `PromptPairs`.
         """
-        grids = self.grids(nnmodel, api, _seq_len(tokens))
+        prompts = _prompts(tokens)
+        grids = self.grids(nnmodel, api, prompts.seq_len, prompts)
         return {
             name: [site for cell in grid.sites for site in cell.sites]
             for name, grid in grids.items()
         }
 
-    def grids(self, nnmodel: Any, api: Any, seq_len: int) -> dict[str, Grid]:
+    def grids(
+        self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
+    ) -> dict[str, Grid]:
         """Site name to its cells, for prompts of `seq_len` tokens.
 
         Raises:
-            PatchingError: a component, layer, head or position that is not there.
+            PatchingError: a component, layer, head or position that is not there, or a strategy
+                that needs the prompts, and there are none.
         """
         model = module_of(nnmodel)
         adapter = find_adapter(api, model)
@@ -161,15 +173,13 @@ class Sites:
                 f"{', '.join(map(repr, components))} "
                 f"{'have' if len(components) > 1 else 'has'} no heads"
             )
-        groups = groups_of(self.strategy, seq_len)
-        return {name: self._grid(adapter, name, groups, seq_len, model) for name in components}
+        expansion = expansion_of(self.strategy, seq_len, prompts)
+        return {name: self._grid(adapter, name, expansion, model) for name in components}
 
-    def _grid(
-        self, api: ModelAPI, name: str, groups: Sequence[Group], seq_len: int, model: nn.Module
-    ) -> Grid:
+    def _grid(self, api: ModelAPI, name: str, expansion: Expansion, model: nn.Module) -> Grid:
         axes = [Axis("layer", tuple(range(n_layers(api, model))))]
-        if self.strategy.one_by_one:
-            axes.append(Axis("position", tuple(range(seq_len))))
+        if expansion.axis is not None:
+            axes.append(Axis(expansion.axis, expansion.labels))
         kind = find_component(api, name).heads
         if kind is not None:
             axes.append(Axis(_HEAD_AXES[kind], tuple(range(n_heads(api, model, name)))))
@@ -179,11 +189,22 @@ class Sites:
             raise LayerError(f"no layer of this model has {name!r}")
         for layer in having if self.layers is None else self.layers:
             heads = self._heads(api, model, layer, name)
-            for group in groups:
-                position = [group[0]] if self.strategy.one_by_one else []
+            for cell in expansion.cells:
+                place = [] if cell.label is None else [cell.label]
                 for head in heads:
-                    index.append((layer, *position, *([] if head is None else [head])))
-                    sites.append(Site(api, component, layer, head, group, asked=name))
+                    index.append((layer, *place, *([] if head is None else [head])))
+                    sites.append(
+                        Site(
+                            api,
+                            component,
+                            layer,
+                            head,
+                            cell.seq_pos,
+                            source_seq_pos=cell.source,
+                            asked=name,
+                            where=cell.name,
+                        )
+                    )
         return Grid(tuple(axes), tuple(index), tuple(sites))
 
     def _heads(
@@ -198,11 +219,12 @@ class Sites:
         return [check_head(head, name, component, count) for head in wanted]
 
 
-def _seq_len(tokens: Tensor | PromptPairs) -> int:
-    """The width of the prompts; `TokensError` where they are none."""
-    given = tokens.target_tokens if isinstance(tokens, PromptPairs) else tokens
-    check_tokens("tokens", given)
-    return given.shape[1]
+def _prompts(tokens: Tensor | PromptPairs) -> PromptBatch:
+    """The prompts; `TokensError` where they are none."""
+    if isinstance(tokens, PromptPairs):
+        return tokens.batch
+    check_tokens("tokens", tokens)
+    return PromptBatch(Batch(tokens, torch.ones_like(tokens, dtype=torch.int64)))
 
 
 def _site_list(sites: Any) -> tuple[AnySite, ...]:
@@ -227,10 +249,13 @@ class SiteList:
         self, nnmodel: Any, api: Any, tokens: Tensor | PromptPairs
     ) -> dict[str, list[AnySite]]:
         """Site name to the list of its sites, in the order of the list."""
-        grids = self.grids(nnmodel, api, _seq_len(tokens))
+        prompts = _prompts(tokens)
+        grids = self.grids(nnmodel, api, prompts.seq_len, prompts)
         return {name: list(grid.sites) for name, grid in grids.items()}
 
-    def grids(self, nnmodel: Any, api: Any, seq_len: int) -> dict[str, Grid]:
+    def grids(
+        self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
+    ) -> dict[str, Grid]:
         """Site name to its cells; each site keeps the adapter that it was made with.
 
         Raises:
@@ -277,35 +302,45 @@ def _component_names(names: Any) -> tuple[str, ...]:
     return given
 
 
-def _strategy(seq_pos_type: Any, seq_pos: Any) -> SeqPos:
+def _strategy(seq_pos_type: Any, seq_pos: Any, source: Any) -> SeqPos | PlacedSeqPos:
     if isinstance(seq_pos_type, str) or seq_pos_type is None:
-        return make_strategy("all" if seq_pos_type is None else seq_pos_type, seq_pos)
-    if isinstance(seq_pos_type, type) or not isinstance(seq_pos_type, SeqPos):
+        return make_strategy("all" if seq_pos_type is None else seq_pos_type, seq_pos, source)
+    if isinstance(seq_pos_type, type) or not isinstance(seq_pos_type, SeqPos | PlacedSeqPos):
         raise UnknownNameError(
             f"seq_pos_type must be a strategy, the name of one or None, got {shown(seq_pos_type)}"
         )
-    if seq_pos is not None:
-        raise PositionError(
-            f"seq_pos={shown(seq_pos)} means nothing beside the strategy object {seq_pos_type!r}"
-        )
+    for name, value in (("seq_pos", seq_pos), ("source_seq_pos", source)):
+        if value is not None:
+            raise PositionError(
+                f"{name}={shown(value)} means nothing beside the strategy object "
+                f"{shown(seq_pos_type)}"
+            )
     return seq_pos_type
 
 
-def make_strategy(name: str, seq_pos: Any = None) -> SeqPos:
-    """The strategy that `seq_pos_type=name, seq_pos=seq_pos` stands for.
+def make_strategy(name: str, seq_pos: Any = None, source: Any = None) -> SeqPos | PlacedSeqPos:
+    """The strategy that `seq_pos_type=name, seq_pos=seq_pos, source_seq_pos=source` stands for.
 
     Raises:
         UnknownNameError: no such strategy.
-        PositionError: `seq_pos` is missing, malformed, or given where it means nothing.
+        PositionError: an argument is missing, malformed, or given where it means nothing.
     """
     factory = find_seq_pos(name)
-    parameters = inspect.signature(factory).parameters.values()
+    parameters = inspect.signature(factory).parameters
     named = "None" if name == "all" else repr(name)
-    if seq_pos is None and any(each.default is each.empty for each in parameters):
+    if seq_pos is None and any(each.default is each.empty for each in parameters.values()):
         raise PositionError(f"seq_pos_type={named} needs seq_pos=")
     if seq_pos is not None and not parameters:
         raise PositionError(f"seq_pos={shown(seq_pos)} means nothing with seq_pos_type={named}")
-    strategy = factory() if seq_pos is None else factory(seq_pos)
-    if not isinstance(strategy, SeqPos):
+    given = [] if seq_pos is None else [seq_pos]
+    if source is not None:
+        if "source" not in parameters:
+            raise PositionError(
+                f"source_seq_pos={shown(source)} means nothing with seq_pos_type={named}: it goes "
+                "with 'custom' and 'custom_constant'"
+            )
+        given.append(source)
+    strategy = factory(*given)
+    if not isinstance(strategy, SeqPos | PlacedSeqPos):
         raise PositionError(f"seq_pos_type={named} stands for {strategy!r}, which is no strategy")
     return strategy

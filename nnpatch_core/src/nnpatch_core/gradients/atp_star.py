@@ -6,7 +6,7 @@ to components" (2024).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 import torch
@@ -17,6 +17,7 @@ from nnpatch_core.errors import GradientError
 from nnpatch_core.gradients.attention import Attention, AttentionPlaces, attention_places
 from nnpatch_core.gradients.first_order import Estimator
 from nnpatch_core.gradients.terms import Terms
+from nnpatch_core.seq_pos import Positions
 from nnpatch_core.tracing import Patches
 
 #: The components that the QK fix is for.
@@ -74,7 +75,7 @@ class AtPStar:
         """The first-order estimate, with the QK fix: `[cells, batch]`."""
         gradients = self._plain(cotangent)
         total = self.estimator.empty()
-        for terms in self._simple().values():
+        for terms in self._simple():
             self.estimator.add(total, terms, gradients)
         for layer, attention in self.fixed.items():
             self._add_fixed(total[None], layer, gradients[attention.o.location][None])
@@ -89,21 +90,21 @@ class AtPStar:
         """
         estimator = self.estimator
         plain = self._plain(cotangent)
-        first = min(place.layer for place in estimator.terms)
+        first = min(terms.place.layer for terms in estimator.terms)
         unheld = estimator.empty()
         total = estimator.empty()
         simple = self._simple()
-        for terms in simple.values():
+        for terms in simple:
             estimator.add(unheld, terms, plain)
         at_heads = {layer: [plain[each.o.location]] for layer, each in self.fixed.items()}
         for held in range(first, self._n_layers):
-            below = {place: terms for place, terms in simple.items() if _below(place, held)}
+            below = [terms for terms in simple if _below(terms.place, held)]
             heads = [each.o for layer, each in self.fixed.items() if layer < held]
-            wanted = estimator.activations([*below, *heads])
+            wanted = estimator.activations([*(terms.place for terms in below), *heads])
             cotangents = plain[_end(self._path, held)]
             gradients = estimator.graph.gradients_held(held, cotangents, wanted)
             this = estimator.empty()
-            for terms in below.values():
+            for terms in below:
                 estimator.add(this, terms, gradients)
             total += this.abs()
             for place in heads:
@@ -138,7 +139,7 @@ class AtPStar:
         """The gradients at all places, at the heads of fixed layers, and at the ends of layers."""
         graph = self.estimator.graph
         heads = [attention.o for attention in self.fixed.values()]
-        wanted = self.estimator.activations([*self._simple(), *heads])
+        wanted = self.estimator.activations([*(terms.place for terms in self._simple()), *heads])
         for layer in graph.outputs:
             end = _end(self._path, layer)
             wanted[end] = graph.activations[end]
@@ -146,40 +147,39 @@ class AtPStar:
         self.tick()
         return gradients
 
-    def _simple(self) -> dict[Place, Terms]:
+    def _simple(self) -> list[Terms]:
         """The places without those of the QK fix."""
         terms = self.estimator.terms
-        return {place: terms[place] for place in terms if not (self.fixed and place.name in FIXED)}
+        return [each for each in terms if not (self.fixed and each.place.name in FIXED)]
 
     def _add_fixed(self, total: Tensor, layer: int, gradients: Tensor) -> None:
         """Add the effects of a layer's queries and keys to `total` `[many, cells, batch]`."""
         estimator = self.estimator
-        here = {
-            place.name: terms
-            for place, terms in estimator.terms.items()
-            if place.layer == layer and place.name in FIXED
-        }
-        if not here:
-            return
-        groups = here["k"].groups if "k" in here else ()
-        attention = Attention(
-            estimator.patches.nnmodel,
-            estimator.graph,
-            self.fixed[layer],
-            estimator.intervention,
-            self.rows,
-        )
+        by_alignment: dict[Positions | None, dict[str, Terms]] = {}
+        for terms in estimator.terms:
+            if terms.place.layer == layer and terms.place.name in FIXED:
+                by_alignment.setdefault(terms.alignment, {})[terms.place.name] = terms
         kind = torch.promote_types(gradients.dtype, torch.float32)
-        queries, keys = attention.effects(gradients.to(kind), "q" in here, groups)
-        for name, effects in (("q", queries), ("k", keys)):
-            if effects is not None:
-                here[name].add(total, effects)
+        for alignment, here in by_alignment.items():
+            groups = here["k"].groups if "k" in here else ()
+            attention = Attention(
+                estimator.patches.nnmodel,
+                estimator.graph,
+                self.fixed[layer],
+                estimator.intervention,
+                alignment,
+                self.rows,
+            )
+            queries, keys = attention.effects(gradients.to(kind), "q" in here, groups)
+            for name, effects in (("q", queries), ("k", keys)):
+                if effects is not None:
+                    here[name].add(total, effects)
 
-    def _times(self, places: Mapping[Place, Terms], count: Callable[[Place], int]) -> Tensor:
+    def _times(self, every: Iterable[Terms], count: Callable[[Place], int]) -> Tensor:
         """A number for each cell, by its place."""
         times = torch.zeros(len(self.estimator.patches.cells), dtype=torch.float64, device="cpu")
-        for place, terms in places.items():
-            times[terms.cells] = count(place)
+        for terms in every:
+            times[terms.cells] = count(terms.place)
         return times
 
 

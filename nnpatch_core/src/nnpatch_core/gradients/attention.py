@@ -20,7 +20,7 @@ from nnpatch_core.adapters import Location, ModelAPI, Place, heads_of, place_of,
 from nnpatch_core.errors import GradientError
 from nnpatch_core.gradients.graph import Graph
 from nnpatch_core.gradients.terms import own_columns
-from nnpatch_core.seq_pos import Group
+from nnpatch_core.seq_pos import Positions
 from nnpatch_core.tracing import (
     Intervention,
     PatchedTokens,
@@ -31,6 +31,7 @@ from nnpatch_core.tracing import (
     put,
     read,
     skip,
+    tokens_of,
     write,
 )
 
@@ -95,6 +96,7 @@ class Attention:
         graph: the forward that it was run in, which has its places.
         places: its places.
         intervention: what is put at its queries and keys.
+        alignment: where that comes from; None is each token's own position.
         rows: how many rows may run together.
     """
 
@@ -102,10 +104,11 @@ class Attention:
     graph: Graph
     places: AttentionPlaces
     intervention: Intervention
+    alignment: Positions | None
     rows: int
 
     def effects(
-        self, cotangents: Tensor, queries: bool, groups: Sequence[Group]
+        self, cotangents: Tensor, queries: bool, groups: Sequence[Positions]
     ) -> tuple[Tensor | None, Tensor | None]:
         """The effect of other queries, and of other keys, on the logits weighted by `cotangents`.
 
@@ -176,7 +179,7 @@ class Attention:
                 f"model, off by {gap:.3g} where rounding explains {allowed:.3g}"
             )
 
-    def _run(self, jobs: Sequence[tuple[int, int]], groups: Sequence[Group]) -> Tensor:
+    def _run(self, jobs: Sequence[tuple[int, int]], groups: Sequence[Positions]) -> Tensor:
         """The mix of values that the heads hand on, `[jobs, seq, width]`."""
         o = self.places.o
         path = f"{o.api.layers}.{o.layer}.{self.places.module}"
@@ -203,16 +206,22 @@ class Attention:
         return handed[0]
 
     def _projections(
-        self, jobs: Sequence[tuple[int, int]], groups: Sequence[Group]
+        self, jobs: Sequence[tuple[int, int]], groups: Sequence[Positions]
     ) -> dict[Location, Tensor]:
         """The outputs of the projections in each row, `[jobs, seq, width]` for each location."""
         which = torch.tensor([prompt for prompt, _ in jobs], device="cpu")
         kinds = torch.tensor([kind for _, kind in jobs], device="cpu")
-        real = self.intervention.mask.bool().cpu()[which]
+        put_at = tokens_of(self.intervention.mask, self.alignment)
+        real = torch.zeros(self.intervention.mask.shape, dtype=torch.bool, device="cpu")
+        real[put_at.prompts, put_at.positions] = True
+        sources = torch.zeros(real.shape, dtype=torch.int64, device="cpu")
+        sources[put_at.prompts, put_at.positions] = put_at.sources
+        real = real[which]
         at_keys = torch.zeros_like(real)
         for number, group in enumerate(groups):
             rows = (kinds == number).nonzero().flatten()
-            at_keys[rows[:, None], torch.tensor(group, device="cpu")] = True
+            own = group.mask(real.shape[1])
+            at_keys[rows] = own[which[rows]] if len(own) > 1 else own
         patched = {"q": (kinds == _QUERIES)[:, None] & real, "k": at_keys & real}
         values: dict[Location, Tensor] = {}
         for place in self.places.projections:
@@ -222,7 +231,10 @@ class Attention:
             if place.name in patched:
                 value = values[place.location]
                 rows, positions = patched[place.name].nonzero().T
-                tokens = PatchedTokens(rows, torch.zeros_like(rows), which[rows], positions)
+                prompts = which[rows]
+                tokens = PatchedTokens(
+                    rows, torch.zeros_like(rows), prompts, positions, sources[prompts, positions]
+                )
                 own = own_columns(place, None, value).nonzero().flatten()
                 put(value, place, tokens, self.intervention, columns=own[None].cpu())
         return values

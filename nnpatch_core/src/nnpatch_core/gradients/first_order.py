@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -25,14 +25,14 @@ class Estimator:
         batch: the target prompts.
         intervention: what is put there.
         graph: the target run.
-        terms: the terms of each place.
+        terms: the terms of each place and alignment.
     """
 
     patches: Patches
     batch: Batch
     intervention: Intervention
     graph: Graph
-    terms: Mapping[Place, Terms]
+    terms: Sequence[Terms]
 
     def empty(self) -> Tensor:
         """Zeros, `[cells, batch]`, in float64."""
@@ -76,14 +76,14 @@ def joint(
 
     def visit(traced: Any) -> None:
         for site in patches.cells[cell].sites:
-            place, location = site.place, site.place.location
+            place, location, at = site.place, site.place.location, site.positions
             activation = read(traced, place, shape)
             own = _own(site, activation)
             if location not in leaves:
                 leaves[location] = activation.detach().clone().requires_grad_()
                 patched[location] = torch.zeros_like(own)
-                differences[location] = change(intervention, place, activation, cell)
-            moved = change(intervention, place, leaves[location], cell)
+                differences[location] = change(intervention, place, activation, at, cell)
+            moved = change(intervention, place, leaves[location], at, cell)
             differences[location] = torch.where(own, moved, differences[location])
             patched[location] = patched[location] | own
             write(traced, place, torch.where(patched[location], leaves[location], activation))
@@ -102,7 +102,6 @@ def joint(
 
 
 def _own(site: BoundSite, activation: Tensor) -> Tensor:
-    """`[1, seq, width]`, bool: the part of an activation that a site is."""
-    positions = torch.zeros(activation.shape[1], dtype=torch.bool, device=activation.device)
-    positions[list(site.positions)] = True
-    return positions[None, :, None] & own_columns(site.place, site.head, activation)
+    """`[batch or 1, seq, width]`, bool: the part of an activation that a site is."""
+    positions = site.positions.mask(activation.shape[1]).to(activation.device)
+    return positions[..., None] & own_columns(site.place, site.head, activation)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -11,32 +12,48 @@ from torch import Tensor
 from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.components import OWN_TOKEN
-from nnpatch_core.seq_pos import Group
-from nnpatch_core.tracing import BoundSite, Cell, Intervention, as_patched, differs
+from nnpatch_core.seq_pos import NONE, Positions
+from nnpatch_core.tracing import BoundSite, Intervention, Patches, as_patched, differs
 
 
 @attrs.frozen(eq=False)
 class Terms:
-    """Which effects at one place are added up to which cells; tensors have one number for a term.
+    """Which effects at one place are added up to which cells.
 
     Args:
         place: the place.
+        alignment: where the values come from, in all of these; see `Patches.alignments`.
         cells: `[terms]`, the cell's number.
-        slots: `[terms]`, a position, or the number of a group of positions.
+        slots: `[terms]`, a position, or the number of a group of positions; `[terms, batch]` where
+            each prompt has a position of its own, -1 for none.
         heads: `[terms]`, a head, or -1 for all columns.
         groups: the groups that `slots` number; empty where they are positions.
     """
 
     place: Place
+    alignment: Positions | None
     cells: Tensor
     slots: Tensor
     heads: Tensor
-    groups: tuple[Group, ...] = ()
+    groups: tuple[Positions, ...] = ()
 
     def add(self, total: Tensor, effects: Tensor) -> None:
         """Add effects `[..., batch, slots, heads + 1]` to `total` `[..., cells, batch]`."""
-        chosen = effects[..., self.slots, self.heads].transpose(-1, -2)
+        if self.slots.ndim == 1:
+            chosen = effects[..., self.slots, self.heads].transpose(-1, -2)
+        else:
+            prompts = torch.arange(effects.shape[-3], device="cpu")
+            chosen = effects[..., prompts, self.slots.clamp(min=0), self.heads[:, None]]
+            none = (self.slots == NONE).to(chosen.device)
+            chosen = torch.where(none, 0, chosen)
         total.index_add_(-2, self.cells, chosen.to(total.device, total.dtype))
+
+    def rows(self, chunk: slice) -> Terms:
+        """Those of some prompts."""
+        slots = self.slots if self.slots.ndim == 1 else self.slots[:, chunk]
+        alignment = None if self.alignment is None else self.alignment.rows(chunk)
+        groups = tuple(group.rows(chunk) for group in self.groups)
+        return attrs.evolve(self, slots=slots, alignment=alignment, groups=groups)
 
     def by_cell(self, intervention: Intervention) -> Iterator[tuple[int, Terms]]:
         """The terms of each cell, where the value depends on it; else all of them at once.
@@ -56,27 +73,63 @@ class Terms:
             )
 
 
-def terms_of(cells: Mapping[int, Cell], grouped: Sequence[str] = ()) -> dict[Place, Terms]:
-    """The terms of each place.
+@attrs.define
+class _Gathered:
+    """The terms of one place, as far as they were found: columns of numbers."""
+
+    cells: list[int] = attrs.field(factory=list)
+    heads: list[int] = attrs.field(factory=list)
+    slots: list[Any] = attrs.field(factory=list)
+    groups: dict[Positions, int] = attrs.field(factory=dict)
+
+    def add(self, cell: int, head: int | None, positions: Positions, grouped: bool) -> None:
+        """Add the terms of a site."""
+        if grouped:
+            slots: list[Any] = [self.groups.setdefault(positions, len(self.groups))]
+        elif len(positions.at) == 1:
+            slots = list(positions.groups[0])
+        else:
+            slots = list(positions.at.T)
+        self.slots += slots
+        self.cells += [cell] * len(slots)
+        self.heads += [-1 if head is None else head] * len(slots)
+
+    def numbers(self) -> Tensor:
+        """The slots, `[terms]` or `[terms, batch]`."""
+        if not any(isinstance(slot, Tensor) for slot in self.slots):
+            return torch.tensor(self.slots, dtype=torch.int64, device="cpu")
+        each = [torch.as_tensor(slot, dtype=torch.int64, device="cpu") for slot in self.slots]
+        batch = max(len(slot) for slot in each if slot.ndim)
+        return torch.stack([slot.expand(batch) for slot in each])
+
+
+def terms_of(
+    patches: Patches, cells: Iterable[int], grouped: Sequence[str] = ()
+) -> tuple[Terms, ...]:
+    """The terms of each place and alignment, in the order in which they are met.
 
     Args:
-        cells: what is patched, by number.
+        patches: what is patched.
+        cells: the numbers of the cells that are wanted.
         grouped: components of which a group of positions is one term.
     """
-    gathered: dict[Place, tuple[list[tuple[int, int, int]], dict[Group, int]]] = {}
-    for number, cell in cells.items():
-        for site in cell.sites:
-            items, groups = gathered.setdefault(site.place, ([], {}))
-            head = -1 if site.head is None else site.head
-            if site.place.name in grouped:
-                items.append((number, groups.setdefault(site.positions, len(groups)), head))
-            else:
-                items.extend([(number, position, head) for position in site.positions])
-    terms = {}
-    for place, (items, groups) in gathered.items():
-        numbers, slots, heads = torch.tensor(items, dtype=torch.int64, device="cpu").T
-        terms[place] = Terms(place, numbers, slots, heads, tuple(groups))
-    return terms
+    gathered: dict[tuple[Place, Positions | None], _Gathered] = {}
+    for number in cells:
+        for site in patches.cells[number].sites:
+            key = (site.place, patches.alignment(site.positions))
+            own = gathered.setdefault(key, _Gathered())
+            own.add(number, site.head, site.positions, site.place.name in grouped)
+    return tuple(
+        Terms(
+            place,
+            alignment,
+            torch.tensor(own.cells, dtype=torch.int64, device="cpu"),
+            own.numbers(),
+            torch.tensor(own.heads, dtype=torch.int64, device="cpu"),
+            tuple(own.groups),
+        )
+        for (place, alignment), own in gathered.items()
+    )
 
 
 def are_apart(sites: Sequence[BoundSite]) -> bool:
@@ -85,8 +138,12 @@ def are_apart(sites: Sequence[BoundSite]) -> bool:
         return True
     if len({site.place for site in sites}) > 1 or len({site.head is None for site in sites}) > 1:
         return False
-    parts = [(site.head, position) for site in sites for position in site.positions]
-    return len(set(parts)) == len(parts)
+    prompts = max(len(site.positions.at) for site in sites)
+    for prompt in range(prompts):
+        parts = [(site.head, at) for site in sites for at in site.positions.group(prompt)]
+        if len(set(parts)) < len(parts):
+            return False
+    return True
 
 
 def by_head(product: Tensor, columns: Tensor | None) -> Tensor:
@@ -118,7 +175,13 @@ def effect(gradient: Tensor, difference: Tensor, columns: Tensor | None) -> Tens
     return by_head(product, columns)
 
 
-def change(intervention: Intervention, place: Place, activation: Tensor, cell: int = 0) -> Tensor:
+def change(
+    intervention: Intervention,
+    place: Place,
+    activation: Tensor,
+    positions: Positions | None = None,
+    cell: int = 0,
+) -> Tensor:
     """The value put less the one that was there, `[batch, seq, width]`, in float32 at least.
 
     It is 0 where nothing is put.
@@ -127,11 +190,12 @@ def change(intervention: Intervention, place: Place, activation: Tensor, cell: i
         intervention: what is put there.
         place: where.
         activation: `[batch, seq, width]`, what was there.
+        positions: only at these, with their sources; None is all.
         cell: the number of the cell, for an intervention that looks at it.
     """
     kind = torch.promote_types(activation.dtype, torch.float32)
     before = activation.detach().to(kind)
-    difference = as_patched(before, place, intervention, cell=cell) - before
+    difference = as_patched(before, place, intervention, positions, cell) - before
     real = intervention.mask.bool().to(difference.device)
     # Chosen, not subtracted: padding may hold anything, nan included.
     return torch.where(real[..., None], difference, 0.0)
@@ -151,12 +215,12 @@ def add_effects(
     """
     columns = terms.place.columns(activation.shape[-1])
     for cell, own in terms.by_cell(intervention):
-        difference = change(intervention, terms.place, activation, cell)
+        difference = change(intervention, terms.place, activation, terms.alignment, cell)
         own.add(total, effect(gradient, difference, columns))
 
 
 def still(
-    terms: Mapping[Place, Terms],
+    terms: Iterable[Terms],
     cells: int,
     activations: Mapping[Location, Tensor],
     intervention: Intervention,
@@ -180,10 +244,10 @@ def still(
     real = intervention.mask.bool().cpu()[..., None]
     # Counted for each cell: what differs, what is read, what of it differs, and what there is.
     counts = torch.zeros(4, cells, len(real), dtype=torch.float32, device="cpu")
-    for each in terms.values():
+    for each in terms:
         place, activation = each.place, activations[each.place.location]
         for cell, own in each.by_cell(intervention):
-            other = differs(activation, place, intervention, cell=cell).cpu()
+            other = differs(activation, place, intervention, each.alignment, cell).cpu()
             own_token = place.layer == place.n_layers - 1 and place.name in OWN_TOKEN
             # After the last layer only the tokens are looked at whose logits are read.
             seen = batch.looked_at if own_token else batch.reaching
@@ -194,8 +258,9 @@ def still(
     return elided, unmoved & (away | ~elided) & ~absent
 
 
-def _by_slot(masks: Tensor, groups: Sequence[Group]) -> Tensor:
+def _by_slot(masks: Tensor, groups: Sequence[Positions]) -> Tensor:
     """`[..., seq, heads or 1]` as `[..., slots, heads + 1]`; the last head is any of them."""
     if groups:
-        masks = torch.stack([masks[..., list(group), :].any(-2) for group in groups], dim=-2)
+        here = [group.mask(masks.shape[-2])[..., None] for group in groups]
+        masks = torch.stack([(masks & own).any(-2) for own in here], dim=-2)
     return masks if masks.shape[-1] == 1 else torch.cat([masks, masks.any(-1, True)], -1)

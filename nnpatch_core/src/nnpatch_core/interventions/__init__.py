@@ -15,8 +15,8 @@ from nnpatch_core.interventions.arguments import (
 )
 from nnpatch_core.interventions.averages import cache_average
 from nnpatch_core.interventions.constants import Recorded, Zeros
-from nnpatch_core.interventions.inputs import read_batch
-from nnpatch_core.interventions.pairs import both_present, differs_of, read_pairs, read_two
+from nnpatch_core.interventions.inputs import read_batch, read_spans
+from nnpatch_core.interventions.pairs import differs_of, patchable, read_pairs, read_two
 
 __all__ = [
     "AS_TARGET",
@@ -26,14 +26,15 @@ __all__ = [
     "RunArguments",
     "Zeros",
     "ablated_arguments",
-    "both_present",
     "cache_average",
     "check_ablation",
     "differs_of",
     "pair_arguments",
+    "patchable",
     "read_ablation",
     "read_batch",
     "read_pairs",
+    "read_spans",
     "read_two",
     "run_arguments",
 ]

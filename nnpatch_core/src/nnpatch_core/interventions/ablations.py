@@ -16,11 +16,12 @@ from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments
-from nnpatch_core.interventions.inputs import read_batch, read_batches
+from nnpatch_core.interventions.inputs import read_batch, read_batches, read_spans
 from nnpatch_core.interventions.measuring import check_data, reading_for, sweep_context
 from nnpatch_core.interventions.values import draw, means, resampled, zeros
 from nnpatch_core.metrics import Metric, MetricContext, Reading, is_comparing
 from nnpatch_core.results import Baseline, Prompts, Scale
+from nnpatch_core.seq_pos import Span
 from nnpatch_core.sweep import (
     Sweep,
     Values,
@@ -29,6 +30,7 @@ from nnpatch_core.sweep import (
     label_prompts,
     run_unpatched,
 )
+from nnpatch_core.tracing import Patches
 
 
 @attrs.frozen(eq=False)
@@ -85,6 +87,7 @@ class AblationRuns:
         others: `[batch]`, those to compare with, for metrics that need them.
         other_name: the argument that gives these.
         prompts: the prompts, with their texts.
+        spans: parts of the prompts, by name.
         ablation: the method.
         reference: the data set of a mean; None is the prompts themselves.
         per_position: whether each position is averaged apart.
@@ -98,6 +101,7 @@ class AblationRuns:
     others: Tensor | None
     other_name: str
     prompts: Prompts
+    spans: Mapping[str, Span]
     ablation: str
     reference: Iterable[Batch] | None
     per_position: bool
@@ -116,9 +120,8 @@ class AblationRuns:
         """See `Runs.batches`."""
         return {"target": self.target}
 
-    @property
-    def mask(self) -> Tensor:
-        """See `Runs.mask`."""
+    def mask_of(self, patches: Patches) -> Tensor:
+        """See `Runs.mask_of`."""
         return self.target.mask
 
     @property
@@ -159,7 +162,7 @@ class AblationRuns:
     def read_by(self, metrics: Mapping[str, Metric], vocab: int | None) -> Self:
         """See `Runs.read_by`."""
         answers, batches = (self.answers, self.others), (self.target, self.target)
-        reading = reading_for(metrics, answers, batches, self.data, vocab)
+        reading = reading_for(metrics, answers, batches, self.data, vocab, self.spans)
         if reading is None:
             return self
         target = attrs.evolve(self.target, read=reading.target)
@@ -262,6 +265,7 @@ def read_ablation(
         others,
         named("other_answer_index"),
         label_prompts(nnmodel, target, target, given.tokenizer),
+        read_spans(given.spans, len(target), target.seq_len),
         ablation.method,
         data,
         ablation.per_position,

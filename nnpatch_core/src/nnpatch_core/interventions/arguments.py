@@ -24,6 +24,7 @@ class PairArguments:
     source_attention_mask: Any = None
     target_attention_mask: Any = None
     tokenizer: Any = None
+    spans: Any = None
 
 
 @attrs.frozen(eq=False)
@@ -35,6 +36,7 @@ class RunArguments:
     other_answer_index: Any = None
     attention_mask: Any = None
     tokenizer: Any = None
+    spans: Any = None
 
 
 #: The names that `attribution_patching` has for the arguments of an ablation's one run: its prompts
@@ -101,6 +103,7 @@ def ablated_arguments(
         given.target_answer_index,
         mask,
         given.tokenizer,
+        given.spans,
     )
 
 

@@ -63,7 +63,13 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
     with evaluating(model):
         for batch in read_batches(traced, "the data set", batches):
             for site in wanted:
-                if not bool(batch.mask[:, list(site.group(batch.seq_len))].all()):
+                positions = site.positions(batch.seq_len)
+                if len(positions.at) not in (1, len(batch)):
+                    raise TokensError(
+                        f"site {site.label} has positions of {len(positions.at)} prompts, and a "
+                        f"batch of the data set has {len(batch)}: name positions for all prompts"
+                    )
+                if not bool((positions.picked(batch.mask.bool().cpu()) | (positions.at < 0)).all()):
                     raise TokensError(
                         f"site {site.label} meets padding in a batch of the data set, whose "
                         "prompts are too short for a mean there; name positions from the end"

@@ -29,7 +29,7 @@ class Recorded:
         """See `Intervention.patched`."""
         whole = self.activations[place.location]
         prompts = tokens.prompts if len(whole) > 1 else torch.zeros_like(tokens.prompts)
-        values = whole[prompts.to(whole.device), tokens.positions.to(whole.device)]
+        values = whole[prompts.to(whole.device), tokens.sources.to(whole.device)]
         return values.to(device=there.device, dtype=there.dtype)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +10,9 @@ from torch import Tensor
 from nnpatch_core._models import module_of, most_tokens, pad_id, vocab_size
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch, make_batch
-from nnpatch_core.errors import MaskError, TokensError
+from nnpatch_core.errors import MaskError, PositionError, TokensError
 from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.seq_pos import LAST, NONE, Span
 
 
 def read_batch(
@@ -86,3 +87,39 @@ def one_mask(run: str, both: Tensor | None, own: Tensor | None) -> Tensor | None
             "the first is for both runs, so give one of them"
         )
     return both if own is None else own
+
+
+def read_spans(spans: Any, batch: int, seq_len: int) -> dict[str, Span]:
+    """Parts of the prompts by name, as a `PromptPairs` has them, checked.
+
+    Raises:
+        PositionError: they are no spans of these prompts.
+    """
+    if spans is None:
+        return {}
+    if not isinstance(spans, Mapping):
+        raise PositionError(f"spans must be a mapping from names to Span, got {shown(spans)}")
+    for name, span in spans.items():
+        if not isinstance(name, str) or not name or name == LAST:
+            raise PositionError(
+                f"a span is named by a text, and not {LAST!r}, which is each prompt's last token: "
+                f"got {shown(name)}"
+            )
+        if not isinstance(span, Span):
+            raise PositionError(f"span {name!r} must be a Span, got {shown(span)}")
+        for side, ends in (("source", span.source), ("target", span.target)):
+            if not isinstance(ends, Tensor) or ends.shape != (batch, 2):
+                got = list(ends.shape) if isinstance(ends, Tensor) else type(ends).__name__
+                raise PositionError(
+                    f"span {name!r} must have the shape [batch, 2] = [{batch}, 2] in the {side} "
+                    f"prompts, got {got}"
+                )
+            lacks = (ends == NONE).all(1)
+            inside = (ends[:, 0] >= 0) & (ends[:, 0] < ends[:, 1]) & (ends[:, 1] <= seq_len)
+            wrong = (~(lacks | inside)).nonzero().flatten().tolist()
+            if wrong:
+                raise PositionError(
+                    f"span {name!r} is {ends[wrong[0]].tolist()} in {side} prompt {wrong[0]} of "
+                    f"{seq_len} tokens; it must be the first token and the one behind the last"
+                )
+    return dict(spans)

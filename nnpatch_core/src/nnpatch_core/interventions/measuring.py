@@ -1,4 +1,4 @@
-"""What metrics are told of the runs: answers, data, tokens, and where their logits are read."""
+"""The runs as metrics see them: answers, data, tokens, and where their logits are read."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from nnpatch_core.metrics import (
     check_metrics,
     reading_of,
 )
+from nnpatch_core.seq_pos import PromptBatch, Span, Spans
 
 #: `[batch]`, what the source run and the target run call for.
 Answers: TypeAlias = tuple[Tensor, "Tensor | None"]
@@ -68,7 +69,7 @@ def reading_for(
     batches: tuple[Batch, Batch],
     data: Mapping[str, Tensor],
     vocab: int | None,
-    spans: SpanFinder | None = None,
+    spans: Mapping[str, Span],
     *,
     last: bool = False,
 ) -> Reading | None:
@@ -80,7 +81,7 @@ def reading_for(
         batches: the source run and the target run.
         data: for metrics, by name.
         vocab: how many ids the vocabulary has, if the model says.
-        spans: finds the positions of a span by its name; None where the prompts have no spans.
+        spans: parts of the prompts, by name.
         last: whether those of the last token are looked at in any case.
 
     Raises:
@@ -100,7 +101,21 @@ def reading_for(
         for batch in batches
     )
     check_metrics(metrics, source, target)
-    return reading_of(metrics, source, target, spans, last=last)
+    own = None if batches[0] is batches[1] else batches[0]
+    found = _finder(PromptBatch(batches[1], own, spans))
+    return reading_of(metrics, source, target, found, last=last)
+
+
+def _finder(prompts: PromptBatch) -> SpanFinder:
+    """Finds the last token of a span in both runs."""
+
+    def find(name: str) -> tuple[Tensor, Tensor]:
+        (cell,) = Spans([name]).place(prompts)
+        target = torch.tensor(cell.positions, dtype=torch.int64, device="cpu")
+        sources = cell.positions if cell.source is None else cell.source
+        return torch.tensor(sources, dtype=torch.int64, device="cpu"), target
+
+    return find
 
 
 def sweep_context(

@@ -14,10 +14,11 @@ from nnpatch_core.batch import Batch, check_answers, check_paired
 from nnpatch_core.errors import ConfidenceError, MetricError
 from nnpatch_core.interventions.arguments import PairArguments, pair_arguments
 from nnpatch_core.interventions.constants import Recorded
-from nnpatch_core.interventions.inputs import one_mask, read_batch
+from nnpatch_core.interventions.inputs import one_mask, read_batch, read_spans
 from nnpatch_core.interventions.measuring import check_data, reading_for, sweep_context
 from nnpatch_core.metrics import Metric, MetricContext, Reading, logit_difference
 from nnpatch_core.results import Baseline, Prompts, Scale
+from nnpatch_core.seq_pos import Span
 from nnpatch_core.sweep import (
     Sweep,
     Values,
@@ -26,7 +27,7 @@ from nnpatch_core.sweep import (
     label_prompts,
     run_unpatched,
 )
-from nnpatch_core.tracing import Intervention, record
+from nnpatch_core.tracing import Intervention, Patches, record
 
 
 def read_two(nnmodel: Any, given: PairArguments) -> tuple[Batch, Batch]:
@@ -43,8 +44,14 @@ def read_two(nnmodel: Any, given: PairArguments) -> tuple[Batch, Batch]:
     return source, target
 
 
-def both_present(source: Batch, target: Batch) -> Tensor:
-    """`[batch, seq]`: 1 where both prompts have a token, which is where one is patched."""
+def patchable(source: Batch, target: Batch, patches: Patches) -> Tensor:
+    """`[batch, seq]`: 1 where a prompt can be patched.
+
+    That is where both prompts have a token; where values come from other positions, each site knows
+    those that have one.
+    """
+    if patches.shifted:
+        return target.mask.to(source.mask.device)
     return source.mask * target.mask.to(source.mask.device)
 
 
@@ -67,6 +74,7 @@ class PairRuns:
         source_answers: `[batch]`, token ids.
         target_answers: `[batch]`, token ids.
         prompts: the prompts, with their texts.
+        spans: parts of the prompts, by name.
         confident: whether the model must prefer each run's own answer.
         data: `[batch, ...]` by name, for metrics.
         reading: where the metrics read the logits; None is the last token alone.
@@ -77,6 +85,7 @@ class PairRuns:
     source_answers: Tensor
     target_answers: Tensor
     prompts: Prompts
+    spans: Mapping[str, Span]
     confident: bool
     data: Mapping[str, Tensor] = attrs.field(factory=dict)
     reading: Reading | None = None
@@ -88,10 +97,9 @@ class PairRuns:
         """See `Runs.batches`."""
         return {"source": self.source, "target": self.target}
 
-    @property
-    def mask(self) -> Tensor:
-        """See `Runs.mask`."""
-        return both_present(self.source, self.target)
+    def mask_of(self, patches: Patches) -> Tensor:
+        """See `Runs.mask_of`."""
+        return patchable(self.source, self.target, patches)
 
     @property
     def changed(self) -> Booleans:
@@ -105,7 +113,7 @@ class PairRuns:
 
     def values(self, sweep: Sweep) -> Values:
         """See `Runs.values`."""
-        mask = self.mask
+        mask = self.mask_of(sweep.patches)
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
             places, store = some.patches.places, some.limits.store
@@ -128,7 +136,9 @@ class PairRuns:
     def read_by(self, metrics: Mapping[str, Metric], vocab: int | None) -> Self:
         """See `Runs.read_by`."""
         answers, batches = (self.source_answers, self.target_answers), (self.source, self.target)
-        reading = reading_for(metrics, answers, batches, self.data, vocab, last=self.confident)
+        reading = reading_for(
+            metrics, answers, batches, self.data, vocab, self.spans, last=self.confident
+        )
         if reading is None:
             return self
         source = attrs.evolve(self.source, read=reading.source)
@@ -172,6 +182,7 @@ def read_pairs(
         check_answers("source_answer_index", given.source_answer_index, count, vocab),
         check_answers("target_answer_index", given.target_answer_index, count, vocab),
         label_prompts(nnmodel, source, target, given.tokenizer),
+        read_spans(given.spans, len(source), source.seq_len),
         confident,
         check_data(metric_data, count),
     )

@@ -1,4 +1,4 @@
-"""What is declared of a metric: what it reads, and of whom its numbers are."""
+"""The declarations of a metric: which logits it reads, and of whom its numbers are."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def reads_positions(positions: PositionsRead) -> Callable[[_Function], _Function
             gives one for a `MetricContext` whose logits are nan still: it is called for the source
             run and for the target run, which have their own `tokens` and `mask`. What such a
             function gives may be padding in some prompts: the logits there are nan. A name is that
-            of a span, for prompts that have spans; `"last"` is the last token.
+            of a span, whose last token is meant; `"last"` is the prompt's last token.
 
     Raises:
         MetricError: it is put on something that cannot be called.

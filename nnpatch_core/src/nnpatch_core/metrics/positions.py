@@ -165,12 +165,7 @@ def _listed(
     parts = []
     for each in wanted:
         if isinstance(each, str) and each != LAST:
-            if spans is None:
-                raise MetricError(
-                    f"metric {name!r} reads the span {each!r}, and these prompts have no spans: "
-                    "name positions, or give prompts with spans"
-                )
-            parts.append(spans(each))
+            parts.append(_spanned(name, each, spans))
         else:
             position = -1 if each == LAST else strict_int(each, _of(name), MetricError)
             pair = [_every(len(context), [position]) for context in (source, target)]
@@ -178,6 +173,15 @@ def _listed(
     if not parts:
         raise MetricError(f"metric {name!r} declares with reads_positions no position")
     return torch.cat([each for each, _ in parts], 1), torch.cat([each for _, each in parts], 1)
+
+
+def _spanned(name: str, span: str, spans: SpanFinder | None) -> tuple[Tensor, Tensor]:
+    if spans is None:
+        raise MetricError(f"metric {name!r} reads the span {span!r}, and there are no spans here")
+    try:
+        return spans(span)
+    except PatchingError as error:
+        raise MetricError(f"metric {name!r} reads the span {span!r}: {error}") from error
 
 
 def _of(name: str) -> str:

@@ -20,6 +20,7 @@ from nnpatch_core.interventions import (
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
+from nnpatch_core.seq_pos import Span
 from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep import (
     Checkpoint,
@@ -45,6 +46,7 @@ def ablation_patching(
     per_position: bool = False,
     seed: int | None = None,
     attention_mask: Tensor | None = None,
+    spans: Mapping[str, Span] | None = None,
     metric: MetricSpec = "logit_difference",
     metric_data: Mapping[str, Tensor] | None = None,
     engine: str = "auto",
@@ -79,6 +81,8 @@ def ablation_patching(
         per_position: for `"mean"`: average each position, counted from the end, apart.
         seed: for `"resample"`: which prompts are drawn; None is 0.
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding.
+        spans: parts of the prompts by name, as tokens of the left-padded batch, for
+            `seq_pos_type="spans"`; a `PromptPairs` brings its own.
         metric: a metric's name, a callable, or several; `"kl_divergence"` is from the unablated
             run.
         metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
@@ -116,7 +120,9 @@ def ablation_patching(
     ablation = Ablation(method, reference, per_position, seed)
     check_ablation("method", ablation)
     check_engine(engine)
-    arguments = RunArguments(tokens, answer_index, other_answer_index, attention_mask, tokenizer)
+    arguments = RunArguments(
+        tokens, answer_index, other_answer_index, attention_mask, tokenizer, spans
+    )
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)
     traced = as_nnsight(nnmodel)

@@ -16,6 +16,7 @@ from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.patching.screen import check_screen, screen_sweep
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
+from nnpatch_core.seq_pos import Span
 from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep import (
     Checkpoint,
@@ -40,6 +41,7 @@ def activation_patching(
     attention_mask: Tensor | None = None,
     source_attention_mask: Tensor | None = None,
     target_attention_mask: Tensor | None = None,
+    spans: Mapping[str, Span] | None = None,
     metric: MetricSpec = "logit_difference",
     metric_data: Mapping[str, Tensor] | None = None,
     force_model_confidence: bool = False,
@@ -77,6 +79,8 @@ def activation_patching(
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding, of both runs.
         source_attention_mask: the same, of the source run.
         target_attention_mask: the same, of the target run.
+        spans: parts of the prompts by name, as tokens of the left-padded batch, for
+            `seq_pos_type="spans"`; a `PromptPairs` brings its own.
         metric: a metric's name, a callable, or several; see `nnpatch_core.metrics`.
         metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
             metric finds them in `context.data`.
@@ -137,6 +141,7 @@ def activation_patching(
         source_attention_mask,
         target_attention_mask,
         tokenizer,
+        spans,
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)

@@ -22,6 +22,7 @@ from nnpatch_core.interventions import (
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
+from nnpatch_core.seq_pos import Span
 from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep import Options, Runs, check_repairs, estimate_sweep, prepare
 
@@ -39,6 +40,7 @@ def attribution_patching(
     attention_mask: Tensor | None = None,
     source_attention_mask: Tensor | None = None,
     target_attention_mask: Tensor | None = None,
+    spans: Mapping[str, Span] | None = None,
     metric: MetricSpec = "logit_difference",
     metric_data: Mapping[str, Tensor] | None = None,
     force_model_confidence: bool = False,
@@ -96,6 +98,8 @@ def attribution_patching(
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding, of both runs.
         source_attention_mask: the same, of the source run.
         target_attention_mask: the same, of the target run.
+        spans: parts of the prompts by name, as tokens of the left-padded batch, for
+            `seq_pos_type="spans"`; a `PromptPairs` brings its own.
         metric: a metric's name, a callable, or several, as for `activation_patching`; torch must be
             able to differentiate it.
         metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
@@ -153,6 +157,7 @@ def attribution_patching(
         source_attention_mask,
         target_attention_mask,
         tokenizer,
+        spans,
     )
     options = Options(batch_size, memory_budget, progress)
     traced = as_nnsight(nnmodel)

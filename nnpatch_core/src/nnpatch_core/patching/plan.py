@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,16 +15,18 @@ from nnpatch_core.errors import EngineWarning
 from nnpatch_core.interventions import (
     PairArguments,
     ablated_arguments,
-    both_present,
     differs_of,
     pair_arguments,
+    patchable,
     read_batch,
+    read_spans,
     read_two,
 )
 from nnpatch_core.memory import limits_of
 from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.seq_pos import PromptBatch, Span
 from nnpatch_core.sites import SweepSites
-from nnpatch_core.sweep import Options, lay_out, plan_of, warn_of_lengths
+from nnpatch_core.sweep import Options, lay_out, plan_of, warn_of_columns
 
 
 def plan_sweep(
@@ -36,6 +39,7 @@ def plan_sweep(
     attention_mask: Tensor | None = None,
     source_attention_mask: Tensor | None = None,
     target_attention_mask: Tensor | None = None,
+    spans: Mapping[str, Span] | None = None,
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
 ) -> Plan:
@@ -59,6 +63,7 @@ def plan_sweep(
         attention_mask: `[batch, seq]`, of both runs.
         source_attention_mask: the same, of the source run.
         target_attention_mask: the same, of the target run.
+        spans: as for `activation_patching`.
         batch_size: how many prompts run together, at most.
         memory_budget: as for `activation_patching`.
 
@@ -82,16 +87,23 @@ def plan_sweep(
         attention_mask=attention_mask,
         source_attention_mask=source_attention_mask,
         target_attention_mask=target_attention_mask,
+        spans=spans,
     )
     options, traced = Options(batch_size, memory_budget), as_nnsight(nnmodel)
     if source_tokens is None:
         run = ablated_arguments(given, answers=False)
         source = target = read_batch(traced, "target_tokens", run.tokens, run.attention_mask)
+        own = read_spans(run.spans, len(target), target.seq_len)
+        prompts = PromptBatch(target, None, own)
         changed = target.mask.bool()
     else:
-        source, target = read_two(traced, pair_arguments(given, answers=False))
-        changed = torch.from_numpy(differs_of(source, target)) & both_present(source, target).cpu()
-    layout = lay_out(traced, api, sites, target.seq_len)
+        pairs = pair_arguments(given, answers=False)
+        source, target = read_two(traced, pairs)
+        own = read_spans(pairs.spans, len(target), target.seq_len)
+        prompts = PromptBatch(target, source, own)
+        changed = torch.from_numpy(differs_of(source, target))
+    layout = lay_out(traced, api, sites, prompts)
+    mask = patchable(source, target, layout.patches)
     sizes = len(target), target.seq_len
     # Of all cells, as the sweep has it: those that meet padding alone are left out after that.
     limits = limits_of(
@@ -101,10 +113,10 @@ def plan_sweep(
         batch_size=options.batch_size,
         whole=False,
     )
-    patches = layout.where_present(both_present(source, target)).patches
+    patches = layout.where_present(mask).patches
     # By name, so that a reason against it is an error.
     choose_engines("cone", patches)
-    warn_of_lengths(sites, source, target)
+    warn_of_columns(sites, prompts)
     default = choose_engines("auto", patches)
     if default.fallback is not None:
         warn(
@@ -112,4 +124,4 @@ def plan_sweep(
             f"{default.fallback}",
             EngineWarning,
         )
-    return plan_of(patches, limits, changed.bool().cpu().numpy())
+    return plan_of(patches, limits, (changed.cpu() & mask.cpu().bool()).numpy())

@@ -10,7 +10,7 @@ from torch import nn
 
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.metrics import Metric
-from nnpatch_core.seq_pos import SeqPos
+from nnpatch_core.seq_pos import PlacedSeqPos, SeqPos
 
 PROJECT = "nnpatch"
 
@@ -25,7 +25,9 @@ def register_model_apis(register: Callable[[ModelAPI | type[ModelAPI]], None]) -
 
 
 @hookspec
-def register_seq_pos(register: Callable[[str, Callable[..., SeqPos]], None]) -> None:
+def register_seq_pos(
+    register: Callable[[str, Callable[..., SeqPos | PlacedSeqPos]], None],
+) -> None:
     """Add position strategies: call `register(name, strategy)`; it takes `seq_pos`, or nothing.
 
     The name of a built-in strategy is refused.

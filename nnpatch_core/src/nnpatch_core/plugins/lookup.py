@@ -15,7 +15,7 @@ from nnpatch_core.errors import AdapterError, AdapterWarning, UnknownNameError
 from nnpatch_core.metrics import BUILTIN_METRICS, Metric, with_context
 from nnpatch_core.plugins.inferring import infer_unclaimed, warning_of
 from nnpatch_core.plugins.manager import Registered, Registry, load_plugins
-from nnpatch_core.seq_pos import BUILTIN_SEQ_POS, SeqPos
+from nnpatch_core.seq_pos import BUILTIN_SEQ_POS, PlacedSeqPos, SeqPos
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def find_metric(name: str) -> Metric:
     return with_context(_find("metric", name, BUILTIN_METRICS, load_plugins().metrics))
 
 
-def find_seq_pos(name: str) -> Callable[..., SeqPos]:
+def find_seq_pos(name: str) -> Callable[..., SeqPos | PlacedSeqPos]:
     """The position strategy of that name: a built-in one, or a plugin's.
 
     Raises:

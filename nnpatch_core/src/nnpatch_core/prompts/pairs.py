@@ -15,11 +15,14 @@ from torch import Tensor
 from nnpatch_core import _html
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._printable import shown
+from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import is_tokenizer, make_encoder
 from nnpatch_core.prompts.reading import Reader, is_messages
 from nnpatch_core.prompts.rows import COLUMNS, PROMPTS, Prompt, Table, TextPair, joined_places
+from nnpatch_core.prompts.subsets import grouped, numbers_of, without_padding
 from nnpatch_core.prompts.tables import from_file, from_frame, from_lists
+from nnpatch_core.seq_pos import PromptBatch, Span
 
 MultiToken = Literal["raise", "first", "drop"]
 #: How many pairs a notebook shows.
@@ -47,6 +50,8 @@ class PromptPairs:
         source_attention_mask, target_attention_mask: `[batch, seq]`, 1 for a token.
         source_answer_index, target_answer_index: `[batch]`.
         tokenizer: what made them.
+        spans: parts of the prompts by name, as tokens of the left-padded batch.
+        columns: the further columns of the table, by your names: one value for each pair.
     """
 
     pairs: tuple[TextPair, ...]
@@ -58,6 +63,8 @@ class PromptPairs:
     source_answer_index: Tensor
     target_answer_index: Tensor
     tokenizer: Any
+    spans: Mapping[str, Span] = attrs.field(factory=dict)
+    columns: Mapping[Any, tuple[Any, ...]] = attrs.field(factory=dict)
 
     @classmethod
     def from_texts(
@@ -75,6 +82,7 @@ class PromptPairs:
         space: bool = True,
         multi_token: MultiToken = "raise",
         faulty: Literal["raise", "drop"] = "raise",
+        extra: Mapping[str, Sequence[Any]] | None = None,
     ) -> PromptPairs:
         """Tokenise prompt pairs.
 
@@ -104,6 +112,8 @@ class PromptPairs:
                 `"first"` one, or `"drop"` the pair, as `faulty` does.
             faulty: what to do about pairs that cannot be used: `"raise"` one error that lists
                 them, or `"drop"` them (`dropped` has them, with the reasons).
+            extra: more about the pairs, such as `{"template": ["ABBA", "BABA"]}`, with one value
+                for each; `columns` has it, and `groups` splits by it.
 
         Raises:
             TokensError: lists of different lengths, no pairs, a prompt without tokens, one that
@@ -128,7 +138,7 @@ class PromptPairs:
             PromptPairs(1 pair of 5 tokens)
         """
         return cls._of(
-            from_lists((source, target, source_answers, target_answers)),
+            from_lists((source, target, source_answers, target_answers), extra),
             tokenizer,
             chat=chat,
             system=system,
@@ -151,9 +161,9 @@ class PromptPairs:
         """Tokenise the rows of a DataFrame.
 
         Args:
-            frame: has the columns `source`, `target`, `source_answer` and `target_answer`. A
-                prompt that is JSON of messages, `[{"role": "user", "content": "Hi"}]`, is read as
-                messages.
+            frame: has the columns `source`, `target`, `source_answer` and `target_answer`; all
+                others come along, as `columns`. A prompt that is JSON of messages,
+                `[{"role": "user", "content": "Hi"}]`, is read as messages.
             tokenizer: a Hugging Face tokenizer.
             columns: other names for them, such as `{"source": "clean"}`.
             options: as for `from_texts`.
@@ -167,7 +177,7 @@ class PromptPairs:
         Warns:
             AnswerWarning: as for `from_texts`; integers in a column that is not called `*_idx`
                 were taken as token ids, without `answers="ids"`.
-            PromptWarning: as for `from_texts`.
+            PromptWarning: as for `from_texts`; further columns have one name, and were left out.
         """
         _check_call("from_dataframe", "frame", frame, tokenizer, options)
         return cls._of(from_frame(frame, columns), tokenizer, **options)
@@ -213,7 +223,7 @@ class PromptPairs:
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `activation_patching`, by keyword."""
-        left_out = ("pairs", "dropped")
+        left_out = ("pairs", "dropped", "columns")
         return {
             field.name: getattr(self, field.name)
             for field in attrs.fields(type(self))
@@ -228,23 +238,99 @@ class PromptPairs:
             "answer_index": self.source_answer_index,
             "other_answer_index": self.target_answer_index,
             "tokenizer": self.tokenizer,
+            "spans": {name: Span(each.source, each.source) for name, each in self.spans.items()},
         }
+
+    @property
+    def batch(self) -> PromptBatch:
+        """The prompts as position strategies see them."""
+        return PromptBatch(
+            Batch(self.target_tokens, self.target_attention_mask),
+            Batch(self.source_tokens, self.source_attention_mask),
+            self.spans,
+        )
 
     def swapped(self) -> PromptPairs:
         """Source and target exchanged: noising instead of denoising."""
-        return PromptPairs(
+        return attrs.evolve(
+            self,
             pairs=tuple(
                 TextPair(pair.target, pair.source, pair.target_answer, pair.source_answer)
                 for pair in self.pairs
             ),
-            dropped=self.dropped,
             source_tokens=self.target_tokens,
             target_tokens=self.source_tokens,
             source_attention_mask=self.target_attention_mask,
             target_attention_mask=self.source_attention_mask,
             source_answer_index=self.target_answer_index,
             target_answer_index=self.source_answer_index,
-            tokenizer=self.tokenizer,
+            spans={name: span.swapped() for name, span in self.spans.items()},
+        )
+
+    def groups(self, name: str) -> dict[Any, PromptPairs]:
+        """Split the pairs by a column: for each value those that have it, by first appearance.
+
+        Each group is padded to its own width, so that it is what its prompts alone would be. None
+        is the group of the pairs whose value is missing (None, nan, pandas' NA). Pairs that were
+        dropped are in no group.
+
+        Args:
+            name: your name of the column.
+
+        Raises:
+            UnknownNameError: there is no such column.
+            TokensError: its values make no groups, as lists do not.
+
+        Examples:
+            >>> from nnpatch_core.testing import tiny_tokenizer
+            >>> prompts = ["The capital of France is", "Japan has the capital"]
+            >>> pairs = PromptPairs.from_texts(
+            ...     prompts,
+            ...     ["The capital of Italy is", "Spain has the capital"],
+            ...     [" Paris", " Tokyo"],
+            ...     [" Rome", " Madrid"],
+            ...     tiny_tokenizer([*prompts, "Italy Spain Paris Tokyo Rome Madrid"]),
+            ...     extra={"template": ["is", "has"]},
+            ... )
+            >>> pairs.groups("template")
+            {'is': PromptPairs(1 pair of 5 tokens), 'has': PromptPairs(1 pair of 4 tokens)}
+        """
+        return {
+            value: self._picked(numbers) for value, numbers in grouped(self.columns, name).items()
+        }
+
+    def __getitem__(self, picked: Any) -> PromptPairs:
+        """Some of the pairs, padded to their own width; `dropped` stays behind.
+
+        Args:
+            picked: a number, a slice, a list of numbers, or true or false for each pair.
+
+        Raises:
+            IndexError: a number that no pair has.
+            TokensError: what is picked is no number, or nothing.
+        """
+        return self._picked(numbers_of(picked, len(self)))
+
+    def _picked(self, numbers: list[int]) -> PromptPairs:
+        tokens = self.source_tokens[numbers], self.target_tokens[numbers]
+        masks = self.source_attention_mask[numbers], self.target_attention_mask[numbers]
+        source, target, source_mask, target_mask = without_padding(tokens, masks)
+        taken, index = self.source_tokens.shape[1] - source.shape[1], torch.tensor(numbers)
+        return attrs.evolve(
+            self,
+            pairs=tuple(self.pairs[number] for number in numbers),
+            dropped=(),
+            source_tokens=source,
+            target_tokens=target,
+            source_attention_mask=source_mask,
+            target_attention_mask=target_mask,
+            source_answer_index=self.source_answer_index[numbers],
+            target_answer_index=self.target_answer_index[numbers],
+            spans={name: span.rows(index).moved(-taken) for name, span in self.spans.items()},
+            columns={
+                name: tuple(values[number] for number in numbers)
+                for name, values in self.columns.items()
+            },
         )
 
     @classmethod
@@ -312,6 +398,7 @@ class PromptPairs:
                 [read.answers["target"].token for read in kept], device="cpu"
             ),
             tokenizer=tokenizer,
+            columns={name: tuple(read.row.others[name] for read in kept) for name in table.others},
         )
 
 
@@ -325,6 +412,8 @@ def _check_call(
         )
     parameters = inspect.signature(PromptPairs.from_texts).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    # A table's further columns come along by themselves.
+    names.remove("extra")
     for option in options:
         if option in names:
             continue

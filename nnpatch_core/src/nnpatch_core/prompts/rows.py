@@ -65,12 +65,14 @@ class Row:
         values: its prompts and answers, in the order of `COLUMNS`.
         faults: what was wrong with it before anybody looked at its values.
         position: which row it is, from 0, where other rows may have its label too.
+        others: what it has in further columns, by the user's names.
     """
 
     label: Any
     values: tuple[Any, ...]
     faults: tuple[Fault, ...] = ()
     position: int | None = None
+    others: Mapping[Any, Any] = attrs.Factory(dict)
 
     @property
     def name(self) -> str:
@@ -92,11 +94,13 @@ class Table:
         kind: what a row is called: `"pair"`, `"row"` or `"line"`.
         names: the user's names of `COLUMNS`.
         rows: the rows.
+        others: the user's names of further columns.
     """
 
     kind: str
     names: tuple[str, ...]
     rows: tuple[Row, ...]
+    others: tuple[Any, ...] = ()
 
     def place(self, row: Row, column: str) -> str:
         """Say where one value of a row stands."""

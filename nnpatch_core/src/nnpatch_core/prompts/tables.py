@@ -13,7 +13,8 @@ from typing import Any
 
 from nnpatch_core._arguments import listed
 from nnpatch_core._printable import named, shown
-from nnpatch_core.errors import TokensError
+from nnpatch_core._warnings import warn
+from nnpatch_core.errors import PromptWarning, TokensError
 from nnpatch_core.prompts.rows import COLUMNS, Fault, Row, Table, place
 
 _WIDE = (b"\xff\xfe", b"\xfe\xff")
@@ -22,24 +23,34 @@ _AS_UTF8 = "save the file as UTF-8"
 _SEPARATORS = (";", "\t", "|")
 
 
-def from_lists(columns: Sequence[Any]) -> Table:
-    """Take the rows off four lists, in the order of `COLUMNS`.
+def from_lists(columns: Sequence[Any], extra: Any = None) -> Table:
+    """Take the rows off four lists, in the order of `COLUMNS`, and further ones by name.
 
     Raises:
-        TokensError: they are no lists, or not equally long.
+        TokensError: they are no lists, or not equally long; further ones have no other names.
     """
+    if extra is not None and not isinstance(extra, Mapping):
+        raise TokensError(f"extra must be a mapping, such as {{'template': [...]}}: {shown(extra)}")
+    further = dict(extra or {})
+    for name in COLUMNS:
+        if name in further:
+            raise TokensError(f"extra names {name!r}, which is an argument of its own")
     lists = []
-    for name, column in zip(COLUMNS, columns, strict=True):
+    for name, column in [*zip(COLUMNS, columns, strict=True), *further.items()]:
         cells = None if isinstance(column, str | bytes | Mapping) else listed(column)
         if cells is None:
-            raise TokensError(f"{name} must be a list of texts, got {shown(column)}")
+            kind = "a list of texts" if name in COLUMNS else "a list, with one value for each pair"
+            raise TokensError(f"{named(name)} must be {kind}, got {shown(column)}")
         lists.append(cells)
-    lengths = [len(column) for column in lists]
-    if len(set(lengths)) > 1:
-        sizes = ", ".join(f"{name} {n}" for name, n in zip(COLUMNS, lengths, strict=True))
+    if len({len(column) for column in lists}) > 1:
+        names = [*COLUMNS, *map(named, further)]
+        sizes = ", ".join(f"{name} {len(its)}" for name, its in zip(names, lists, strict=True))
         raise TokensError(f"the lists of texts must be equally long, got {sizes}")
-    values = enumerate(zip(*lists, strict=True))
-    return Table("pair", COLUMNS, tuple(Row(number, cells) for number, cells in values))
+    rows = [
+        Row(number, cells[:4], others=dict(zip(further, cells[4:], strict=True)))
+        for number, cells in enumerate(zip(*lists, strict=True))
+    ]
+    return Table("pair", COLUMNS, tuple(rows), tuple(further))
 
 
 def from_frame(frame: Any, renamed: Mapping[str, str] | None) -> Table:
@@ -52,7 +63,8 @@ def from_frame(frame: Any, renamed: Mapping[str, str] | None) -> Table:
         hint = "; from_csv reads a file" if isinstance(frame, str | os.PathLike) else ""
         raise TokensError(f"frame must be a pandas DataFrame, got {type(frame).__name__}{hint}")
     names = _names(renamed, list(frame.columns))
-    columns = [frame[name].tolist() for name in names]
+    others = _others(names, list(frame.columns))
+    columns = [frame[name].tolist() for name in (*names, *others)]
     rows = zip(frame.index.tolist(), zip(*columns, strict=True), strict=True)
     # A label that stands twice finds no row.
     unique = getattr(frame.index, "is_unique", True)
@@ -60,9 +72,15 @@ def from_frame(frame: Any, renamed: Mapping[str, str] | None) -> Table:
         "row",
         names,
         tuple(
-            Row(label, _read(values), position=None if unique else at)
+            Row(
+                label,
+                _read(values[:4]),
+                position=None if unique else at,
+                others=dict(zip(others, values[4:], strict=True)),
+            )
             for at, (label, values) in enumerate(rows)
         ),
+        others,
     )
 
 
@@ -83,12 +101,14 @@ def from_file(path: Any, renamed: Mapping[str, str] | None) -> Table:
         coded = "" if all(map(_is_utf8, header)) else f"; it is not UTF-8: {_AS_UTF8}"
         raise TokensError(f"{path}, line 1: {empty}{error}{coded}") from None
     places = [header.index(name) for name in names]
-    return Table(
-        "line", names, tuple(_row(number, cells, header, places) for number, cells in lines)
-    )
+    others = {header.index(name): _escaped(name) for name in _others(names, header)}
+    rows = tuple(_row(number, cells, header, places, others) for number, cells in lines)
+    return Table("line", names, rows, tuple(others.values()))
 
 
-def _row(number: int, cells: list[str], header: list[str], places: list[int]) -> Row:
+def _row(
+    number: int, cells: list[str], header: list[str], places: list[int], others: Mapping[int, str]
+) -> Row:
     faults = []
 
     def fault(column: str, message: str, advice: str = "") -> None:
@@ -103,7 +123,25 @@ def _row(number: int, cells: list[str], header: list[str], places: list[int]) ->
             fault(header[at], f"is missing: {fields}")
         elif not _is_utf8(value):
             fault(header[at], f"is not UTF-8: {shown(_readable(value))}", _AS_UTF8)
-    return Row(number, _read(values), tuple(faults))
+    further = {
+        name: _escaped(cells[at]) if at < len(cells) else None for at, name in others.items()
+    }
+    return Row(number, _read(values), tuple(faults), others=further)
+
+
+def _others(names: Sequence[Any], present: Sequence[Any]) -> tuple[Any, ...]:
+    """Find the further columns, those apart that have no name of their own.
+
+    Warns:
+        PromptWarning: columns have one name, so that nobody can ask for them.
+    """
+    others = [name for name in present if name not in names]
+    twice = list(dict.fromkeys(name for name in others if others.count(name) > 1))
+    # Spreadsheets write columns without name or content behind the table.
+    told = [shown(name) for name in twice if name != ""]
+    if told:
+        warn(f"columns of one name are left out: {', '.join(told)}", PromptWarning)
+    return tuple(name for name in others if name not in twice)
 
 
 def _read(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -184,6 +222,11 @@ def _is_utf8(text: str) -> bool:
 
 def _readable(text: str) -> bytes:
     return text.encode("utf-8", errors="surrogateescape")
+
+
+def _escaped(text: str) -> str:
+    r"""The text, with bytes that are no UTF-8 as `\xe9`."""
+    return text if _is_utf8(text) else _readable(text).decode("utf-8", errors="backslashreplace")
 
 
 def _names(renamed: Any, present: list[Any]) -> tuple[Any, ...]:

@@ -28,21 +28,22 @@ AXES: Mapping[str, AxisKind] = {
     "site": AxisKind("label", numbered=False),
     "layer": AxisKind("layer", "layer"),
     "position": AxisKind("position", "token"),
+    "column": AxisKind("column", "column of seq_pos"),
+    "span": AxisKind("span", "span", numbered=False),
     "head": AxisKind("head", "head"),
     "kv_head": AxisKind("head", "key/value head"),
 }
 #: The axes that a site name may have together, in their order.
 ORDERS = (
     ("site",),
-    ("layer",),
-    ("layer", "position"),
-    ("layer", "head"),
-    ("layer", "kv_head"),
-    ("layer", "position", "head"),
-    ("layer", "position", "kv_head"),
+    *(
+        ("layer", *positions, *heads)
+        for positions in ((), ("position",), ("column",), ("span",))
+        for heads in ((), ("head",), ("kv_head",))
+    ),
 )
 #: The columns of a table that name a cell, in their order; a position has a token too.
-LABELS = ("site", "label", "layer", "position", "token", "head")
+LABELS = ("site", "label", "layer", "position", "token", "column", "span", "head")
 #: The columns that hold integers.
 NUMBERED = frozenset(kind.column for kind in AXES.values() if kind.numbered)
 

@@ -6,7 +6,7 @@ from nnpatch_core.sweep.estimated import estimate_sweep
 from nnpatch_core.sweep.estimation import Repairs, check_repairs
 from nnpatch_core.sweep.labels import label_prompts
 from nnpatch_core.sweep.layout import Layout, lay_out
-from nnpatch_core.sweep.lengths import warn_of_lengths
+from nnpatch_core.sweep.lined_up import warn_of_columns
 from nnpatch_core.sweep.measured import measure_sweep
 from nnpatch_core.sweep.prepared import prepare
 from nnpatch_core.sweep.runs import Runs, Values
@@ -39,5 +39,5 @@ __all__ = [
     "prepare",
     "run_unpatched",
     "warn_of_chunks",
-    "warn_of_lengths",
+    "warn_of_columns",
 ]

@@ -118,7 +118,7 @@ class _Run:
                 raise
             reason = str(error)
         # What was handed over before is right; the next engine runs the rest.
-        return self.chunk(opened.reopened(some, reason), some, group, chunk)
+        return self.chunk(opened.reopened(some.rows(chunk), reason), some, group, chunk)
 
     def _tell(self, fallback: str | None) -> None:
         """Warn, once, that another engine runs, and why."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from nnpatch_core._arrays import Booleans
 from nnpatch_core.engine import Plan, joined, plan_patches
 from nnpatch_core.memory import Limits
+from nnpatch_core.seq_pos import NONE
 from nnpatch_core.tracing import BoundSite, Patches
 
 
@@ -25,7 +28,13 @@ def plan_of(patches: Patches, limits: Limits, changed: Booleans) -> Plan:
         here = changed[chunk]
 
         def at(_: int, site: BoundSite, here: Booleans = here) -> Booleans:
-            return here[:, list(site.positions)]
+            positions = site.positions
+            picked = positions.picked(torch.from_numpy(here))
+            if positions.source is not None:
+                # Taken from elsewhere, it is another value, whatever the tokens are.
+                picked |= (positions.source != positions.at) & (positions.at != NONE)
+            changes: Booleans = picked.numpy()
+            return changes
 
-        plans.append(plan_patches(patches, at, len(here), seq_len, limits))
+        plans.append(plan_patches(patches.rows(chunk), at, len(here), seq_len, limits))
     return joined(plans)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from nnpatch_core._models import evaluating, frozen
 from nnpatch_core._warnings import warn
-from nnpatch_core.adapters import Place
 from nnpatch_core.errors import EngineWarning, MetricError
 from nnpatch_core.gradients import Terms, check_gradients
 from nnpatch_core.metrics import MetricContext, is_lowest_at_source
@@ -121,8 +120,8 @@ class _Estimate:
                     {name: weight[chunk] for name, weight in weights.items()},
                     group,
                     {
-                        place: {name: each[:, chunk] for name, each in gradients.items()}
-                        for place, gradients in along.items()
+                        terms: {name: each[:, chunk] for name, each in gradients.items()}
+                        for terms, gradients in along.items()
                     },
                 )
                 for name, change in changes.items():
@@ -135,27 +134,28 @@ class _Estimate:
 
     def _open(self, chunk: slice) -> OpenedGraph:
         source_logits, intervention = self._values.of(self._estimation.sweep, chunk)
-        return self._estimation.open(self._runs.target.rows(chunk), intervention, source_logits)
+        target = self._runs.target.rows(chunk)
+        return self._estimation.open(chunk, target, intervention, source_logits)
 
     def _along(
-        self, group: Mapping[Place, Terms], context: MetricContext
-    ) -> dict[Place, dict[str, Tensor]]:
-        """For each place of `group` the gradients, along its path, of metrics given all prompts.
+        self, group: Sequence[Terms], context: MetricContext
+    ) -> dict[Terms, dict[str, Tensor]]:
+        """For the terms of `group` the gradients, along a path, of metrics given all prompts.
 
         They are the gradients of all prompts, so the paths must be run before any graph is made of
         them. Nothing where no metric needs it.
         """
         if not self._estimation.at_once:
             return {}
-        parts: dict[Place, list[Tensor]] = {place: [] for place in group}
+        parts: dict[Terms, list[Tensor]] = {terms: [] for terms in group}
         for chunk in self._estimation.chunks:
             some = context.rows(_numbers(chunk))
             logits = self._estimation.path_logits(self._open(chunk), some, group)
-            for place, each in logits.items():
-                parts[place].append(each)
+            for terms, each in logits.items():
+                parts[terms].append(each)
         return {
-            place: self._estimation.path_weights(torch.cat(parts.pop(place), 1), context)
-            for place in group
+            terms: self._estimation.path_weights(torch.cat(parts.pop(terms), 1), context)
+            for terms in group
         }
 
 

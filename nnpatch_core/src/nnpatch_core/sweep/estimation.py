@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from nnpatch_core._integers import strict_int
 from nnpatch_core._printable import shown
-from nnpatch_core.adapters import Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.gradients import (
@@ -86,6 +85,7 @@ class OpenedGraph:
     """Some prompts with their target run.
 
     Args:
+        chunk: which prompts.
         target: the prompts.
         intervention: what is put there.
         logits: `[batch, vocab]` of the target run.
@@ -94,6 +94,7 @@ class OpenedGraph:
         entries: what paths begin with; None otherwise.
     """
 
+    chunk: slice
     target: Batch
     intervention: Intervention
     logits: Tensor
@@ -123,8 +124,8 @@ class Estimation:
     repairs: Repairs
     limits: GraphLimits
     fixed: Mapping[int, AttentionPlaces]
-    every: Mapping[Place, Terms]
-    together: Mapping[Place, Terms]
+    every: Sequence[Terms]
+    together: Sequence[Terms]
     joint: tuple[int, ...]
     at_once: int = 0
     tick: Callable[[], None] = lambda: None
@@ -165,16 +166,16 @@ class Estimation:
                 held=repairs.grad_drop and repairs.qk_fix,
             )
 
-        limits, waiting = cut(sweep.limits), 0
-        if repairs.steps is not None and sweep.waiting and limits.prompts < batch:
-            sizes = len(patches.places), batch, repairs.steps
-            waiting, left = waiting_paths(sweep.limits, *sizes, [*sweep.waiting])
-            limits = cut(left)
         alone = {n: cell for n, cell in cells.items() if are_apart(cell.sites)}
         joint = tuple(n for n in cells if n not in alone)
-        every = together = terms_of(cells)
+        every = together = terms_of(patches, cells)
         if joint or repairs.qk_fix:
-            together = terms_of(alone, ("k",) if repairs.qk_fix else ())
+            together = terms_of(patches, alone, ("k",) if repairs.qk_fix else ())
+        limits, waiting = cut(sweep.limits), 0
+        if repairs.steps is not None and sweep.waiting and limits.prompts < batch:
+            sizes = len(every), batch, repairs.steps
+            waiting, left = waiting_paths(sweep.limits, *sizes, [*sweep.waiting])
+            limits = cut(left)
         return cls(sweep, repairs, limits, fixed, every, together, joint, waiting)
 
     @property
@@ -193,9 +194,13 @@ class Estimation:
         return len(self.chunks) * each * len(self.sweep.metrics)
 
     def open(
-        self, target: Batch, intervention: Intervention, source_logits: Tensor | None
+        self,
+        chunk: slice,
+        target: Batch,
+        intervention: Intervention,
+        source_logits: Tensor | None,
     ) -> OpenedGraph:
-        """Make the target run of some prompts, with its graph.
+        """Make the target run of the prompts of a chunk, with its graph.
 
         Raises:
             PatchingError: the value depends on the cell, which a repair does not go with.
@@ -210,7 +215,7 @@ class Estimation:
         if repairs.steps is not None:
             entries = record_entries(nnmodel, target, places)
             logits = entries.logits
-            return OpenedGraph(target, intervention, logits, source_logits, None, entries)
+            return OpenedGraph(chunk, target, intervention, logits, source_logits, None, entries)
         called = {layer: each.module for layer, each in self.fixed.items()}
         needed = [place for each in self.fixed.values() for place in each.all]
         held = []
@@ -218,7 +223,7 @@ class Estimation:
             held = [place for place in adding_places(patches) if place.layer >= self.first_layer]
         graph = open_graph(nnmodel, target, [*places, *needed], held=held, called=called)
         logits = graph.logits.detach()
-        return OpenedGraph(target, intervention, logits, source_logits, graph, None)
+        return OpenedGraph(chunk, target, intervention, logits, source_logits, graph, None)
 
     def weights(self, context: MetricContext) -> dict[str, Tensor]:
         """For each metric its gradient with respect to the logits of the target run.
@@ -231,20 +236,19 @@ class Estimation:
         flat = self.repairs.steps is not None
         return cotangents(self.sweep.metrics, context.target_logits, context, flat=flat)
 
-    def groups(self) -> list[Mapping[Place, Terms]]:
-        """The places that are estimated together: all, unless the logits of paths have to wait."""
+    def groups(self) -> list[Sequence[Terms]]:
+        """The terms that are estimated together: all, unless the logits of paths have to wait."""
         if not self.at_once:
             return [self.every]
-        items = list(self.every.items())
-        starts = range(0, len(items), self.at_once)
-        return [dict(items[first : first + self.at_once]) for first in starts]
+        starts = range(0, len(self.every), self.at_once)
+        return [self.every[first : first + self.at_once] for first in starts]
 
     def path_logits(
-        self, opened: OpenedGraph, context: MetricContext, group: Mapping[Place, Terms]
-    ) -> dict[Place, Tensor]:
-        """For each place the logits along its path, `[steps, batch, vocab]`, of some prompts."""
+        self, opened: OpenedGraph, context: MetricContext, group: Sequence[Terms]
+    ) -> dict[Terms, Tensor]:
+        """For each of the terms the logits along its path, `[steps, batch, vocab]`."""
         paths = self._paths(opened, context)
-        return {place: paths.logits(terms) for place, terms in group.items()}
+        return {terms: paths.logits(terms.rows(opened.chunk)) for terms in group}
 
     def path_weights(self, logits: Tensor, context: MetricContext) -> dict[str, Tensor]:
         """For each metric that is given all prompts its gradients at the points of a path.
@@ -264,8 +268,8 @@ class Estimation:
         opened: OpenedGraph,
         context: MetricContext,
         weights: Mapping[str, Tensor],
-        group: Mapping[Place, Terms],
-        along: Mapping[Place, Mapping[str, Tensor]],
+        group: Sequence[Terms],
+        along: Mapping[Terms, Mapping[str, Tensor]],
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The estimates of some prompts.
 
@@ -273,17 +277,18 @@ class Estimation:
             opened: the prompts.
             context: what the metrics compare with, for these.
             weights: the metrics' gradients with respect to their logits.
-            group: along paths: the places whose part it is.
+            group: along paths: the terms whose part it is.
             along: for these the gradients that are known already; see `path_weights`.
 
         Returns:
             For each metric the estimated change `[cells, batch]`, and the masks of `still`.
         """
-        patches = self.sweep.patches
+        patches = self.sweep.patches.rows(opened.chunk)
         source = opened.graph if opened.graph is not None else opened.entries
         assert source is not None
+        every = [terms.rows(opened.chunk) for terms in self.every]
         elided, unread = still(
-            self.every,
+            every,
             len(patches.cells),
             source.activations,
             opened.intervention,
@@ -305,7 +310,11 @@ class Estimation:
     def _at_target(self, opened: OpenedGraph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         assert opened.graph is not None
         estimator = Estimator(
-            self.sweep.patches, opened.target, opened.intervention, opened.graph, self.together
+            self.sweep.patches,
+            opened.target,
+            opened.intervention,
+            opened.graph,
+            [terms.rows(opened.chunk) for terms in self.together],
         )
         if not self.together:
             return {name: estimator.empty() for name in weights}
@@ -332,8 +341,8 @@ class Estimation:
         self,
         opened: OpenedGraph,
         context: MetricContext,
-        group: Mapping[Place, Terms],
-        along: Mapping[Place, Mapping[str, Tensor]],
+        group: Sequence[Terms],
+        along: Mapping[Terms, Mapping[str, Tensor]],
     ) -> dict[str, Tensor]:
         paths = self._paths(opened, context)
         shape = len(self.sweep.patches.cells), len(opened.target)
@@ -341,9 +350,10 @@ class Estimation:
             name: torch.zeros(shape, dtype=torch.float64, device="cpu")
             for name in self.sweep.metrics
         }
-        for place, terms in group.items():
-            for name, effects in paths.effects(terms, along.get(place, {})).items():
-                terms.add(changes[name], effects)
+        for terms in group:
+            own = terms.rows(opened.chunk)
+            for name, effects in paths.effects(own, along.get(terms, {})).items():
+                own.add(changes[name], effects)
             self.tick()
         return changes
 

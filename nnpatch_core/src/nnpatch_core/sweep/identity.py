@@ -14,6 +14,7 @@ from nnpatch_core.adapters import Component, ModelAPI, head_columns, n_layers, t
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.metrics import MetricContext, columns_read
 from nnpatch_core.results import Baseline
+from nnpatch_core.seq_pos import Positions
 from nnpatch_core.sweep.checksum import checksum, digest, word
 from nnpatch_core.sweep.fingerprint import fingerprint, settings
 from nnpatch_core.sweep.labels import versions
@@ -59,6 +60,11 @@ def identity(
         for name, grid in sweep.layout.grids.items()
         for cell in grid.sites
     ]
+    own = {
+        at: number
+        for number, at in enumerate(sweep.patches.positions)
+        if len(at.at) > 1 or at.source is not None
+    }
     code = [fingerprint(metric) for metric in sweep.metrics.values()]
     untold.update(*(each.untold for each in code))
     metrics = [[name, each.digest] for name, each in zip(sweep.metrics, code, strict=True)]
@@ -79,6 +85,7 @@ def identity(
         "answers": digest(*answers),
         **_told(runs),
         "sites": f"{len(cells)} {_word(cells)}",
+        **({"positions": _positions(sweep, own)} if own else {}),
         "adapter": ", ".join(sorted(set(adapters.values()))),
         "metric": f"{', '.join(sweep.metrics)} {_word(metrics)}",
         "hooks": _word([[words, each.digest] for words, each in hooks]) if hooks else "none",
@@ -105,6 +112,13 @@ def _told(runs: Runs) -> Identity:
         word_of = digest(runs.reading.source, runs.reading.target)
         told["positions read"] = f"{word_of} {_word([columns, runs.reading.last])}"
     return told
+
+
+def _positions(sweep: Sweep, own: Mapping[Positions, int]) -> str:
+    """A word for positions that a cell's label does not tell, and for which site has which."""
+    tensors = [each for at in own for each in (at.at, at.at if at.source is None else at.source)]
+    sites = [site for cell in sweep.patches.cells for site in cell.sites]
+    return f"{digest(*tensors)} {_word([own.get(site.positions) for site in sites])}"
 
 
 def _together(sweep: Sweep, context: MetricContext) -> str:

@@ -14,6 +14,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.adapters import check_fits, of_other_type
 from nnpatch_core.errors import AdapterWarning, PatchingError, PositionError
+from nnpatch_core.seq_pos import PromptBatch
 from nnpatch_core.site import bind_cells
 from nnpatch_core.sites import Grid, SweepSites
 from nnpatch_core.tracing import Patches, check_forwards
@@ -44,13 +45,22 @@ class Layout:
         """
         real = mask.bool().cpu()
         # Looked up by positions, of which there are far fewer than cells.
-        groups: dict[frozenset[tuple[int, ...]], int] = {}
-        numbers = [
-            groups.setdefault(frozenset(site.positions for site in cell.sites), len(groups))
-            for cell in self.patches.cells
-        ]
-        present = [real[:, sorted({p for each in group for p in each})].any(1) for group in groups]
-        return torch.stack(present)[numbers]
+        numbers: dict[frozenset[int], int] = {}
+        present: list[Tensor] = []
+        keys: list[int] = []
+        for cell in self.patches.cells:
+            each = [site.positions for site in cell.sites]
+            key = frozenset(map(id, each))
+            if key not in numbers:
+                numbers[key] = len(present)
+                present.append(torch.stack([at.picked(real).any(1) for at in each]).any(0))
+            keys.append(numbers[key])
+        return torch.stack(present)[keys]
+
+    def rows(self, rows: slice) -> Layout:
+        """The same cells in some of the prompts."""
+        patches = self.patches.rows(rows)
+        return self if patches is self.patches else Layout(self.grids, patches)
 
     def only(self, kept: Tensor) -> Layout:
         """Some of the cells; `kept` is `[cells]`, bool."""
@@ -80,14 +90,14 @@ class Layout:
         return self if kept.all() else self.only(kept)
 
 
-def lay_out(nnmodel: Any, api: Any, sites: SweepSites, seq_len: int) -> Layout:
+def lay_out(nnmodel: Any, api: Any, sites: SweepSites, prompts: PromptBatch) -> Layout:
     """Find what is to be swept in the model, and check that it is there.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
         api: an adapter, its name, or None to find it by the model.
         sites: what the user asks for.
-        seq_len: tokens per prompt.
+        prompts: that it is swept in.
 
     Raises:
         PatchingError: one of its kinds, for whatever is wrong.
@@ -99,12 +109,13 @@ def lay_out(nnmodel: Any, api: Any, sites: SweepSites, seq_len: int) -> Layout:
         raise PatchingError(
             f"sites must be Sites(...) or Sites.from_sites(...), got {shown(sites)}"
         )
-    grids, model = sites.grids(nnmodel, api, seq_len), module_of(nnmodel)
+    model, seq_len = module_of(nnmodel), prompts.seq_len
+    grids = sites.grids(nnmodel, api, seq_len, prompts)
     cells = [cell for grid in grids.values() for cell in grid.sites]
     for adapter in {id(site.api): site.api for cell in cells for site in cell.sites}.values():
         check_fits(adapter, model)
         if doubt := of_other_type(adapter, model):
             warn(doubt, AdapterWarning)
-    layout = Layout(grids, bind_cells(cells, nnmodel, seq_len))
+    layout = Layout(grids, bind_cells(cells, nnmodel, seq_len, prompts))
     check_forwards(layout.patches.places, model)
     return layout

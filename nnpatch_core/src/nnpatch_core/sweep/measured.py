@@ -70,4 +70,6 @@ def _context(sweep: Sweep, runs: Runs, kept: Sequence[Opened]) -> MetricContext:
 def _open(sweep: Sweep, runs: Runs, values: Values, choice: Choice, chunk: slice) -> Opened:
     """The prompts of a chunk, opened for some of the cells."""
     source_logits, intervention = values.of(sweep, chunk)
-    return open_prompts(sweep, choice, runs.target.rows(chunk), intervention, source_logits)
+    return open_prompts(
+        sweep.rows(chunk), choice, runs.target.rows(chunk), intervention, source_logits
+    )

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core.metrics import MetricSpec, name_metrics
 from nnpatch_core.plugins import find_metric
+from nnpatch_core.seq_pos import PromptBatch
 from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep.layout import lay_out
-from nnpatch_core.sweep.lengths import warn_of_lengths
+from nnpatch_core.sweep.lined_up import warn_of_columns
 from nnpatch_core.sweep.runs import Runs
 from nnpatch_core.sweep.sweep import Options, Sweep, make_sweep
 
@@ -44,10 +45,11 @@ def prepare(
         AdapterWarning: the adapter does not claim the model's type.
         PromptWarning: a position means something else in each prompt.
     """
-    layout = lay_out(nnmodel, api, sites, runs.target.seq_len)
+    prompts = PromptBatch(runs.target, None if runs.ablation else runs.source, runs.spans)
+    layout = lay_out(nnmodel, api, sites, prompts)
     metrics = name_metrics(metric, find_metric)
     runs = runs.read_by(metrics, vocab_size(module_of(nnmodel)))
     sweep = make_sweep(layout, runs.target, metrics, options, gathers=gathers)
     runs.check(sweep)
-    warn_of_lengths(sites, runs.source, runs.target)
-    return sweep.where_present(runs.mask), runs
+    warn_of_columns(sites, prompts, runs.prompts.strings)
+    return sweep.where_present(runs.mask_of(sweep.patches)), runs

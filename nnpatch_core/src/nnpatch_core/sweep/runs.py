@@ -12,8 +12,9 @@ from nnpatch_core._arrays import Booleans
 from nnpatch_core.batch import Batch
 from nnpatch_core.metrics import Metric, MetricContext, Reading
 from nnpatch_core.results import Baseline, Prompts, Scale
+from nnpatch_core.seq_pos import Span
 from nnpatch_core.sweep.sweep import Sweep
-from nnpatch_core.tracing import Intervention
+from nnpatch_core.tracing import Intervention, Patches
 
 #: For a sweep and the prompts that run together: the logits of the run that was made to record
 #: values, if there was one, and what is put.
@@ -74,7 +75,11 @@ class Runs(Protocol):
         ...
 
     @property
-    def mask(self) -> Tensor:
+    def spans(self) -> Mapping[str, Span]:
+        """Parts of the prompts, by name."""
+        ...
+
+    def mask_of(self, patches: Patches) -> Tensor:
         """`[batch, seq]`: 1 where prompts can be patched, as far as is known before a run."""
         ...
 

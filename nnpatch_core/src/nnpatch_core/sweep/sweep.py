@@ -114,6 +114,11 @@ class Sweep:
         """The sweep of some of its cells; `kept` is `[cells]`, bool."""
         return attrs.evolve(self, layout=self.layout.only(kept))
 
+    def rows(self, chunk: slice) -> Sweep:
+        """The sweep as some of its prompts are opened for it: positions are theirs."""
+        layout = self.layout.rows(chunk)
+        return self if layout is self.layout else attrs.evolve(self, layout=layout)
+
     def part(self, group: slice) -> Sweep:
         """The sweep of the cells from one number up to another."""
         kept = torch.zeros(len(self.patches.cells), dtype=torch.bool, device="cpu")

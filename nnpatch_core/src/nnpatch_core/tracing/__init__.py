@@ -26,6 +26,7 @@ from nnpatch_core.tracing.put import (
     differs,
     put,
     put_site,
+    tokens_of,
 )
 from nnpatch_core.tracing.trace import Kept, call, forward, picked, record
 
@@ -56,6 +57,7 @@ __all__ = [
     "read_component",
     "record",
     "skip",
+    "tokens_of",
     "traces",
     "write",
     "write_component",

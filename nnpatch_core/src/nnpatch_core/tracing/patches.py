@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from nnpatch_core._models import module_of
 from nnpatch_core.adapters import ModelAPI, Place, in_order
+from nnpatch_core.seq_pos import NONE, Group, Positions, spread
+
+
+def _positions(given: Positions | Group) -> Positions:
+    return given if isinstance(given, Positions) else Positions.of([given])
 
 
 @attrs.frozen(eq=False)
@@ -20,12 +26,12 @@ class BoundSite:
     Args:
         place: where the whole activation is.
         head: one head, or None for the whole component.
-        positions: the token positions, ascending from 0.
+        positions: the token positions; a group stands for those of all prompts.
     """
 
     place: Place
     head: int | None
-    positions: tuple[int, ...]
+    positions: Positions = attrs.field(converter=_positions)
 
     def columns(self, width: int) -> Tensor | None:
         """`[columns]` of its head or of its component; None is all of the activation."""
@@ -70,6 +76,78 @@ class Patches:
         """Each place that some cell patches, in the order in which a forward reaches them."""
         return in_order({site.place: None for cell in self.cells for site in cell.sites})
 
+    @cached_property
+    def positions(self) -> tuple[Positions, ...]:
+        """Each of the positions that some site has, once."""
+        every = {id(site.positions): site.positions for cell in self.cells for site in cell.sites}
+        return tuple(every.values())
+
+    @property
+    def shifted(self) -> bool:
+        """Whether some site takes its values from other positions than it has."""
+        return any(positions.source is not None for positions in self.positions)
+
+    @cached_property
+    def alignments(self) -> tuple[Positions | None, ...]:
+        """All positions, in as few parts as can be so that each token has one source in a part.
+
+        None is the part of those that take each value from the token's own position.
+        """
+        return tuple(dict.fromkeys(self._aligned.values()))
+
+    def alignment(self, positions: Positions) -> Positions | None:
+        """Which of `alignments` the positions of a site are in."""
+        return self._aligned[id(positions)]
+
+    @cached_property
+    def _aligned(self) -> dict[int, Positions | None]:
+        """By the positions' identity."""
+        shifted = [each for each in self.positions if each.source is not None]
+        parts: list[Tensor] = []
+        part_of: dict[int, int] = {}
+        seq_len = 1 + max((int(each.at.max()) for each in shifted), default=0)
+        for each in shifted:
+            sources = spread(each.at, seq_len, each.source)
+            # The first part that has no other source for one of these tokens.
+            number = next(
+                (n for n, part in enumerate(parts) if not _conflict(part, sources)), len(parts)
+            )
+            if number == len(parts):
+                parts.append(sources)
+            else:
+                parts[number] = torch.where(sources == NONE, parts[number], sources)
+            part_of[id(each)] = number
+        whole = [_whole(part) for part in parts]
+        return {
+            id(each): whole[part_of[id(each)]] if id(each) in part_of else None
+            for each in self.positions
+        }
+
+    @cached_property
+    def aligned_at(self) -> Mapping[Place, tuple[Positions | None, ...]]:
+        """For each place the alignments of the sites there."""
+        found: dict[Place, dict[Positions | None, None]] = {}
+        for cell in self.cells:
+            for site in cell.sites:
+                found.setdefault(site.place, {})[self._aligned[id(site.positions)]] = None
+        return {place: tuple(each) for place, each in found.items()}
+
+    def rows(self, rows: slice) -> Patches:
+        """The same cells in some of the prompts."""
+        if all(len(each.at) == 1 for each in self.positions):
+            return self
+        some = {id(each): each.rows(rows) for each in self.positions}
+        cells = [
+            attrs.evolve(
+                cell,
+                sites=tuple(
+                    attrs.evolve(site, positions=some[id(site.positions)]) for site in cell.sites
+                ),
+            )
+            for cell in self.cells
+        ]
+        return Patches(self.nnmodel, cells)
+
     @property
     def model(self) -> nn.Module:
         """The Hugging Face model."""
@@ -89,3 +167,15 @@ class Patches:
     def n_layers(self) -> int:
         """How many layers the model has."""
         return self.places[0].n_layers
+
+
+def _conflict(part: Tensor, sources: Tensor) -> bool:
+    """Whether a token has two sources; one row stands for all prompts."""
+    return bool(((part != sources) & (part != NONE) & (sources != NONE)).any())
+
+
+def _whole(part: Tensor) -> Positions:
+    """`[batch, seq]` of sources as positions."""
+    groups = [tuple(row.nonzero().flatten().tolist()) for row in part != NONE]
+    sources = [tuple(row[row != NONE].tolist()) for row in part]
+    return Positions.of(groups, sources)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.adapters import Place
+from nnpatch_core.seq_pos import Positions, spread
 from nnpatch_core.tracing.patches import BoundSite
 
 
@@ -21,12 +22,14 @@ class PatchedTokens:
         cells: `[tokens]`, the number of the cell that is patched into the run.
         prompts: `[tokens]`, the number of its prompt.
         positions: `[tokens]`, the position in the prompt, from 0.
+        sources: `[tokens]`, the position of the source prompt that goes there.
     """
 
     rows: Tensor
     cells: Tensor
     prompts: Tensor
     positions: Tensor
+    sources: Tensor
 
 
 class Intervention(Protocol):
@@ -90,30 +93,30 @@ def put(
     activation[rows[:, None], offsets[:, None], chosen] = values.gather(1, chosen)
 
 
-def tokens_of(
-    mask: Tensor, positions: tuple[int, ...] | None = None, cell: int = 0
-) -> PatchedTokens:
+def tokens_of(mask: Tensor, positions: Positions | None = None, cell: int = 0) -> PatchedTokens:
     """The tokens of one cell that an intervention may patch, each prompt in its own row.
 
     Args:
         mask: `[batch, seq]`, as of an `Intervention`.
-        positions: only these; None is all.
+        positions: only these, with their sources; None is all.
         cell: the cell's number.
     """
     patched = mask.bool().cpu()
     if positions is not None:
-        named = torch.zeros(patched.shape[1], dtype=torch.bool, device="cpu")
-        named[list(positions)] = True
-        patched = patched & named
+        patched = patched & positions.mask(patched.shape[1])
     prompts, where = patched.nonzero().T
-    return PatchedTokens(prompts, torch.full_like(prompts, cell), prompts, where)
+    sources = where
+    if positions is not None and positions.source is not None:
+        wide = spread(positions.at, patched.shape[1], positions.source)
+        sources = wide.expand(len(patched), -1)[prompts, where]
+    return PatchedTokens(prompts, torch.full_like(prompts, cell), prompts, where, sources)
 
 
 def as_patched(
     activation: Tensor,
     place: Place,
     intervention: Intervention,
-    positions: tuple[int, ...] | None = None,
+    positions: Positions | None = None,
     cell: int = 0,
 ) -> Tensor:
     """A copy of `[batch, seq, width]` in which all that may be patched is.
@@ -122,7 +125,7 @@ def as_patched(
         activation: what stands there.
         place: where it is.
         intervention: what is put there.
-        positions: only at these; None is all.
+        positions: only at these, with their sources; None is all.
         cell: the cell's number, for an intervention that looks at it.
     """
     patched = activation.detach().clone()
@@ -134,7 +137,7 @@ def differs(
     activation: Tensor,
     place: Place,
     intervention: Intervention,
-    positions: tuple[int, ...] | None = None,
+    positions: Positions | None = None,
     cell: int = 0,
 ) -> Tensor:
     """`[batch, seq, heads or 1]`, bool: where patching changes the activation, bitwise.

@@ -25,7 +25,7 @@ from nnpatch_core.tracing.observer import report
 
 @attrs.frozen(eq=False)
 class Kept:
-    """What is kept of a forward's logits.
+    """Which part is kept of a forward's logits.
 
     Args:
         asked: the model's argument `logits_to_keep`: how many positions at the end, 0 for all, or
@@ -39,7 +39,7 @@ class Kept:
 
 
 def kept_of(batch: Batch) -> Kept:
-    """What `batch.read` asks for."""
+    """Which part `batch.read` asks for."""
     read = batch.read
     if read is None:
         return Kept(1, lambda logits: logits[:, -1].to("cpu", torch.float32, copy=True))

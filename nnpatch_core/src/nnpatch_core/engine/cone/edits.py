@@ -64,15 +64,16 @@ def edits_of(bucket: Bucket, cells: Sequence[Cell], real: Booleans) -> Edits:
             key = (place.stage, place.order, turn, place.name, site.head is None)
             _, items = gathered.setdefault(key, (place, []))
             head = -1 if site.head is None else site.head
+            at = site.positions
             items += [
-                (row, cell, prompt, position, head)
-                for position in site.positions
+                (row, cell, prompt, position, source, head)
+                for position, source in zip(at.group(prompt), at.sources_of(prompt), strict=True)
                 if position >= bucket.start and real[prompt, position]
             ]
     edits: dict[int, list[Edit]] = {}
     for key in sorted(gathered):
         place, items = gathered[key]
-        numbers = torch.tensor(items, dtype=torch.int64, device="cpu").reshape(-1, 5)
+        numbers = torch.tensor(items, dtype=torch.int64, device="cpu").reshape(-1, 6)
         *tokens, heads = numbers.T.contiguous()
         edit = Edit(place, PatchedTokens(*tokens), None if key[-1] else heads)
         edits.setdefault(place.stage, []).append(edit)

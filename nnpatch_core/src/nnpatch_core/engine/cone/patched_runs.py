@@ -72,7 +72,8 @@ def patched_runs(patches: Patches, batch: int, seq_len: int, changed: Changed) -
         for site in cell.sites:
             here = changed(number, site)
             touched = np.any(here, axis=1)
-            first = np.asarray(site.positions)[here.argmax(1)]
+            at = site.positions.at.numpy()
+            first = at[everyone if len(at) > 1 else 0, here.argmax(1)]
             start = np.where(touched, np.minimum(start, first), start)
             stage = np.where(touched & (stage < 0), site.place.stage, stage)
         runs = stage >= 0

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +76,7 @@ def record_target(
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     rests: dict[int, tuple[Any, ...] | None] = {}
-    changes = _Changes(patches, intervention, batch.reaching[..., None].numpy())
+    changes = _Changes(patches, intervention, batch.reaching[..., None])
 
     def visit(traced: Any) -> None:
         for layer in range(patches.n_layers):
@@ -109,27 +108,31 @@ class _Changes:
 
     patches: Patches
     intervention: Intervention
-    reaching: Booleans | np.bool_ = np.True_
-    _known: dict[Place | tuple[int, BoundSite], Booleans] = attrs.field(factory=dict, init=False)
+    reaching: Tensor | bool = True
+    _known: dict[object, Tensor] = attrs.field(factory=dict, init=False)
 
     def note(self, place: Place, activation: Tensor) -> None:
         """Compare what stands at a place with what is put there."""
         if not self.intervention.by_cell:
-            changed = differs(activation, place, self.intervention).cpu().numpy()
-            self._known[place] = changed & self.reaching
+            for alignment in self.patches.aligned_at[place]:
+                changed = differs(activation, place, self.intervention, alignment)
+                self._known[place, alignment] = changed.cpu() & self.reaching
             return
         for number, cell in enumerate(self.patches.cells):
             for site in cell.sites:
                 if site.place is place:
-                    own = differs(activation, place, self.intervention, site.positions, number)
-                    self._known[number, site] = own.cpu().numpy() & self.reaching
+                    at = site.positions
+                    changed = differs(activation, place, self.intervention, at, number)
+                    self._known[number, site] = changed.cpu() & self.reaching
 
     def at(self, cell: int, site: BoundSite) -> Booleans:
         """`[batch, positions]` at one site of a cell."""
-        known = self._known[(cell, site) if self.intervention.by_cell else site.place]
-        by_head = known[:, list(site.positions)]
+        key: object = (site.place, self.patches.alignment(site.positions))
+        if self.intervention.by_cell:
+            key = (cell, site)
+        by_head = site.positions.picked(self._known[key])
         heads = slice(None) if site.head is None else slice(site.head, site.head + 1)
-        changed: Booleans = np.any(by_head[..., heads], axis=-1)
+        changed: Booleans = by_head[..., heads].any(-1).numpy()
         return changed
 
 
