@@ -25,11 +25,14 @@ class Batch:
         mask: `[batch, seq]`, int64: 1 for a token, 0 for padding, which stands on the left.
         read: `[batch, places]`, int64 on the CPU: the positions, from 0, at which the logits of a
             run are wanted; None is the last token alone.
+        appended: how many tokens at the right end are an answer's, appended to the prompt: they
+            run, but are never patched.
     """
 
     tokens: Tensor
     mask: Tensor
     read: Tensor | None = None
+    appended: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -47,11 +50,43 @@ class Batch:
     def rows(self, rows: slice | Tensor) -> Batch:
         """Some of the prompts, at the same width."""
         read = None if self.read is None else self.read[_on_cpu(rows)]
-        return Batch(self.tokens[rows], self.mask[rows], read)
+        return Batch(self.tokens[rows], self.mask[rows], read, self.appended)
 
     def to(self, device: torch.device) -> Batch:
         """The same prompts on another device."""
-        return Batch(self.tokens.to(device), self.mask.to(device), self.read)
+        return Batch(self.tokens.to(device), self.mask.to(device), self.read, self.appended)
+
+    @property
+    def prompt(self) -> Batch:
+        """The prompts without an answer, and without what is wanted of their logits."""
+        seq_len = self.seq_len - self.appended
+        return Batch(self.tokens[:, :seq_len], self.mask[:, :seq_len])
+
+    @property
+    def own(self) -> Tensor:
+        """`[batch, seq]`, int64: 1 for a token of the prompt, 0 for padding and an answer."""
+        own = self.mask.clone()
+        own[:, self.seq_len - self.appended :] = 0
+        return own
+
+    def followed_by(self, answers: Tensor) -> Batch:
+        """The prompts with tokens appended on the right.
+
+        Where an answer is shorter than another, tokens follow that nobody looks at: none to their
+        left sees them, so that every prompt ends at the same position.
+
+        Args:
+            answers: `[batch, n]`, token ids; negative ones fill.
+        """
+        answers = answers.clamp(min=0).to(self.tokens)
+        tokens = torch.cat([self.tokens, answers], 1)
+        mask = torch.cat([self.mask, torch.ones_like(answers, dtype=self.mask.dtype)], 1)
+        return Batch(tokens, mask, self.read, answers.shape[1])
+
+    def repeated(self, times: int) -> Batch:
+        """All prompts, several times after one another."""
+        assert self.read is None
+        return Batch(self.tokens.repeat(times, 1), self.mask.repeat(times, 1), None, self.appended)
 
     @property
     def read_padding(self) -> Tensor:

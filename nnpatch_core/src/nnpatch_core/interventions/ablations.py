@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._arrays import Booleans
@@ -17,8 +17,8 @@ from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments
 from nnpatch_core.interventions.inputs import read_batch, read_batches, read_spans
-from nnpatch_core.interventions.measuring import check_data, reading_for, sweep_context
-from nnpatch_core.interventions.values import draw, means, resampled, zeros
+from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
+from nnpatch_core.interventions.values import draw, means, resampled, widened, zeros
 from nnpatch_core.metrics import Metric, MetricContext, Reading, is_comparing
 from nnpatch_core.results import Baseline, Prompts, Scale
 from nnpatch_core.seq_pos import Span
@@ -122,12 +122,12 @@ class AblationRuns:
 
     def mask_of(self, patches: Patches) -> Tensor:
         """See `Runs.mask_of`."""
-        return self.target.mask
+        return self.target.own
 
     @property
     def changed(self) -> Booleans:
         """See `Runs.changed`."""
-        differs: Booleans = self.target.mask.bool().cpu().numpy()
+        differs: Booleans = self.target.own.bool().cpu().numpy()
         return differs
 
     def check(self, sweep: Sweep) -> None:
@@ -147,26 +147,32 @@ class AblationRuns:
 
     def values(self, sweep: Sweep) -> Values:
         """See `Runs.values`."""
-        return METHODS[self.ablation].values(self, sweep)
+        # Of the prompts alone: an answer that is appended is no part of a mean, and stays.
+        prompts = attrs.evolve(self, target=self.target.prompt)
+        return widened(METHODS[self.ablation].values(prompts, sweep), self.target.appended)
 
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
         """See `Runs.context`."""
-        return sweep_context(
-            (self.answers, self.others),
-            (target_logits, target_logits),
-            (self.target, self.target),
-            self.data,
-            self.reading,
-        )
+        return sweep_context(self._seen, target_logits, target_logits)
 
-    def read_by(self, metrics: Mapping[str, Metric], vocab: int | None) -> Self:
+    @property
+    def _seen(self) -> RunsSeen:
+        answers = self.answers, self.others
+        return RunsSeen(answers, self.target, self.target, self.data, self.reading)
+
+    def read_by(self, metrics: Mapping[str, Metric], model: nn.Module) -> Self:
         """See `Runs.read_by`."""
-        answers, batches = (self.answers, self.others), (self.target, self.target)
-        reading = reading_for(metrics, answers, batches, self.data, vocab, self.spans)
-        if reading is None:
-            return self
-        target = attrs.evolve(self.target, read=reading.target)
-        return attrs.evolve(self, target=target, reading=reading)
+        seen = read_by(metrics, self._seen, self.spans, model)
+        times, donors = len(seen.target) // len(self.target), self.donors
+        return attrs.evolve(
+            self,
+            target=seen.target,
+            answers=seen.answers[0],
+            others=seen.answers[1],
+            donors=None if donors is None else donors.repeated(times),
+            data=seen.data,
+            reading=seen.reading,
+        )
 
     def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
         """See `Runs.unpatched`."""
@@ -185,8 +191,7 @@ def _zeros(runs: AblationRuns, _: Sweep) -> Values:
 def _means(runs: AblationRuns, sweep: Sweep) -> Values:
     data, patches = runs.reference, sweep.patches
     checked = None if data is None else (check_padding(patches, batch) for batch in data)
-    # Their own logits are not looked at here.
-    return means(sweep, attrs.evolve(runs.target, read=None), checked, runs.per_position)
+    return means(sweep, runs.target, checked, runs.per_position)
 
 
 def _resampled(runs: AblationRuns, _: Sweep) -> Values:
@@ -270,5 +275,10 @@ def read_ablation(
         data,
         ablation.per_position,
         donors,
-        check_data(metric_data, len(target)),
+        check_data(
+            metric_data,
+            len(target),
+            source_answer_tokens=given.answer_tokens,
+            target_answer_tokens=given.other_answer_tokens,
+        ),
     )

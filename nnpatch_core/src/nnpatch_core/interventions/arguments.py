@@ -25,6 +25,8 @@ class PairArguments:
     target_attention_mask: Any = None
     tokenizer: Any = None
     spans: Any = None
+    source_answer_tokens: Any = None
+    target_answer_tokens: Any = None
 
 
 @attrs.frozen(eq=False)
@@ -37,6 +39,8 @@ class RunArguments:
     attention_mask: Any = None
     tokenizer: Any = None
     spans: Any = None
+    answer_tokens: Any = None
+    other_answer_tokens: Any = None
 
 
 #: The names that `attribution_patching` has for the arguments of an ablation's one run: its prompts
@@ -104,6 +108,8 @@ def ablated_arguments(
         mask,
         given.tokenizer,
         given.spans,
+        given.source_answer_tokens,
+        given.target_answer_tokens,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnpatch_core._arrays import Booleans
 from nnpatch_core._models import module_of, vocab_size
@@ -15,7 +15,7 @@ from nnpatch_core.errors import ConfidenceError, MetricError
 from nnpatch_core.interventions.arguments import PairArguments, pair_arguments
 from nnpatch_core.interventions.constants import Recorded
 from nnpatch_core.interventions.inputs import one_mask, read_batch, read_spans
-from nnpatch_core.interventions.measuring import check_data, reading_for, sweep_context
+from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
 from nnpatch_core.metrics import Metric, MetricContext, Reading, logit_difference
 from nnpatch_core.results import Baseline, Prompts, Scale
 from nnpatch_core.seq_pos import Span
@@ -51,8 +51,8 @@ def patchable(source: Batch, target: Batch, patches: Patches) -> Tensor:
     those that have one.
     """
     if patches.shifted:
-        return target.mask.to(source.mask.device)
-    return source.mask * target.mask.to(source.mask.device)
+        return target.own.to(source.mask.device)
+    return source.own * target.own.to(source.mask.device)
 
 
 def differs_of(source: Batch, target: Batch) -> Booleans:
@@ -125,25 +125,27 @@ class PairRuns:
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
         """See `Runs.context`."""
         assert source_logits is not None
-        return sweep_context(
-            (self.source_answers, self.target_answers),
-            (source_logits, target_logits),
-            (self.source, self.target),
-            self.data,
-            self.reading,
-        )
+        return sweep_context(self._seen, source_logits, target_logits)
 
-    def read_by(self, metrics: Mapping[str, Metric], vocab: int | None) -> Self:
+    @property
+    def _seen(self) -> RunsSeen:
+        answers = self.source_answers, self.target_answers
+        return RunsSeen(answers, self.source, self.target, self.data, self.reading)
+
+    def read_by(self, metrics: Mapping[str, Metric], model: nn.Module) -> Self:
         """See `Runs.read_by`."""
-        answers, batches = (self.source_answers, self.target_answers), (self.source, self.target)
-        reading = reading_for(
-            metrics, answers, batches, self.data, vocab, self.spans, last=self.confident
+        seen = read_by(metrics, self._seen, self.spans, model, last=self.confident)
+        one, other = seen.answers
+        assert other is not None
+        return attrs.evolve(
+            self,
+            source=seen.source,
+            target=seen.target,
+            source_answers=one,
+            target_answers=other,
+            data=seen.data,
+            reading=seen.reading,
         )
-        if reading is None:
-            return self
-        source = attrs.evolve(self.source, read=reading.source)
-        target = attrs.evolve(self.target, read=reading.target)
-        return attrs.evolve(self, source=source, target=target, reading=reading)
 
     def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
         """See `Runs.unpatched`."""
@@ -184,7 +186,12 @@ def read_pairs(
         label_prompts(nnmodel, source, target, given.tokenizer),
         read_spans(given.spans, len(source), source.seq_len),
         confident,
-        check_data(metric_data, count),
+        check_data(
+            metric_data,
+            count,
+            source_answer_tokens=given.source_answer_tokens,
+            target_answer_tokens=given.target_answer_tokens,
+        ),
     )
 
 

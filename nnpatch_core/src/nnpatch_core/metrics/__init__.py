@@ -9,12 +9,15 @@ from nnpatch_core.metrics.builtin import (
     kl_divergence,
     logit_difference,
     loss,
+    sequence_log_probability,
+    sequence_log_probability_difference,
 )
 from nnpatch_core.metrics.calling import as_numbers, called, columns_read, measure, one_each
 from nnpatch_core.metrics.context import MetricContext, RunSeen, SweepContext, stacked
 from nnpatch_core.metrics.declarations import (
     ColumnsRead,
     PositionsRead,
+    answers_followed,
     compares_answers,
     is_comparing,
     is_lowest_at_source,
@@ -42,6 +45,7 @@ __all__ = [
     "answer_probability",
     "answer_set_difference",
     "answer_sets",
+    "answers_followed",
     "as_numbers",
     "called",
     "check_metrics",
@@ -61,6 +65,8 @@ __all__ = [
     "reads_positions",
     "reads_some",
     "reads_tokens",
+    "sequence_log_probability",
+    "sequence_log_probability_difference",
     "stacked",
     "with_context",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -15,6 +15,7 @@ from nnpatch_core.metrics.context import MetricContext
 from nnpatch_core.metrics.declarations import (
     checked_by,
     compares_answers,
+    follows_answers,
     lowest_at_source,
     per_prompt,
     reads_positions,
@@ -213,6 +214,52 @@ def loss(logits: Tensor, context: MetricContext) -> Tensor:
     return -torch.where(there, log_probabilities, 0.0).sum(-1) / there.sum(-1)
 
 
+def _check_sequences(*names: str) -> Callable[[MetricContext], None]:
+    def check(context: MetricContext) -> None:
+        for name in names:
+            ids = token_data(context, "sequence_log_probability", name)
+            empty = (ids < 0).all(1).nonzero().flatten().tolist()
+            if empty:
+                raise MetricError(
+                    f"{name} has no token for prompt {empty[0]}, whose answer is to be appended"
+                )
+            # Packed to the left, as tokens follow one another.
+            if ((ids[:, :-1] < 0) & (ids[:, 1:] >= 0)).any():
+                raise MetricError(f"{name} has a token behind a fill of -1: fill on the right")
+
+    return check
+
+
+def _of_appended(logits: Tensor, context: MetricContext) -> Tensor:
+    ids = context.appended
+    assert ids is not None
+    found = _at(logits.log_softmax(-1), ids.clamp(min=0))
+    return torch.where((ids >= 0).to(logits.device), found, 0.0).sum(-1)
+
+
+@checked_by(_check_sequences("source_answer_tokens"))
+@per_prompt
+@follows_answers("source_answer_tokens")
+def sequence_log_probability(logits: Tensor, context: MetricContext) -> Tensor:
+    """Sum of log p(token | prompt, answer before it) over the source answer's tokens, `[batch]`.
+
+    In nats. The answer, `source_answer_tokens`, is appended to the source prompt and to the target
+    prompt alike; it is never patched, and no column of the outcome.
+    """
+    return _of_appended(logits, context)
+
+
+@checked_by(_check_sequences("source_answer_tokens", "target_answer_tokens"))
+@per_prompt
+@follows_answers("source_answer_tokens", "target_answer_tokens")
+def sequence_log_probability_difference(logits: Tensor, context: MetricContext) -> Tensor:
+    """`sequence_log_probability` of the source answer minus that of the target answer, `[batch]`.
+
+    Each prompt runs with each of the answers; called, it gives the one that is appended.
+    """
+    return _of_appended(logits, context)
+
+
 BUILTIN_METRICS: Mapping[str, Metric] = {
     "answer_log_probability": answer_log_probability,
     "answer_probability": answer_probability,
@@ -220,4 +267,6 @@ BUILTIN_METRICS: Mapping[str, Metric] = {
     "kl_divergence": kl_divergence,
     "logit_difference": logit_difference,
     "loss": loss,
+    "sequence_log_probability": sequence_log_probability,
+    "sequence_log_probability_difference": sequence_log_probability_difference,
 }

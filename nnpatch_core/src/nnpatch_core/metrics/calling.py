@@ -11,7 +11,7 @@ from torch import Tensor
 from nnpatch_core.batch import has_numbers, where_of
 from nnpatch_core.errors import MetricError, PatchingError
 from nnpatch_core.metrics.context import MetricContext
-from nnpatch_core.metrics.declarations import declared_of, reads_some
+from nnpatch_core.metrics.declarations import declared_of, is_per_prompt, reads_some
 from nnpatch_core.metrics.naming import Metric
 
 
@@ -43,6 +43,11 @@ def called(name: str, metric: Metric, logits: Tensor, context: MetricContext) ->
     Raises:
         MetricError: it is something else; the metric raised, or changed the context.
     """
+    rows = len(logits)
+    if not is_per_prompt(metric):
+        # It is given each prompt once, in whatever versions they run.
+        context = context.once
+        logits = logits[: len(context)]
     logits, context = context.seen(name, logits)
     before = _versions(context)
     try:
@@ -58,7 +63,8 @@ def called(name: str, metric: Metric, logits: Tensor, context: MetricContext) ->
             f"metric {name!r} changes its context in place, which other cells are measured with: "
             "let it work on a copy, as context.source_logits.clone()"
         )
-    return one_each(name, value, len(logits))
+    value = one_each(name, value, len(logits))
+    return value if len(value) == rows else torch.cat([value, value.new_zeros(rows - len(value))])
 
 
 def _versions(context: MetricContext) -> list[int]:

@@ -30,6 +30,8 @@ class MetricContext:
         mask: `[batch, seq]`, 1 for a token of that run, and 0 for padding.
         positions: `[batch, positions]`, counted from 0, where the logits of a metric that declares
             positions stand in these tokens; None of any other.
+        appended: `[batch, n]`, the tokens of the answer that is appended to the prompt, for a
+            metric that appends one; -1 fills. None for any other.
     """
 
     source_answer_index: Tensor
@@ -40,6 +42,7 @@ class MetricContext:
     tokens: Tensor | None = attrs.field(default=None, kw_only=True)
     mask: Tensor | None = attrs.field(default=None, kw_only=True)
     positions: Tensor | None = attrs.field(default=None, kw_only=True)
+    appended: Tensor | None = attrs.field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.source_answer_index)
@@ -68,6 +71,11 @@ class MetricContext:
         """The context of the source run's own logits."""
         return self
 
+    @property
+    def once(self: _Context) -> _Context:
+        """The context in which each prompt stands once; see `SweepContext.versions`."""
+        return self
+
     def seen(self, metric: str | None, logits: Tensor) -> tuple[Tensor, MetricContext]:
         """The logits as a metric is given them, and its context.
 
@@ -82,7 +90,10 @@ class MetricContext:
         """`[batch, positions]`, bool: where logits are read of what is no token of the run."""
         assert self.positions is not None
         assert self.mask is not None
-        return self.mask.gather(1, self.positions) == 0
+        seq_len = self.mask.shape[1]
+        # Behind the prompt stands an answer, which has no padding.
+        padding = self.mask.gather(1, self.positions.clamp(max=seq_len - 1)) == 0
+        return padding & (self.positions < seq_len)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor in it."""
@@ -122,17 +133,28 @@ class SweepContext(MetricContext):
         source_run: the tokens of the source run, and where its logits stand.
         columns: by metric, which of the places it reads; one without reads the last token.
         last: the place of the last token.
+        versions: how many times the prompts stand in it after one another, each time with another
+            answer appended.
     """
 
     source_run: RunSeen = attrs.field(kw_only=True)
     columns: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict, kw_only=True)
     last: int | None = attrs.field(default=None, kw_only=True)
+    versions: int = attrs.field(default=1, kw_only=True)
 
     @property
     def of_source_run(self) -> SweepContext:
         """The context of the source run's own logits."""
         run = self.source_run
         return attrs.evolve(self, tokens=run.tokens, mask=run.mask, positions=run.positions)
+
+    @property
+    def once(self) -> SweepContext:
+        """The context in which each prompt stands once."""
+        if self.versions == 1:
+            return self
+        first = torch.arange(len(self) // self.versions, device="cpu")
+        return attrs.evolve(self.rows(first), versions=1)
 
     def seen(self, metric: str | None, logits: Tensor) -> tuple[Tensor, MetricContext]:
         """See `MetricContext.seen`."""

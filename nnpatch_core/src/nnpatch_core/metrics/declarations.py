@@ -141,11 +141,29 @@ def checked_by(check: Callable[[MetricContext], None]) -> Callable[[_Function], 
     return declared
 
 
+def follows_answers(*names: str) -> Callable[[_Function], _Function]:
+    """Declare that a metric reads the prompts with an answer appended, where it predicts that.
+
+    It is given the logits `[batch, n, vocab]` that predict the `n` tokens of `context.appended`.
+    The metric is of each prompt alone. With two answers every prompt runs with each, and its number
+    is that of the first minus that of the second.
+
+    Args:
+        names: of one or two answers in `metric_data`, token ids `[batch, n]`; -1 fills.
+    """
+
+    def declared(metric: _Function) -> _Function:
+        return _declare(metric, "follows_answers", names)
+
+    return declared
+
+
 #: What can be declared of a metric.
 _WORDS = (
     "checked_by",
     "columns",
     "compares_answers",
+    "follows_answers",
     "lowest_at_source",
     "per_prompt",
     "positions_read",
@@ -194,6 +212,11 @@ def is_lowest_at_source(metric: Any) -> bool:
 def reads_some(metric: Any) -> bool:
     """Whether a metric declares which tokens' logits it reads; see `reads_tokens`."""
     return declared_of(metric, "columns") is not None
+
+
+def answers_followed(metric: Any) -> tuple[str, ...]:
+    """The names of the answers that a metric appends; none for most. See `follows_answers`."""
+    return declared_of(metric, "follows_answers") or ()
 
 
 def name_of(metric: Any) -> str:

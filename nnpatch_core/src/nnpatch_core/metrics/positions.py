@@ -14,7 +14,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core.batch import has_numbers, where_of
 from nnpatch_core.errors import MetricError, PatchingError
 from nnpatch_core.metrics.context import MetricContext
-from nnpatch_core.metrics.declarations import declared_of
+from nnpatch_core.metrics.declarations import answers_followed, declared_of
 from nnpatch_core.metrics.naming import Metric
 
 #: Gives, for the name of a span, its positions `[batch, any]` in the source and in the target run,
@@ -34,12 +34,17 @@ class Reading:
         target: the same in the target run, and in every patched run.
         columns: by metric, which of the places it reads, in its order.
         last: the place of the last token, if a metric without declaration reads that.
+        appended: `[batch, n]`, the answer that is appended to each prompt; None if none is.
+        versions: the names of the answers, where the prompts stand in these once with each, after
+            one another; nothing where no answer is appended.
     """
 
     source: Tensor
     target: Tensor
     columns: Mapping[str, tuple[int, ...]]
     last: int | None
+    appended: Tensor | None = None
+    versions: tuple[str, ...] = ()
 
 
 def check_metrics(
@@ -65,6 +70,8 @@ def reading_of(
     spans: SpanFinder | None = None,
     *,
     last: bool = False,
+    appended: Tensor | None = None,
+    versions: tuple[str, ...] = (),
 ) -> Reading | None:
     """Where metrics read the logits; None if each reads those of the last token.
 
@@ -74,6 +81,8 @@ def reading_of(
         target: the same of the target run.
         spans: finds the positions of a span by its name; None where the prompts have no spans.
         last: whether the last token's are read in any case.
+        appended: `[batch, n]`, the answer that is appended to each prompt; None if none is.
+        versions: the names of the answers with which the prompts stand in the contexts.
 
     Raises:
         MetricError: a metric declares something else than positions of the prompts.
@@ -83,7 +92,8 @@ def reading_of(
         for name, metric in metrics.items()
         if (wanted := declared_of(metric, "positions_read")) is not None
     }
-    if not declared:
+    following = [name for name, metric in metrics.items() if answers_followed(metric)]
+    if not declared and not following:
         return None
     places: dict[tuple[int, ...], int] = {}
 
@@ -93,14 +103,21 @@ def reading_of(
         return tuple(places.setdefault(tuple(column), len(places)) for column in columns)
 
     end = None
-    if last or len(declared) < len(metrics):
+    if last or len({*declared, *following}) < len(metrics):
         end = placed([_every(len(each), [_width(each) - 1]) for each in (source, target)])[0]
     columns = {
         name: placed(_positions_of(name, wanted, source, target, spans))
         for name, wanted in declared.items()
     }
+    if appended is not None:
+        # Each token is predicted at the one before it, the first at the prompt's last.
+        end_of = _width(target) - 1
+        predicting = _every(len(target), range(end_of, end_of + appended.shape[1]))
+        columns |= {name: placed([predicting, predicting]) for name in following}
     found = torch.tensor([*places], dtype=torch.int64, device="cpu").T
-    return Reading(found[: len(source)].clone(), found[len(source) :].clone(), columns, end)
+    return Reading(
+        found[: len(source)].clone(), found[len(source) :].clone(), columns, end, appended, versions
+    )
 
 
 def _width(context: MetricContext) -> int:

@@ -43,6 +43,8 @@ def attribution_patching(
     spans: Mapping[str, Span] | None = None,
     metric: MetricSpec = "logit_difference",
     metric_data: Mapping[str, Tensor] | None = None,
+    source_answer_tokens: Tensor | None = None,
+    target_answer_tokens: Tensor | None = None,
     force_model_confidence: bool = False,
     ablation: str | None = None,
     reference: Any = None,
@@ -104,6 +106,9 @@ def attribution_patching(
             able to differentiate it.
         metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
             metric finds them in `context.data`.
+        source_answer_tokens: `[batch, n]`, all tokens of the answer that each source prompt calls
+            for, for metrics of sequences, which append it; -1 fills on the right.
+        target_answer_tokens: the same of each target prompt's.
         force_model_confidence: raise unless each run prefers its own answer for every prompt.
         ablation: `"zero"` or `"mean"` in place of a source run: the estimate of what
             `ablation_patching` measures.
@@ -158,6 +163,8 @@ def attribution_patching(
         target_attention_mask,
         tokenizer,
         spans,
+        source_answer_tokens,
+        target_answer_tokens,
     )
     options = Options(batch_size, memory_budget, progress)
     traced = as_nnsight(nnmodel)

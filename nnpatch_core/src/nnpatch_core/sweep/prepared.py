@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from nnpatch_core._models import module_of, vocab_size
+from nnpatch_core._models import module_of
 from nnpatch_core.metrics import MetricSpec, name_metrics
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.seq_pos import PromptBatch
@@ -48,7 +48,8 @@ def prepare(
     prompts = PromptBatch(runs.target, None if runs.ablation else runs.source, runs.spans)
     layout = lay_out(nnmodel, api, sites, prompts)
     metrics = name_metrics(metric, find_metric)
-    runs = runs.read_by(metrics, vocab_size(module_of(nnmodel)))
+    runs = runs.read_by(metrics, module_of(nnmodel))
+    layout = layout.repeated(len(runs.target) // len(prompts))
     sweep = make_sweep(layout, runs.target, metrics, options, gathers=gathers)
     runs.check(sweep)
     warn_of_columns(sites, prompts, runs.prompts.strings)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, Self, TypeAlias
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnpatch_core._arrays import Booleans
 from nnpatch_core.batch import Batch
@@ -98,10 +98,11 @@ class Runs(Protocol):
         """`[batch, ...]` by name, for metrics."""
         ...
 
-    def read_by(self, metrics: Mapping[str, Metric], vocab: int | None) -> Self:
-        """The same, with logits that are read where the metrics declare; nothing runs for that.
+    def read_by(self, metrics: Mapping[str, Metric], model: nn.Module) -> Self:
+        """The same as metrics read them: with answers appended, and where logits are wanted.
 
-        `vocab` is how many ids the vocabulary has, if the model says.
+        Where there are several answers, the prompts stand in them once with each. Nothing runs for
+        that.
         """
         ...
 

@@ -132,7 +132,7 @@ class Patches:
                 found.setdefault(site.place, {})[self._aligned[id(site.positions)]] = None
         return {place: tuple(each) for place, each in found.items()}
 
-    def rows(self, rows: slice) -> Patches:
+    def rows(self, rows: slice | Tensor) -> Patches:
         """The same cells in some of the prompts."""
         if all(len(each.at) == 1 for each in self.positions):
             return self
