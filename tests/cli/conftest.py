@@ -17,7 +17,6 @@ from tests.helpers.commands import (
     SWAPPED,
     Command,
     Done,
-    Install,
     Misused,
     ModelFolder,
     Module,
@@ -102,34 +101,6 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module]:
     yield module
     for name in made:
         sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Puts throw-away distributions on the path, as an installer would."""
-    modules: list[str] = []
-
-    def install(
-        distribution: str, code: str, *, version: str = "1.2.3", value: str | None = None
-    ) -> Path:
-        module = distribution.replace("-", "_")
-        site_packages = tmp_path / f"site-{len(modules)}"
-        info = site_packages / f"{module}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (site_packages / f"{module}.py").write_text(textwrap.dedent(code), encoding="utf-8")
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n", encoding="utf-8"
-        )
-        (info / "entry_points.txt").write_text(
-            f"[nnpatch]\n{module} = {value or module}\n", encoding="utf-8"
-        )
-        monkeypatch.syspath_prepend(str(site_packages))
-        modules.append(module)
-        return info
-
-    yield install
-    for module in modules:
-        sys.modules.pop(module, None)
 
 
 @pytest.fixture

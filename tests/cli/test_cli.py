@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from nnpatch_core.cli import main
-from tests.helpers.commands import OWN, Command, Install, Misused, adapters
+from tests.helpers.commands import OWN, Command, Misused, adapters
+from tests.helpers.distributions import Install
 from tests.helpers.paths import ROOT
 
 # Help, version, usage ---------------------------------------------------------------------------

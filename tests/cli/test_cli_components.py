@@ -21,7 +21,6 @@ from tests.helpers.commands import (
     SMALL,
     Command,
     Done,
-    Install,
     ModelFolder,
     Module,
     Refused,
@@ -29,6 +28,7 @@ from tests.helpers.commands import (
     hook,
     rows_of,
 )
+from tests.helpers.distributions import Install
 
 LLAMA = """\
 adapter Llama3, model type llama

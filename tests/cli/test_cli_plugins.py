@@ -7,7 +7,8 @@ from importlib import metadata
 
 import pytest
 
-from tests.helpers.commands import OWN, Command, Install, adapters, garbage, hook, plugins_json
+from tests.helpers.commands import OWN, Command, adapters, garbage, hook, plugins_json
+from tests.helpers.distributions import Install
 
 MARTIAN = """
     from nnpatch_core import DecoderAPI, decoder_components, hookimpl

@@ -526,15 +526,15 @@ def test_rows_are_those_of_a_naive_count(given_cells: list[list[Any]], seed: int
     changed = changes(cells, batch, {})
     random = np.random.default_rng(seed)
     for array in changed._known.values():
-        array[:] = random.random(array.shape) < 0.2
+        array[:] = torch.from_numpy(random.random(tuple(array.shape)) < 0.2)
     expected = []
     for number, cell in enumerate(cells):
         for prompt in range(batch):
             hits = [
                 (position, each.place.stage)
                 for each in cell
-                for position in each.positions
-                if changed._known[each.place][prompt, position, slice(None)
+                for position in each.positions.group(prompt)
+                if changed._known[each.place, None][prompt, position, slice(None)
                     if each.head is None else each.head].any()
             ]  # fmt: skip
             if hits:

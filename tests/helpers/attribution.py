@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import attrs
+import pytest
 import torch
 from torch import Tensor
 
 from nnpatch_core import Outcome, attribution_patching
+from nnpatch_core.errors import EstimateWarning
 from nnpatch_core.testing import tiny_model
 from tests.helpers.attribution_oracle import AttributionOracle, Wide
 from tests.helpers.oracle import Donor, Place, Prompt, lay_out, random_prompts
@@ -32,6 +34,19 @@ def wide() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def told(sites: Any, options: dict[str, Any]) -> Iterator[None]:
+    """The QK fix alone says it where no site is a query or a key, and only there."""
+    of = [site for cell in getattr(sites, "sites", ()) for site in cell.sites]
+    names = {site.component for site in of} if of else {*sites.site_names}
+    alone = options.get("qk_fix") is True and not options.get("grad_drop")
+    if not alone or names & {"q", "k"}:
+        yield
+        return
+    with pytest.warns(EstimateWarning, match="qk_fix=True changes nothing without q or k"):
+        yield
 
 
 @functools.cache
@@ -145,7 +160,7 @@ class Runs:
     def estimate(self, sites: Any, metric: Any = "bent", **options: Any) -> Outcome:
         # Weights that are drawn in float64 are others.
         model = options.pop("model", None) or self.model
-        with wide():
+        with wide(), told(sites, options):
             return attribution_patching(
                 model,
                 options.pop("api", self.pairs.api),

@@ -46,7 +46,6 @@ Command = Callable[..., Done]
 Refused = Callable[..., str]
 Misused = Callable[..., None]
 Module = Callable[..., str]
-Install = Callable[..., Path]
 ModelFolder = Callable[..., Path]
 
 

@@ -20,8 +20,8 @@ from nnpatch_core import (
     fused_projections,
     separate_projections,
 )
-from nnpatch_core.adapters import PartOfHead
 from nnpatch_core.testing import tiny_model
+from tests.helpers.kit import GPT2, GRANITE, MIXTRAL, NEOX, QWEN3_NEXT
 
 #: With the usual prompts this model magnifies rounding in one cell: on some processors plain torch
 #: alone gives the padded and the bare prompt logits that are 2e-5 apart.
@@ -39,7 +39,6 @@ class Family(NamedTuple):
 
 Gemma = DecoderAPI("Gemma", ("gemma",), decoder_components())
 Qwen3 = DecoderAPI("Qwen3", ("qwen3",), decoder_components())
-Mixtral = DecoderAPI("Mixtral", ("mixtral",), decoder_components())
 Starcoder2 = DecoderAPI("Starcoder2", ("starcoder2",), decoder_components())
 Cohere = DecoderAPI("Cohere", ("cohere",), decoder_components())
 
@@ -49,7 +48,6 @@ POST_NORMS = decoder_components(attn="post_attention_layernorm", mlp="post_feedf
 Gemma2 = DecoderAPI("Gemma2", ("gemma2",), POST_NORMS)
 Gemma3 = DecoderAPI("Gemma3", ("gemma3_text",), POST_NORMS)
 Olmo2 = DecoderAPI("Olmo2", ("olmo2",), POST_NORMS)
-Granite = DecoderAPI("Granite", ("granite",), decoder_components(), residual="scaled")
 Phi = DecoderAPI("Phi", ("phi",), decoder_components(heads=separate_projections(o="dense")))
 Opt = DecoderAPI(
     "Opt",
@@ -66,21 +64,6 @@ GptJ = DecoderAPI(
 
 # With one projection for queries, keys and values.
 
-Gpt2 = DecoderAPI(
-    "Gpt2",
-    ("gpt2",),
-    decoder_components(attn="attn", heads=fused_projections("attn.c_attn", "attn.c_proj", Fused)),
-    "transformer.h",
-)
-GptNeoX = DecoderAPI(
-    "GptNeoX",
-    ("gpt_neox",),
-    decoder_components(
-        attn="attention",
-        heads=fused_projections("attention.query_key_value", "attention.dense", Interleaved),
-    ),
-    "gpt_neox.layers",
-)
 Phi3 = DecoderAPI(
     "Phi3",
     ("phi3",),
@@ -152,16 +135,7 @@ Lfm2 = DecoderAPI(
     residual=None,
     cone=False,
 )
-QUERY_AND_GATE = separate_projections()
-QUERY_AND_GATE["q"] = attrs.evolve(QUERY_AND_GATE["q"], columns=PartOfHead(0, parts=2))
 LINEAR = decoder_components(attn="linear_attn", heads={})
-Qwen3Next = DecoderAPI(
-    "Qwen3Next",
-    ("qwen3_next",),
-    LINEAR,
-    kinds={"self_attn": decoder_components(heads=QUERY_AND_GATE)},
-    cone=False,
-)
 OlmoHybrid = DecoderAPI(
     "OlmoHybrid",
     ("olmo_hybrid",),
@@ -239,17 +213,17 @@ FAMILIES = {
         Gemma3,
         two_layers("gemma3_text", layer_types=["sliding_attention", "full_attention"]),
     ),
-    "gpt2": Family(Gpt2, two_layers("gpt2")),
-    "gpt_neox": Family(GptNeoX, two_layers("gpt_neox")),
+    "gpt2": Family(GPT2, two_layers("gpt2")),
+    "gpt_neox": Family(NEOX, two_layers("gpt_neox")),
     "gptj": Family(GptJ, two_layers("gptj")),
-    "granite": Family(Granite, two_layers("granite", residual_multiplier=0.3)),
+    "granite": Family(GRANITE, two_layers("granite", residual_multiplier=0.3)),
     "lfm2": Family(
         Lfm2,
         functools.partial(tiny_model, "lfm2", layer_types=["conv", "full_attention", "conv"]),
     ),
     "llama, MLP first in one layer": Family(MixedOrder, mlp_first_in_one_layer),
     "llama, more heads in one layer": Family(Listed, more_heads_in_one_layer),
-    "mixtral": Family(Mixtral, two_layers("mixtral")),
+    "mixtral": Family(MIXTRAL, two_layers("mixtral")),
     "mpt": Family(Mpt, two_layers("mpt")),
     "olmo2": Family(Olmo2, two_layers("olmo2")),
     "olmo_hybrid": Family(
@@ -259,7 +233,7 @@ FAMILIES = {
     "phi": Family(Phi, two_layers("phi")),
     "phi3": Family(Phi3, two_layers("phi3")),
     "qwen3": Family(Qwen3, two_layers("qwen3")),
-    "qwen3_next": Family(Qwen3Next, functools.partial(tiny_model, "qwen3_next")),
+    "qwen3_next": Family(QWEN3_NEXT, functools.partial(tiny_model, "qwen3_next")),
     "starcoder2": Family(Starcoder2, two_layers("starcoder2")),
 }
 #: Variants that are laid out as another family.

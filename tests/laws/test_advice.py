@@ -59,6 +59,7 @@ OTHERS: dict[str, Any] = {
     "dispatch": TransformersModel.__mro__,
     "dtype": pandas.read_csv,
     "skiprows": pandas.read_csv,
+    "orient": pandas.DataFrame.to_json,
     "add_generation_prompt": PreTrainedTokenizerBase.apply_chat_template,
     "continue_final_message": PreTrainedTokenizerBase.apply_chat_template,
 }

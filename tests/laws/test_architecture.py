@@ -33,7 +33,7 @@ FLOORS = (
     ("prompts",),
     ("metrics",),
     ("seq_pos",),
-    ("_", "batch", "components", "errors"),
+    ("_", "batch", "components", "errors", "names"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -78,6 +78,43 @@ def violations() -> Iterator[str]:
                 yield f"{'.'.join(module)} imports {'.'.join(target)}, which stands no lower"
 
 
+#: The older library's names, in the same distribution: a package that stands on top of all rooms.
+OLDER = PACKAGE.with_name("nnpatch")
+
+
+def imported(file: Path) -> Iterator[tuple[str, str]]:
+    """Each module that a file imports, and each name that it takes from it; "" for the whole."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None, f"{file} has a relative import"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def test_the_older_names_stand_on_public_ones() -> None:
+    """A plugin's package is imported as well, for its adapters."""
+    files = sorted(OLDER.rglob("*.py"))
+    assert {path.name for path in files} >= {"__init__.py", "llama.py", "mistral.py", "gemma.py"}
+    for file in files:
+        for module, name in imported(file):
+            if module.partition(".")[0] == PACKAGE.name:
+                if module == f"{PACKAGE.name}.names":
+                    continue
+                assert module == PACKAGE.name, f"{file.name} imports {module}"
+                assert not name or name in nnpatch_core.__all__, f"{file.name} imports {name}"
+        # `nnpatch_core.name`, where the whole is imported.
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == PACKAGE.name:
+                assert node.attr in nnpatch_core.__all__, f"{file.name} reads {node.attr}"
+
+
+def test_no_room_knows_the_older_names() -> None:
+    for file in sorted(PACKAGE.rglob("*.py")):
+        roots = {module.partition(".")[0] for module, _ in imported(file)}
+        assert OLDER.name not in roots, file
+
+
 #: The page that shows them to people.
 PAGE = Path(__file__).parents[2] / "docs" / "architecture.md"
 
@@ -101,8 +138,8 @@ def test_the_page_names_what_there_is() -> None:
 def test_docstrings_say_what_things_are() -> None:
     """None begins with "What", which makes its reader look for the noun."""
     found = [
-        f"{file.relative_to(PACKAGE)}:{getattr(node, 'lineno', 1)}"
-        for file in PACKAGE.rglob("*.py")
+        f"{file.relative_to(PACKAGE.parent)}:{getattr(node, 'lineno', 1)}"
+        for file in [*PACKAGE.rglob("*.py"), *OLDER.rglob("*.py")]
         for node in ast.walk(ast.parse(file.read_text("utf-8")))
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         and (ast.get_docstring(node) or "").startswith("What ")

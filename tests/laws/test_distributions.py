@@ -69,6 +69,21 @@ def test_the_citation_is_of_this_version() -> None:
     assert found["license"] == pyproject(CORE)["project"]["license"]
 
 
+# What they ship ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", [CORE, *PLUGINS])
+def test_every_package_of_a_folder_is_shipped_with_its_types(folder: str) -> None:
+    packages = sorted(path.parent for path in (ROOT / folder / "src").glob("*/__init__.py"))
+    shipped = pyproject(folder)["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert shipped == [f"src/{path.name}" for path in packages]
+    assert all((path / "py.typed").is_file() for path in packages)
+
+
+def test_core_ships_the_older_names() -> None:
+    assert (ROOT / CORE / "src" / "nnpatch" / "api" / "llama.py").is_file()
+
+
 # Where they live ----------------------------------------------------------------------------------
 
 

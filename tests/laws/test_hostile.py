@@ -6,9 +6,8 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from nnpatch_core.cli import main
 from nnpatch_core.errors import AdapterError, PatchingError, PluginWarning
 from nnpatch_core.plugins import find_adapter, load_plugins
 from nnpatch_core.testing import tiny_model
+from tests.helpers.distributions import Install
 
 #: Colours, a title, a bell, a way back to the start of the line, text from right to left.
 ESCAPES = "\x1b[31m\x1b]0;title\x07\rred\u202e\x9b2J"
@@ -55,31 +55,6 @@ def test_errors_are_safe(text: str) -> None:
     assert str(AdapterError("one\n\ttwo")) == "one\n\ttwo"
 
 
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
-    """Puts throw-away distributions on the path, as an installer would."""
-    modules: list[str] = []
-
-    def install(
-        code: str, distribution: str = "martian-models", name: str = "martian", version: str = "1"
-    ) -> Path:
-        module = f"hostile_{len(modules)}"
-        folder = tmp_path / f"site{len(modules)}"
-        info = folder / f"{module}-1.dist-info"
-        info.mkdir(parents=True)
-        (folder / f"{module}.py").write_text(textwrap.dedent(code), encoding="utf-8")
-        metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
-        (info / "METADATA").write_bytes(metadata.encode())
-        (info / "entry_points.txt").write_bytes(f"[nnpatch]\n{name} = {module}\n".encode())
-        monkeypatch.syspath_prepend(str(folder))
-        modules.append(module)
-        return folder
-
-    yield install
-    for module in modules:
-        sys.modules.pop(module, None)
-
-
 ADAPTER = """
     from nnpatch_core import Component, DecoderAPI, decoder_components, hookimpl
 
@@ -101,10 +76,10 @@ BROKEN = """
 
 @pytest.mark.parametrize("code", [ADAPTER, BROKEN], ids=["adapter", "broken"])
 def test_names_of_plugins_on_the_terminal(
-    install: Callable[..., Path], capsys: pytest.CaptureFixture[str], code: str
+    install: Install, capsys: pytest.CaptureFixture[str], code: str
 ) -> None:
     esc = "\x1b[31mred"
-    install(code, distribution=f"martian{esc}", name=f"martian{esc}", version=f"1{esc}")
+    install(f"martian{esc}", code, module="hostile", name=f"martian{esc}", version=f"1{esc}")
     for words in (
         ["plugins"],
         ["components", "llama", "--adapter", "nothing"],
@@ -134,9 +109,9 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(each)
 
 
-def test_names_of_plugins_in_warnings_and_errors(install: Callable[..., Path]) -> None:
-    install(ADAPTER)
-    install(BROKEN, distribution="broken\x1b[31m", name="broken\x1b[31m")
+def test_names_of_plugins_in_warnings_and_errors(install: Install) -> None:
+    install("martian-models", ADAPTER, name="martian")
+    install("broken\x1b[31m", BROKEN, module="broken", name="broken\x1b[31m")
     with pytest.warns(PluginWarning) as caught:
         load_plugins()
     assert all(is_safe(str(each.message)) for each in caught)
@@ -186,9 +161,9 @@ LOUD = """
     ids=lambda words: words[0],
 )
 def test_what_plugins_print_does_not_spoil_json(
-    install: Callable[..., Path], capsys: pytest.CaptureFixture[str], words: list[str]
+    install: Install, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:
-    install(LOUD)
+    install("martian-models", LOUD, name="martian")
     capsys.readouterr()
     assert main([*words, "--json"]) == 0
     out, err = capsys.readouterr()

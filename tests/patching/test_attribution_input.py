@@ -25,6 +25,7 @@ from nnpatch_core import (
 from nnpatch_core.errors import (
     AdapterWarning,
     AnswerError,
+    EstimateWarning,
     GradientError,
     MemoryBudgetError,
     MetricError,
@@ -33,6 +34,7 @@ from nnpatch_core.errors import (
     UnknownNameError,
 )
 from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.attribution import told
 from tests.helpers.refusals import SOURCE, SOURCE_ANSWERS, TARGET, TARGET_ANSWERS
 from tests.helpers.refusals import Counted as Swept
 
@@ -111,6 +113,24 @@ def test_what_the_refused_calls_are_variations_of_is_accepted(counted: Counted) 
 )
 def test_methods(counted: Counted, changed: dict[str, Any], parts: list[str]) -> None:
     counted.refuses(PatchingError, *parts, **changed)
+
+
+@pytest.mark.parametrize("ablation", [{}, {"ablation": "zero", "source_tokens": None}], ids=str)
+def test_a_fix_of_nothing_is_said(counted: Counted, ablation: dict[str, Any]) -> None:
+    sites = Sites(["attn", "v", "z"], seq_pos_type="each")
+    with pytest.warns(EstimateWarning, match=r"nothing without q or k .* of v, o, attn$") as caught:
+        found = counted.estimate(sites, qk_fix=True, **ablation)
+    assert [each.filename for each in caught] == [__file__]
+    plain = counted.estimate(sites, **ablation)
+    assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_a_fix_of_something_or_as_half_of_a_whole_says_nothing(counted: Counted) -> None:
+    """AtP* is both repairs, by definition of all sites: GradDrop changes them."""
+    counted.estimate(Sites(["attn", "k"]), qk_fix=True)
+    counted.estimate(Sites.from_sites([get("mlp", 0), get("q", 1, 0)]), qk_fix=True)
+    counted.estimate(Sites("attn"), qk_fix=True, grad_drop=True)
+    counted.patch(Sites("attn"), screen="atp*", top_k=2)
 
 
 # Ablations.
@@ -325,7 +345,8 @@ def test_a_site_that_the_model_does_not_go_on_with(copies: bool, options: Any) -
         before = counted.patch(sites, api=api)
         assert before["mlp"].abs().max() < 1e-6
         parts = ["model.layers.0.mlp.probe", "does not go on"]
-        counted.refuses(GradientError, *parts, forwards=3, sites=sites, api=api, **options)
+        with told(sites, options):
+            counted.refuses(GradientError, *parts, forwards=3, sites=sites, api=api, **options)
 
 
 # Adapters.
@@ -340,7 +361,8 @@ def test_an_adapter_without_a_projection_has_no_fix(counted: Counted, name: str)
     parts = ["QK fix", "'Lacking'", f"has no {name}"]
     counted.refuses(GradientError, *parts, sites=sites, api=api, qk_fix=True)
     # What it is not for needs nothing.
-    counted.estimate(Sites("mlp"), api, qk_fix=True)
+    with pytest.warns(EstimateWarning, match="changes nothing"):
+        counted.estimate(Sites("mlp"), api, qk_fix=True)
     counted.estimate(sites, api)
 
 

@@ -18,6 +18,8 @@ from nnpatch_core import (
 from nnpatch_core.errors import GradientError, MetricError, OutcomeError, PatchingError
 from nnpatch_core.metrics import reads_tokens
 from nnpatch_core.testing import tiny_model
+from tests.helpers import counted
+from tests.helpers.attribution import told
 
 SOURCE = torch.tensor([[5, 6, 7, 8], [5, 6, 4, 8]])
 TARGET = torch.tensor([[5, 9, 7, 8], [5, 3, 4, 8]])
@@ -79,6 +81,27 @@ def test_seed_without_a_screen(llama: Any) -> None:
         swept(activation_patching, llama, seed=3)
 
 
+@pytest.mark.parametrize(
+    ("seed", "words"),
+    [
+        (0.5, "seed must be an integer, got 0.5 (float)"),
+        ("x", "seed must be an integer, got 'x' (str)"),
+        (True, "seed must be an integer, got True (bool)"),
+        (2**64, "seed must be a number of 64 bits, got 18446744073709551616"),
+    ],
+)
+def test_a_bad_seed_is_one_error_everywhere(seed: Any, words: str) -> None:
+    model = counted.Counted(tiny_model("llama"))
+    for call in (
+        lambda: ablated(model.model, method="resample", seed=seed),
+        lambda: swept(activation_patching, model.model, screen="attribution", top_k=1, seed=seed),
+    ):
+        with pytest.raises(PatchingError) as caught:
+            call()
+        assert (caught.type, str(caught.value)) == (PatchingError, words)
+    assert model.forwards == 0
+
+
 def test_seed_is_0_unless_it_is_given(llama: Any) -> None:
     one, other = (ablated(llama, method="resample", **seed) for seed in ({}, {"seed": 0}))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -122,7 +145,7 @@ def test_site_that_a_hook_detaches(options: Any) -> None:
     model = tiny_model("gemma2")
     hook = model.model.layers[1].mlp.register_forward_hook(lambda *call: call[2].detach())
     try:
-        with pytest.raises(GradientError, match=r"layers\.1.*detach"):
+        with told(SITES, options), pytest.raises(GradientError, match=r"layers\.1.*detach"):
             swept(attribution_patching, model, **options)
     finally:
         hook.remove()

@@ -6,8 +6,6 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +22,7 @@ from nnpatch_core.errors import (
 from nnpatch_core.metrics import logit_difference
 from nnpatch_core.plugins import find_adapter, find_metric, find_seq_pos, hookspecs, load_plugins
 from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.distributions import Install
 
 OWN = {"llama": "nnpatch-llama", "mistral": "nnpatch-mistral", "gemma": "nnpatch-gemma"}
 ADAPTER = """
@@ -33,40 +32,6 @@ ADAPTER = """
     def register_model_apis(register):
         register(DecoderAPI({name!r}, ({model_type!r},), decoder_components()))
 """
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Puts throw-away distributions on the path, as an installer would."""
-    modules = []
-
-    def install(
-        distribution: Any,
-        code: Any,
-        *,
-        version: str = "1.2.3",
-        folder: Any = ".",
-        name: Any = None,
-        value: Any = None,
-    ) -> Any:
-        module = distribution.replace("-", "_")
-        site_packages = tmp_path / folder
-        info = site_packages / f"{module}-{version}.dist-info"
-        info.mkdir(parents=True)
-        (site_packages / f"{module}.py").write_text(textwrap.dedent(code), encoding="utf-8")
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n", encoding="utf-8"
-        )
-        (info / "entry_points.txt").write_text(
-            f"[nnpatch]\n{name or module} = {value or module}\n", encoding="utf-8"
-        )
-        monkeypatch.syspath_prepend(str(site_packages))
-        modules.append(module)
-        return info
-
-    yield install
-    for module in modules:
-        sys.modules.pop(module, None)
 
 
 def adapter(name: str = "Martian", model_type: str = "martian") -> str:
@@ -126,7 +91,7 @@ def test_own_adapters_are_found_by_name_and_by_model(name: str, model_type: str)
 
 
 def test_adapter_of_another_distribution_is_found_by_name_and_by_model(
-    install: Callable[..., Any],
+    install: Install,
 ) -> None:
     install("martian-models", adapter())
     model = tiny_model()
@@ -141,7 +106,7 @@ def test_adapter_of_another_distribution_is_found_by_name_and_by_model(
     )
 
 
-def test_adapter_as_a_class(install: Callable[..., Any]) -> None:
+def test_adapter_as_a_class(install: Install) -> None:
     code = """
         from nnpatch_core import decoder_components, hookimpl
 
@@ -168,7 +133,7 @@ def test_adapter_as_a_class(install: Callable[..., Any]) -> None:
         torch.testing.assert_close(out["k"], by_model["k"], rtol=0, atol=0)
 
 
-def test_entry_point_that_names_an_object_of_a_module(install: Callable[..., Any]) -> None:
+def test_entry_point_that_names_an_object_of_a_module(install: Install) -> None:
     code = """
         from nnpatch_core import DecoderAPI, decoder_components, hookimpl
 
@@ -186,7 +151,7 @@ def test_entry_point_that_names_an_object_of_a_module(install: Callable[..., Any
 # One test a hook --------------------------------------------------------------------------------
 
 
-def hooks() -> dict[str, Callable[..., Any]]:
+def hooks() -> dict[str, Install]:
     return {name: hook for name, hook in vars(hookspecs).items() if hasattr(hook, "nnpatch_spec")}
 
 
@@ -197,7 +162,7 @@ def test_every_hook_has_a_docstring_and_a_test(hook: str) -> None:
     assert f"test_{hook}" in globals()
 
 
-def test_register_model_apis(install: Callable[..., Any]) -> None:
+def test_register_model_apis(install: Install) -> None:
     install("martian-models", adapter())
     (found,) = [entry for entry in load_plugins().adapters if entry.name == "Martian"]
     assert isinstance(found.value, DecoderAPI)
@@ -226,7 +191,7 @@ WINDOW = """
 """
 
 
-def test_register_seq_pos(install: Callable[..., Any]) -> None:
+def test_register_seq_pos(install: Install) -> None:
     install("windows", WINDOW)
     # In the full engine, whose numbers do not depend on what else is swept.
     out = sweep(Sites("resid", seq_pos_type="window", seq_pos=2), engine="full")
@@ -240,10 +205,10 @@ def test_register_seq_pos(install: Callable[..., Any]) -> None:
     torch.testing.assert_close(windows_of_one, each, rtol=0, atol=0)
 
 
-def test_seq_pos_of_a_plugin_is_among_the_known_names(install: Callable[..., Any]) -> None:
+def test_seq_pos_of_a_plugin_is_among_the_known_names(install: Install) -> None:
     install("windows", WINDOW)
     with pytest.raises(
-        UnknownNameError, match=r"'windows' .*window\?\); there are .*lastk, window"
+        UnknownNameError, match=r"'windows' .*window\?\); there are .*lastk, spans, window"
     ):
         Sites("resid", seq_pos_type="windows")
 
@@ -264,7 +229,7 @@ METRICS = """
 """
 
 
-def test_register_metrics(install: Callable[..., Any]) -> None:
+def test_register_metrics(install: Install) -> None:
     install("more-metrics", METRICS)
     out = sweep(Sites("resid"), metric=["largest", "above_target", "logit_difference"])
     assert out.metrics == ("largest", "above_target", "logit_difference")
@@ -274,7 +239,7 @@ def test_register_metrics(install: Callable[..., Any]) -> None:
     torch.testing.assert_close(above["resid"], out["resid"], rtol=1e-4, atol=1e-5)
 
 
-def test_metric_of_a_plugin_is_among_the_known_names(install: Callable[..., Any]) -> None:
+def test_metric_of_a_plugin_is_among_the_known_names(install: Install) -> None:
     install("more-metrics", METRICS)
     with pytest.raises(UnknownNameError, match=r"'small'; there are above_target,.* largest,"):
         find_metric("small")
@@ -294,7 +259,7 @@ INFERRING = """
 """
 
 
-def test_infer_model_api(install: Callable[..., Any]) -> None:
+def test_infer_model_api(install: Install) -> None:
     install("martian-models", INFERRING)
     model = tiny_model()
     model.config.model_type = "martian"
@@ -317,9 +282,7 @@ def test_infer_model_api(install: Callable[..., Any]) -> None:
         ("'Martian'", "TypeError: an adapter must be a ModelAPI, got 'Martian'"),
     ],
 )
-def test_inferring_that_fails_harms_nobody(
-    install: Callable[..., Any], value: str, part: str
-) -> None:
+def test_inferring_that_fails_harms_nobody(install: Install, value: str, part: str) -> None:
     code = f"""
         from nnpatch_core import hookimpl
 
@@ -337,7 +300,7 @@ def test_inferring_that_fails_harms_nobody(
     assert find_adapter(None, tiny_model("llama")).name == "Llama3"
 
 
-def test_inferring_that_refuses(install: Callable[..., Any]) -> None:
+def test_inferring_that_refuses(install: Install) -> None:
     code = """
         from nnpatch_core import hookimpl
         from nnpatch_core.errors import AdapterError
@@ -455,9 +418,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("code", "parts"), BROKEN.values(), ids=BROKEN)
-def test_broken_plugin_harms_nobody_else(
-    install: Callable[..., Any], code: str, parts: list[str]
-) -> None:
+def test_broken_plugin_harms_nobody_else(install: Install, code: str, parts: list[str]) -> None:
     # A good one is loaded before it and another one after it.
     install("venusian-models", adapter("Venusian", "venusian"))
     install("broken-models", textwrap.dedent(HALFWAY) + textwrap.dedent(code), version="0.9")
@@ -479,14 +440,14 @@ def test_broken_plugin_harms_nobody_else(
     assert "halfway" not in names(registry.seq_pos) + names(registry.metrics)
 
 
-def test_sweep_beside_a_broken_plugin(install: Callable[..., Any]) -> None:
+def test_sweep_beside_a_broken_plugin(install: Install) -> None:
     install("broken-models", "raise RuntimeError('on import')")
     with pytest.warns(PluginWarning, match="broken-models 1.2.3.*on import"):
         out = sweep(Sites("resid"))
     assert out.info["adapter"] == "Llama3"
 
 
-def test_broken_plugins_all_at_once(install: Callable[..., Any]) -> None:
+def test_broken_plugins_all_at_once(install: Install) -> None:
     for number, (code, _) in enumerate(BROKEN.values()):
         install(f"broken-{number}", textwrap.dedent(HALFWAY) + textwrap.dedent(code))
     with pytest.warns(PluginWarning) as caught:
@@ -503,16 +464,14 @@ def test_broken_plugins_all_at_once(install: Callable[..., Any]) -> None:
         ("not a module", "Error"),
     ],
 )
-def test_entry_point_that_leads_nowhere(
-    install: Callable[..., Any], value: str, error: str
-) -> None:
+def test_entry_point_that_leads_nowhere(install: Install, value: str, error: str) -> None:
     install("broken-models", "", value=value)
     with pytest.warns(PluginWarning, match=f"broken-models 1.2.3.*{error}"):
         registry = load_plugins()
     assert {plugin.distribution for plugin in registry.plugins} >= set(OWN.values())
 
 
-def test_distribution_without_metadata_is_passed_over(install: Callable[..., Any]) -> None:
+def test_distribution_without_metadata_is_passed_over(install: Install) -> None:
     """What an interrupted uninstall leaves behind."""
     info = install("broken-models", adapter())
     (info / "METADATA").unlink()
@@ -520,7 +479,7 @@ def test_distribution_without_metadata_is_passed_over(install: Callable[..., Any
     assert {plugin.distribution for plugin in registry.plugins} >= set(OWN.values())
 
 
-def test_distribution_whose_entry_points_cannot_be_read(install: Callable[..., Any]) -> None:
+def test_distribution_whose_entry_points_cannot_be_read(install: Install) -> None:
     info = install("broken-models", adapter())
     (info / "entry_points.txt").write_text("[nnpatch]\nno equals sign\n", encoding="utf-8")
     with pytest.warns(PluginWarning, match="broken-models"):
@@ -528,13 +487,13 @@ def test_distribution_whose_entry_points_cannot_be_read(install: Callable[..., A
     assert {plugin.distribution for plugin in registry.plugins} >= set(OWN.values())
 
 
-def test_ctrl_c_is_not_a_broken_plugin(install: Callable[..., Any]) -> None:
+def test_ctrl_c_is_not_a_broken_plugin(install: Install) -> None:
     install("slow-models", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         load_plugins()
 
 
-def test_failures_can_be_had_without_warnings(install: Callable[..., Any]) -> None:
+def test_failures_can_be_had_without_warnings(install: Install) -> None:
     install("broken-models", "raise RuntimeError('on import')")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -543,7 +502,7 @@ def test_failures_can_be_had_without_warnings(install: Callable[..., Any]) -> No
     assert isinstance(failure.error, RuntimeError)
 
 
-def test_broken_plugin_is_named_where_an_adapter_is_inferred(install: Callable[..., Any]) -> None:
+def test_broken_plugin_is_named_where_an_adapter_is_inferred(install: Install) -> None:
     install("martian-models", "raise RuntimeError('on import')")
     model = tiny_model()
     model.config.model_type = "martian"
@@ -558,7 +517,7 @@ def test_broken_plugin_is_named_where_an_adapter_is_inferred(install: Callable[.
 
 
 @pytest.fixture
-def rivals(install: Callable[..., Any]) -> None:
+def rivals(install: Install) -> None:
     """A second adapter for `model_type` llama."""
     install("other-llamas", adapter("Alpaca", "llama"), version="7.0")
 
@@ -586,7 +545,7 @@ def test_another_model_is_not_in_conflict() -> None:
     assert find_adapter(None, tiny_model("mistral")).name == "Mistral"
 
 
-def test_two_adapters_of_one_name(install: Callable[..., Any]) -> None:
+def test_two_adapters_of_one_name(install: Install) -> None:
     install("other-llamas", adapter("Llama3", "alpaca"), version="7.0")
     with pytest.raises(UnknownNameError) as caught:
         find_adapter("Llama3")
@@ -602,7 +561,7 @@ def test_two_adapters_of_one_name(install: Callable[..., Any]) -> None:
     ("code", "find", "name"), [(WINDOW, find_seq_pos, "window"), (METRICS, find_metric, "largest")]
 )
 def test_one_name_registered_by_two_plugins(
-    install: Callable[..., Any], code: str, find: Callable[..., Any], name: str
+    install: Install, code: str, find: Install, name: str
 ) -> None:
     install("one", code)
     install("two", code, version="2.0")
@@ -612,22 +571,22 @@ def test_one_name_registered_by_two_plugins(
         assert part in str(caught.value)
 
 
-def test_a_plugin_does_not_replace_what_is_built_in(install: Callable[..., Any]) -> None:
+def test_a_plugin_does_not_replace_what_is_built_in(install: Install) -> None:
     install("one", METRICS.replace('"largest"', '"logit_difference"'))
     assert find_metric("logit_difference") is logit_difference
 
 
-def test_distribution_found_twice_is_loaded_once(install: Callable[..., Any]) -> None:
+def test_distribution_found_twice_is_loaded_once(install: Install) -> None:
     """A path that names a folder twice, or an older copy that is shadowed, is no conflict."""
-    install("martian-models", adapter(), version="1.0", folder="old")
-    install("Martian_Models", adapter(), version="2.0", folder="new")
+    install("martian-models", adapter(), version="1.0")
+    install("Martian_Models", adapter(), version="2.0")
     registry = load_plugins()
     found = [plugin for plugin in registry.plugins if "artian" in plugin.distribution]
     assert [plugin.version for plugin in found] == ["2.0"]
     assert names(registry.adapters).count("Martian") == 1
 
 
-def test_path_named_twice(install: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_named_twice(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     info = install("martian-models", adapter())
     monkeypatch.syspath_prepend(str(info.parent))
     assert names(load_plugins().adapters).count("Martian") == 1
@@ -651,7 +610,7 @@ def test_path_named_twice(install: Callable[..., Any], monkeypatch: pytest.Monke
     ],
 )
 def test_environment_variable_limits_what_is_loaded(
-    install: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, variable: str, expected: list[str]
+    install: Install, monkeypatch: pytest.MonkeyPatch, variable: str, expected: list[str]
 ) -> None:
     install("martian-models", adapter(), name="martian")
     monkeypatch.setenv("NNPATCH_PLUGINS", variable)
@@ -661,7 +620,7 @@ def test_environment_variable_limits_what_is_loaded(
 
 
 def test_plugin_that_is_left_out_is_not_imported(
-    install: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install("broken-models", "raise RuntimeError('imported')")
     monkeypatch.setenv("NNPATCH_PLUGINS", "llama")
@@ -701,7 +660,7 @@ def test_model_whose_plugin_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_strategy_factory_that_gives_no_strategy(
-    install: Callable[..., Any], strategy: str, part: str
+    install: Install, strategy: str, part: str
 ) -> None:
     install("windows", WINDOW.replace('"window", Window', f'"window", {strategy}'))
     with pytest.raises(PatchingError, match=re.escape(part)):

@@ -39,10 +39,11 @@ def made(forms: list[int], **extra: Any) -> PromptPairs:
 def assert_same(one: PromptPairs, other: PromptPairs) -> None:
     assert one.pairs == other.pairs
     assert one.columns == other.columns
+    others: dict[str, Any] = {**other.arguments()}
     for name, value in one.arguments().items():
         if isinstance(value, torch.Tensor):
-            assert torch.equal(value, other.arguments()[name]), name
-            assert value.dtype == other.arguments()[name].dtype
+            assert torch.equal(value, others[name]), name
+            assert value.dtype == others[name].dtype
 
 
 Make = Callable[[pd.DataFrame, Path], PromptPairs]

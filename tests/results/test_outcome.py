@@ -294,7 +294,7 @@ def test_labels_of_the_tokens(out: Outcome) -> None:
 
 
 def test_label_where_every_prompt_is_padded(model: Any, pairs: PromptPairs) -> None:
-    arguments = pairs.arguments()
+    arguments: dict[str, Any] = {**pairs.arguments()}
     for name in ("source_tokens", "target_tokens"):
         arguments[name] = torch.nn.functional.pad(arguments[name], (2, 0))
     for name in ("source_attention_mask", "target_attention_mask"):
@@ -309,7 +309,7 @@ def test_labels_are_those_of_the_batch_as_it_was_run(
     model: Any, pairs: PromptPairs, out: Outcome
 ) -> None:
     """Right padding is re-packed, so its labels are those of left padding."""
-    arguments = pairs.arguments()
+    arguments: dict[str, Any] = {**pairs.arguments()}
     for run in ("source", "target"):
         for name in (f"{run}_tokens", f"{run}_attention_mask"):
             arguments[name] = arguments[name].clone()

@@ -445,7 +445,8 @@ def test_average_over_padding(counted: Counted) -> None:
     [
         (SOURCE.tolist(), ["tensor", "list"]),
         (SOURCE[0], ["[batch, seq]", "[4]"]),
-        ({"input_ids": SOURCE}, ["dict", "['input_ids']"]),
+        ({"input_ids": SOURCE[0]}, ["[batch, seq]", "[4]"]),
+        ({"ids": SOURCE}, ["no 'input_ids'", "['ids']"]),
     ],
 )
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Positions, layers and heads are one list: what has another shape is refused, not flattened."""
+"""Layers and heads are one list, positions one or one for each prompt: nothing is flattened."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from nnpatch_core import Custom, CustomConstant, LastK, Site, Sites
 from nnpatch_core.errors import HeadError, LayerError, PositionError
 from nnpatch_core.testing import tiny_api
 
-#: `[batch, 1]`, as positions for each prompt are usually kept, in each form that they come in.
-NESTED = [
+#: `[batch, k]`, in each form that positions of each prompt come in.
+ROWS = [
     torch.tensor([[1], [2]]),
     torch.tensor([[1, 2]]),
-    torch.ones(1, 1, 1, dtype=torch.int64),
     np.array([[1], [2]]),
     [[1], [2]],
     [(1, 2)],
     [torch.tensor([1]), torch.tensor([2])],
-    (np.array([1]), 2),
+    (np.array([1]), range(2, 3)),
 ]
+#: Other shapes, which positions do not have either.
+NESTED = [torch.ones(1, 1, 1, dtype=torch.int64), (np.array([1]), 2), [[1], [[2]]], [[1, 2], [3]]]
 
 
 API = tiny_api()
@@ -42,17 +43,39 @@ MAKERS = {
 }
 
 
+def tuples(values: Any) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(int, row)) for row in values)
+
+
 @pytest.mark.parametrize("values", NESTED, ids=lambda x: f"{type(x).__name__}")
 @pytest.mark.parametrize("maker", MAKERS)
-def test_other_shapes_are_refused(
-    maker: str, values: torch.Tensor | list[torch.Tensor] | list[tuple[int, int]]
-) -> None:
+def test_other_shapes_are_refused(maker: str, values: Any) -> None:
     error, make = MAKERS[maker]
-    with pytest.raises(error, match="must be one list of integers, got") as caught:
+    match = "must be one list of integers, got"
+    if error is PositionError:
+        match = r"seq_pos (of prompt \d )?must be (\[k\] or \[batch, k\]|integers)"
+    with pytest.raises(error, match=match) as caught:
         make(values)
     assert "\n" not in str(caught.value)
-    if error is PositionError:
-        assert "positions of each prompt apart, [batch, k], are not available" in str(caught.value)
+
+
+@pytest.mark.parametrize("values", ROWS, ids=lambda x: f"{type(x).__name__}")
+@pytest.mark.parametrize("maker", ["layers", "heads"])
+def test_layers_and_heads_are_one_list(maker: str, values: Any) -> None:
+    error, make = MAKERS[maker]
+    with pytest.raises(error, match="must be one list of integers, got"):
+        make(values)
+
+
+@pytest.mark.parametrize("values", ROWS, ids=lambda x: f"{type(x).__name__}")
+def test_positions_of_each_prompt_are_read_in_every_form(values: Any) -> None:
+    rows = tuples(values)
+    assert Custom(values).positions == rows
+    assert CustomConstant(values, values).source == rows
+    assert site(seq_pos=values).seq_pos == rows
+    both = site(seq_pos=values, source_seq_pos=values)
+    assert both.source_seq_pos == rows
+    assert both != site(seq_pos=values)
 
 
 @pytest.mark.parametrize("maker", MAKERS)

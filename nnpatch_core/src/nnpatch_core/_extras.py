@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from nnpatch_core.errors import OutcomeError
+from nnpatch_core.errors import OutcomeError, PatchingError
 
 
-def extra(module: str, name: str) -> Any:
-    """The module, or an `OutcomeError` that says which extra of nnpatch-core brings it."""
+def extra(module: str, name: str, kind: type[PatchingError] = OutcomeError) -> Any:
+    """The module, or an error of a kind that says which extra of nnpatch-core brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         library = module.partition(".")[0]
-        raise OutcomeError(f"this needs {library}: pip install 'nnpatch-core[{name}]'") from error
+        raise kind(f"this needs {library}: pip install 'nnpatch-core[{name}]'") from error

@@ -23,11 +23,11 @@ def strict_int(value: Any, what: str, error: type[PatchingError]) -> int:
     raise error(f"{what} must be an integer, got {shown(value)} ({type_name})")
 
 
-def strict_seed(value: Any, error: type[PatchingError]) -> int:
-    """`value` as a seed of torch's, or `error`."""
-    seed = strict_int(value, "seed", error)
+def strict_seed(value: Any) -> int:
+    """`value` as a seed of torch's, or `PatchingError`; None is 0."""
+    seed = strict_int(0 if value is None else value, "seed", PatchingError)
     if not -(2**63) <= seed < 2**64:
-        raise error(f"seed must be a number of 64 bits, got {seed}")
+        raise PatchingError(f"seed must be a number of 64 bits, got {seed}")
     return seed
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import attrs
 import torch
 from torch import Tensor
 
+from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import AnswerError, MaskError, PaddingWarning, TokensError
 
 _INTEGERS = (torch.int32, torch.int64)
+#: Tokens as a user gives them: `[batch, seq]`, or a tokenizer's output, which has a mask as well.
+GivenTokens: TypeAlias = Tensor | Mapping[str, Any]
 #: Stands where there is no token: an id that each vocabulary has.
 _FILLER = 0
 
@@ -165,12 +169,48 @@ def make_batch(
     return pack_left(tokens, mask)
 
 
+def unpack(name: str, tokens: Any, mask: Any = None) -> tuple[Any, Any]:
+    """Tokens and mask, of a tokenizer's output too; anything else comes back as it is.
+
+    Args:
+        name: of the argument.
+        tokens: as the user gives them.
+        mask: the mask that is given apart; None is none.
+
+    Raises:
+        TokensError: there are no tokens in it, or no tensor of them.
+        MaskError: it has a mask as well, which is another one.
+    """
+    if not isinstance(tokens, Mapping):
+        return tokens, mask
+    if "input_ids" not in tokens:
+        raise TokensError(f"{name} has no 'input_ids', only {shown(list(tokens))}")
+    ids, own = tokens["input_ids"], tokens.get("attention_mask")
+    if not isinstance(ids, Tensor):
+        raise TokensError(
+            f"the 'input_ids' of {name} must be a torch tensor [batch, seq], got "
+            f"{type(ids).__name__}: ask the tokenizer for tensors, 'pt'"
+        )
+    if mask is None or own is None:
+        return ids, own if mask is None else mask
+    for each in (mask, own):
+        if not isinstance(each, Tensor) or not has_numbers(each) or each.shape != ids.shape:
+            # It is no mask of these tokens, which is said where masks are checked.
+            return ids, each
+    other = (mask.to(own.device) != own).any(1).nonzero().flatten().tolist()
+    if other:
+        raise MaskError(
+            f"{name} has an attention mask of its own, and the one that was given is another in "
+            f"row {other[0]}: leave that out, or give it for the other run alone"
+        )
+    return ids, own
+
+
 def check_tokens(name: str, tokens: Any) -> None:
     """Raise `TokensError` unless `tokens` is `[batch, seq]` of integers."""
     if not isinstance(tokens, Tensor):
-        hint = " (take its ['input_ids'])" if hasattr(tokens, "keys") else ""
         raise TokensError(
-            f"{name} must be a torch tensor [batch, seq], got {type(tokens).__name__}{hint}"
+            f"{name} must be a torch tensor [batch, seq], got {type(tokens).__name__}"
         )
     if not has_numbers(tokens):
         raise TokensError(f"{name} has no numbers that can be read: it is on {where_of(tokens)}")

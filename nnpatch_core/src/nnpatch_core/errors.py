@@ -105,6 +105,10 @@ class EngineWarning(UserWarning):
     """A sweep runs in a dearer engine than was to be expected, or beside hooks that count."""
 
 
+class EstimateWarning(UserWarning):
+    """A repair of an estimate was asked for that changes nothing at the sites of the sweep."""
+
+
 class ReleaseWarning(UserWarning):
     """A release of a library that nnpatch was not tested with, and that fails its self-check."""
 

@@ -27,6 +27,7 @@ from nnpatch_core.adapters import (
 )
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import LayerError, PatchingError, PositionError
+from nnpatch_core.names import ComponentName
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.seq_pos import (
     NO_SOURCE,
@@ -98,7 +99,7 @@ class Site:
     def get_site(
         cls,
         api: Any,
-        site_name: str,
+        site_name: ComponentName | str,
         layer: int,
         head: int | None = None,
         seq_pos: Any = None,
@@ -507,7 +508,11 @@ def bind_cells(
             tuple(sorted(sites, key=lambda site: (site.place.layer, site.place.order))), cell
         )
 
-    return Patches(nnmodel, tuple(map(bound_cell, given)))
+    common = None
+    if prompts is not None and prompts.source is not None:
+        common = (prompts.source.mask.cpu() * prompts.target.mask.cpu()).bool()
+    shifted = any(each.source is not None for each in positions.values())
+    return Patches(nnmodel, tuple(map(bound_cell, given)), common if shifted else None)
 
 
 def _key(site: Site) -> object:
@@ -528,12 +533,16 @@ def _positions_of(
     if all(positions.source is None for positions in found.values()):
         return found
     # Where some take their values from elsewhere, each knows where both prompts have a token.
-    return {
-        key: positions
-        if positions.source is not None or len(positions.at) > 1
-        else present_in(prompts, positions.groups[0])
-        for key, positions in found.items()
-    }
+    return {key: _explicit(positions, prompts) for key, positions in found.items()}
+
+
+def _explicit(positions: Positions, prompts: PromptBatch) -> Positions:
+    """The same positions, with sources that stand there."""
+    if positions.source is not None:
+        return positions
+    if len(positions.at) > 1:
+        return Positions(positions.at, positions.at)
+    return present_in(prompts, positions.groups[0])
 
 
 def _short(positions: Group | PromptGroups) -> str:

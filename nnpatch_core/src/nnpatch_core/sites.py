@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nnpatch_core._arguments import listed
 from nnpatch_core._integers import strict_ints
@@ -24,7 +24,7 @@ from nnpatch_core.adapters import (
     n_heads,
     n_layers,
 )
-from nnpatch_core.batch import Batch, check_tokens
+from nnpatch_core.batch import GivenTokens, check_tokens, pack_left, unpack
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import (
     HeadError,
@@ -33,6 +33,7 @@ from nnpatch_core.errors import (
     PositionError,
     UnknownNameError,
 )
+from nnpatch_core.names import ComponentName, SeqPosName
 from nnpatch_core.plugins import find_adapter, find_seq_pos
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import Expansion, PlacedSeqPos, PromptBatch, SeqPos, expansion_of
@@ -113,9 +114,9 @@ class Sites:
 
     def __init__(
         self,
-        site_names: str | Sequence[str],
+        site_names: ComponentName | str | Sequence[ComponentName | str],
         layers: Sequence[int] | None = None,
-        seq_pos_type: str | SeqPos | PlacedSeqPos | None = None,
+        seq_pos_type: SeqPosName | str | SeqPos | PlacedSeqPos | None = None,
         seq_pos: Any = None,
         heads: Sequence[int] | None = None,
         *,
@@ -137,14 +138,14 @@ class Sites:
         return SiteList(sites)
 
     def get_sites_dict(
-        self, nnmodel: Any, api: Any, tokens: Tensor | PromptPairs
+        self, nnmodel: Any, api: Any, tokens: GivenTokens | PromptPairs
     ) -> dict[str, list[Site]]:
         """Site name to the list of its sites, for prompts of the width of `tokens`.
 
         Args:
             nnmodel: the model, as for `activation_patching`.
             api: an adapter, its name, or None to find it by the model.
-            tokens: `[batch, seq]`, or a `PromptPairs`.
+            tokens: `[batch, seq]`, a tokenizer's output, or a `PromptPairs`.
         """
         prompts = _prompts(tokens)
         grids = self.grids(nnmodel, api, prompts.seq_len, prompts)
@@ -219,12 +220,14 @@ class Sites:
         return [check_head(head, name, component, count) for head in wanted]
 
 
-def _prompts(tokens: Tensor | PromptPairs) -> PromptBatch:
+def _prompts(tokens: GivenTokens | PromptPairs) -> PromptBatch:
     """The prompts; `TokensError` where they are none."""
     if isinstance(tokens, PromptPairs):
         return tokens.batch
-    check_tokens("tokens", tokens)
-    return PromptBatch(Batch(tokens, torch.ones_like(tokens, dtype=torch.int64)))
+    ids, mask = unpack("tokens", tokens)
+    check_tokens("tokens", ids)
+    mask = torch.ones_like(ids, dtype=torch.int64) if mask is None else mask
+    return PromptBatch(pack_left(ids, mask))
 
 
 def _site_list(sites: Any) -> tuple[AnySite, ...]:
@@ -246,7 +249,7 @@ class SiteList:
     sites: tuple[AnySite, ...] = attrs.field(converter=_site_list)
 
     def get_sites_dict(
-        self, nnmodel: Any, api: Any, tokens: Tensor | PromptPairs
+        self, nnmodel: Any, api: Any, tokens: GivenTokens | PromptPairs
     ) -> dict[str, list[AnySite]]:
         """Site name to the list of its sites, in the order of the list."""
         prompts = _prompts(tokens)

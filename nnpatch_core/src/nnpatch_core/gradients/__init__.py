@@ -1,6 +1,6 @@
 """Patched runs, estimated: what a patch would do to first order, for all cells at once."""
 
-from nnpatch_core.gradients.atp_star import AtPStar, adding_places, fixed_attentions
+from nnpatch_core.gradients.atp_star import FIXED, AtPStar, adding_places, fixed_attentions
 from nnpatch_core.gradients.attention import AttentionPlaces
 from nnpatch_core.gradients.cotangents import cotangents
 from nnpatch_core.gradients.first_order import Estimator, joint
@@ -11,6 +11,7 @@ from nnpatch_core.gradients.support import check_gradients
 from nnpatch_core.gradients.terms import Terms, are_apart, still, terms_of
 
 __all__ = [
+    "FIXED",
     "AtPStar",
     "AttentionPlaces",
     "Entries",

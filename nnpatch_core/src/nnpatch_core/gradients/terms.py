@@ -104,7 +104,11 @@ class _Gathered:
 
 
 def terms_of(
-    patches: Patches, cells: Iterable[int], grouped: Sequence[str] = ()
+    patches: Patches,
+    cells: Iterable[int],
+    grouped: Sequence[str] = (),
+    *,
+    apart: bool = False,
 ) -> tuple[Terms, ...]:
     """The terms of each place and alignment, in the order in which they are met.
 
@@ -112,13 +116,15 @@ def terms_of(
         patches: what is patched.
         cells: the numbers of the cells that are wanted.
         grouped: components of which a group of positions is one term.
+        apart: whether what is put elsewhere matters, so that each positions are aligned alone.
     """
     gathered: dict[tuple[Place, Positions | None], _Gathered] = {}
     for number in cells:
         for site in patches.cells[number].sites:
-            key = (site.place, patches.alignment(site.positions))
+            at = site.positions
+            key = (site.place, patches.apart[at] if apart else patches.alignment(at))
             own = gathered.setdefault(key, _Gathered())
-            own.add(number, site.head, site.positions, site.place.name in grouped)
+            own.add(number, site.head, at, site.place.name in grouped)
     return tuple(
         Terms(
             place,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import attrs
+import torch
 from torch import Tensor, nn
 
 from nnpatch_core._arguments import check_flags
@@ -14,11 +15,20 @@ from nnpatch_core._integers import strict_seed
 from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch, check_answers
-from nnpatch_core.errors import AnswerError, PatchingError, TokensError, UnknownNameError
+from nnpatch_core.errors import AnswerError, PatchingError, PositionError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments
 from nnpatch_core.interventions.inputs import read_batch, read_batches, read_spans
 from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
-from nnpatch_core.interventions.values import draw, means, resampled, widened, zeros
+from nnpatch_core.interventions.values import (
+    draw,
+    means,
+    numbered,
+    of_partners,
+    own_means,
+    resampled,
+    widened,
+    zeros,
+)
 from nnpatch_core.metrics import Metric, MetricContext, Reading, is_comparing
 from nnpatch_core.results import Baseline, Prompts, Scale
 from nnpatch_core.seq_pos import Span
@@ -60,7 +70,7 @@ def check_ablation(argument: str, ablation: Ablation, *, estimated: bool = False
 
     Raises:
         UnknownNameError: there is no such method.
-        PatchingError: something is given that means nothing with it.
+        PatchingError: something is given that means nothing with it, or is malformed.
     """
     name = ablation.method
     check_flags(per_position=ablation.per_position)
@@ -74,6 +84,7 @@ def check_ablation(argument: str, ablation: Ablation, *, estimated: bool = False
         raise PatchingError(f"per_position=True means nothing with {argument}={name!r}")
     if ablation.seed is not None and not method.drawn:
         raise PatchingError(f"seed={shown(ablation.seed)} means nothing with {argument}={name!r}")
+    strict_seed(ablation.seed)
     return ablation
 
 
@@ -92,6 +103,7 @@ class AblationRuns:
         reference: the data set of a mean; None is the prompts themselves.
         per_position: whether each position is averaged apart.
         donors: for each prompt the one whose activations it gets, if it is resampled.
+        partners: `[batch]`, which of the prompts that is, where it is one of them.
         data: `[batch, ...]` by name, for metrics.
         reading: where the metrics read the logits; None is the last token alone.
     """
@@ -106,6 +118,7 @@ class AblationRuns:
     reference: Iterable[Batch] | None
     per_position: bool
     donors: Batch | None
+    partners: Tensor | None
     data: Mapping[str, Tensor] = attrs.field(factory=dict)
     reading: Reading | None = None
     scale: Scale = attrs.field(default="change", init=False)
@@ -119,6 +132,13 @@ class AblationRuns:
     def batches(self) -> Mapping[str, Batch]:
         """See `Runs.batches`."""
         return {"target": self.target}
+
+    def aligned(self, patches: Patches) -> Patches:
+        """See `Runs.aligned`."""
+        method = METHODS[self.ablation]
+        if method.aligned is None or not patches.by_prompt:
+            return patches
+        return method.aligned(self, patches)
 
     def mask_of(self, patches: Patches) -> Tensor:
         """See `Runs.mask_of`."""
@@ -170,6 +190,7 @@ class AblationRuns:
             answers=seen.answers[0],
             others=seen.answers[1],
             donors=None if donors is None else donors.repeated(times),
+            partners=None if self.partners is None else _again(self.partners, times),
             data=seen.data,
             reading=seen.reading,
         )
@@ -184,19 +205,48 @@ class AblationRuns:
             check_finite(name, run.target.mean().item(), "in the unablated run")
 
 
+_UNKNOWN = (
+    "{} with reference= takes from prompts whose positions nobody has named, and the sites have "
+    "positions of each prompt: leave reference= out, and values come from the prompts themselves"
+)
+
+
+def _again(partners: Tensor, times: int) -> Tensor:
+    """The same of prompts that stand there several times: each in its own time."""
+    return torch.cat([partners + time * len(partners) for time in range(times)])
+
+
 def _zeros(runs: AblationRuns, _: Sweep) -> Values:
     return zeros(runs.target)
 
 
+def _at_own_mean(runs: AblationRuns, patches: Patches) -> Patches:
+    """Each position of a cell has a mean of its own, over the prompts."""
+    if not runs.per_position:
+        return patches
+    if runs.reference is not None:
+        raise PositionError(_UNKNOWN.format("per_position=True"))
+    return numbered(patches, runs.target)
+
+
+def _at_donors(runs: AblationRuns, patches: Patches) -> Patches:
+    """Each prompt takes from its donor what that has at its own positions."""
+    if runs.partners is None or runs.donors is None:
+        raise PositionError(_UNKNOWN.format("method='resample'"))
+    return of_partners(patches, runs.target, runs.partners)
+
+
 def _means(runs: AblationRuns, sweep: Sweep) -> Values:
+    if runs.per_position and sweep.patches.by_prompt:
+        return own_means(sweep, runs.target)
     data, patches = runs.reference, sweep.patches
     checked = None if data is None else (check_padding(patches, batch) for batch in data)
     return means(sweep, runs.target, checked, runs.per_position)
 
 
-def _resampled(runs: AblationRuns, _: Sweep) -> Values:
+def _resampled(runs: AblationRuns, sweep: Sweep) -> Values:
     assert runs.donors is not None
-    return resampled(runs.target, runs.donors)
+    return resampled(runs.target, runs.donors, elsewhere=sweep.patches.shifted)
 
 
 @attrs.frozen
@@ -209,6 +259,8 @@ class Method:
         per_position: whether it can take each position apart.
         drawn: whether it draws prompts of the data set at random.
         estimated: whether `attribution_patching` has it.
+        aligned: where values come from, of sites with positions of each prompt; None is the same
+            positions.
     """
 
     values: Callable[[AblationRuns, Sweep], Values]
@@ -216,12 +268,13 @@ class Method:
     per_position: bool = False
     drawn: bool = False
     estimated: bool = True
+    aligned: Callable[[AblationRuns, Patches], Patches] | None = None
 
 
 METHODS: Mapping[str, Method] = {
     "zero": Method(_zeros),
-    "mean": Method(_means, reference=True, per_position=True),
-    "resample": Method(_resampled, reference=True, drawn=True, estimated=False),
+    "mean": Method(_means, reference=True, per_position=True, aligned=_at_own_mean),
+    "resample": Method(_resampled, reference=True, drawn=True, estimated=False, aligned=_at_donors),
 }
 
 
@@ -258,12 +311,11 @@ def read_ablation(
     data: Iterable[Batch] | None = None
     if ablation.reference is not None:
         data = read_batches(nnmodel, "reference", ablation.reference)
-    donors = None
+    donors = partners = None
     if METHODS[ablation.method].drawn:
-        seed = 0 if ablation.seed is None else ablation.seed
         # Listed, as a stream can be read but once.
         data = None if data is None else list(data)
-        donors = draw(target, data, strict_seed(seed, TokensError))
+        donors, partners = draw(target, data, strict_seed(ablation.seed))
     return AblationRuns(
         target,
         answers,
@@ -275,6 +327,7 @@ def read_ablation(
         data,
         ablation.per_position,
         donors,
+        partners,
         check_data(
             metric_data,
             len(target),

@@ -14,6 +14,7 @@ from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError
 from nnpatch_core.interventions.inputs import read_batches
+from nnpatch_core.seq_pos import NONE, Positions
 from nnpatch_core.site import check_site, execution_order
 from nnpatch_core.sites import Sites
 from nnpatch_core.tracing import forward, record
@@ -122,6 +123,52 @@ def mean_activations(
         for location, values in sums.items()
     }
     return means, (counts[0, :, 0] > 0).long().expand(seq_len)
+
+
+def mean_at_positions(
+    nnmodel: Any,
+    places: Sequence[Place],
+    batch: Batch,
+    chunks: Iterable[slice],
+    positions: Sequence[Positions],
+) -> dict[Location, Tensor]:
+    """Mean activations over prompts, of which each has positions of its own.
+
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        places: where activations are.
+        batch: the prompts.
+        chunks: those that run together.
+        positions: the positions; their sources are the numbers of the means.
+
+    Returns:
+        `[1, means, width]` for each `Place.location`.
+    """
+    size = 1 + max(int(each.source.max()) for each in positions if each.source is not None)
+    sums: dict[Location, Tensor] = {}
+    counts = torch.zeros(size, dtype=torch.float64, device="cpu")
+    for chunk in chunks:
+        _, recorded = record(nnmodel, batch.rows(chunk), places)
+        tokens = [_numbered(each.rows(chunk)) for each in positions]
+        prompts, at, numbers = (torch.cat(columns) for columns in zip(*tokens, strict=True))
+        counts.index_add_(0, numbers, torch.ones(len(numbers), dtype=torch.float64, device="cpu"))
+        for location, activation in recorded.items():
+            device = activation.device
+            values = activation[prompts.to(device), at.to(device)].float().cpu().double()
+            if location not in sums:
+                sums[location] = values.new_zeros(size, values.shape[-1])
+            sums[location].index_add_(0, numbers, values)
+    return {
+        location: (total / counts.clamp(min=1)[:, None]).float()[None]
+        for location, total in sums.items()
+    }
+
+
+def _numbered(positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    """Prompt, position and source of each token, of positions with sources."""
+    assert positions.source is not None
+    prompts, columns = (positions.at != NONE).nonzero().T
+    return prompts, positions.at[prompts, columns], positions.source[prompts, columns]
 
 
 def aligned(values: Tensor, seq_len: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnpatch_core._models import module_of, most_tokens, pad_id, vocab_size
 from nnpatch_core._printable import shown
-from nnpatch_core.batch import Batch, make_batch
+from nnpatch_core.batch import Batch, make_batch, unpack
 from nnpatch_core.errors import MaskError, PositionError, TokensError
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import LAST, NONE, Span
@@ -24,11 +24,14 @@ def read_batch(
 ) -> Batch:
     """Tokens and mask of the argument `name`, left-padded; `remedy` is how to give a mask.
 
+    A tokenizer's output has both.
+
     Raises:
         TokensError, MaskError: they are malformed, not of the model's vocabulary, or longer than
             its table of positions.
     """
     model = module_of(nnmodel)
+    tokens, mask = unpack(name, tokens, mask)
     sizes = {"vocab_size": vocab_size(model), "pad_id": pad_id(nnmodel, model)}
     batch = make_batch(name, tokens, mask, remedy=remedy, **sizes)
     most, longest = most_tokens(model), int(batch.mask.sum(1).max())
@@ -50,19 +53,16 @@ def read_batches(nnmodel: Any, name: str, batches: Any) -> Iterable[Batch]:
     def read(batch: Any) -> Batch:
         if isinstance(batch, tuple) and len(batch) == 2:
             return read_batch(nnmodel, name, *batch)
-        if not hasattr(batch, "keys"):
-            return read_batch(nnmodel, name, batch, remedy="give a batch as (tokens, mask)")
-        if "input_ids" not in batch:
-            raise TokensError(f"{name} has no 'input_ids', only {list(batch.keys())}")
-        mask = batch.get("attention_mask")
-        return read_batch(nnmodel, name, batch["input_ids"], mask, "give its 'attention_mask', too")
+        whole = isinstance(batch, Mapping)
+        remedy = "give its 'attention_mask', too" if whole else "give a batch as (tokens, mask)"
+        return read_batch(nnmodel, name, batch, remedy=remedy)
 
     if isinstance(batches, PromptPairs):
         raise TokensError(
             f"{name} is a PromptPairs, which has two runs: pass the tokens and the mask of one, "
             "(pairs.source_tokens, pairs.source_attention_mask), or a list of such tuples"
         )
-    if isinstance(batches, Tensor | tuple) or hasattr(batches, "keys"):
+    if isinstance(batches, Tensor | tuple | Mapping):
         return [read(batches)]
     if isinstance(batches, Sequence):
         if not batches:

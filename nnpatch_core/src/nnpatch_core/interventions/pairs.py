@@ -97,6 +97,10 @@ class PairRuns:
         """See `Runs.batches`."""
         return {"source": self.source, "target": self.target}
 
+    def aligned(self, patches: Patches) -> Patches:
+        """See `Runs.aligned`: each site knows it already."""
+        return patches
+
     def mask_of(self, patches: Patches) -> Tensor:
         """See `Runs.mask_of`."""
         return patchable(self.source, self.target, patches)

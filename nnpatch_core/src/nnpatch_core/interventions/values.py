@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from nnpatch_core.batch import Batch
-from nnpatch_core.errors import TokensError
-from nnpatch_core.interventions.averages import aligned, mean_activations
+from nnpatch_core.errors import PositionError, TokensError
+from nnpatch_core.interventions.averages import aligned, mean_activations, mean_at_positions
 from nnpatch_core.interventions.constants import Recorded, Zeros
+from nnpatch_core.seq_pos import NONE, Positions
 from nnpatch_core.sweep import Sweep, Values
-from nnpatch_core.tracing import Intervention, record
+from nnpatch_core.tracing import Intervention, Patches, record
 
 
 def zeros(batch: Batch) -> Values:
@@ -35,10 +36,67 @@ def means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position
     return Values(mask, lambda _, chunk: (None, Recorded(means, mask[chunk])), depends)
 
 
-def resampled(batch: Batch, donors: Batch) -> Values:
-    """Each prompt's donor, aligned at the right end."""
+def numbered(patches: Patches, batch: Batch) -> Patches:
+    """The cells, whose positions are numbered, each for all prompts: `own_means` has such a run."""
+    moved, first = {}, 0
+    for positions in patches.positions:
+        at = _real(positions, batch)
+        numbers = first + torch.arange(at.shape[1], device="cpu").expand_as(at)
+        moved[id(positions)] = Positions(at, torch.where(at == NONE, NONE, numbers))
+        first += at.shape[1]
+    return patches.moved(moved)
+
+
+def own_means(sweep: Sweep, batch: Batch) -> Values:
+    """For each position of each cell the mean over what the prompts have at their own."""
+    patches = sweep.patches
+    means = mean_at_positions(sweep.nnmodel, patches.places, batch, sweep.chunks, patches.positions)
+    depends = {"mean": torch.cat([value.flatten() for value in means.values()])}
+    mask = batch.mask
+    return Values(mask, lambda _, chunk: (None, Recorded(means, mask[chunk])), depends)
+
+
+def of_partners(patches: Patches, batch: Batch, partners: Tensor) -> Patches:
+    """The cells, whose values come from each prompt's partner, at that prompt's own positions.
+
+    Raises:
+        PositionError: a partner has another number of positions.
+    """
+    moved = {}
+    for positions in patches.positions:
+        at = _real(positions, batch)
+        source = at[partners]
+        uneven = ((at == NONE) != (source == NONE)).any(1)
+        if len(positions.at) == 1:
+            # Of prompts that are too short for a position, neither gives nor takes.
+            both = (at != NONE) & (source != NONE)
+            at, source = torch.where(both, at, NONE), torch.where(both, source, NONE)
+        elif uneven.any():
+            prompt = int(uneven.nonzero()[0])
+            raise PositionError(
+                f"prompt {prompt} is resampled from prompt {int(partners[prompt])}, which has "
+                "another number of tokens in a span: take token='last' or 'first', or another seed"
+            )
+        moved[id(positions)] = Positions(at, source)
+    return patches.moved(moved)
+
+
+def _real(positions: Positions, batch: Batch) -> Tensor:
+    """`[batch, k]`, the positions at which each prompt has a token, -1 elsewhere."""
+    at = positions.at.expand(len(batch), -1)
+    return torch.where(positions.picked(batch.mask.bool().cpu()), at, NONE)
+
+
+def resampled(batch: Batch, donors: Batch, *, elsewhere: bool = False) -> Values:
+    """Each prompt's donor, aligned at the right end.
+
+    Args:
+        batch: the prompts.
+        donors: for each of them the one it takes from.
+        elsewhere: whether sites know themselves where a donor has what they take.
+    """
     known = aligned(donors.mask[..., None], batch.seq_len)[..., 0]
-    mask = batch.mask * known.to(batch.mask.device)
+    mask = batch.mask if elsewhere else batch.mask * known.to(batch.mask.device)
 
     def of(some: Sweep, chunk: slice) -> tuple[Tensor | None, Intervention]:
         places, store = some.patches.places, some.limits.store
@@ -65,8 +123,8 @@ def widened(values: Values, appended: int) -> Values:
     return attrs.evolve(values, mask=pad(values.mask, (0, appended)), of=of)
 
 
-def draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> Batch:
-    """For each prompt the one whose activations it gets."""
+def draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> tuple[Batch, Tensor | None]:
+    """For each prompt the one whose activations it gets; its number, where it is of the batch."""
     random = torch.Generator().manual_seed(seed)
     count = len(batch)
     if data is not None:
@@ -76,7 +134,8 @@ def draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> Batch:
                 f"method='resample' takes one batch as reference, got {len(drawn)}: "
                 "pad them to one width"
             )
-        return drawn[0].rows(torch.randint(len(drawn[0]), (count,), generator=random, device="cpu"))
+        numbers = torch.randint(len(drawn[0]), (count,), generator=random, device="cpu")
+        return drawn[0].rows(numbers), None
     if count < 2:
         raise TokensError(
             "method='resample' takes another prompt of the batch, but the batch has one; "
@@ -86,4 +145,4 @@ def draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> Batch:
     cycle = torch.randperm(count, generator=random, device="cpu")
     partner = torch.empty(count, dtype=torch.int64, device="cpu")
     partner[cycle] = cycle.roll(1)
-    return batch.rows(partner)
+    return batch.rows(partner), partner

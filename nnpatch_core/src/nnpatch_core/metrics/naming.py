@@ -12,13 +12,18 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import MetricError
 from nnpatch_core.metrics.context import MetricContext
 from nnpatch_core.metrics.declarations import declared_as, name_of
+from nnpatch_core.names import MetricName
 
 #: `(logits [batch, vocab] in float32, context)` to `[batch]`; see `reads_positions` for others.
 Metric: TypeAlias = Callable[[Tensor, MetricContext], Tensor]
 
 #: One metric, by name or as a callable, several in a list, or callables under names of your own.
 MetricSpec: TypeAlias = (
-    str | Callable[..., Tensor] | Sequence[str | Callable[..., Tensor]] | Mapping[str, Any]
+    MetricName
+    | str
+    | Callable[..., Tensor]
+    | Sequence[MetricName | str | Callable[..., Tensor]]
+    | Mapping[str, Any]
 )
 
 

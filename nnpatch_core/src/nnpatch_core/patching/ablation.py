@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from nnpatch_core._models import as_nnsight, in_one_thread
+from nnpatch_core.batch import GivenTokens
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.interventions import (
     Ablation,
@@ -18,6 +19,7 @@ from nnpatch_core.interventions import (
     run_arguments,
 )
 from nnpatch_core.metrics import MetricSpec
+from nnpatch_core.names import AblationName, EngineName
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.seq_pos import Span
@@ -37,11 +39,11 @@ def ablation_patching(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    tokens: Tensor | PromptPairs,
+    tokens: GivenTokens | PromptPairs,
     answer_index: Tensor | None = None,
     other_answer_index: Tensor | None = None,
     *,
-    method: str = "zero",
+    method: AblationName = "zero",
     reference: Any = None,
     per_position: bool = False,
     seed: int | None = None,
@@ -51,7 +53,7 @@ def ablation_patching(
     metric_data: Mapping[str, Tensor] | None = None,
     answer_tokens: Tensor | None = None,
     other_answer_tokens: Tensor | None = None,
-    engine: str = "auto",
+    engine: EngineName = "auto",
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -70,8 +72,9 @@ def ablation_patching(
         nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
         api: an adapter (class or instance), its registered name, or None to find it by the model.
         sites: what to ablate: `Sites(...)` or `Sites.from_sites([...])`.
-        tokens: `[batch, seq]`; or a `PromptPairs`, which stands for this and all other arguments
-            about the prompts, by its source prompts and both answers.
+        tokens: `[batch, seq]`, or a tokenizer's output, whose mask counts; or a `PromptPairs`,
+            which stands for this and all other arguments about the prompts, by its source prompts
+            and both answers.
         answer_index: `[batch]`, the token that each prompt calls for.
         other_answer_index: `[batch]`, the token to compare it with, for metrics that need one.
         method: `"zero"`; `"mean"`: the mean over the tokens of `reference`; or `"resample"`: the

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._models import as_nnsight, in_one_thread
+from nnpatch_core.batch import GivenTokens
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.interventions import PairArguments, read_pairs
 from nnpatch_core.metrics import MetricSpec
+from nnpatch_core.names import EngineName, ScreenName
 from nnpatch_core.patching.screen import check_screen, screen_sweep
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
@@ -33,8 +35,8 @@ def activation_patching(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    source_tokens: Tensor | PromptPairs,
-    target_tokens: Tensor | None = None,
+    source_tokens: GivenTokens | PromptPairs,
+    target_tokens: GivenTokens | None = None,
     source_answer_index: Tensor | None = None,
     target_answer_index: Tensor | None = None,
     *,
@@ -47,11 +49,11 @@ def activation_patching(
     source_answer_tokens: Tensor | None = None,
     target_answer_tokens: Tensor | None = None,
     force_model_confidence: bool = False,
-    engine: str = "auto",
+    engine: EngineName = "auto",
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    screen: str | None = None,
+    screen: ScreenName | None = None,
     top_k: int | None = None,
     spot_checks: int | None = None,
     seed: int | None = None,
@@ -73,9 +75,10 @@ def activation_patching(
         nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
         api: an adapter (class or instance), its registered name, or None to find it by the model.
         sites: what to patch: `Sites(...)` or `Sites.from_sites([...])`.
-        source_tokens: `[batch, seq]`, where activations are taken; or a `PromptPairs`, which stands
-            for this and all other arguments about the prompts.
-        target_tokens: `[batch, seq]`, where they are put.
+        source_tokens: `[batch, seq]`, where activations are taken, or a tokenizer's output, whose
+            mask counts; or a `PromptPairs`, which stands for this and all other arguments about the
+            prompts.
+        target_tokens: the same, where they are put.
         source_answer_index: `[batch]`, the token that each source prompt calls for.
         target_answer_index: `[batch]`, the token that each target prompt calls for.
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding, of both runs.

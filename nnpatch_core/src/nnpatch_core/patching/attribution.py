@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._models import as_nnsight, in_one_thread
+from nnpatch_core.batch import GivenTokens
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.interventions import (
     AS_TARGET,
@@ -20,6 +21,7 @@ from nnpatch_core.interventions import (
     read_pairs,
 )
 from nnpatch_core.metrics import MetricSpec
+from nnpatch_core.names import EstimatedAblationName
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.seq_pos import Span
@@ -32,8 +34,8 @@ def attribution_patching(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    source_tokens: Tensor | PromptPairs | None,
-    target_tokens: Tensor | PromptPairs | None = None,
+    source_tokens: GivenTokens | PromptPairs | None,
+    target_tokens: GivenTokens | PromptPairs | None = None,
     source_answer_index: Tensor | None = None,
     target_answer_index: Tensor | None = None,
     *,
@@ -46,7 +48,7 @@ def attribution_patching(
     source_answer_tokens: Tensor | None = None,
     target_answer_tokens: Tensor | None = None,
     force_model_confidence: bool = False,
-    ablation: str | None = None,
+    ablation: EstimatedAblationName | None = None,
     reference: Any = None,
     per_position: bool = False,
     steps: int | None = None,
@@ -89,10 +91,11 @@ def attribution_patching(
         nnmodel: an `NNsight`, a `TransformersModel` or a plain Hugging Face model.
         api: an adapter (class or instance), its registered name, or None to find it by the model.
         sites: what would be patched: `Sites(...)` or `Sites.from_sites([...])`.
-        source_tokens: `[batch, seq]`, where activations are taken; None with `ablation=`; or a
-            `PromptPairs`, which stands for this and all other arguments about the prompts (with
-            `ablation=` for its source prompts, as in `ablation_patching`).
-        target_tokens: `[batch, seq]`, where they would be put.
+        source_tokens: `[batch, seq]`, where activations are taken, or a tokenizer's output, whose
+            mask counts; None with `ablation=`; or a `PromptPairs`, which stands for this and all
+            other arguments about the prompts (with `ablation=` for its source prompts, as in
+            `ablation_patching`).
+        target_tokens: the same, where they would be put.
         source_answer_index: `[batch]`, the token that each source prompt calls for; with
             `ablation=` the one that each prompt calls for.
         target_answer_index: `[batch]`, the token that each target prompt calls for; with
@@ -115,7 +118,8 @@ def attribution_patching(
         reference: for `"mean"`: the data set, as for `ablation_patching`.
         per_position: for `"mean"`: average each position, counted from the end, apart.
         steps: points on the path of integrated gradients; None is the gradient at its start.
-        qk_fix: queries and keys through the real softmax.
+        qk_fix: queries and keys through the real softmax. Where no site is one, an
+            `EstimateWarning` says that it changes nothing, unless `grad_drop` makes it AtP*.
         grad_drop: the mean size over the layers that are held.
         batch_size: how many prompts run together, at most; None is as many as fit in memory. Of
             prompts in several parts the unpatched runs are made once more.
@@ -177,7 +181,9 @@ def attribution_patching(
         )
     else:
         if force_model_confidence:
-            raise PatchingError("force_model_confidence=True means nothing with ablation=")
+            raise PatchingError(
+                "force_model_confidence=True means nothing with ablation=: pass False"
+            )
         how = Ablation(ablation, reference, per_position)
         check_ablation("ablation", how, estimated=True)
         runs = read_ablation(

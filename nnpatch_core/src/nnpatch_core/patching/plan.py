@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnpatch_core._models import as_nnsight
 from nnpatch_core._warnings import warn
+from nnpatch_core.batch import GivenTokens
 from nnpatch_core.engine import Plan, choose_engines
 from nnpatch_core.errors import EngineWarning
 from nnpatch_core.interventions import (
@@ -33,8 +34,8 @@ def plan_sweep(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    source_tokens: Tensor | PromptPairs | None,
-    target_tokens: Tensor | PromptPairs | None = None,
+    source_tokens: GivenTokens | PromptPairs | None,
+    target_tokens: GivenTokens | PromptPairs | None = None,
     *,
     attention_mask: Tensor | None = None,
     source_attention_mask: Tensor | None = None,
@@ -56,10 +57,10 @@ def plan_sweep(
         nnmodel: the model, as for `activation_patching`.
         api: an adapter, its name, or None to find it by the model.
         sites: what to patch.
-        source_tokens: `[batch, seq]`; None for an ablation, which changes every token; or a
-            `PromptPairs`, which stands for this, the target tokens and the masks.
-        target_tokens: `[batch, seq]`; or, after None, a `PromptPairs`, whose source prompts an
-            ablation runs.
+        source_tokens: `[batch, seq]`, or a tokenizer's output; None for an ablation, which changes
+            every token; or a `PromptPairs`, which stands for this, the target tokens and the masks.
+        target_tokens: the same; or, after None, a `PromptPairs`, whose source prompts an ablation
+            runs.
         attention_mask: `[batch, seq]`, of both runs.
         source_attention_mask: the same, of the source run.
         target_attention_mask: the same, of the target run.

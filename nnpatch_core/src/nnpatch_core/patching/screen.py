@@ -66,9 +66,7 @@ def check_screen(by: Any, top_k: Any, spot_checks: Any, seed: Any) -> ScreenOpti
         raise PatchingError(f"top_k must be at least 1, got {top_k}")
     if spot_checks is not None and strict_int(spot_checks, "spot_checks", PatchingError) < 0:
         raise PatchingError(f"spot_checks must not be negative, got {spot_checks}")
-    return ScreenOptions(
-        by, top_k, spot_checks, strict_seed(0 if seed is None else seed, PatchingError)
-    )
+    return ScreenOptions(by, top_k, spot_checks, strict_seed(seed))
 
 
 @attrs.frozen(eq=False)
@@ -113,11 +111,15 @@ def screen_sweep(
     """
     repaired, told = options.by == "atp*", len(sweep.chunks) > 1
     estimated = sweep.to_estimate()
-    signed = estimate_sweep(estimated, runs, Repairs(None, repaired, False), chunks_told=told)
+    signed = estimate_sweep(
+        estimated, runs, Repairs(None, repaired, False), chunks_told=told, screening=True
+    )
     ranking = signed
     if repaired:
         # AtP* ranks by sizes without a sign; what is not measured is shown by the signed estimate.
-        ranking = estimate_sweep(estimated, runs, Repairs(None, True, True), chunks_told=True)
+        ranking = estimate_sweep(
+            estimated, runs, Repairs(None, True, True), chunks_told=True, screening=True
+        )
     chosen = _choose(options, ranking)
     mask = chosen.mask(len(sweep.patches.cells))
     measured = measure_sweep(sweep.only(mask), runs, choice, checkpoint)

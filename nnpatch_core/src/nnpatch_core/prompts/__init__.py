@@ -1,6 +1,7 @@
 """From prompts in text, chats or tables to everything that `activation_patching` takes."""
 
+from nnpatch_core.prompts.keywords import AblationArguments, PatchingArguments
 from nnpatch_core.prompts.pairs import PromptPairs
 from nnpatch_core.prompts.rows import COLUMNS, TextPair
 
-__all__ = ["COLUMNS", "PromptPairs", "TextPair"]
+__all__ = ["COLUMNS", "AblationArguments", "PatchingArguments", "PromptPairs", "TextPair"]

@@ -1,4 +1,4 @@
-"""Reads the token that an answer is, after its prompt."""
+"""Reads the tokens that an answer is, after its prompt."""
 
 from __future__ import annotations
 
@@ -16,32 +16,40 @@ class Answer:
     """An answer as it is compared.
 
     Args:
-        token: its id.
+        given: as the user spelled it.
+        tokens: its ids, of which the first is compared by one logit.
         spelled: the text that was tokenised after the prompt; None of an id.
         spaced: whether its space was put in, and makes a difference.
         cut: whether further tokens were left out.
     """
 
-    token: int
+    given: str | int
+    tokens: tuple[int, ...]
     spelled: str | None = None
     spaced: bool = False
     cut: bool = False
 
+    @property
+    def token(self) -> int:
+        """The first of its ids."""
+        return self.tokens[0]
+
 
 def read_answer(
-    encoder: Encoder, prompt: Encoded, answer: str | int, *, space: bool, first: bool
+    encoder: Encoder, prompt: Encoded, answer: str | int, *, space: bool, several: str
 ) -> Answer:
-    """Read the token that an answer is.
+    """Read the tokens that an answer is.
 
     Args:
         encoder: tokenises.
         prompt: what it follows.
         answer: a text or an id.
         space: whether it is joined to the prompt by a space, where neither has one.
-        first: whether its first token will do.
+        several: what becomes of several tokens: `"first"` takes the first one, `"all"` takes all,
+            and anything else takes none.
 
     Raises:
-        UnusableError: it is not one token that the tokenizer has.
+        UnusableError: it is no token that the tokenizer has, or several that are not taken.
     """
     if isinstance(answer, int):
         if not 0 <= answer < encoder.vocab_size:
@@ -50,22 +58,23 @@ def read_answer(
                 f"the id {answer} is not in the tokenizer's vocabulary, "
                 f"0 to {encoder.vocab_size - 1}",
             )
-        return Answer(answer)
+        return Answer(answer, (answer,))
     touching = not (prompt.answered or prompt.text[-1:].isspace() or answer[0].isspace())
     spelled = f" {answer}" if space and touching else answer
     tokens = _after(encoder, prompt, spelled)
     if not tokens:
         raise UnusableError(AnswerError, f"{spelled!r} has no tokens after its prompt")
-    if tokens[0] == getattr(encoder.tokenizer, "unk_token_id", None):
+    compared = tokens if several == "all" else tokens[:1]
+    if getattr(encoder.tokenizer, "unk_token_id", None) in compared:
         raise UnusableError(AnswerError, f"{spelled!r} is not in the tokenizer's vocabulary")
-    if len(tokens) > 1 and not first:
+    if len(tokens) > 1 and several not in ("first", "all"):
         raise UnusableError(
             AnswerError,
             f"{spelled!r} is {len(tokens)} tokens: {encoder.pieces(tokens)}",
             _other_spelling(encoder, prompt, answer, space) if touching else FIRST,
         )
     spaced = spelled != answer and tokens != encoder.ids(answer)
-    return Answer(tokens[0], spelled, spaced, len(tokens) > 1)
+    return Answer(answer, compared, spelled, spaced, len(compared) < len(tokens))
 
 
 def _after(encoder: Encoder, prompt: Encoded, spelled: str) -> tuple[int, ...]:

@@ -41,6 +41,8 @@ class Encoded:
         ids: of the text.
         end: ids of the special tokens that the tokenizer would put behind it.
         answered: whether the text ends where an answer begins, as the opening of a turn does.
+        own: the letters of the text that are the user's, and not a template's: the first one, and
+            the one behind the last; None where that is not known.
     """
 
     text: str
@@ -48,6 +50,7 @@ class Encoded:
     ids: tuple[int, ...]
     end: tuple[int, ...]
     answered: bool
+    own: tuple[int, int] | None
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -110,7 +113,10 @@ class Encoder:
         ids = self.ids(text)
         if not ids:
             raise UnusableError(TokensError, f"{shown(prompt)} has no tokens")
-        return Encoded(text, (), ids, (), not prefilled)
+        begin = text.rfind(prompt) if isinstance(prompt, str) else -1
+        # A template may write a message otherwise than it is.
+        own = None if begin < 0 else (begin, begin + len(prompt))
+        return Encoded(text, (), ids, (), not prefilled, own)
 
     def _plain(self, text: str) -> Encoded:
         ids, whole = self.ids(text), tuple(self.tokenizer(text)["input_ids"])
@@ -128,7 +134,7 @@ class Encoder:
         # A text that was rendered by a chat template has its opening already.
         if ids[: len(opening)] == opening:
             opening = ()
-        return Encoded(text, opening, ids, end, ids[-1] in self.special)
+        return Encoded(text, opening, ids, end, ids[-1] in self.special, (0, len(text)))
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]], prefilled: bool) -> str:
         if prefilled and not str(messages[-1]["content"] or "").strip():

@@ -15,18 +15,20 @@ PROMPTS = ("source", "target")
 COLUMNS = (*PROMPTS, "source_answer", "target_answer")
 #: A text, or the messages of a chat, each with its `role` and `content`.
 Prompt: TypeAlias = str | Sequence[Mapping[str, Any]]
+#: An answer as a text or a token id, or several that count as one.
+Answers: TypeAlias = str | int | Sequence[str | int]
 #: Faults that an error or a warning shows, one a line.
 _SHOWN = 10
 
 
 @attrs.frozen
 class TextPair:
-    """A source and a target prompt, and the answer that each calls for: a text or a token id."""
+    """A source and a target prompt, and the answer that each calls for, or its set of answers."""
 
     source: Prompt
     target: Prompt
-    source_answer: str | int
-    target_answer: str | int
+    source_answer: Answers
+    target_answer: Answers
 
 
 class UnusableError(Exception):
@@ -66,6 +68,8 @@ class Row:
         faults: what was wrong with it before anybody looked at its values.
         position: which row it is, from 0, where other rows may have its label too.
         others: what it has in further columns, by the user's names.
+        spans: the spans of its prompts, by name, as the user gives them.
+        unread: those of `COLUMNS` with a fault among `faults`, so that their values are none.
     """
 
     label: Any
@@ -73,6 +77,8 @@ class Row:
     faults: tuple[Fault, ...] = ()
     position: int | None = None
     others: Mapping[Any, Any] = attrs.Factory(dict)
+    spans: Mapping[str, Any] = attrs.Factory(dict)
+    unread: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -91,16 +97,27 @@ class Table:
     """The user's prompts and answers, row by row.
 
     Args:
-        kind: what a row is called: `"pair"`, `"row"` or `"line"`.
+        kind: what a row is called: `"pair"`, `"row"`, `"line"` or `"item"`.
         names: the user's names of `COLUMNS`.
         rows: the rows.
         others: the user's names of further columns.
+        spans: by the name of a span the user's columns for it, of source and target.
+        ids: those of `COLUMNS` whose integers are token ids for certain.
     """
 
     kind: str
     names: tuple[str, ...]
     rows: tuple[Row, ...]
     others: tuple[Any, ...] = ()
+    ids: frozenset[str] = frozenset()
+    spans: Mapping[str, tuple[str, str]] = attrs.Factory(dict)
+
+    def span_place(self, row: Row, name: str, side: str = "source") -> str:
+        """Say where the span of a row stands, of the source or the target prompt."""
+        if name not in self.spans:
+            return f"span {named(name)} of {self.kind} {row.name}"
+        column = self.spans[name][PROMPTS.index(side)]
+        return f"{place(self.kind, row.name, column)} (span {named(name)})"
 
     def place(self, row: Row, column: str) -> str:
         """Say where one value of a row stands."""

@@ -94,3 +94,17 @@ def without_padding(tokens: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[
     used = torch.stack([mask.any(0) for mask in masks]).any(0)
     start = int(used.int().argmax())
     return tuple(tensor[:, start:].clone() for tensor in (*tokens, *masks))
+
+
+def filled(rows: Sequence[Sequence[int]]) -> Tensor:
+    """Lists of tokens as one tensor, `[rows, longest]`, with -1 behind the shorter ones."""
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], device="cpu")
+
+
+def without_fill(tokens: Tensor | None, numbers: Sequence[int]) -> Tensor | None:
+    """Some rows of such a tensor, as wide as their longest."""
+    if tokens is None:
+        return None
+    some = tokens[list(numbers)]
+    return some[:, : int((some >= 0).sum(1).max())].clone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 import numpy as np
@@ -20,6 +20,8 @@ from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects
+    from matplotlib.figure import Figure
 
 
 #: The columns of the printed table.
@@ -230,7 +232,36 @@ class Agreement:
         """
         return tables.frame(tables.compared_blocks(self), self.tokens)
 
-    def plot(self, *, interactive: bool = False, label: int = 5, title: str | None = None) -> Any:
+    @overload
+    def plot(
+        self,
+        *,
+        interactive: Literal[False] = False,
+        label: int = 5,
+        title: str | None = None,
+    ) -> Figure: ...
+
+    @overload
+    def plot(
+        self,
+        *,
+        interactive: Literal[True],
+        label: int = 5,
+        title: str | None = None,
+    ) -> plotly.graph_objects.Figure: ...
+
+    @overload
+    def plot(
+        self,
+        *,
+        interactive: bool,
+        label: int = 5,
+        title: str | None = None,
+    ) -> Figure | plotly.graph_objects.Figure: ...
+
+    def plot(
+        self, *, interactive: bool = False, label: int = 5, title: str | None = None
+    ) -> Figure | plotly.graph_objects.Figure:
         """Estimates up and exact values across, with a colour for each site name.
 
         On the diagonal both are equal.

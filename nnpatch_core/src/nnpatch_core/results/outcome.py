@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import attrs
 import torch
@@ -43,7 +43,9 @@ from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects
     import xarray
+    from matplotlib.figure import Figure
 
 _NAN = float("nan")
 
@@ -403,6 +405,39 @@ class Outcome(Mapping[str, Tensor]):
         check_flags(per_prompt=per_prompt)
         return tables.dataset(self, bool(per_prompt))
 
+    @overload
+    def plot(
+        self,
+        *,
+        sites: Sequence[str] | None = None,
+        interactive: Literal[False] = False,
+        title: str | None = None,
+        limit: float | Literal["largest"] | None = None,
+        crop: bool | None = None,
+    ) -> Figure: ...
+
+    @overload
+    def plot(
+        self,
+        *,
+        sites: Sequence[str] | None = None,
+        interactive: Literal[True],
+        title: str | None = None,
+        limit: float | Literal["largest"] | None = None,
+        crop: bool | None = None,
+    ) -> plotly.graph_objects.Figure: ...
+
+    @overload
+    def plot(
+        self,
+        *,
+        sites: Sequence[str] | None = None,
+        interactive: bool,
+        title: str | None = None,
+        limit: float | Literal["largest"] | None = None,
+        crop: bool | None = None,
+    ) -> Figure | plotly.graph_objects.Figure: ...
+
     def plot(
         self,
         *,
@@ -411,7 +446,7 @@ class Outcome(Mapping[str, Tensor]):
         title: str | None = None,
         limit: float | Literal["largest"] | None = None,
         crop: bool | None = None,
-    ) -> Any:
+    ) -> Figure | plotly.graph_objects.Figure:
         """A heatmap: layers up, tokens (or heads) across, one panel a site name.
 
         Colours are centred on 0 (white), with one scale for all panels; what was not swept is

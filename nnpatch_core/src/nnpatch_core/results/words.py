@@ -36,6 +36,8 @@ def cell_name(row: Mapping[str, Any]) -> str:
     Examples:
         >>> cell_name({"site": "q", "layer": 3, "position": 5, "token": " Mary", "head": 2})
         "q L3 H2 [5] ' Mary'"
+        >>> cell_name({"site": "resid", "layer": 3, "span": "S2"})
+        "resid L3 'S2'"
     """
     if "label" in row:
         return str(row["label"])
@@ -43,4 +45,8 @@ def cell_name(row: Mapping[str, Any]) -> str:
     words += [f"{sign}{row[key]}" for key, sign in (("layer", "L"), ("head", "H")) if key in row]
     if "position" in row:
         words += [f"[{row['position']}]", f"'{row['token']}'"]
+    if "span" in row:
+        words.append(repr(row["span"]))
+    if "column" in row:
+        words.append(f"column {row['column']}")
     return " ".join(words)

@@ -1,7 +1,5 @@
 """Position strategies, and the positions that they stand for in each prompt."""
 
-from collections.abc import Callable, Mapping
-
 from nnpatch_core.seq_pos.laws import (
     NO_SOURCE,
     CellPositions,
@@ -40,16 +38,7 @@ from nnpatch_core.seq_pos.strategies import (
     has_place,
     resolved,
 )
-
-BUILTIN_SEQ_POS: Mapping[str, Callable[..., SeqPos | PlacedSeqPos]] = {
-    "all": AllPositions,
-    "custom": Custom,
-    "custom_constant": CustomConstant,
-    "each": Each,
-    "last": Last,
-    "lastk": LastK,
-    "spans": Spans,
-}
+from nnpatch_core.seq_pos.table import BUILTIN_SEQ_POS
 
 __all__ = [
     "BUILTIN_SEQ_POS",

@@ -198,11 +198,13 @@ def _rows(values: Any, what: str) -> PromptGroups | None:
         return None
     rows = []
     for prompt, item in enumerate(items):
-        if isinstance(item, str | bytes) or getattr(item, "ndim", 1) != 1:
+        is_list = isinstance(item, Iterable) and getattr(item, "ndim", 1) == 1
+        if isinstance(item, str | bytes) or not is_list:
             raise PositionError(f"{what} of prompt {prompt} must be integers, got {shown(item)}")
-        numbers = list(item) if isinstance(item, Iterable) else [item]
         each = f"each of {what} of prompt {prompt}"
-        rows.append(tuple(strict_int(number, each, PositionError) for number in numbers))
+        if any(isinstance(number, Sequence) or getattr(number, "ndim", 0) for number in item):
+            raise PositionError(f"{what} of prompt {prompt} must be integers, got {shown(item)}")
+        rows.append(tuple(strict_int(number, each, PositionError) for number in item))
     widths = {len(row) for row in rows}
     if widths != {len(rows[0])} or not rows[0]:
         raise PositionError(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from nnpatch_core._models import evaluating, frozen
 from nnpatch_core._warnings import warn
-from nnpatch_core.errors import EngineWarning, MetricError
-from nnpatch_core.gradients import Terms, check_gradients
+from nnpatch_core.errors import EngineWarning, EstimateWarning, MetricError
+from nnpatch_core.gradients import FIXED, Terms, check_gradients
 from nnpatch_core.metrics import MetricContext, answers_followed, is_lowest_at_source
 from nnpatch_core.results import Outcome
 from nnpatch_core.sweep.estimation import Estimation, OpenedGraph, Repairs
@@ -27,7 +27,12 @@ from nnpatch_core.tracing import backward_hooks, in_words
 
 
 def estimate_sweep(
-    sweep: Sweep, runs: Runs, repairs: Repairs, *, chunks_told: bool = False
+    sweep: Sweep,
+    runs: Runs,
+    repairs: Repairs,
+    *,
+    chunks_told: bool = False,
+    screening: bool = False,
 ) -> Outcome:
     """Estimate what each cell would measure.
 
@@ -36,6 +41,7 @@ def estimate_sweep(
         runs: into which prompts, and what is put there.
         repairs: how it is estimated.
         chunks_told: whether the user was told that the prompts run in several chunks.
+        screening: whether a screen estimates, which asks for its repairs whatever the sites are.
 
     Raises:
         PatchingError: one of its kinds; bad input before any backward runs.
@@ -51,6 +57,8 @@ def estimate_sweep(
         estimation = Estimation.of(sweep, repairs)
         if not chunks_told:
             warn_of_chunks(sweep, estimation.chunks)
+        if not screening:
+            _warn_of_unused(estimation)
         with make_bar(estimation.passes, sweep.options.progress, desc="backwards") as bar:
             estimation = attrs.evolve(estimation, tick=lambda: _advance(bar))
             estimate = _Estimate(estimation, runs, values)
@@ -95,6 +103,18 @@ def _warn_of_hooks(model: nn.Module) -> None:
             f"the model has {in_words(hooks)}, which may change gradients: the estimate is made of "
             "what it leaves of them",
             EngineWarning,
+        )
+
+
+def _warn_of_unused(estimation: Estimation) -> None:
+    """Of AtP* one half is for every site, and says nothing of the other."""
+    repairs, places = estimation.repairs, estimation.sweep.patches.places
+    if repairs.qk_fix and not repairs.grad_drop and not estimation.fixed:
+        names = dict.fromkeys(place.name for place in places)
+        warn(
+            f"qk_fix=True changes nothing without {' or '.join(FIXED)} among the sites, which are "
+            f"of {', '.join(names)}",
+            EstimateWarning,
         )
 
 

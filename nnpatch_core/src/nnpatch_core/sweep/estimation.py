@@ -168,7 +168,8 @@ class Estimation:
 
         alone = {n: cell for n, cell in cells.items() if are_apart(cell.sites)}
         joint = tuple(n for n in cells if n not in alone)
-        every = together = terms_of(patches, cells)
+        # Along a path all of an activation moves, so that a cell's elsewhere matters.
+        every = together = terms_of(patches, cells, apart=repairs.steps is not None)
         if joint or repairs.qk_fix:
             together = terms_of(patches, alone, ("k",) if repairs.qk_fix else ())
         limits, waiting = cut(sweep.limits), 0

@@ -81,7 +81,7 @@ class Layout:
                 tuple(grid.sites[number] for number in numbers),
             )
         cells = [self.patches.cells[number] for number in kept.nonzero().flatten().tolist()]
-        return Layout(grids, Patches(self.patches.nnmodel, cells))
+        return Layout(grids, attrs.evolve(self.patches, cells=cells))
 
     def where_present(self, mask: Tensor) -> Layout:
         """The cells without those that only padding would be patched in.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import attrs
+
 from nnpatch_core._models import module_of
 from nnpatch_core.metrics import MetricSpec, name_metrics
 from nnpatch_core.plugins import find_metric
@@ -52,5 +54,8 @@ def prepare(
     layout = layout.repeated(len(runs.target) // len(prompts))
     sweep = make_sweep(layout, runs.target, metrics, options, gathers=gathers)
     runs.check(sweep)
+    patches = runs.aligned(layout.patches)
+    if patches is not layout.patches:
+        sweep = attrs.evolve(sweep, layout=attrs.evolve(layout, patches=patches))
     warn_of_columns(sites, prompts, runs.prompts.strings)
     return sweep.where_present(runs.mask_of(sweep.patches)), runs

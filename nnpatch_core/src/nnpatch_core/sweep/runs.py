@@ -79,6 +79,10 @@ class Runs(Protocol):
         """Parts of the prompts, by name."""
         ...
 
+    def aligned(self, patches: Patches) -> Patches:
+        """The cells, with the positions that their values come from in these runs."""
+        ...
+
     def mask_of(self, patches: Patches) -> Tensor:
         """`[batch, seq]`: 1 where prompts can be patched, as far as is known before a run."""
         ...

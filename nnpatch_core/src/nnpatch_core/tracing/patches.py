@@ -66,10 +66,12 @@ class Patches:
     Args:
         nnmodel: the model, wrapped by nnsight.
         cells: what is patched, each cell alone.
+        common: `[batch, seq]`, bool, where both runs of a prompt have a token; None is nowhere.
     """
 
     nnmodel: Any
     cells: Sequence[Cell]
+    common: Tensor | None = None
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
@@ -124,6 +126,26 @@ class Patches:
         }
 
     @cached_property
+    def apart(self) -> Mapping[Positions, Positions | None]:
+        """For each positions their alignment alone: elsewhere each token's own position.
+
+        So it does not depend on what else is swept. None is each token's own position everywhere.
+        """
+        return {each: self._alone(each) for each in self.positions}
+
+    def _alone(self, positions: Positions) -> Positions | None:
+        if positions.source is None:
+            return None
+        seq_len = 1 + max(int(positions.at.max()), int(positions.source.max()))
+        if self.common is not None:
+            seq_len = self.common.shape[1]
+        own = spread(positions.at, seq_len, positions.source)
+        if self.common is not None:
+            elsewhere = torch.arange(seq_len, device="cpu").expand_as(self.common)
+            own = torch.where((own == NONE) & self.common, elsewhere, own)
+        return _whole(own)
+
+    @cached_property
     def aligned_at(self) -> Mapping[Place, tuple[Positions | None, ...]]:
         """For each place the alignments of the sites there."""
         found: dict[Place, dict[Positions | None, None]] = {}
@@ -132,21 +154,32 @@ class Patches:
                 found.setdefault(site.place, {})[self._aligned[id(site.positions)]] = None
         return {place: tuple(each) for place, each in found.items()}
 
+    @property
+    def by_prompt(self) -> bool:
+        """Whether some site has positions of each prompt."""
+        return any(len(positions.at) > 1 for positions in self.positions)
+
     def rows(self, rows: slice | Tensor) -> Patches:
         """The same cells in some of the prompts."""
-        if all(len(each.at) == 1 for each in self.positions):
+        if not self.by_prompt:
             return self
-        some = {id(each): each.rows(rows) for each in self.positions}
+        common = None if self.common is None else self.common[rows]
+        some = self.moved({id(each): each.rows(rows) for each in self.positions})
+        return attrs.evolve(some, common=common)
+
+    def moved(self, positions: Mapping[int, Positions]) -> Patches:
+        """The same cells at other positions, given by the identity of their own."""
         cells = [
             attrs.evolve(
                 cell,
                 sites=tuple(
-                    attrs.evolve(site, positions=some[id(site.positions)]) for site in cell.sites
+                    attrs.evolve(site, positions=positions[id(site.positions)])
+                    for site in cell.sites
                 ),
             )
             for cell in self.cells
         ]
-        return Patches(self.nnmodel, cells)
+        return attrs.evolve(self, cells=cells)
 
     @property
     def model(self) -> nn.Module:

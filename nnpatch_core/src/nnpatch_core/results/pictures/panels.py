@@ -99,6 +99,6 @@ def panel(name: str, axes: Sequence[Axis], values: Tensor, tokens: Sequence[str]
         labels[position],
         title,
         titles[position],
-        positions=True,
+        positions=position == "position",
         layers=tuple(number for number in range(n_layers) for _ in range(n_heads)),
     )
