@@ -83,6 +83,10 @@ class Oracle:
         """`[vocab]` at the prompt's last token."""
         return self._run(prompt)[0]
 
+    def logits_at_each(self, prompt: Prompt) -> Tensor:
+        """`[seq, vocab]` at every token of a prompt."""
+        return self._at_each(prompt, [])
+
     def activation(self, prompt: Prompt, component: str, layer: int) -> Tensor:
         """`[seq, width]`, of every head."""
         return self._run(prompt)[1][component, layer]
@@ -103,6 +107,15 @@ class Oracle:
 
     def replaced(self, target: Prompt, places: Iterable[Place], donor: Donor) -> Tensor:
         """`[vocab]`: `target` with what `donor` gives at the places, all in one forward."""
+        return self._forward(target, self._replacing(target, places, donor))
+
+    def replaced_at_each(self, target: Prompt, places: Iterable[Place], donor: Donor) -> Tensor:
+        """`[seq, vocab]`: the same at every token."""
+        return self._at_each(target, self._replacing(target, places, donor))
+
+    def _replacing(
+        self, target: Prompt, places: Iterable[Place], donor: Donor
+    ) -> list[Callable[[], None]]:
         hooks = []
         for place in places:
             vectors = {
@@ -111,7 +124,7 @@ class Oracle:
                 if back <= len(target) and (vector := donor(place, back)) is not None
             }
             hooks.append(self._hook(place, self._writer(place, vectors)))
-        return self._forward(target, hooks)
+        return hooks
 
     def of_prompt(self, source: Prompt) -> Donor:
         """What another prompt has at the same position from the end."""
@@ -163,13 +176,16 @@ class Oracle:
         return self._runs[prompt]
 
     def _forward(self, prompt: Prompt, hooks: list[Callable[[], None]]) -> Tensor:
+        return self._at_each(prompt, hooks)[-1]
+
+    def _at_each(self, prompt: Prompt, hooks: list[Callable[[], None]]) -> Tensor:
         try:
             with torch.no_grad():
                 logits = self.model(input_ids=torch.tensor([prompt]), use_cache=False).logits
         finally:
             for remove in hooks:
                 remove()
-        return logits[0, -1].float()
+        return logits[0].float()
 
     def _hook(self, place: Place, visit: Callable[[Tensor], Tensor]) -> Callable[[], None]:
         """Let `visit` read or replace the activation `[1, seq, width]`; gives what undoes it."""

@@ -28,9 +28,10 @@ from nnpatch_core import (
 )
 from nnpatch_core.engine.cone import ascent
 from nnpatch_core.errors import EngineWarning, MemoryBudgetError
-from nnpatch_core.metrics import BUILTIN_METRICS, with_context
+from nnpatch_core.metrics import with_context
 from nnpatch_core.testing import tiny_api, tiny_model
 from tests.helpers.faults import broken_after, failing_at, room_for
+from tests.helpers.metrics import OF_LAST_TOKEN
 from tests.helpers.oracle import Donor, Oracle, Place, Prompt
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
@@ -416,7 +417,7 @@ def test_cells_in_groups(
 def test_metrics_that_are_declared_need_no_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     few_at_once(monkeypatch, 3)
     found = opened(monkeypatch)
-    run("activation", metric=[*BUILTIN_METRICS, answer_logit], batch_size=1)
+    run("activation", metric=[*OF_LAST_TOKEN, answer_logit], batch_size=1)
     assert found == [24] * 4
 
 

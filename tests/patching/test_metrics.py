@@ -20,6 +20,7 @@ from nnpatch_core.metrics import BUILTIN_METRICS, measure, name_metrics, with_co
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.testing import tiny_model
 from tests.helpers.counted import calling
+from tests.helpers.metrics import OF_LAST_TOKEN
 
 VOCAB = 7
 finite = st.floats(-30, 30, width=32)
@@ -63,7 +64,7 @@ def by_hand(
     return np.array([formulas[name](row) for row in rows])
 
 
-@pytest.mark.parametrize("name", BUILTIN_METRICS)
+@pytest.mark.parametrize("name", OF_LAST_TOKEN)
 @given(runs=runs())
 def test_built_in_metric_is_its_formula(name: Any, runs: Any) -> None:
     logits, source, target, source_answers, target_answers = runs
@@ -74,7 +75,7 @@ def test_built_in_metric_is_its_formula(name: Any, runs: Any) -> None:
     np.testing.assert_allclose(value.numpy(), expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", BUILTIN_METRICS)
+@pytest.mark.parametrize("name", OF_LAST_TOKEN)
 @given(runs=runs(), shift=st.floats(-10, 10, width=32))
 def test_adding_one_number_to_all_logits_changes_nothing(name: Any, runs: Any, shift: Any) -> None:
     logits, *context = runs
@@ -84,7 +85,7 @@ def test_adding_one_number_to_all_logits_changes_nothing(name: Any, runs: Any, s
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", BUILTIN_METRICS)
+@pytest.mark.parametrize("name", OF_LAST_TOKEN)
 @given(runs=runs(), order=st.randoms(use_true_random=False))
 def test_prompts_do_not_look_at_each_other(name: Any, runs: Any, order: Any) -> None:
     rows = list(range(len(runs[0])))
@@ -137,7 +138,7 @@ def test_logit_difference_needs_both_answers() -> None:
     context = MetricContext(torch.tensor([0]), None, logits, logits)
     with pytest.raises(AnswerError, match="'logit_difference' compares two answers"):
         BUILTIN_METRICS["logit_difference"](logits, context)
-    for name in BUILTIN_METRICS.keys() - {"logit_difference"}:
+    for name in {*OF_LAST_TOKEN} - {"logit_difference"}:
         assert BUILTIN_METRICS[name](logits, context).isfinite().all()
 
 
@@ -169,10 +170,10 @@ def sweep(model: Any, metric: Any, **options: Any) -> Outcome:
 
 
 def test_metrics_of_a_sweep_are_measured_on_the_models_own_logits(model: Any) -> None:
-    out = sweep(model, list(BUILTIN_METRICS))
+    out = sweep(model, OF_LAST_TOKEN)
     with torch.no_grad():
         source, target = (model(tokens).logits[:, -1].numpy() for tokens in (SOURCE, TARGET))
-    for name in BUILTIN_METRICS:
+    for name in OF_LAST_TOKEN:
         baseline = out.for_metric(name).baseline
         answers = (SOURCE_ANSWERS.numpy(), TARGET_ANSWERS.numpy())
         for logits, measured in ((source, baseline.source), (target, baseline.target)):
@@ -201,7 +202,7 @@ def test_several_metrics_cost_no_further_runs() -> None:
     model = calling(tiny_model(), lambda: forwards.append(1))
     sweep(model, "logit_difference")
     alone = len(forwards)
-    sweep(model, list(BUILTIN_METRICS))
+    sweep(model, OF_LAST_TOKEN)
     assert len(forwards) == 2 * alone
 
 

@@ -205,7 +205,8 @@ def answer_of_mine(logits: Tensor, context: MetricContext) -> Tensor:
 def test_every_built_in_metric_is_declared() -> None:
     assert all(map(is_per_prompt, BUILTIN_METRICS.values()))
     assert [name for name, each in BUILTIN_METRICS.items() if reads_some(each)] == [
-        "logit_difference"
+        "answer_set_difference",
+        "logit_difference",
     ]
 
 

@@ -122,7 +122,7 @@ def prepared(
     fields = {each.name: getattr(pairs, each.name) for each in attrs.fields(PairRuns) if each.init}
     runs = Runs(**fields, make=MAKES[make])
     layout = Sites.from_sites(sites)
-    sweep = prepare(nnmodel, None, layout, runs, "logit_difference", Options(**options))
+    sweep, _ = prepare(nnmodel, None, layout, runs, "logit_difference", Options(**options))
     return sweep, runs
 
 

@@ -17,7 +17,13 @@ from nnpatch_core.adapters import (
 )
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.infer import infer_adapter, infer_model_api  # noqa: F401 - the second: a hook
-from nnpatch_core.metrics import MetricContext, compares_answers, per_prompt, reads_tokens
+from nnpatch_core.metrics import (
+    MetricContext,
+    compares_answers,
+    per_prompt,
+    reads_positions,
+    reads_tokens,
+)
 from nnpatch_core.patching import (
     ablation_patching,
     activation_patching,
@@ -84,6 +90,7 @@ __all__ = [
     "infer_adapter",
     "per_prompt",
     "plan_sweep",
+    "reads_positions",
     "reads_tokens",
     "separate_projections",
 ]

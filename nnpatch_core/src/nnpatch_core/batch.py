@@ -27,10 +27,16 @@ class Batch:
     Args:
         tokens: `[batch, seq]`, integers.
         mask: `[batch, seq]`, int64: 1 for a token, 0 for padding, which stands on the left.
+        read: `[batch, places]`, int64 on the CPU: the positions, from 0, at which the logits of a
+            run are wanted; None is the last token alone.
+        appended: how many tokens at the right end are an answer's, appended to the prompt: they
+            run, but are never patched.
     """
 
     tokens: Tensor
     mask: Tensor
+    read: Tensor | None = None
+    appended: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -47,11 +53,68 @@ class Batch:
 
     def rows(self, rows: slice | Tensor) -> Batch:
         """Some of the prompts, at the same width."""
-        return Batch(self.tokens[rows], self.mask[rows])
+        read = None if self.read is None else self.read[_on_cpu(rows)]
+        return Batch(self.tokens[rows], self.mask[rows], read, self.appended)
 
     def to(self, device: torch.device) -> Batch:
         """The same prompts on another device."""
-        return Batch(self.tokens.to(device), self.mask.to(device))
+        return Batch(self.tokens.to(device), self.mask.to(device), self.read, self.appended)
+
+    @property
+    def prompt(self) -> Batch:
+        """The prompts without an answer, and without what is wanted of their logits."""
+        seq_len = self.seq_len - self.appended
+        return Batch(self.tokens[:, :seq_len], self.mask[:, :seq_len])
+
+    @property
+    def own(self) -> Tensor:
+        """`[batch, seq]`, int64: 1 for a token of the prompt, 0 for padding and an answer."""
+        own = self.mask.clone()
+        own[:, self.seq_len - self.appended :] = 0
+        return own
+
+    def followed_by(self, answers: Tensor) -> Batch:
+        """The prompts with tokens appended on the right.
+
+        Where an answer is shorter than another, tokens follow that nobody looks at: none to their
+        left sees them, so that every prompt ends at the same position.
+
+        Args:
+            answers: `[batch, n]`, token ids; negative ones fill.
+        """
+        answers = answers.clamp(min=0).to(self.tokens)
+        tokens = torch.cat([self.tokens, answers], 1)
+        mask = torch.cat([self.mask, torch.ones_like(answers, dtype=self.mask.dtype)], 1)
+        return Batch(tokens, mask, self.read, answers.shape[1])
+
+    def repeated(self, times: int) -> Batch:
+        """All prompts, several times after one another."""
+        assert self.read is None
+        return Batch(self.tokens.repeat(times, 1), self.mask.repeat(times, 1), None, self.appended)
+
+    @property
+    def read_padding(self) -> Tensor:
+        """`[batch, places]`, bool on the CPU: where logits are wanted, and there is no token."""
+        assert self.read is not None
+        return self.mask.cpu().gather(1, self.read) == 0
+
+    @property
+    def looked_at(self) -> Tensor:
+        """`[batch, seq]`, bool on the CPU: the positions at which logits are wanted."""
+        looked_at = torch.zeros(self.mask.shape, dtype=torch.bool, device="cpu")
+        if self.read is None:
+            looked_at[:, -1] = True
+            return looked_at
+        return looked_at.scatter_(1, self.read, ~self.read_padding)
+
+    @property
+    def reaching(self) -> Tensor:
+        """`[batch, seq]`, bool on the CPU: the positions that those, or later ones, can see."""
+        return self.looked_at.flip(1).cumsum(1).flip(1).bool()
+
+
+def _on_cpu(rows: slice | Tensor) -> slice | Tensor:
+    return rows.cpu() if isinstance(rows, Tensor) else rows
 
 
 def pack_left(tokens: Tensor, mask: Tensor) -> Batch:

@@ -30,7 +30,14 @@ SeqPosName: TypeAlias = Literal[
 ]
 #: Metrics; plugins may add others.
 MetricName: TypeAlias = Literal[
-    "answer_log_probability", "answer_probability", "kl_divergence", "logit_difference"
+    "answer_log_probability",
+    "answer_probability",
+    "answer_set_difference",
+    "kl_divergence",
+    "logit_difference",
+    "loss",
+    "sequence_log_probability",
+    "sequence_log_probability_difference",
 ]
 #: Engines, for `engine=`.
 EngineName: TypeAlias = Literal["auto", "cone", "full"]

@@ -18,7 +18,8 @@ class Part:
     Args:
         cells: `[runs]`, the number of each run's cell.
         prompts: `[runs]`, the number of its prompt.
-        logits: `[runs, ids]` at the prompt's last token, in float32 on the CPU.
+        logits: `[runs, ids]` at the prompt's last token, in float32 on the CPU; or
+            `[runs, places, ids]`, where the target prompts ask for others.
         ids: `[ids]`, which ids of the vocabulary they are of; None is all.
         work: the cost of the part, in a unit of the engine's own.
     """
@@ -35,12 +36,12 @@ class Execution(Protocol):
 
     @property
     def logits(self) -> Tensor:
-        """`[batch, vocab]`, of the unpatched target run."""
+        """`[batch, vocab]` or `[batch, places, vocab]`, of the unpatched target run."""
         ...
 
     @property
     def elided(self) -> Booleans:
-        """`[cells, batch]`: where the patched run is the target run itself, and need not run."""
+        """`[cells, batch]`: where all that is read is the target run's, so that it need not run."""
         ...
 
     @property

@@ -14,11 +14,11 @@ from nnpatch_core.metrics import Metric, MetricContext, called
 def cotangents(
     metrics: Mapping[str, Metric], logits: Tensor, context: MetricContext, *, flat: bool = False
 ) -> dict[str, Tensor]:
-    """For each metric its gradient with respect to each prompt's logits, `[batch, vocab]`.
+    """For each metric its gradient with respect to each prompt's logits, in their shape.
 
     Args:
         metrics: by name.
-        logits: `[batch, vocab]`.
+        logits: `[batch, vocab]`, or `[batch, places, vocab]`, of all metrics.
         context: what the metrics compare with.
         flat: whether the gradient may be 0 for every prompt.
 
@@ -38,13 +38,16 @@ def cotangents(
                 "argmax, a comparison, detach() or item(); attribution needs one"
             )
         gradient = _gradient(total, leaf)
+        if context.positions is not None and logits.ndim == 3:
+            # There are no logits at padding, and nothing moves them.
+            gradient = gradient.masked_fill(context.padding[..., None], 0.0)
         if not flat and not gradient.any():
             raise MetricError(
                 f"metric {name!r} has the gradient 0 for every prompt: to first order nothing "
                 "changes it, so that nothing can be attributed; steps= looks further"
             )
         if not gradient.isfinite().all():
-            rows = (~gradient.isfinite().all(-1)).nonzero().flatten().tolist()
+            rows = (~gradient.isfinite().flatten(1).all(-1)).nonzero().flatten().tolist()
             raise MetricError(
                 f"metric {name!r} has a gradient that is not finite in prompts {rows}"
             )

@@ -38,7 +38,7 @@ class Entries:
     """A target run, kept so that it can begin again before any layer with a site.
 
     Args:
-        logits: `[batch, vocab]`.
+        logits: `[batch, vocab]`, or `[batch, places, vocab]`.
         activations: what was at the sites.
         inputs: the residual stream before each layer, `[batch, seq, width]`.
         rests: what a layer gives besides the residual stream; None if it gives no tuple.
@@ -137,7 +137,12 @@ class Paths:
         steps = min(self._at_once(), self.steps)
         unmoved = torch.zeros(steps, dtype=torch.float64, device="cpu")
         logits = self._run(terms, unmoved, gradients=False)[2]
-        expected = self.entries.logits.repeat(steps, 1)
+        expected = self.entries.logits.repeat(steps, *[1] * (self.entries.logits.ndim - 1))
+        if self.batch.read is not None:
+            padding = self.batch.read_padding[..., None]
+            expected, logits = (
+                each.masked_fill(padding.repeat(steps, 1, 1), 0.0) for each in (expected, logits)
+            )
         allowed = rounding(self.entries.inputs[terms.place.layer].dtype) * float(
             expected.abs().max()
         )
@@ -151,9 +156,10 @@ class Paths:
             )
 
     def logits(self, terms: Terms) -> Tensor:
-        """The logits at each point of a place's path, `[steps, batch, vocab]`, without a graph."""
+        """The logits at each point of a place's path, `[steps, batch, ...]`, without a graph."""
         parts = [self._run(terms, share, gradients=False)[2] for _, share in self._shares()]
-        return torch.cat(parts).view(self.steps, len(self.batch), -1)
+        logits = torch.cat(parts)
+        return logits.view(self.steps, len(self.batch), *logits.shape[1:])
 
     def _shares(self) -> Iterator[tuple[slice, Tensor]]:
         """Points that run together, by number, and how far along the path they are."""

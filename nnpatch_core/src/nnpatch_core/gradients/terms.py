@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.adapters import Location, Place
+from nnpatch_core.batch import Batch
 from nnpatch_core.components import OWN_TOKEN
 from nnpatch_core.seq_pos import NONE, Positions
 from nnpatch_core.tracing import BoundSite, Intervention, Patches, as_patched, differs
@@ -229,6 +230,7 @@ def still(
     cells: int,
     activations: Mapping[Location, Tensor],
     intervention: Intervention,
+    batch: Batch,
 ) -> tuple[Tensor, Tensor]:
     """Where a patch moves nothing, so that no gradient is needed to tell: two masks.
 
@@ -237,11 +239,13 @@ def still(
         cells: the number of cells.
         activations: what was at each location, `[batch, seq, width]`.
         intervention: what is put there.
+        batch: the target prompts, with the positions at which their logits are read.
 
     Returns:
         `[cells, batch]`, bool: `elided`, where what is put is, bitwise, what was there; and
         `unread`, where nothing that the answer depends on reads what the cell patches, or what of
-        it would change: in the last layer, what belongs to another token than the last one.
+        it would change: what is right of the tokens whose logits are read, and in the last layer,
+        what belongs to another token than those.
     """
     real = intervention.mask.bool().cpu()[..., None]
     # Counted for each cell: what differs, what is read, what of it differs, and what there is.
@@ -250,10 +254,10 @@ def still(
         place, activation = each.place, activations[each.place.location]
         for cell, own in each.by_cell(intervention):
             other = differs(activation, place, intervention, each.alignment, cell).cpu()
-            read = real.expand_as(other).clone()
-            if place.layer == place.n_layers - 1 and place.name in OWN_TOKEN:
-                # After the last layer only the last token is looked at.
-                read[:, :-1] = False
+            own_token = place.layer == place.n_layers - 1 and place.name in OWN_TOKEN
+            # After the last layer only the tokens are looked at whose logits are read.
+            seen = batch.looked_at if own_token else batch.reaching
+            read = (real & seen[..., None]).expand_as(other)
             masks = torch.stack([other, read, other & read, real.expand_as(other)])
             own.add(counts, _by_slot(masks, own.groups).float())
     elided, away, unmoved, absent = counts == 0

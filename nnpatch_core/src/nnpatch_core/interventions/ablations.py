@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import attrs
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._arrays import Booleans
@@ -17,6 +18,7 @@ from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, PositionError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments
 from nnpatch_core.interventions.inputs import read_batch, read_batches, read_spans
+from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
 from nnpatch_core.interventions.values import (
     draw,
     means,
@@ -24,9 +26,10 @@ from nnpatch_core.interventions.values import (
     of_partners,
     own_means,
     resampled,
+    widened,
     zeros,
 )
-from nnpatch_core.metrics import MetricContext, is_comparing
+from nnpatch_core.metrics import Metric, MetricContext, Reading, is_comparing
 from nnpatch_core.results import Baseline, Prompts, Scale
 from nnpatch_core.seq_pos import Span
 from nnpatch_core.sweep import (
@@ -97,10 +100,12 @@ class AblationRuns:
         prompts: the prompts, with their texts.
         spans: parts of the prompts, by name.
         ablation: the method.
-        data: the data set of a mean; None is the prompts themselves.
+        reference: the data set of a mean; None is the prompts themselves.
         per_position: whether each position is averaged apart.
         donors: for each prompt the one whose activations it gets, if it is resampled.
         partners: `[batch]`, which of the prompts that is, where it is one of them.
+        data: `[batch, ...]` by name, for metrics.
+        reading: where the metrics read the logits; None is the last token alone.
     """
 
     target: Batch
@@ -110,10 +115,12 @@ class AblationRuns:
     prompts: Prompts
     spans: Mapping[str, Span]
     ablation: str
-    data: Iterable[Batch] | None
+    reference: Iterable[Batch] | None
     per_position: bool
     donors: Batch | None
     partners: Tensor | None
+    data: Mapping[str, Tensor] = attrs.field(factory=dict)
+    reading: Reading | None = None
     scale: Scale = attrs.field(default="change", init=False)
 
     @property
@@ -135,12 +142,12 @@ class AblationRuns:
 
     def mask_of(self, patches: Patches) -> Tensor:
         """See `Runs.mask_of`."""
-        return self.target.mask
+        return self.target.own
 
     @property
     def changed(self) -> Booleans:
         """See `Runs.changed`."""
-        differs: Booleans = self.target.mask.bool().cpu().numpy()
+        differs: Booleans = self.target.own.bool().cpu().numpy()
         return differs
 
     def check(self, sweep: Sweep) -> None:
@@ -155,16 +162,38 @@ class AblationRuns:
                 )
         check_padding(sweep.patches, self.target)
         # Data in memory is checked now, streamed data as it comes.
-        for batch in self.data if isinstance(self.data, list) else ():
+        for batch in self.reference if isinstance(self.reference, list) else ():
             check_padding(sweep.patches, batch)
 
     def values(self, sweep: Sweep) -> Values:
         """See `Runs.values`."""
-        return METHODS[self.ablation].values(self, sweep)
+        # Of the prompts alone: an answer that is appended is no part of a mean, and stays.
+        prompts = attrs.evolve(self, target=self.target.prompt)
+        return widened(METHODS[self.ablation].values(prompts, sweep), self.target.appended)
 
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
         """See `Runs.context`."""
-        return MetricContext(self.answers, self.others, target_logits, target_logits)
+        return sweep_context(self._seen, target_logits, target_logits)
+
+    @property
+    def _seen(self) -> RunsSeen:
+        answers = self.answers, self.others
+        return RunsSeen(answers, self.target, self.target, self.data, self.reading)
+
+    def read_by(self, metrics: Mapping[str, Metric], model: nn.Module) -> Self:
+        """See `Runs.read_by`."""
+        seen = read_by(metrics, self._seen, self.spans, model)
+        times, donors = len(seen.target) // len(self.target), self.donors
+        return attrs.evolve(
+            self,
+            target=seen.target,
+            answers=seen.answers[0],
+            others=seen.answers[1],
+            donors=None if donors is None else donors.repeated(times),
+            partners=None if self.partners is None else _again(self.partners, times),
+            data=seen.data,
+            reading=seen.reading,
+        )
 
     def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
         """See `Runs.unpatched`."""
@@ -182,6 +211,11 @@ _UNKNOWN = (
 )
 
 
+def _again(partners: Tensor, times: int) -> Tensor:
+    """The same of prompts that stand there several times: each in its own time."""
+    return torch.cat([partners + time * len(partners) for time in range(times)])
+
+
 def _zeros(runs: AblationRuns, _: Sweep) -> Values:
     return zeros(runs.target)
 
@@ -190,7 +224,7 @@ def _at_own_mean(runs: AblationRuns, patches: Patches) -> Patches:
     """Each position of a cell has a mean of its own, over the prompts."""
     if not runs.per_position:
         return patches
-    if runs.data is not None:
+    if runs.reference is not None:
         raise PositionError(_UNKNOWN.format("per_position=True"))
     return numbered(patches, runs.target)
 
@@ -205,7 +239,7 @@ def _at_donors(runs: AblationRuns, patches: Patches) -> Patches:
 def _means(runs: AblationRuns, sweep: Sweep) -> Values:
     if runs.per_position and sweep.patches.by_prompt:
         return own_means(sweep, runs.target)
-    data, patches = runs.data, sweep.patches
+    data, patches = runs.reference, sweep.patches
     checked = None if data is None else (check_padding(patches, batch) for batch in data)
     return means(sweep, runs.target, checked, runs.per_position)
 
@@ -249,6 +283,8 @@ def read_ablation(
     given: RunArguments,
     ablation: Ablation,
     names: Mapping[str, str] | None = None,
+    *,
+    metric_data: Any = None,
 ) -> AblationRuns:
     """Read the run that the user ablates, and check it.
 
@@ -257,6 +293,7 @@ def read_ablation(
         given: the arguments about the prompts.
         ablation: how the run is ablated.
         names: how the call names the arguments, where it is otherwise.
+        metric_data: the argument of that name.
 
     Raises:
         PatchingError: one of its kinds, naming the argument that is wrong.
@@ -291,4 +328,10 @@ def read_ablation(
         ablation.per_position,
         donors,
         partners,
+        check_data(
+            metric_data,
+            len(target),
+            source_answer_tokens=given.answer_tokens,
+            target_answer_tokens=given.other_answer_tokens,
+        ),
     )

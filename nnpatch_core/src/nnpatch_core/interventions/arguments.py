@@ -25,6 +25,8 @@ class PairArguments:
     target_attention_mask: Any = None
     tokenizer: Any = None
     spans: Any = None
+    source_answer_tokens: Any = None
+    target_answer_tokens: Any = None
     columns: Any = None
 
 
@@ -38,6 +40,8 @@ class RunArguments:
     attention_mask: Any = None
     tokenizer: Any = None
     spans: Any = None
+    answer_tokens: Any = None
+    other_answer_tokens: Any = None
     columns: Any = None
 
 
@@ -107,6 +111,8 @@ def ablated_arguments(
         mask,
         given.tokenizer,
         given.spans,
+        given.source_answer_tokens,
+        given.target_answer_tokens,
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnpatch_core._arrays import Booleans
 from nnpatch_core._models import module_of, vocab_size
@@ -15,7 +15,8 @@ from nnpatch_core.errors import ConfidenceError, MetricError
 from nnpatch_core.interventions.arguments import PairArguments, pair_arguments
 from nnpatch_core.interventions.constants import Recorded
 from nnpatch_core.interventions.inputs import one_mask, read_batch, read_spans
-from nnpatch_core.metrics import MetricContext, logit_difference
+from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
+from nnpatch_core.metrics import Metric, MetricContext, Reading, logit_difference
 from nnpatch_core.results import Baseline, Prompts, Scale
 from nnpatch_core.seq_pos import Span
 from nnpatch_core.sweep import (
@@ -50,8 +51,8 @@ def patchable(source: Batch, target: Batch, patches: Patches) -> Tensor:
     those that have one.
     """
     if patches.shifted:
-        return target.mask.to(source.mask.device)
-    return source.mask * target.mask.to(source.mask.device)
+        return target.own.to(source.mask.device)
+    return source.own * target.own.to(source.mask.device)
 
 
 def differs_of(source: Batch, target: Batch) -> Booleans:
@@ -75,6 +76,8 @@ class PairRuns:
         prompts: the prompts, with their texts.
         spans: parts of the prompts, by name.
         confident: whether the model must prefer each run's own answer.
+        data: `[batch, ...]` by name, for metrics.
+        reading: where the metrics read the logits; None is the last token alone.
     """
 
     source: Batch
@@ -84,6 +87,8 @@ class PairRuns:
     prompts: Prompts
     spans: Mapping[str, Span]
     confident: bool
+    data: Mapping[str, Tensor] = attrs.field(factory=dict)
+    reading: Reading | None = None
     scale: Scale = attrs.field(default="restored", init=False)
     ablation: None = attrs.field(default=None, init=False)
 
@@ -124,7 +129,27 @@ class PairRuns:
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
         """See `Runs.context`."""
         assert source_logits is not None
-        return MetricContext(self.source_answers, self.target_answers, source_logits, target_logits)
+        return sweep_context(self._seen, source_logits, target_logits)
+
+    @property
+    def _seen(self) -> RunsSeen:
+        answers = self.source_answers, self.target_answers
+        return RunsSeen(answers, self.source, self.target, self.data, self.reading)
+
+    def read_by(self, metrics: Mapping[str, Metric], model: nn.Module) -> Self:
+        """See `Runs.read_by`."""
+        seen = read_by(metrics, self._seen, self.spans, model, last=self.confident)
+        one, other = seen.answers
+        assert other is not None
+        return attrs.evolve(
+            self,
+            source=seen.source,
+            target=seen.target,
+            source_answers=one,
+            target_answers=other,
+            data=seen.data,
+            reading=seen.reading,
+        )
 
     def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
         """See `Runs.unpatched`."""
@@ -140,12 +165,15 @@ class PairRuns:
         _check_denominators(baseline)
 
 
-def read_pairs(nnmodel: Any, given: PairArguments, *, confident: bool = False) -> PairRuns:
+def read_pairs(
+    nnmodel: Any, given: PairArguments, *, metric_data: Any = None, confident: bool = False
+) -> PairRuns:
     """Read the two runs that the user passes, and check them.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
         given: the arguments; a `PromptPairs` may stand for them.
+        metric_data: the argument of that name.
         confident: whether the model must prefer each run's own answer.
 
     Raises:
@@ -162,13 +190,20 @@ def read_pairs(nnmodel: Any, given: PairArguments, *, confident: bool = False) -
         label_prompts(nnmodel, source, target, given.tokenizer, given.columns),
         read_spans(given.spans, len(source), source.seq_len),
         confident,
+        check_data(
+            metric_data,
+            count,
+            source_answer_tokens=given.source_answer_tokens,
+            target_answer_tokens=given.target_answer_tokens,
+        ),
     )
 
 
 def _check_confidence(context: MetricContext, prompts: Prompts) -> None:
     """Raise `ConfidenceError`, with the prompts, unless each run prefers its own answer."""
-    source = logit_difference(context.source_logits, context)
-    target = logit_difference(context.target_logits, context)
+    logits, at_last = context.seen(None, context.source_logits)
+    source = logit_difference(logits, at_last)
+    target = logit_difference(at_last.target_logits, at_last)
     check_finite("logit_difference", source.mean().item(), "in the source run")
     check_finite("logit_difference", target.mean().item(), "in the target run")
     rows = (~((source > 0) & (target < 0))).nonzero().flatten().tolist()

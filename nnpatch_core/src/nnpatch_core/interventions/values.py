@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import attrs
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import PositionError, TokensError
@@ -105,6 +107,20 @@ def resampled(batch: Batch, donors: Batch, *, elsewhere: bool = False) -> Values
     # What a donor's padding holds does not count, and where it is does.
     reference = torch.stack([donors.tokens * donors.mask, donors.mask])
     return Values(mask, of, {"reference": reference, "mask": mask})
+
+
+def widened(values: Values, appended: int) -> Values:
+    """The same for prompts with an answer appended, where nothing is ever put."""
+    if not appended:
+        return values
+
+    def of(some: Sweep, chunk: slice) -> tuple[Tensor | None, Intervention]:
+        logits, intervention = values.of(some, chunk)
+        mask = pad(intervention.mask, (0, appended))
+        # Ours are values, whose mask is one of their fields.
+        return logits, attrs.evolve(intervention, mask=mask)  # type: ignore[misc]
+
+    return attrs.evolve(values, mask=pad(values.mask, (0, appended)), of=of)
 
 
 def draw(batch: Batch, data: Iterable[Batch] | None, seed: int) -> tuple[Batch, Tensor | None]:

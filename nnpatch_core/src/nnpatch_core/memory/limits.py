@@ -98,6 +98,7 @@ def limits_of(
     batch_size: int | None,
     whole: bool,
     gathered: Gathered | None = None,
+    places: int = 1,
 ) -> Limits:
     """Decide how many prompts run together, and where what is recorded of them lies.
 
@@ -112,12 +113,13 @@ def limits_of(
         batch_size: how many prompts may run together; None is as many as fit.
         whole: whether the logits of the whole vocabulary are computed for each patched run.
         gathered: which logits wait for others; None if none do.
+        places: at how many positions of a prompt its logits are computed.
 
     Raises:
         MemoryBudgetError: `given` is malformed, or one prompt does not fit in it; or the logits of
             one cell do not, which have to wait for one another.
     """
-    needs, model = needs_of(patches, seq_len, whole), patches.model
+    needs, model = needs_of(patches, seq_len, whole, places), patches.model
     budget = memory_budget(given, model)
     wanted = min(batch_size or batch, batch)
     device = input_device(model)
@@ -149,12 +151,20 @@ def limits_of(
     least = recorded + room
     if least > usable:
         enough = fixed + least + min(kept_back, least)
-        if given is not None or (gathered is not None and fixed > budget):
+        if given is not None or ((gathered is not None or places > 1) and fixed > budget):
+            parts = [f"its recorded runs take {in_units(recorded)}"]
+            if places > 1:
+                parts.append(
+                    f"the logits of {2 * batch + _TRIED} runs at {places} positions, which metrics "
+                    f"read, {in_units(needs.logits * (2 * batch + _TRIED))}"
+                )
+            if gathered is not None:
+                parts.append(gathered.words(together, batch))
             needed = (
-                f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which its "
-                f"recorded runs take {in_units(recorded)}"
+                f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which "
+                f"{' and '.join(parts)}"
             )
-            raise MemoryBudgetError(_refusal(needed, budget, gathered, together, batch))
+            raise MemoryBudgetError(_refusal(needed, budget, gathered, places))
         # Our estimate is on the safe side: with what there is, it may still do.
         budget, usable = enough, least
     prompts = max(min(fitting, wanted), 1)
@@ -162,13 +172,14 @@ def limits_of(
     return Limits(needs, budget, usable, prompts, store, waiting)
 
 
-def _refusal(needed: str, budget: int, gathered: Gathered | None, together: int, batch: int) -> str:
-    """That a budget is too small, and how to do with less; `together` is what logits take."""
-    advice = "raise it, sweep fewer layers or components at once, or give shorter prompts"
+def _refusal(needed: str, budget: int, gathered: Gathered | None, places: int) -> str:
+    """That a budget is too small, and how to do with less."""
+    ways = ["raise it"]
     if gathered is not None:
-        needed = f"{needed} and {gathered.words(together, batch)}"
-        advice = (
-            f"raise it, {gathered.advice}, sweep fewer layers or components at once, or give fewer "
-            "or shorter prompts"
-        )
-    return f"{needed}, and memory_budget is {in_units(budget)}: {advice}"
+        ways.append(gathered.advice)
+    if places > 1:
+        ways.append("let metrics read fewer positions")
+    several = gathered is not None or places > 1
+    ways.append("sweep fewer layers or components at once")
+    ways.append(f"or give {'fewer or ' * several}shorter prompts")
+    return f"{needed}, and memory_budget is {in_units(budget)}: {', '.join(ways)}"

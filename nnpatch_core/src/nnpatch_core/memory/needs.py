@@ -78,13 +78,14 @@ class Needs:
     costs: Costs
 
 
-def needs_of(patches: Patches, seq_len: int, whole: bool) -> Needs:
+def needs_of(patches: Patches, seq_len: int, whole: bool, places: int = 1) -> Needs:
     """The memory that a sweep needs for prompts of `seq_len` tokens.
 
     Args:
         patches: what is patched.
         seq_len: tokens per prompt.
         whole: whether the logits of the whole vocabulary are computed for each patched run.
+        places: at how many positions of a prompt its logits are computed.
     """
     api, model = patches.places[0].api, patches.model
     config: Any = getattr(model, "config", None)
@@ -94,7 +95,7 @@ def needs_of(patches: Patches, seq_len: int, whole: bool) -> Needs:
     size = max(weight.element_size() for weight in weights)
     width = _embedding_width(model)
     keys = max(_keys(api, text, layer, width) for layer in layers)
-    vocabulary = 4 * (vocab_size(model) or 0)
+    vocabulary = 4 * (vocab_size(model) or 0) * places
 
     locations = {place.location for place in patches.places}
     entries = {(place.layer, place.stage % STAGES == OUTPUT) for place in patches.places}

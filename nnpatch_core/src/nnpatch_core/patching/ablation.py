@@ -50,6 +50,9 @@ def ablation_patching(
     attention_mask: Tensor | None = None,
     spans: Mapping[str, Span] | None = None,
     metric: MetricSpec = "logit_difference",
+    metric_data: Mapping[str, Tensor] | None = None,
+    answer_tokens: Tensor | None = None,
+    other_answer_tokens: Tensor | None = None,
     engine: EngineName = "auto",
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
@@ -87,6 +90,12 @@ def ablation_patching(
             `seq_pos_type="spans"`; a `PromptPairs` brings its own.
         metric: a metric's name, a callable, or several; `"kl_divergence"` is from the unablated
             run.
+        metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
+            metric finds them in `context.data`.
+        answer_tokens: `[batch, n]`, all tokens of the answer that each prompt calls for, for
+            metrics of sequences, which append it; -1 fills on the right. In `context.data` it is
+            `source_answer_tokens`.
+        other_answer_tokens: the same of the answer to compare with; `target_answer_tokens` there.
         engine: `"cone"` computes for each cell only what its patch can reach, `"full"` runs a whole
             forward for each; `"auto"` is the first where adapter and model allow it. The
             outcome's `info` says which it was, and why.
@@ -121,13 +130,20 @@ def ablation_patching(
     check_ablation("method", ablation)
     check_engine(engine)
     arguments = RunArguments(
-        tokens, answer_index, other_answer_index, attention_mask, tokenizer, spans
+        tokens,
+        answer_index,
+        other_answer_index,
+        attention_mask,
+        tokenizer,
+        spans,
+        answer_tokens,
+        other_answer_tokens,
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)
     traced = as_nnsight(nnmodel)
-    runs = read_ablation(traced, run_arguments(arguments), ablation)
-    sweep = prepare(traced, api, sites, runs, metric, options)
+    runs = read_ablation(traced, run_arguments(arguments), ablation, metric_data=metric_data)
+    sweep, runs = prepare(traced, api, sites, runs, metric, options)
     choice = choose_engines(engine, sweep.patches)
     warn_of_chunks(sweep, sweep.chunks)
     return measure_sweep(sweep, runs, choice, file)

@@ -45,6 +45,9 @@ def activation_patching(
     target_attention_mask: Tensor | None = None,
     spans: Mapping[str, Span] | None = None,
     metric: MetricSpec = "logit_difference",
+    metric_data: Mapping[str, Tensor] | None = None,
+    source_answer_tokens: Tensor | None = None,
+    target_answer_tokens: Tensor | None = None,
     force_model_confidence: bool = False,
     engine: EngineName = "auto",
     batch_size: int | None = None,
@@ -84,6 +87,11 @@ def activation_patching(
         spans: parts of the prompts by name, as tokens of the left-padded batch, for
             `seq_pos_type="spans"`; a `PromptPairs` brings its own.
         metric: a metric's name, a callable, or several; see `nnpatch_core.metrics`.
+        metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
+            metric finds them in `context.data`.
+        source_answer_tokens: `[batch, n]`, all tokens of the answer that each source prompt calls
+            for, for metrics of sequences, which append it; -1 fills on the right.
+        target_answer_tokens: the same of each target prompt's.
         force_model_confidence: raise unless each run prefers its own answer for every prompt.
         engine: `"cone"` computes for each cell only what its patch can reach, `"full"` runs a whole
             forward for each; `"auto"` is the first where adapter and model allow it. The
@@ -142,12 +150,14 @@ def activation_patching(
         target_attention_mask,
         tokenizer,
         spans,
+        source_answer_tokens,
+        target_answer_tokens,
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)
     traced = as_nnsight(nnmodel)
-    runs = read_pairs(traced, arguments, confident=force_model_confidence)
-    sweep = prepare(traced, api, sites, runs, metric, options)
+    runs = read_pairs(traced, arguments, metric_data=metric_data, confident=force_model_confidence)
+    sweep, runs = prepare(traced, api, sites, runs, metric, options)
     choice = choose_engines(engine, sweep.patches)
     warn_of_chunks(sweep, sweep.chunks)
     if screen_options is None:

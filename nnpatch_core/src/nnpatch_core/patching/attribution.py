@@ -44,6 +44,9 @@ def attribution_patching(
     target_attention_mask: Tensor | None = None,
     spans: Mapping[str, Span] | None = None,
     metric: MetricSpec = "logit_difference",
+    metric_data: Mapping[str, Tensor] | None = None,
+    source_answer_tokens: Tensor | None = None,
+    target_answer_tokens: Tensor | None = None,
     force_model_confidence: bool = False,
     ablation: EstimatedAblationName | None = None,
     reference: Any = None,
@@ -104,6 +107,11 @@ def attribution_patching(
             `seq_pos_type="spans"`; a `PromptPairs` brings its own.
         metric: a metric's name, a callable, or several, as for `activation_patching`; torch must be
             able to differentiate it.
+        metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
+            metric finds them in `context.data`.
+        source_answer_tokens: `[batch, n]`, all tokens of the answer that each source prompt calls
+            for, for metrics of sequences, which append it; -1 fills on the right.
+        target_answer_tokens: the same of each target prompt's.
         force_model_confidence: raise unless each run prefers its own answer for every prompt.
         ablation: `"zero"` or `"mean"` in place of a source run: the estimate of what
             `ablation_patching` measures.
@@ -159,6 +167,8 @@ def attribution_patching(
         target_attention_mask,
         tokenizer,
         spans,
+        source_answer_tokens,
+        target_answer_tokens,
     )
     options = Options(batch_size, memory_budget, progress)
     traced = as_nnsight(nnmodel)
@@ -166,7 +176,9 @@ def attribution_patching(
     if ablation is None:
         if reference is not None or per_position:
             raise PatchingError("reference= and per_position= mean nothing without ablation='mean'")
-        runs = read_pairs(traced, arguments, confident=force_model_confidence)
+        runs = read_pairs(
+            traced, arguments, metric_data=metric_data, confident=force_model_confidence
+        )
     else:
         if force_model_confidence:
             raise PatchingError(
@@ -174,6 +186,8 @@ def attribution_patching(
             )
         how = Ablation(ablation, reference, per_position)
         check_ablation("ablation", how, estimated=True)
-        runs = read_ablation(traced, ablated_arguments(arguments, ablation), how, AS_TARGET)
-    sweep = prepare(traced, api, sites, runs, metric, options, gathers=False)
+        runs = read_ablation(
+            traced, ablated_arguments(arguments, ablation), how, AS_TARGET, metric_data=metric_data
+        )
+    sweep, runs = prepare(traced, api, sites, runs, metric, options, gathers=False)
     return estimate_sweep(sweep, runs, repairs)

@@ -606,7 +606,10 @@ class PromptPairs:
         tokens = self.source_tokens[numbers], self.target_tokens[numbers]
         masks = self.source_attention_mask[numbers], self.target_attention_mask[numbers]
         source, target, source_mask, target_mask = without_padding(tokens, masks)
-        taken, index = self.source_tokens.shape[1] - source.shape[1], torch.tensor(numbers)
+        taken, index = (
+            self.source_tokens.shape[1] - source.shape[1],
+            torch.tensor(numbers, device="cpu"),
+        )
         return attrs.evolve(
             self,
             pairs=tuple(self.pairs[number] for number in numbers),

@@ -62,7 +62,7 @@ class Positions:
         """The positions of the source run that these have their values from."""
         return self.sources[prompt if len(self.sources) > 1 else 0]
 
-    def rows(self, rows: slice) -> Positions:
+    def rows(self, rows: slice | Tensor) -> Positions:
         """Those of some prompts."""
         if len(self.at) == 1:
             return self

@@ -173,14 +173,16 @@ class _Run:
 
 def _whole(part: Part, vocab: int, batch: int) -> Iterator[tuple[Integers, Tensor]]:
     """A part's logits a few runs at a time, as wide as the vocabulary: nan where none was read."""
-    several = max(_LOGITS // vocab, 1)
+    places = part.logits[0, ..., 0].numel()
+    several = max(_LOGITS // (places * vocab), 1)
     if part.ids is None:
         several = max(several, batch)
-    wide = part.logits.new_full((min(several, len(part.cells)), vocab), torch.nan)
+    shape = min(several, len(part.cells)), *part.logits.shape[1:-1], vocab
+    wide = part.logits.new_full(shape, torch.nan)
     for first in range(0, len(part.cells), several):
         index = np.arange(first, min(first + several, len(part.cells)))
         logits = part.logits[first : first + several]
         if part.ids is not None:
             logits, narrow = wide[: len(index)], logits
-            logits[:, part.ids] = narrow
+            logits[..., part.ids] = narrow
         yield index, logits

@@ -13,7 +13,7 @@ from nnpatch_core._models import evaluating, frozen
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import EngineWarning, EstimateWarning, MetricError
 from nnpatch_core.gradients import FIXED, Terms, check_gradients
-from nnpatch_core.metrics import MetricContext, is_lowest_at_source
+from nnpatch_core.metrics import MetricContext, answers_followed, is_lowest_at_source
 from nnpatch_core.results import Outcome
 from nnpatch_core.sweep.estimation import Estimation, OpenedGraph, Repairs
 from nnpatch_core.sweep.labels import outcome
@@ -22,6 +22,7 @@ from nnpatch_core.sweep.runs import Runs, Values
 from nnpatch_core.sweep.sweep import Sweep, baselines, warn_of_chunks
 from nnpatch_core.sweep.tally import Tally
 from nnpatch_core.sweep.trials import try_out
+from nnpatch_core.sweep.versions import Versions
 from nnpatch_core.tracing import backward_hooks, in_words
 
 
@@ -49,6 +50,7 @@ def estimate_sweep(
     check_gradients(model)
     _warn_of_hooks(model)
     _check_slopes(sweep, runs, repairs)
+    _check_signs(sweep, repairs)
     with evaluating(model), frozen(model):
         values = runs.values(sweep)
         sweep = sweep.where_present(values.mask)
@@ -62,22 +64,36 @@ def estimate_sweep(
             estimate = _Estimate(estimation, runs, values)
             context = estimate.context()
             baseline = baselines(estimation.sweep, context)
-            runs.check_baseline(context, baseline)
+            versions = Versions.of(sweep, runs.reading)
+            once = versions.baselines(baseline)
+            runs.check_baseline(context.once, once)
             try_out(sweep.metrics, context, baseline)
             tally = estimate.tally(context, Tally.empty(len(sweep.patches.cells), baseline))
             bar.update(bar.total - bar.n)
     words = ", ".join([*([runs.ablation] if runs.ablation else []), *repairs.words])
+    tally = versions.tally(tally)
     return outcome(
-        sweep,
+        versions.sweep(sweep),
         f"attribution ({words})" if words else "attribution",
         runs.scale,
         tally,
-        baseline,
+        once,
         runs.prompts,
-        values.mask,
+        versions.mask(values.mask),
         exact=tally.known.all(1),
         magnitude=repairs.grad_drop,
     )
+
+
+def _check_signs(sweep: Sweep, repairs: Repairs) -> None:
+    """Raise `MetricError` for a difference of two runs, of which GradDrop would have the sizes."""
+    for name, metric in sweep.metrics.items():
+        if repairs.grad_drop and len(answers_followed(metric)) > 1:
+            raise MetricError(
+                f"metric {name!r} is a difference of two runs of each prompt, and GradDrop gives "
+                "sizes without a sign, whose difference is no size of it: leave out "
+                "grad_drop=True, or take screen='attribution'"
+            )
 
 
 def _warn_of_hooks(model: nn.Module) -> None:

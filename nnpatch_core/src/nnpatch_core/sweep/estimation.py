@@ -288,7 +288,13 @@ class Estimation:
         source = opened.graph if opened.graph is not None else opened.entries
         assert source is not None
         every = [terms.rows(opened.chunk) for terms in self.every]
-        elided, unread = still(every, len(patches.cells), source.activations, opened.intervention)
+        elided, unread = still(
+            every,
+            len(patches.cells),
+            source.activations,
+            opened.intervention,
+            opened.target,
+        )
         if self.repairs.steps is not None:
             changes = self._along_paths(opened, context, group, along)
         else:

@@ -28,8 +28,8 @@ class Waiting:
         ids: which ids of the vocabulary the metrics read; None is all.
         missing: `[cells, batch]`: what was neither run nor elided.
         measured: `[cells]`: which are complete, and were measured.
-        logits: for each cell that was begun `[batch, ids]`: the target run's where it was not
-            run, or not yet.
+        logits: for each cell that was begun `[batch, ids]` or `[batch, places, ids]`: the target
+            run's where it was not run, or not yet.
     """
 
     metrics: Mapping[str, Metric]
@@ -51,7 +51,9 @@ class Waiting:
     @property
     def width(self) -> int:
         """How many logits of a prompt wait."""
-        return self.context.target_logits.shape[1] if self.ids is None else len(self.ids)
+        logits = self.context.target_logits
+        ids = logits.shape[-1] if self.ids is None else len(self.ids)
+        return ids * logits[0, ..., 0].numel()
 
     def elide(self, group: slice, chunk: slice, elided: Booleans) -> Iterator[Measured]:
         """Take elided pairs of cell and prompt as run; gives the cells that become complete."""
@@ -75,11 +77,11 @@ class Waiting:
             if cell not in self.logits:
                 unpatched = self.context.target_logits
                 self.logits[cell] = (
-                    unpatched.clone() if self.ids is None else unpatched[:, self.ids]
+                    unpatched.clone() if self.ids is None else unpatched[..., self.ids]
                 )
             prompts = part.prompts[here] + chunk.start
             logits = part.logits[torch.from_numpy(here)]
-            self.logits[cell][prompts] = logits if ids is None else logits[:, ids]
+            self.logits[cell][prompts] = logits if ids is None else logits[..., ids]
             self.missing[cell, prompts] = False
             yield from self._complete(cell)
 
@@ -107,5 +109,5 @@ class Waiting:
         if self.ids is None:
             return logits.clone()
         whole = torch.full_like(self.context.target_logits, torch.nan)
-        whole[:, self.ids] = logits
+        whole[..., self.ids] = logits
         return whole

@@ -83,6 +83,7 @@ def identity(
         "device": "none" if device is None else device.type,
         **prompts,
         "answers": digest(*answers),
+        **_told(runs),
         "sites": f"{len(cells)} {_word(cells)}",
         **({"positions": _positions(sweep, own)} if own else {}),
         "adapter": ", ".join(sorted(set(adapters.values()))),
@@ -100,6 +101,19 @@ def identity(
     }
 
 
+def _told(runs: Runs) -> Identity:
+    """The data that metrics are given, and where they read logits, if there is any."""
+    told = {}
+    if runs.data:
+        words = [f"{name} {digest(value)}" for name, value in sorted(runs.data.items())]
+        told["metric_data"] = ", ".join(words)
+    if runs.reading is not None:
+        columns = sorted(runs.reading.columns.items())
+        word_of = digest(runs.reading.source, runs.reading.target)
+        told["positions read"] = f"{word_of} {_word([columns, runs.reading.last])}"
+    return told
+
+
 def _positions(sweep: Sweep, own: Mapping[Positions, int]) -> str:
     """A word for positions that a cell's label does not tell, and for which site has which."""
     tensors = [each for at in own for each in (at.at, at.at if at.source is None else at.source)]
@@ -112,7 +126,9 @@ def _together(sweep: Sweep, context: MetricContext) -> str:
     if not sweep.waiting:
         return "no metric"
     columns = columns_read(sweep.waiting, context)
-    width = context.target_logits.shape[1] if columns is None else len(columns)
+    logits = context.target_logits
+    width = logits.shape[-1] if columns is None else len(columns)
+    width *= logits[0, ..., 0].numel()
     cells = sweep.limits.cells(len(context.source_answer_index), width)
     return f"{', '.join(sweep.waiting)}, {cells} cells at once"
 

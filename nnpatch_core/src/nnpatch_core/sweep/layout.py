@@ -62,6 +62,14 @@ class Layout:
         patches = self.patches.rows(rows)
         return self if patches is self.patches else Layout(self.grids, patches)
 
+    def repeated(self, times: int) -> Layout:
+        """The same cells in the prompts several times after one another."""
+        own = [len(each.at) for each in self.patches.positions if len(each.at) > 1]
+        if times == 1 or not own:
+            return self
+        index = torch.arange(own[0], device="cpu").repeat(times)
+        return Layout(self.grids, self.patches.rows(index))
+
     def only(self, kept: Tensor) -> Layout:
         """Some of the cells; `kept` is `[cells]`, bool."""
         grids = {}

@@ -16,6 +16,7 @@ from nnpatch_core.sweep.opened import Opened, open_prompts
 from nnpatch_core.sweep.runs import Runs, Values, kind_of
 from nnpatch_core.sweep.sweep import Sweep, baselines
 from nnpatch_core.sweep.trials import try_out
+from nnpatch_core.sweep.versions import Versions
 
 
 def measure_sweep(
@@ -39,8 +40,9 @@ def measure_sweep(
             # Where all prompts run together, the recorded runs are the unpatched ones too.
             kept = [_open(sweep, runs, values, choice, each) for each in _only(sweep.chunks)]
         context = _context(sweep, runs, kept)
-        baseline = baselines(sweep, context)
-        runs.check_baseline(context, baseline)
+        baseline, versions = baselines(sweep, context), Versions.of(sweep, runs.reading)
+        once = versions.baselines(baseline)
+        runs.check_baseline(context.once, once)
         try_out(sweep.metrics, context, baseline)
         values = values or runs.values(sweep)
         sweep = sweep.where_present(values.mask)
@@ -53,7 +55,15 @@ def measure_sweep(
 
         changed = runs.changed & values.mask.bool().cpu().numpy()
         tally = run_cells(sweep, context, baseline, opened, checkpoint, changed=changed)
-    return outcome(sweep, kind_of(runs), runs.scale, tally, baseline, runs.prompts, values.mask)
+    return outcome(
+        versions.sweep(sweep),
+        kind_of(runs),
+        runs.scale,
+        versions.tally(tally),
+        once,
+        runs.prompts,
+        versions.mask(values.mask),
+    )
 
 
 def _only(chunks: Sequence[slice]) -> Sequence[slice]:

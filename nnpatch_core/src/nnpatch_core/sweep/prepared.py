@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
-from nnpatch_core.metrics import MetricSpec
+from nnpatch_core._models import module_of
+from nnpatch_core.metrics import MetricSpec, name_metrics
+from nnpatch_core.plugins import find_metric
 from nnpatch_core.seq_pos import PromptBatch
 from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep.layout import lay_out
@@ -14,18 +16,20 @@ from nnpatch_core.sweep.lined_up import warn_of_columns
 from nnpatch_core.sweep.runs import Runs
 from nnpatch_core.sweep.sweep import Options, Sweep, make_sweep
 
+_Runs = TypeVar("_Runs", bound=Runs)
+
 
 def prepare(
     nnmodel: Any,
     api: Any,
     sites: SweepSites,
-    runs: Runs,
+    runs: _Runs,
     metric: MetricSpec,
     options: Options,
     *,
     gathers: bool = True,
-) -> Sweep:
-    """A sweep of the cells that some prompt has a token for.
+) -> tuple[Sweep, _Runs]:
+    """A sweep of the cells that some prompt has a token for, and its runs as metrics read them.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
@@ -45,10 +49,13 @@ def prepare(
     """
     prompts = PromptBatch(runs.target, None if runs.ablation else runs.source, runs.spans)
     layout = lay_out(nnmodel, api, sites, prompts)
-    sweep = make_sweep(layout, runs.target, metric, options, gathers=gathers)
+    metrics = name_metrics(metric, find_metric)
+    given, runs = runs, runs.read_by(metrics, module_of(nnmodel))
+    layout = layout.repeated(len(runs.target) // len(prompts))
+    sweep = make_sweep(layout, runs.target, metrics, options, gathers=gathers)
     runs.check(sweep)
     patches = runs.aligned(layout.patches)
     if patches is not layout.patches:
         sweep = attrs.evolve(sweep, layout=attrs.evolve(layout, patches=patches))
-    warn_of_columns(sites, prompts, runs.prompts.strings)
-    return sweep.where_present(runs.mask_of(sweep.patches))
+    warn_of_columns(sites, prompts, runs.prompts.strings, given.source)
+    return sweep.where_present(runs.mask_of(sweep.patches)), runs

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnpatch_core._arrays import Booleans
 from nnpatch_core.batch import Batch
-from nnpatch_core.metrics import MetricContext
+from nnpatch_core.metrics import Metric, MetricContext, Reading
 from nnpatch_core.results import Baseline, Prompts, Scale
 from nnpatch_core.seq_pos import Span
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.tracing import Intervention, Patches
 
-#: For a sweep and the prompts that run together: `[batch, vocab]` of the run that was made to
-#: record values, if there was one, and what is put.
+#: For a sweep and the prompts that run together: the logits of the run that was made to record
+#: values, if there was one, and what is put.
 ValuesOf: TypeAlias = Callable[[Sweep, slice], tuple["Tensor | None", Intervention]]
 
 
@@ -92,6 +92,24 @@ class Runs(Protocol):
         """`[batch, seq]`: where a patch may put something else, as far as the prompts tell."""
         ...
 
+    @property
+    def reading(self) -> Reading | None:
+        """Where the metrics read the logits; None is the last token alone."""
+        ...
+
+    @property
+    def data(self) -> Mapping[str, Tensor]:
+        """`[batch, ...]` by name, for metrics."""
+        ...
+
+    def read_by(self, metrics: Mapping[str, Metric], model: nn.Module) -> Self:
+        """The same as metrics read them: with answers appended, and where logits are wanted.
+
+        Where there are several answers, the prompts stand in them once with each. Nothing runs for
+        that.
+        """
+        ...
+
     def check(self, sweep: Sweep) -> None:
         """Raise, or warn, where prompts and answers do not go with the sweep."""
         ...
@@ -101,7 +119,7 @@ class Runs(Protocol):
         ...
 
     def context(self, source_logits: Tensor | None, target_logits: Tensor) -> MetricContext:
-        """The context that metrics compare with, given `[batch, vocab]` of the unpatched runs."""
+        """The context that metrics compare with, given the logits of the unpatched runs."""
         ...
 
     def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:

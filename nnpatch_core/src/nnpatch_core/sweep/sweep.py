@@ -20,13 +20,10 @@ from nnpatch_core.memory import Gathered, Limits, limits_of
 from nnpatch_core.metrics import (
     Metric,
     MetricContext,
-    MetricSpec,
     is_per_prompt,
     measure,
-    name_metrics,
     reads_some,
 )
-from nnpatch_core.plugins import find_metric
 from nnpatch_core.results import Baseline
 from nnpatch_core.sweep.layout import Layout
 from nnpatch_core.tracing import Patches, forward, forward_hooks, in_words
@@ -69,16 +66,24 @@ class Sweep:
         metrics: by name.
         options: how it may run.
         limits: the memory that it may use.
-        batch: the number of prompts.
-        seq_len: tokens per prompt.
+        target: the prompts that are patched.
     """
 
     layout: Layout
     metrics: Mapping[str, Metric]
     options: Options
     limits: Limits
-    batch: int
-    seq_len: int
+    target: Batch
+
+    @property
+    def batch(self) -> int:
+        """The number of prompts."""
+        return len(self.target)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per prompt."""
+        return self.target.seq_len
 
     @property
     def patches(self) -> Patches:
@@ -128,16 +133,14 @@ class Sweep:
         """The same sweep, of which no logits wait for others, as they do where it is measured."""
         if not self.waiting:
             return self
-        limits = _limits(
-            self.layout, self.metrics, self.options, self.batch, self.seq_len, gathers=False
-        )
+        limits = _limits(self.layout, self.metrics, self.options, self.target, gathers=False)
         return attrs.evolve(self, limits=limits)
 
     def groups(self, columns: int) -> list[slice]:
         """The cells whose logits wait together, where they wait for more than their own trace.
 
         Args:
-            columns: how many logits wait of each prompt.
+            columns: how many logits of each prompt wait.
         """
         count, most = len(self.patches.cells), self.limits.cells(self.batch, columns)
         # As even as can be, as what runs together shares its weights.
@@ -147,32 +150,34 @@ class Sweep:
 
 
 def make_sweep(
-    layout: Layout, target: Batch, metric: MetricSpec, options: Options, *, gathers: bool
+    layout: Layout,
+    target: Batch,
+    metrics: Mapping[str, Metric],
+    options: Options,
+    *,
+    gathers: bool,
 ) -> Sweep:
     """Lay the metrics on the cells, and cut the prompts to the memory.
 
     Args:
         layout: the cells.
         target: the prompts that are patched.
-        metric: as the user names it.
+        metrics: by name.
         options: how the sweep may run.
         gathers: whether logits wait for those of a cell's other prompts, if a metric wants it.
 
     Raises:
         PatchingError: one of its kinds, for whatever is wrong.
     """
-    metrics = name_metrics(metric, find_metric)
-    sizes = len(target), target.seq_len
-    limits = _limits(layout, metrics, options, *sizes, gathers=gathers)
-    return Sweep(layout, metrics, options, limits, *sizes)
+    limits = _limits(layout, metrics, options, target, gathers=gathers)
+    return Sweep(layout, metrics, options, limits, target)
 
 
 def _limits(
     layout: Layout,
     metrics: Mapping[str, Metric],
     options: Options,
-    batch: int,
-    seq_len: int,
+    target: Batch,
     *,
     gathers: bool,
 ) -> Limits:
@@ -183,13 +188,19 @@ def _limits(
         gathered = Gathered(tuple(waiting), len(layout.patches.cells), whole)
     return limits_of(
         layout.patches,
-        batch,
-        seq_len,
+        len(target),
+        target.seq_len,
         given=options.memory_budget,
         batch_size=options.batch_size,
         whole=not all(map(reads_some, metrics.values())),
         gathered=gathered,
+        places=_places(target.read),
     )
+
+
+def _places(read: Tensor | None) -> int:
+    """Of how many positions the logits of a run are computed, or kept."""
+    return 1 if read is None else max(read.shape[1], len({*read.flatten().tolist()}))
 
 
 def warn_of_chunks(sweep: Sweep, chunks: Sequence[slice]) -> None:
@@ -229,13 +240,13 @@ def check_padding(patches: Patches, batch: Batch) -> Batch:
 
 
 def run_unpatched(nnmodel: Any, batch: Batch, chunks: Sequence[slice]) -> Tensor:
-    """The logits at each prompt's last token with nothing patched, `[batch, vocab]`, on the CPU."""
+    """The logits of each prompt with nothing patched, as `forward` gives them."""
     return torch.cat([forward(nnmodel, batch.rows(chunk)) for chunk in chunks])
 
 
 def baselines(sweep: Sweep, context: MetricContext) -> dict[str, Baseline]:
     """Each metric of the unpatched runs."""
-    source = measure(sweep.metrics, context.source_logits, context)
+    source = measure(sweep.metrics, context.source_logits, context.of_source_run)
     target = measure(sweep.metrics, context.target_logits, context)
     return {name: Baseline(source[name], target[name]) for name in sweep.metrics}
 

@@ -18,6 +18,7 @@ from nnpatch_core.metrics import (
     is_per_prompt,
     measure,
     reads_some,
+    stacked,
 )
 from nnpatch_core.results import Baseline
 
@@ -62,6 +63,7 @@ def try_out(
             rows = _Rows(context.target_logits, context, baseline[name].target)
         if reads_some(metric):
             _try_without(name, metric, rows, columns_read({name: metric}, context))
+        _try_padding(name, metric, rows)
 
 
 def _differ(numbers: Tensor, expected: Tensor) -> bool:
@@ -70,9 +72,12 @@ def _differ(numbers: Tensor, expected: Tensor) -> bool:
 
 
 def _try_again(name: str, metric: Metric, context: MetricContext, before: Baseline) -> None:
-    runs = (context.source_logits, before.source), (context.target_logits, before.target)
-    for logits, expected in runs:
-        numbers = measure({name: metric}, logits, context)[name]
+    runs = (
+        (context.source_logits, context.of_source_run, before.source),
+        (context.target_logits, context, before.target),
+    )
+    for logits, own, expected in runs:
+        numbers = measure({name: metric}, logits, own)[name]
         if _differ(numbers, expected):
             raise MetricError(
                 f"metric {name!r} gives another number when it is called again with the same "
@@ -94,9 +99,10 @@ def _mixed(context: MetricContext, before: Baseline) -> _Rows:
     source = torch.tensor([*some, some[0]], device="cpu")
     nothing = before.target.new_full((1,), torch.nan)
     runs = context.target_logits[target], context.source_logits[source]
+    own = context.rows(target), context.rows(target[:1]), context.of_source_run.rows(source)
     return _Rows(
-        torch.cat([runs[0], -2 * runs[0][:1].flip(1), runs[1]]),
-        context.rows(torch.cat([target, target[:1], source])),
+        torch.cat([runs[0], -2 * runs[0][:1].flip(-1), runs[1]]),
+        stacked(own),
         torch.cat([before.target[target], nothing, before.source[source]]),
     )
 
@@ -136,7 +142,7 @@ def _alone(rows: _Rows) -> Iterator[_Rows]:
 def _try_without(name: str, metric: Metric, rows: _Rows, columns: Tensor | None) -> None:
     """Raise if the metric reads other logits than those of `columns`, which alone are computed."""
     assert columns is not None
-    unread = torch.ones(rows.logits.shape[1], dtype=torch.bool, device="cpu")
+    unread = torch.ones(rows.logits.shape[-1], dtype=torch.bool, device="cpu")
     unread[columns] = False
     others = unread.nonzero().flatten()
     if not len(others):
@@ -156,6 +162,26 @@ def _try_without(name: str, metric: Metric, rows: _Rows, columns: Tensor | None)
             )
 
 
+def _try_padding(name: str, metric: Metric, rows: _Rows) -> None:
+    """Raise if the metric reads logits at padding, which are nan, and makes a number of them."""
+    if rows.context.positions is None:
+        return
+    padding = rows.context.padding
+    if not padding.any():
+        return
+    for what, value in (("0", 0.0), ("other numbers", 3.0)):
+        logits = rows.logits.clone()
+        steps = torch.linspace(-value, value, logits.shape[-1], dtype=logits.dtype, device="cpu")
+        logits[padding] = steps.to(logits.dtype)
+        numbers = as_numbers(called(name, metric, logits, rows.context))
+        if _differ(numbers, rows.expected):
+            raise MetricError(
+                f"metric {name!r} reads logits at padding, of which there are none: where they are "
+                f"{what} instead of nan, it gives {_first(numbers, rows.expected)}. Choose by "
+                "context.mask at context.positions"
+            )
+
+
 def _moved(logits: Tensor, others: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The logits with those of `others` moved: what a comparison with them would see."""
     count, kind = len(others), logits.dtype
@@ -169,14 +195,14 @@ def _moved(logits: Tensor, others: Tensor) -> Iterator[tuple[str, Tensor]]:
         "above all others": lambda row, low, high: high + (high - low + 1) * steps,
         "below all others": lambda row, low, high: low - (high - low + 1) * steps,
         "moved at random": lambda row, low, high: (
-            row[others].nan_to_num(0, 0, 0) + (high - low + 1) * shifts
+            row[..., others].nan_to_num(0, 0, 0) + (high - low + 1) * shifts
         ),
     }
     for what, move in moves.items():
         moved = logits.clone()
         # Row by row, as a copy more of all of them may not fit in memory.
         for row, (low, high) in zip(moved, ends, strict=True):
-            row[others] = move(row, low, high)
+            row[..., others] = move(row, low, high)
         yield what, moved
 
 

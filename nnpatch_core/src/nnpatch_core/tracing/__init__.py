@@ -28,7 +28,7 @@ from nnpatch_core.tracing.put import (
     put_site,
     tokens_of,
 )
-from nnpatch_core.tracing.trace import call, forward, record
+from nnpatch_core.tracing.trace import Kept, call, forward, picked, record
 
 __all__ = [
     "LAYER_INPUT",
@@ -36,6 +36,7 @@ __all__ = [
     "BoundSite",
     "Cell",
     "Intervention",
+    "Kept",
     "PatchedTokens",
     "Patches",
     "Trace",
@@ -49,6 +50,7 @@ __all__ = [
     "forward_hooks",
     "in_words",
     "of_rows",
+    "picked",
     "put",
     "put_site",
     "read",

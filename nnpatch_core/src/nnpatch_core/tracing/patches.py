@@ -159,7 +159,7 @@ class Patches:
         """Whether some site has positions of each prompt."""
         return any(len(positions.at) > 1 for positions in self.positions)
 
-    def rows(self, rows: slice) -> Patches:
+    def rows(self, rows: slice | Tensor) -> Patches:
         """The same cells in some of the prompts."""
         if not self.by_prompt:
             return self

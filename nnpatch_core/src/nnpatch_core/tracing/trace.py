@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -22,6 +23,65 @@ from nnpatch_core.tracing.activations import read
 from nnpatch_core.tracing.observer import report
 
 
+@attrs.frozen(eq=False)
+class Kept:
+    """Which part is kept of a forward's logits.
+
+    Args:
+        asked: the model's argument `logits_to_keep`: how many positions at the end, 0 for all, or
+            `[positions]`, which.
+        of: for the logits that the model gives, those that are kept, in float32 on the CPU: a
+            copy, so that the whole is not kept for the sake of a few positions.
+    """
+
+    asked: int | Tensor
+    of: Callable[[Tensor], Tensor]
+
+
+def kept_of(batch: Batch) -> Kept:
+    """Which part `batch.read` asks for."""
+    read = batch.read
+    if read is None:
+        return Kept(1, lambda logits: logits[:, -1].to("cpu", torch.float32, copy=True))
+    prompts = torch.arange(len(batch), device="cpu")[:, None].expand_as(read)
+    padding = batch.read_padding
+    asked, pick = picked(prompts, read, batch.seq_len)
+
+    def of(logits: Tensor) -> Tensor:
+        return pick(logits).masked_fill(padding[..., None], torch.nan)
+
+    return Kept(asked, of)
+
+
+def picked(
+    rows: Tensor, positions: Tensor, seq_len: int
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The logits at some positions of some rows.
+
+    Args:
+        rows: `[...]`, which row each is of.
+        positions: `[...]`, counted from the first that is run.
+        seq_len: how many are run.
+
+    Returns:
+        The positions to ask of the model, ascending; and a function from what it gives, for these
+        or for all, to `[..., vocab]` in float32 on the CPU.
+    """
+    asked, columns = torch.unique(positions, return_inverse=True)
+
+    def pick(logits: Tensor) -> Tensor:
+        few = logits.shape[1] == len(asked)
+        if not few and logits.shape[1] != seq_len:
+            raise AdapterError(
+                f"a model that was asked for its logits at {len(asked)} of {seq_len} positions "
+                f"gives them at {logits.shape[1]}"
+            )
+        at = (columns if few else positions).to(logits.device)
+        return logits[rows.to(logits.device), at].to("cpu", torch.float32)
+
+    return asked, pick
+
+
 def forward(
     nnmodel: Any,
     batch: Batch,
@@ -30,6 +90,7 @@ def forward(
     gradients: bool = False,
     cache: Mapping[str, Any] | None = None,
     start: int = 0,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Run `batch`, with `visit(nnmodel)` reading and editing activations on the way.
 
@@ -42,10 +103,12 @@ def forward(
         gradients: whether the logits have their graph.
         cache: what the model takes keys and values from, by the keyword under which it does.
         start: the first position that is run; the cache has those left of it.
+        kept: what is kept of the logits; None is what `batch.read` asks for.
 
     Returns:
         The model's final logits at each prompt's last token, `[batch, vocab]` in float32 on the
-        CPU; for as many rows as `visit` has made of the batch.
+        CPU; for as many rows as `visit` has made of the batch. Where `batch.read` asks for others,
+        `[batch, places, vocab]`: nan where that is padding.
 
     Raises:
         AdapterError: the model has no weights, or gives no logits of each token.
@@ -53,17 +116,19 @@ def forward(
     model = with_weights(nnmodel)
     device = input_device(model)
     logits: list[Tensor] = []
+    kept = kept_of(batch) if kept is None else kept
 
     def body() -> None:
         if visit is not None:
             visit(nnmodel)
 
     def last(_: Any, __: Any, output: Any) -> None:
-        # A copy, so that a model's whole logits are not kept for the sake of one position.
-        logits.append(_logits(output, model)[:, -1].to("cpu", torch.float32, copy=True))
+        logits.append(kept.of(_logits(output, model)))
 
     batch = batch if device is None else batch.to(device)
     arguments = forward_arguments(model, batch, cache, start)
+    if "logits_to_keep" in arguments:
+        arguments["logits_to_keep"] = kept.asked
     if runs_on_meta(model):
         # Weights come in as they are needed; nnsight would send the tokens to where they are not.
         arguments = _by_itself(model, arguments)

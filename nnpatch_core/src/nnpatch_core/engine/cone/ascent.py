@@ -15,6 +15,7 @@ from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES
 from nnpatch_core.engine.cone.edits import Edit, edits_of
 from nnpatch_core.engine.cone.plan import Bucket
 from nnpatch_core.engine.cone.prefix import prefix
+from nnpatch_core.engine.cone.reading import read_from
 from nnpatch_core.engine.cone.target import TargetRun
 from nnpatch_core.engine.cone.unembedding import Unembedding
 from nnpatch_core.tracing import Intervention, Patches, forward, of_rows, read, skip, write
@@ -55,13 +56,16 @@ class Ascent:
         self.used = torch.from_numpy(_unmistakable(occurring, seq_len, self.start))
         self.prompts = torch.from_numpy(bucket.runs.prompt)
         self.which = torch.from_numpy(which)
+        self.read = None
+        if target.batch.read is not None:
+            self.read = read_from(target, self.prompts, self.start, ids, unembedding is not None)
         self.n_layers = patches.n_layers
         ends = np.arange(self.n_layers * STAGES)
         #: For each stage the rows that have entered by then: they are sorted by it.
         self.present = np.searchsorted(bucket.runs.stage, ends, side="right").tolist()
 
     def run(self) -> Tensor:
-        """The logits `[rows, ids]` at each run's last token."""
+        """The logits `[rows, ids]` at each run's last token, or `[rows, places, ids]`."""
         target = self.target
         inside = [self.prompts[: self._entered(layer, INSIDE)] for layer in range(self.n_layers)]
         cache = {target.keyword: prefix(target.kept, self.start, inside)}
@@ -71,6 +75,7 @@ class Ascent:
             self._visit,
             cache=cache,
             start=self.start,
+            kept=None if self.read is None else self.read.kept,
         )
 
     def _entered(self, layer: int, stage: int) -> int:
@@ -85,7 +90,9 @@ class Ascent:
                 self._leave(envoy, layer)
             else:
                 self._skip(envoy, layer)
-        if self.ids is not None and self.unembedding is not None:
+        if self.read is not None and self.unembedding is not None:
+            self.unembedding.restrict(traced, self.ids, self.read.tokens)
+        elif self.ids is not None and self.unembedding is not None:
             self.unembedding.restrict(traced, self.ids)
 
     def _enter(self, envoy: Any, layer: int) -> None:

@@ -76,12 +76,12 @@ class ConeExecution:
 
     @property
     def logits(self) -> Tensor:
-        """`[batch, vocab]`, of the unpatched run."""
+        """`[batch, vocab]` or `[batch, places, vocab]`, of the unpatched run."""
         return self.target.logits
 
     @property
     def elided(self) -> Booleans:
-        """`[cells, batch]`: where what is put is, bitwise, what was there."""
+        """`[cells, batch]`: where what is put is, bitwise, what was there, or is read nowhere."""
         elided = np.ones((self.plan.cells, self.plan.batch), dtype=np.bool_)
         for bucket in self.plan.buckets:
             elided[bucket.runs.cell, bucket.runs.prompt] = False
@@ -143,9 +143,13 @@ class ConeExecution:
     def _compare(self, runs: PatchedRuns, logits: Tensor, ids: Tensor | None) -> None:
         """Raise `EngineError` unless the logits of unpatched rows are those of the target run."""
         whole = self.target.logits[torch.from_numpy(runs.prompt)]
-        expected = whole if ids is None else whole[:, ids]
-        allowed = rounding(next(self.patches.model.parameters()).dtype) * whole.abs().amax(1)
-        gaps = (logits - expected).abs().amax(1)
+        if self.target.batch.read is not None:
+            padding = self.target.batch.read_padding[torch.from_numpy(runs.prompt), :, None]
+            whole, logits = whole.masked_fill(padding, 0.0), logits.masked_fill(padding, 0.0)
+        expected = whole if ids is None else whole[..., ids]
+        largest = whole.abs().flatten(1).amax(1)
+        allowed = rounding(next(self.patches.model.parameters()).dtype) * largest
+        gaps = (logits - expected).abs().flatten(1).amax(1)
         wrong = ~(gaps <= allowed)
         if wrong.any():
             worst = int(gaps.nan_to_num(torch.inf).where(wrong, -1.0).argmax())
@@ -187,7 +191,7 @@ class ConeExecution:
         return Part(bucket.runs.cell, bucket.runs.prompt, logits, ids, work)
 
     def _run(self, bucket: Bucket, ids: Tensor | None) -> Tensor:
-        """`[rows, ids]`: the logits of a bucket's rows."""
+        """`[rows, ids]` or `[rows, places, ids]`: the logits of a bucket's rows."""
         ascent = Ascent(self.patches, self.intervention, self.target, self.unembedding, bucket, ids)
         try:
             return ascent.run()

@@ -35,13 +35,14 @@ class TargetRun:
 
     Args:
         batch: its prompts.
-        logits: `[batch, vocab]` at each prompt's last token, in float32 on the CPU.
+        logits: `[batch, vocab]` at each prompt's last token, in float32 on the CPU; or
+            `[batch, places, vocab]`, where `batch.read` asks for others.
         inputs: the residual stream before each layer that has sites inside, `[batch, seq, width]`.
         outputs: the same after each layer that has a site there.
         rests: for each layer what it gives besides the residual stream; None if it gives no tuple.
         kept: the keys and values of each layer.
         keyword: under which the model's forward takes them.
-        changed: where patching changes anything.
+        changed: where patching changes anything that is read.
     """
 
     batch: Batch
@@ -75,7 +76,7 @@ def record_target(
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     rests: dict[int, tuple[Any, ...] | None] = {}
-    changes = _Changes(patches, intervention)
+    changes = _Changes(patches, intervention, batch.reaching[..., None])
 
     def visit(traced: Any) -> None:
         for layer in range(patches.n_layers):
@@ -99,13 +100,15 @@ def record_target(
 
 @attrs.frozen(eq=False)
 class _Changes:
-    """Where patching changes anything, `[batch, seq, heads or 1]` for each place.
+    """Where patching changes anything that is read, `[batch, seq, heads or 1]` for each place.
 
-    Where the intervention looks at the cell, for each cell and site.
+    `reaching` is `[batch, seq, 1]`: the tokens that logits which are read can see. Where the
+    intervention looks at the cell, for each cell and site.
     """
 
     patches: Patches
     intervention: Intervention
+    reaching: Tensor | bool = True
     _known: dict[object, Tensor] = attrs.field(factory=dict, init=False)
 
     def note(self, place: Place, activation: Tensor) -> None:
@@ -113,14 +116,14 @@ class _Changes:
         if not self.intervention.by_cell:
             for alignment in self.patches.aligned_at[place]:
                 changed = differs(activation, place, self.intervention, alignment)
-                self._known[place, alignment] = changed.cpu()
+                self._known[place, alignment] = changed.cpu() & self.reaching
             return
         for number, cell in enumerate(self.patches.cells):
             for site in cell.sites:
                 if site.place is place:
                     at = site.positions
                     changed = differs(activation, place, self.intervention, at, number)
-                    self._known[number, site] = changed.cpu()
+                    self._known[number, site] = changed.cpu() & self.reaching
 
     def at(self, cell: int, site: BoundSite) -> Booleans:
         """`[batch, positions]` at one site of a cell."""

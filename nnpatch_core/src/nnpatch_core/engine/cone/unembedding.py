@@ -1,4 +1,4 @@
-"""The unembedding: only at the last token, only the ids that a metric looks at."""
+"""The unembedding: only at the tokens, and of the ids, that a metric looks at."""
 
 from __future__ import annotations
 
@@ -27,16 +27,31 @@ class Unembedding:
     path: str
     module: nn.Linear
 
-    def restrict(self, traced: Any, ids: Tensor) -> None:
-        """Inside a trace: project to some ids of the vocabulary, at the last token.
+    def restrict(
+        self, traced: Any, ids: Tensor | None, tokens: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Inside a trace: project to some ids of the vocabulary, at some tokens.
 
         What the model does with its logits afterwards, as capping and scaling, goes on as usual.
+
+        Args:
+            traced: the envoy of the model.
+            ids: which ids; None is all.
+            tokens: `[tokens]`, the row of each and where it stands in it; the logits are then
+                `[1, tokens, ids]`. None is the last token of each row.
         """
         envoy = follow(traced, self.path)
-        last = envoy.input[..., -1:, :]
-        index = ids.to(self.module.weight.device)
-        bias = None if self.module.bias is None else self.module.bias[index]
-        skip(envoy, linear(last, self.module.weight[index], bias))
+        if tokens is None:
+            seen = envoy.input[..., -1:, :]
+        else:
+            hidden = envoy.input
+            seen = hidden[tokens[0].to(hidden.device), tokens[1].to(hidden.device)][None]
+        weight: Tensor = self.module.weight
+        bias: Tensor | None = self.module.bias
+        if ids is not None:
+            index = ids.to(weight.device)
+            weight, bias = weight[index], None if bias is None else bias[index]
+        skip(envoy, linear(seen, weight, bias))
 
 
 def find_unembedding(model: Any) -> Unembedding | None:
