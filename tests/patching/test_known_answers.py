@@ -21,7 +21,7 @@ from nnpatch_core import (
     compares_answers,
     per_prompt,
 )
-from nnpatch_core.errors import AnswerWarning, MetricError
+from nnpatch_core.errors import AnswerWarning, ConfidenceError, MetricError
 from nnpatch_core.metrics import answer_sets
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer, traces
 
@@ -187,12 +187,12 @@ def test_confidence_is_judged_by_first_tokens_and_says_so() -> None:
     known = logits[: len(TOKENIZER)]
     best, worst = int(known.argmax()), int(known.argmin())
     pairs = PromptPairs.from_texts([FRANCE], [JAPAN], [[best, 3]], [[worst]], TOKENIZER)
+    metric, options = "answer_set_difference", {"force_model_confidence": True}
     with (
         pytest.warns(AnswerWarning, match="force_model_confidence=True sees the first answer"),
-        pytest.raises(Exception, match="not confident"),
+        pytest.raises(ConfidenceError),
     ):
-        options = {"force_model_confidence": True}
-        sweep("activation", pairs.swapped(), "answer_set_difference", **options)
+        sweep("activation", pairs.swapped(), metric, **options)
 
 
 @entries
