@@ -63,7 +63,9 @@ def main() -> None:
     out = sweep(model, pairs)
     telling.say(f"source {out.baseline.source.tolist()}\ntarget {out.baseline.target.tolist()}")
     groups = out.by_group("tokens")
-    telling.say(f"\nresid at the last token, by layer: all; of {', '.join(map(str, groups))} tokens")
+    telling.say(
+        f"\nresid at the last token, by layer: all; of {', '.join(map(str, groups))} tokens"
+    )
     for layer, value in enumerate(out["resid"][:, -1].tolist()):
         own = [group["resid"][layer, -1].item() for group in groups.values()]
         telling.row(str(layer), [value, *own])

@@ -77,7 +77,10 @@ def test_the_repeated_name_is_at_s2_and_then_at_the_end(known: Real) -> None:
     assert out["attn"][23, 2] > 0.7
     assert out["attn"][:, 2].argmax() == 23
     source, target = texts_of(known, pairs)
-    answers = [[token(known, text) for text in (e.source_answer, e.target_answer)] for e in pairs.pairs]  # type: ignore[union-attr]
+    answers = [
+        [token(known, str(text)) for text in (pair.source_answer, pair.target_answer)]
+        for pair in pairs.pairs
+    ]
     for component, layer, at in (("resid", 21, 0), ("attn", 23, 2), ("mlp", 0, 0)):
         expected = []
         for one, other, (right, wrong) in zip(source, target, answers, strict=True):
@@ -103,7 +106,9 @@ def test_few_heads_move_the_name(known: Real) -> None:
     for number in (0, 5, 11):
         pair, place = pairs.pairs[number], Place("o", 23, 3, (LAST,))
         logits = known.oracle.patched(target[number], source[number], place)
-        right, wrong = (token(known, str(text)) for text in (pair.source_answer, pair.target_answer))
+        right, wrong = (
+            token(known, str(text)) for text in (pair.source_answer, pair.target_answer)
+        )
         found = heads.patched("o")[23, 3, number]
         torch.testing.assert_close(found, logits[right] - logits[wrong], atol=ATOL, rtol=0)
 
@@ -185,3 +190,41 @@ def test_each_token_of_an_answer_fetches_the_country_anew(known: Real) -> None:
             one, other = (sequence(known, prompts, answer, place) for answer in answers)
             found = out.patched(component)[layer, at, number].item()
             assert found == pytest.approx(one - other, abs=3 * ATOL)
+
+
+# Induction ----------------------------------------------------------------------------------------
+
+
+def test_one_head_looks_back_and_another_one_finds_it(known: Real) -> None:
+    tokens = induction.prompts(known.tokenizer)
+    half, prompts = induction.HALF, [tuple(row) for row in tokens.tolist()]
+    assert all(row[1 : half + 1] == row[half + 1 :] for row in prompts)
+    out = induction.sweep(known.model, tokens, [16, 18])
+    heads = out["o"]
+    assert heads[16, 0] < -3
+    assert heads[18, 6] < -1
+    others = heads[[16, 18]].clone()
+    others[0, 0] = others[1, 6] = 0
+    assert others.abs().max() < 0.6
+    # Nobody can know the first token; all later ones are known by the head.
+    first, last = (out.for_metric(f"token {number}")["o"] for number in (0, half - 1))
+    assert first[16, 0].abs() < 0.2
+    assert last[16, 0] < -2.5
+    for head, layer in ((0, 16), (6, 18)):
+        place = Place("o", layer, head, tuple(range(1, len(prompts[0]) + 1)))
+        expected = []
+        for prompt in prompts:
+            logits = known.oracle.replaced_at_each(prompt, [place], known.oracle.mean(prompts))
+            own = [logits[at - 1].log_softmax(-1)[prompt[at]] for at in range(-half + 1, 0)]
+            expected.append(torch.stack(own).mean())
+        found = out.patched("o")[layer, head]
+        torch.testing.assert_close(found, torch.stack(expected), atol=ATOL, rtol=0)
+    # One attends to the token before, the other to what followed the last time.
+    model = known.oracle.model
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        attention = model(tokens, output_attentions=True).attentions
+    model.set_attn_implementation("sdpa")
+    later = torch.arange(half + 2, 2 * half)
+    assert attention[16][:, 0, later, later - 1].mean() > 0.8
+    assert attention[18][:, 6, later, later - half + 1].mean() > 0.8
