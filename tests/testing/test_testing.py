@@ -263,11 +263,11 @@ def spent() -> Any:
         (Strategy(lambda: [(0,)]), "with TypeError, not PositionError"),
         (Strategy(lambda seq_len: [(0,)], one_by_one=1), "one_by_one of .* must be True or False"),
         (Strategy(lambda seq_len: [(0,)], one_by_one=None), "must be True or False"),
-        (LastK, "is an object with one_by_one and expand, got <class"),
-        (Last, "is an object with one_by_one and expand, got <class"),
-        ("last", "is an object with one_by_one and expand, got 'last'"),
-        (lambda seq_len: [(0,)], "is an object with one_by_one and expand"),
-        (None, "is an object with one_by_one and expand, got None"),
+        (LastK, "is an object with one_by_one, and expand or place, got <class"),
+        (Last, "is an object with one_by_one, and expand or place, got <class"),
+        ("last", "is an object with one_by_one, and expand or place, got 'last'"),
+        (lambda seq_len: [(0,)], "is an object with one_by_one, and expand or place"),
+        (None, "is an object with one_by_one, and expand or place, got None"),
     ],
 )
 def test_strategies_that_break_the_law(strategy: Any, words: str) -> None:

@@ -321,7 +321,7 @@ def read_ablation(
         answers,
         others,
         named("other_answer_index"),
-        label_prompts(nnmodel, target, target, given.tokenizer),
+        label_prompts(nnmodel, target, target, given.tokenizer, given.columns),
         read_spans(given.spans, len(target), target.seq_len),
         ablation.method,
         data,
@@ -331,6 +331,7 @@ def read_ablation(
         check_data(
             metric_data,
             len(target),
+            given.answers,
             source_answer_tokens=given.answer_tokens,
             target_answer_tokens=given.other_answer_tokens,
         ),

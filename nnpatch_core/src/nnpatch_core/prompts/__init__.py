@@ -3,5 +3,13 @@
 from nnpatch_core.prompts.keywords import AblationArguments, PatchingArguments
 from nnpatch_core.prompts.pairs import PromptPairs
 from nnpatch_core.prompts.rows import COLUMNS, TextPair
+from nnpatch_core.prompts.subsets import grouped
 
-__all__ = ["COLUMNS", "AblationArguments", "PatchingArguments", "PromptPairs", "TextPair"]
+__all__ = [
+    "COLUMNS",
+    "AblationArguments",
+    "PatchingArguments",
+    "PromptPairs",
+    "TextPair",
+    "grouped",
+]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _Outcome = TypeVar("_Outcome", bound="Outcome")
 
-_FORMAT = "nnpatch outcome 3"
+_FORMAT = "nnpatch outcome 4"
 
 
 def write(path: str | os.PathLike[str], outcome: Outcome) -> None:

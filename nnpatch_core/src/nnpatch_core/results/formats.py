@@ -11,6 +11,7 @@ them, and a way has their numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -247,6 +248,23 @@ def are_strings(value: Any) -> bool:
     return are_texts(value) and all(map(_is_id, value))
 
 
+def are_columns(value: Any) -> bool:
+    """Tell whether JSON is an object of lists of equal length, each of single values."""
+    if not isinstance(value, dict) or not all(isinstance(its, list) for its in value.values()):
+        return False
+    lengths = {len(its) for its in value.values()}
+    return len(lengths) <= 1 and all(as_json(one) is one for its in value.values() for one in its)
+
+
+def as_json(value: Any) -> Any:
+    """A single value as JSON has it; anything else is a text."""
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float and math.isfinite(value):
+        return value
+    return None if type(value) is float else str(value)
+
+
 TEXT = Json(is_text)
 FLAG = Json(lambda value: type(value) is bool)
 COUNT = Json(is_count)
@@ -256,6 +274,12 @@ STRINGS = Json(
     are_strings,
     packed=lambda strings: {str(token): text for token, text in strings.items()},
     unpacked=lambda strings: {int(token): text for token, text in strings.items()},
+)
+#: Columns of a table; what JSON has no word for is written as a text.
+COLUMNS = Json(
+    are_columns,
+    packed=lambda columns: {name: list(map(as_json, its)) for name, its in columns.items()},
+    unpacked=lambda columns: {name: tuple(its) for name, its in columns.items()},
 )
 #: Texts by name, the model's among them.
 INFO = Json(lambda value: are_texts(value) and "model" in value, packed=dict)

@@ -19,7 +19,7 @@ from nnpatch_core._arguments import check_flags
 from nnpatch_core._integers import strict_int
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.results import file, selection, tables
+from nnpatch_core.results import file, grouping, selection, tables
 from nnpatch_core.results.agreement import Agreement
 from nnpatch_core.results.compare import compare
 from nnpatch_core.results.formats import (
@@ -346,6 +346,27 @@ class Outcome(Mapping[str, Tensor]):
         if k < 0:
             raise OutcomeError(f"k must be at least 0, got {k}")
         return selection.strongest(self, k, selection.find_names(self.cells, sites))
+
+    def by_group(self, column: str | Sequence[Any]) -> dict[Any, Outcome]:
+        """The outcome of each group of prompts, by first appearance: the same sweep, run once.
+
+        Every figure of such an outcome is of its own prompts alone. None is the group of the
+        prompts whose value is missing.
+
+        Args:
+            column: the name of a further column of the prompts' table, such as `"template"`; or one
+                value for each prompt.
+
+        Raises:
+            UnknownNameError: there is no such column.
+            OutcomeError: not one value for each prompt; a group whose source and target run are
+                equal in the metric.
+
+        Examples:
+            >>> [group["mlp"].shape for group in out.by_group(["easy"]).values()]
+            [torch.Size([3, 3])]
+        """
+        return grouping.split(self, column)
 
     def agreement(self, exact: Outcome, top_k: int = 20) -> Agreement:
         """Compare this outcome, as an estimate, with an exact one, cell by cell.

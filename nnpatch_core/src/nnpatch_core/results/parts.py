@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import attrs
 import torch
@@ -12,7 +12,17 @@ from torch import Tensor
 
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.axes import are_axes
-from nnpatch_core.results.formats import FLAGS, IDS, NUMBERS, PLACES, STRINGS, Array, Json, stored
+from nnpatch_core.results.formats import (
+    COLUMNS,
+    FLAGS,
+    IDS,
+    NUMBERS,
+    PLACES,
+    STRINGS,
+    Array,
+    Json,
+    stored,
+)
 from nnpatch_core.sites import Axis, Grid
 
 Scale: TypeAlias = Literal["restored", "change"]
@@ -67,6 +77,7 @@ class Prompts:
         source_tokens, target_tokens: token ids, int64 or int32.
         source_mask, target_mask: 1 for a token, 0 for padding, int64.
         strings: the text of each token id that occurs, where a tokenizer was at hand.
+        columns: further columns of the user's table, one value for each prompt.
 
     Examples:
         >>> import torch
@@ -87,6 +98,7 @@ class Prompts:
     target_tokens: Tensor = attrs.field(metadata=stored(Array(IDS, ("batch", "seq"))))
     target_mask: Tensor = attrs.field(metadata=stored(Array(PLACES, ("batch", "seq"))))
     strings: Mapping[int, str] = attrs.field(factory=dict, metadata=stored(STRINGS))
+    columns: Mapping[str, tuple[Any, ...]] = attrs.field(factory=dict, metadata=stored(COLUMNS))
 
     def text(self, prompt: int) -> tuple[str, str]:
         """A prompt of the source run and of the target run; token ids where no text is known."""

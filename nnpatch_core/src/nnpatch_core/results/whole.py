@@ -35,6 +35,12 @@ def check_whole(outcome: Outcome) -> None:
 def _check_prompts(prompts: Prompts) -> None:
     if 0 in prompts.target_tokens.shape:
         raise OutcomeError(f"its prompts have the shape {list(prompts.target_tokens.shape)}")
+    for name, values in prompts.columns.items():
+        if len(values) != len(prompts.target_tokens):
+            raise OutcomeError(
+                f"its column {shown(name)} has {len(values)} values, of "
+                f"{len(prompts.target_tokens)} prompts"
+            )
     spelled = set(prompts.strings)
     for run, tokens, mask in (
         ("source", prompts.source_tokens, prompts.source_mask),

@@ -89,8 +89,17 @@ def versions() -> dict[str, str]:
     return {"nnpatch-core": metadata.version("nnpatch-core"), **libraries}
 
 
-def label_prompts(nnmodel: Any, source: Batch, target: Batch, tokenizer: Any) -> Prompts:
-    """The prompts as they are run, with the text of their tokens if a tokenizer is at hand."""
+def label_prompts(
+    nnmodel: Any,
+    source: Batch,
+    target: Batch,
+    tokenizer: Any,
+    columns: Mapping[Any, tuple[Any, ...]] | None = None,
+) -> Prompts:
+    """The prompts as they are run, with the text of their tokens if a tokenizer is at hand.
+
+    `columns` are further ones of the user's table.
+    """
     tokenizer = getattr(nnmodel, "tokenizer", None) if tokenizer is None else tokenizer
     if tokenizer is not None and not hasattr(tokenizer, "decode"):
         raise TokensError(f"tokenizer must be a Hugging Face tokenizer, got {shown(tokenizer)}")
@@ -104,4 +113,5 @@ def label_prompts(nnmodel: Any, source: Batch, target: Batch, tokenizer: Any) ->
             raise TokensError(
                 f"tokenizer {shown(tokenizer)} does not decode the tokens: {error}"
             ) from error
-    return Prompts(source.tokens, source.mask, target.tokens, target.mask, strings)
+    named = {str(name): values for name, values in (columns or {}).items()}
+    return Prompts(source.tokens, source.mask, target.tokens, target.mask, strings, named)
