@@ -98,15 +98,19 @@ class MetricContext:
         return padding & (self.positions < seq_len)
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor in it."""
-        found: list[Tensor] = []
-
-        def noted(several: Sequence[Tensor]) -> Tensor:
-            found.append(several[0])
-            return several[0]
-
-        _with_each([self], noted)
-        return found
+        """Every tensor that a metric is given in it."""
+        own = (
+            self.source_answer_index,
+            self.target_answer_index,
+            self.source_logits,
+            self.target_logits,
+            self.tokens,
+            self.mask,
+            self.positions,
+            self.appended,
+        )
+        named = (*self.data.values(), *self.activations.values())
+        return [each for each in (*own, *named) if each is not None]
 
 
 @attrs.frozen(eq=False)
@@ -194,10 +198,10 @@ def _with_each(contexts: Sequence[Any], function: Callable[[Sequence[Tensor]], T
     first = contexts[0]
     if isinstance(first, Tensor):
         return function(contexts)
+    if first is None or isinstance(first, int | tuple):
+        return first
     if isinstance(first, dict):
         return {key: _with_each([each[key] for each in contexts], function) for key in first}
-    if not attrs.has(type(first)):
-        return first
     names = [field.name for field in attrs.fields(type(first))]
     return attrs.evolve(
         first,
