@@ -339,6 +339,7 @@ def read_ablation(
         check_data(
             metric_data,
             len(target),
+            given.answers,
             source_answer_tokens=given.answer_tokens,
             target_answer_tokens=given.other_answer_tokens,
         ),

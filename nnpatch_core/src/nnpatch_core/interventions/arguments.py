@@ -28,6 +28,7 @@ class PairArguments:
     source_answer_tokens: Any = None
     target_answer_tokens: Any = None
     columns: Any = None
+    answers: Any = None
 
 
 @attrs.frozen(eq=False)
@@ -43,6 +44,7 @@ class RunArguments:
     answer_tokens: Any = None
     other_answer_tokens: Any = None
     columns: Any = None
+    answers: Any = None
 
 
 #: The names that `attribution_patching` has for the arguments of an ablation's one run: its prompts
@@ -69,7 +71,8 @@ def pair_arguments(given: PairArguments, *, answers: bool = True) -> PairArgumen
         _check_alone(given, "source_tokens")
         values = given.source_tokens.arguments()
         own = {"tokenizer": given.tokenizer or values["tokenizer"]}
-        return PairArguments(**{**values, **own, "columns": given.source_tokens.columns})
+        known = {"columns": given.source_tokens.columns, "answers": _answers(given.source_tokens)}
+        return PairArguments(**{**values, **own, **known})
     needed = ["source_answer_index", "target_answer_index"] * answers
     _check_given(given, "source_tokens", ["source_tokens", "target_tokens", *needed])
     return given
@@ -111,8 +114,8 @@ def ablated_arguments(
         mask,
         given.tokenizer,
         given.spans,
-        given.source_answer_tokens,
-        given.target_answer_tokens,
+        answer_tokens=given.source_answer_tokens,
+        other_answer_tokens=given.target_answer_tokens,
     )
 
 
@@ -133,7 +136,18 @@ def run_arguments(given: RunArguments) -> RunArguments:
 def _one_run(pairs: PromptPairs, tokenizer: Any) -> RunArguments:
     values = pairs.ablation_arguments()
     own = {"tokenizer": tokenizer or values["tokenizer"], "columns": pairs.columns}
-    return RunArguments(**{**values, **own})
+    return RunArguments(**{**values, **own, "answers": _answers(pairs)})
+
+
+def _answers(pairs: PromptPairs) -> dict[str, Any]:
+    """The answers of pairs as metrics find them in their data: sets, and all tokens of each."""
+    known = {
+        "source_answers": pairs.source_answer_sets,
+        "target_answers": pairs.target_answer_sets,
+        "source_answer_tokens": pairs.source_answer_tokens,
+        "target_answer_tokens": pairs.target_answer_tokens,
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _check_alone(given: PairArguments | RunArguments, first: str) -> None:

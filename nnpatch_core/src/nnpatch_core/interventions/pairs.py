@@ -193,6 +193,7 @@ def read_pairs(
         check_data(
             metric_data,
             count,
+            given.answers,
             source_answer_tokens=given.source_answer_tokens,
             target_answer_tokens=given.target_answer_tokens,
         ),

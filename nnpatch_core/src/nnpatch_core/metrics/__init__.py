@@ -12,17 +12,26 @@ from nnpatch_core.metrics.builtin import (
     sequence_log_probability,
     sequence_log_probability_difference,
 )
-from nnpatch_core.metrics.calling import as_numbers, called, columns_read, measure, one_each
+from nnpatch_core.metrics.calling import (
+    as_numbers,
+    called,
+    columns_given,
+    columns_read,
+    measure,
+    one_each,
+)
 from nnpatch_core.metrics.context import MetricContext, RunSeen, SweepContext, stacked
 from nnpatch_core.metrics.declarations import (
     ColumnsRead,
     PositionsRead,
+    activations_read,
     answers_followed,
     compares_answers,
     is_comparing,
     is_lowest_at_source,
     is_per_prompt,
     per_prompt,
+    reads_activations,
     reads_positions,
     reads_some,
     reads_tokens,
@@ -41,6 +50,7 @@ __all__ = [
     "RunSeen",
     "SpanFinder",
     "SweepContext",
+    "activations_read",
     "answer_log_probability",
     "answer_probability",
     "answer_set_difference",
@@ -49,6 +59,7 @@ __all__ = [
     "as_numbers",
     "called",
     "check_metrics",
+    "columns_given",
     "columns_read",
     "compares_answers",
     "is_comparing",
@@ -62,6 +73,7 @@ __all__ = [
     "one_each",
     "per_prompt",
     "reading_of",
+    "reads_activations",
     "reads_positions",
     "reads_some",
     "reads_tokens",

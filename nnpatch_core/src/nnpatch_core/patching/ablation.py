@@ -141,8 +141,8 @@ def ablation_patching(
         attention_mask,
         tokenizer,
         spans,
-        answer_tokens,
-        other_answer_tokens,
+        answer_tokens=answer_tokens,
+        other_answer_tokens=other_answer_tokens,
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)

@@ -155,8 +155,8 @@ def activation_patching(
         target_attention_mask,
         tokenizer,
         spans,
-        source_answer_tokens,
-        target_answer_tokens,
+        source_answer_tokens=source_answer_tokens,
+        target_answer_tokens=target_answer_tokens,
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)

@@ -172,8 +172,8 @@ def attribution_patching(
         target_attention_mask,
         tokenizer,
         spans,
-        source_answer_tokens,
-        target_answer_tokens,
+        source_answer_tokens=source_answer_tokens,
+        target_answer_tokens=target_answer_tokens,
     )
     options = Options(batch_size, memory_budget, progress)
     traced = as_nnsight(nnmodel)
