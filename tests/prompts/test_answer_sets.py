@@ -198,7 +198,10 @@ def test_answers_that_begin_with_one_token_are_told_where_all_are_kept() -> None
     assert caught[0].filename == __file__
     # A metric of one token would divide by 0: it says so, and gives no number.
     model = tiny_model(vocab_size=len(BYTES))
-    with pytest.raises(MetricError, match="logit_difference"):
+    with (
+        pytest.warns(AnswerWarning, match="'logit_difference' sees the first token of each"),
+        pytest.raises(MetricError, match="logit_difference"),
+    ):
         activation_patching(model, None, Sites("resid"), pairs, progress=False)
 
 

@@ -94,7 +94,7 @@ class PaddingWarning(UserWarning):
 
 
 class AnswerWarning(UserWarning):
-    """Answers were not taken as they are spelled: a space was put in, or tokens were left out."""
+    """Answers were not taken as they are: a space was put in, or a metric sees but a part."""
 
 
 class PromptWarning(UserWarning):

@@ -18,6 +18,7 @@ from nnpatch_core.adapters import Location
 from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, PositionError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments
+from nnpatch_core.interventions.firsts import several_of, warn_of_first_tokens
 from nnpatch_core.interventions.inputs import Remembered, read_batch, read_batches, read_spans
 from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
 from nnpatch_core.interventions.values import (
@@ -108,6 +109,7 @@ class AblationRuns:
         partners: `[batch]`, which of the prompts that is, where it is one of them.
         data: `[batch, ...]` by name, for metrics.
         reading: where the metrics read the logits; None is the last token alone.
+        several: what the answers have besides their first tokens; see `several_of`.
     """
 
     target: Batch
@@ -124,6 +126,7 @@ class AblationRuns:
     partners: Tensor | None
     data: Mapping[str, Tensor] = attrs.field(factory=dict)
     reading: Reading | None = None
+    several: Mapping[str, int] = attrs.field(factory=dict)
     scale: Scale = attrs.field(default="change", init=False)
 
     @property
@@ -167,6 +170,7 @@ class AblationRuns:
         # Data in memory is checked now, streamed data as it comes.
         for batch in self.reference if isinstance(self.reference, list) else ():
             check_padding(sweep.patches, batch)
+        warn_of_first_tokens(sweep.metrics, self.several)
 
     def values(self, sweep: Sweep) -> Values:
         """See `Runs.values`."""
@@ -339,8 +343,9 @@ def read_ablation(
         check_data(
             metric_data,
             len(target),
-            given.answers,
+            given.known_answers,
             source_answer_tokens=given.answer_tokens,
             target_answer_tokens=given.other_answer_tokens,
         ),
+        several=several_of(given.known_answers),
     )

@@ -28,7 +28,8 @@ class PairArguments:
     source_answer_tokens: Any = None
     target_answer_tokens: Any = None
     columns: Any = None
-    answers: Any = None
+    #: By name, what a `PromptPairs` knows of its answers besides their first tokens, for metrics.
+    known_answers: Any = None
 
 
 @attrs.frozen(eq=False)
@@ -44,7 +45,7 @@ class RunArguments:
     answer_tokens: Any = None
     other_answer_tokens: Any = None
     columns: Any = None
-    answers: Any = None
+    known_answers: Any = None
 
 
 #: The names that `attribution_patching` has for the arguments of an ablation's one run: its prompts
@@ -69,10 +70,9 @@ def pair_arguments(given: PairArguments, *, answers: bool = True) -> PairArgumen
     """
     if isinstance(given.source_tokens, PromptPairs):
         _check_alone(given, "source_tokens")
-        values = given.source_tokens.arguments()
-        own = {"tokenizer": given.tokenizer or values["tokenizer"]}
-        known = {"columns": given.source_tokens.columns, "answers": _answers(given.source_tokens)}
-        return PairArguments(**{**values, **own, **known})
+        pairs = given.source_tokens
+        values = pairs.arguments()
+        return PairArguments(**{**values, **_besides(pairs, given.tokenizer)})
     needed = ["source_answer_index", "target_answer_index"] * answers
     _check_given(given, "source_tokens", ["source_tokens", "target_tokens", *needed])
     return given
@@ -134,20 +134,16 @@ def run_arguments(given: RunArguments) -> RunArguments:
 
 
 def _one_run(pairs: PromptPairs, tokenizer: Any) -> RunArguments:
-    values = pairs.ablation_arguments()
-    own = {"tokenizer": tokenizer or values["tokenizer"], "columns": pairs.columns}
-    return RunArguments(**{**values, **own, "answers": _answers(pairs)})
+    return RunArguments(**{**pairs.ablation_arguments(), **_besides(pairs, tokenizer)})
 
 
-def _answers(pairs: PromptPairs) -> dict[str, Any]:
-    """The answers of pairs as metrics find them in their data: sets, and all tokens of each."""
-    known = {
-        "source_answers": pairs.source_answer_sets,
-        "target_answers": pairs.target_answer_sets,
-        "source_answer_tokens": pairs.source_answer_tokens,
-        "target_answer_tokens": pairs.target_answer_tokens,
+def _besides(pairs: PromptPairs, tokenizer: Any) -> dict[str, Any]:
+    """What pairs bring besides the arguments that people pass, and what names their tokens."""
+    return {
+        "tokenizer": tokenizer or pairs.tokenizer,
+        "columns": pairs.columns,
+        "known_answers": pairs.metric_data,
     }
-    return {name: value for name, value in known.items() if value is not None}
 
 
 def _check_alone(given: PairArguments | RunArguments, first: str) -> None:

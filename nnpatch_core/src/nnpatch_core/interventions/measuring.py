@@ -35,14 +35,14 @@ Answers: TypeAlias = tuple[Tensor, "Tensor | None"]
 
 
 def check_data(
-    metric_data: Any, batch: int, answers: Mapping[str, Tensor] | None, **tokens: Any
+    metric_data: Any, batch: int, known: Mapping[str, Tensor] | None = None, **tokens: Any
 ) -> dict[str, Tensor]:
     """The argument `metric_data`, on the CPU, with the answers' tokens where they were given.
 
     Args:
         metric_data: as it was passed.
         batch: the number of prompts.
-        answers: those that a `PromptPairs` has; others of the same name go before.
+        known: what a `PromptPairs` brings; what is passed comes before it.
         **tokens: arguments of their own that metrics find in it.
 
     Raises:
@@ -58,7 +58,7 @@ def check_data(
     twice = [name for name in given if name in metric_data]
     if twice:
         raise MetricError(f"{twice[0]} is given twice: as an argument, and in metric_data")
-    metric_data = {**(answers or {}), **metric_data, **given}
+    metric_data = {**(known or {}), **metric_data, **given}
     found = {}
     for name, value in metric_data.items():
         if not isinstance(name, str):

@@ -14,6 +14,7 @@ from nnpatch_core.batch import Batch, check_answers, check_paired
 from nnpatch_core.errors import ConfidenceError, MetricError
 from nnpatch_core.interventions.arguments import PairArguments, pair_arguments
 from nnpatch_core.interventions.constants import Recorded
+from nnpatch_core.interventions.firsts import several_of, warn_of_first_tokens
 from nnpatch_core.interventions.inputs import one_mask, read_batch, read_spans
 from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
 from nnpatch_core.metrics import Metric, MetricContext, Reading, logit_difference
@@ -78,6 +79,7 @@ class PairRuns:
         confident: whether the model must prefer each run's own answer.
         data: `[batch, ...]` by name, for metrics.
         reading: where the metrics read the logits; None is the last token alone.
+        several: what the answers have besides their first tokens; see `several_of`.
     """
 
     source: Batch
@@ -89,6 +91,7 @@ class PairRuns:
     confident: bool
     data: Mapping[str, Tensor] = attrs.field(factory=dict)
     reading: Reading | None = None
+    several: Mapping[str, int] = attrs.field(factory=dict)
     scale: Scale = attrs.field(default="restored", init=False)
     ablation: None = attrs.field(default=None, init=False)
 
@@ -114,6 +117,7 @@ class PairRuns:
         """See `Runs.check`."""
         for batch in (self.source, self.target):
             check_padding(sweep.patches, batch)
+        warn_of_first_tokens(sweep.metrics, self.several, confident=self.confident)
 
     def values(self, sweep: Sweep) -> Values:
         """See `Runs.values`."""
@@ -193,10 +197,11 @@ def read_pairs(
         check_data(
             metric_data,
             count,
-            given.answers,
+            given.known_answers,
             source_answer_tokens=given.source_answer_tokens,
             target_answer_tokens=given.target_answer_tokens,
         ),
+        several=several_of(given.known_answers),
     )
 
 

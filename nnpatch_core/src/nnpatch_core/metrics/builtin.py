@@ -17,7 +17,9 @@ from nnpatch_core.metrics.declarations import (
     compares_answers,
     follows_answers,
     lowest_at_source,
+    of_first_tokens,
     per_prompt,
+    reads_answers,
     reads_positions,
     reads_tokens,
 )
@@ -45,12 +47,14 @@ def logit_difference(logits: Tensor, context: MetricContext) -> Tensor:
     return _at(logits, context.source_answer_index) - _at(logits, target)
 
 
+@of_first_tokens(sets="answer_set_difference", whole="sequence_log_probability")
 @per_prompt
 def answer_probability(logits: Tensor, context: MetricContext) -> Tensor:
     """Probability of the source answer, `[batch]`, between 0 and 1."""
     return _at(logits.softmax(-1), context.source_answer_index)
 
 
+@of_first_tokens(sets="answer_set_difference", whole="sequence_log_probability")
 @per_prompt
 def answer_log_probability(logits: Tensor, context: MetricContext) -> Tensor:
     """Natural logarithm of the source answer's probability, `[batch]`, in nats."""
@@ -104,6 +108,7 @@ def answer_sets(
         ids(context)
 
     @checked_by(check)
+    @reads_answers(right, wrong)
     @per_prompt
     @reads_tokens(ids)
     def answer_set_difference(logits: Tensor, context: MetricContext) -> Tensor:
@@ -129,6 +134,15 @@ def _answer_set(context: MetricContext, name: str) -> Tensor:
     return ids
 
 
+#: The names under which a `PromptPairs` brings answers, and when it does.
+_BROUGHT = {
+    **dict.fromkeys(("source_answers", "target_answers"), "has lists of answers"),
+    **dict.fromkeys(
+        ("source_answer_tokens", "target_answer_tokens"), "was made with multi_token='all'"
+    ),
+}
+
+
 def token_data(context: MetricContext, metric: str, name: str) -> Tensor:
     """Token ids `[batch, any]` of `metric_data`, where -1 fills.
 
@@ -136,9 +150,11 @@ def token_data(context: MetricContext, metric: str, name: str) -> Tensor:
         MetricError: there are none, or something else.
     """
     if name not in context.data:
+        remedy = _BROUGHT.get(name)
         raise MetricError(
             f"metric {metric!r} reads metric_data[{name!r}], token ids [batch, any], and "
             f"metric_data has {', '.join(map(repr, context.data)) or 'nothing'}"
+            + ("" if remedy is None else f"; a PromptPairs brings it that {remedy}")
         )
     ids = context.data[name]
     whole = ids.dtype in (torch.int16, torch.int32, torch.int64, torch.uint8)

@@ -24,7 +24,7 @@ class MetricContext:
         source_logits: `[batch, vocab]` of the source run; of the unablated run in an ablation. Of
             a metric that declares positions `[batch, positions, vocab]`, as its logits.
         target_logits: the same of the target run; of the unablated run in an ablation.
-        data: the call's `metric_data`, `[batch, ...]` by name.
+        data: the call's `metric_data`, `[batch, ...]` by name, and that of a `PromptPairs`.
         tokens: `[batch, seq]`, the left-padded tokens of the run whose logits are given: those of
             the source run where that is measured, else those of the target run.
         mask: `[batch, seq]`, 1 for a token of that run, and 0 for padding.

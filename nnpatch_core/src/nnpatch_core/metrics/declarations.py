@@ -188,12 +188,40 @@ def follows_answers(*names: str) -> Callable[[_Function], _Function]:
     return declared
 
 
+def reads_answers(*names: str) -> Callable[[_Function], _Function]:
+    """Declare under which names in `metric_data` a metric reads answers.
+
+    One that appends them says so by `follows_answers`.
+    """
+
+    def declared(metric: _Function) -> _Function:
+        return _declare(metric, "answers_read", names)
+
+    return declared
+
+
+def of_first_tokens(*, sets: str, whole: str) -> Callable[[_Function], _Function]:
+    """Declare that a metric reads but one token of each answer, its first.
+
+    Args:
+        sets: the built-in metric that does the same by sets of answers.
+        whole: the one that does it by all tokens of an answer.
+    """
+
+    def declared(metric: _Function) -> _Function:
+        return _declare(metric, "first_tokens", (sets, whole))
+
+    return declared
+
+
 #: What can be declared of a metric.
 _WORDS = (
     "activations_read",
+    "answers_read",
     "checked_by",
     "columns",
     "compares_answers",
+    "first_tokens",
     "follows_answers",
     "lowest_at_source",
     "per_prompt",
@@ -253,6 +281,22 @@ def answers_followed(metric: Any) -> tuple[str, ...]:
 def activations_read(metric: Any) -> Any:
     """The sites whose activations a metric reads, unchecked; none for most."""
     return declared_of(metric, "activations_read") or ()
+
+
+def answers_known(metric: Any) -> tuple[str, ...]:
+    """The names in `metric_data` under which a built-in metric reads answers; none for most."""
+    return answers_followed(metric) or declared_of(metric, "answers_read") or ()
+
+
+def first_tokens_read(metric: Any) -> tuple[str, str] | None:
+    """The metrics to take in place of one that reads but the first token of each answer.
+
+    One for sets of answers, and one for all tokens of an answer; None where it is no such metric.
+    """
+    found = declared_of(metric, "first_tokens")
+    if found is None and is_comparing(metric) and not answers_known(metric):
+        return "answer_set_difference", "sequence_log_probability_difference"
+    return cast("tuple[str, str] | None", found)
 
 
 def name_of(metric: Any) -> str:

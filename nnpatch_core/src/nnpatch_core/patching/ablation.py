@@ -94,7 +94,8 @@ def ablation_patching(
         metric: a metric's name, a callable, or several; `"kl_divergence"` is from the unablated
             run.
         metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
-            metric finds them in `context.data`.
+            metric finds them in `context.data`, beside what a `PromptPairs` brings (its
+            `metric_data`).
         answer_tokens: `[batch, n]`, all tokens of the answer that each prompt calls for, for
             metrics of sequences, which append it; -1 fills on the right. In `context.data` it is
             `source_answer_tokens`.

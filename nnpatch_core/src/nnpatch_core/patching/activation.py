@@ -91,7 +91,8 @@ def activation_patching(
             `seq_pos_type="spans"`; a `PromptPairs` brings its own.
         metric: a metric's name, a callable, or several; see `nnpatch_core.metrics`.
         metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
-            metric finds them in `context.data`.
+            metric finds them in `context.data`, beside what a `PromptPairs` brings (its
+            `metric_data`).
         source_answer_tokens: `[batch, n]`, all tokens of the answer that each source prompt calls
             for, for metrics of sequences, which append it; -1 fills on the right.
         target_answer_tokens: the same of each target prompt's.

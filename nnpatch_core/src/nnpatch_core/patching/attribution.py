@@ -111,7 +111,8 @@ def attribution_patching(
         metric: a metric's name, a callable, or several, as for `activation_patching`; torch must be
             able to differentiate it.
         metric_data: what metrics are to know of each prompt, tensors `[batch, ...]` by name; a
-            metric finds them in `context.data`.
+            metric finds them in `context.data`, beside what a `PromptPairs` brings (its
+            `metric_data`).
         source_answer_tokens: `[batch, n]`, all tokens of the answer that each source prompt calls
             for, for metrics of sequences, which append it; -1 fills on the right.
         target_answer_tokens: the same of each target prompt's.

@@ -530,6 +530,23 @@ class PromptPairs:
         }
 
     @property
+    def metric_data(self) -> dict[str, Tensor]:
+        """All answers, by the names under which metrics find them in `context.data`.
+
+        `source_answers` and `target_answers` are the sets, `source_answer_tokens` and
+        `target_answer_tokens` all tokens of each answer; what these pairs do not have is left out.
+        A call that is given the pairs has it from them; with `arguments()` pass it as
+        `metric_data=pairs.metric_data`.
+        """
+        known = {
+            "source_answers": self.source_answer_sets,
+            "target_answers": self.target_answer_sets,
+            "source_answer_tokens": self.source_answer_tokens,
+            "target_answer_tokens": self.target_answer_tokens,
+        }
+        return {name: ids for name, ids in known.items() if ids is not None}
+
+    @property
     def batch(self) -> PromptBatch:
         """The prompts as position strategies see them."""
         return PromptBatch(
