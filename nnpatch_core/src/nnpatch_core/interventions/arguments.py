@@ -138,7 +138,7 @@ def _one_run(pairs: PromptPairs, tokenizer: Any) -> RunArguments:
 
 
 def _besides(pairs: PromptPairs, tokenizer: Any) -> dict[str, Any]:
-    """What pairs bring besides the arguments that people pass, and what names their tokens."""
+    """All that pairs bring besides the arguments that people pass, and the tokenizer."""
     return {
         "tokenizer": tokenizer or pairs.tokenizer,
         "columns": pairs.columns,
