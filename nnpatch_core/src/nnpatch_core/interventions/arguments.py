@@ -25,9 +25,9 @@ class PairArguments:
     target_attention_mask: Any = None
     tokenizer: Any = None
     spans: Any = None
-    columns: Any = None
     source_answer_tokens: Any = None
     target_answer_tokens: Any = None
+    columns: Any = None
     answers: Any = None
 
 
@@ -41,9 +41,9 @@ class RunArguments:
     attention_mask: Any = None
     tokenizer: Any = None
     spans: Any = None
-    columns: Any = None
     answer_tokens: Any = None
     other_answer_tokens: Any = None
+    columns: Any = None
     answers: Any = None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nnpatch_core import _html
 from nnpatch_core._arguments import check_flags, listed
+from nnpatch_core._integers import strict_int
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError, UnknownNameError
@@ -590,6 +591,22 @@ class PromptPairs:
             value: self._picked(numbers) for value, numbers in grouped(self.columns, name).items()
         }
 
+    def batches(self, size: int) -> Iterator[PromptPairs]:
+        """The pairs in their order, so many at a time, each batch at its own width.
+
+        A sweep takes them in place of the pairs, one batch after the other.
+
+        Args:
+            size: the number of pairs of a batch; the last one may have fewer.
+
+        Raises:
+            TokensError: it is no number of pairs.
+        """
+        if strict_int(size, "the size of a batch", TokensError) < 1:
+            raise TokensError(f"the size of a batch must be at least 1, got {size}")
+        starts = range(0, len(self), size)
+        return (self[start : start + size] for start in starts)
+
     def __getitem__(self, picked: Any) -> PromptPairs:
         """Some of the pairs, padded to their own width; `dropped` stays behind.
 
@@ -606,7 +623,10 @@ class PromptPairs:
         tokens = self.source_tokens[numbers], self.target_tokens[numbers]
         masks = self.source_attention_mask[numbers], self.target_attention_mask[numbers]
         source, target, source_mask, target_mask = without_padding(tokens, masks)
-        taken, index = self.source_tokens.shape[1] - source.shape[1], torch.tensor(numbers)
+        taken, index = (
+            self.source_tokens.shape[1] - source.shape[1],
+            torch.tensor(numbers, device="cpu"),
+        )
         return attrs.evolve(
             self,
             pairs=tuple(self.pairs[number] for number in numbers),

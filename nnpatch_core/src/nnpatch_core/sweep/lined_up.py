@@ -33,7 +33,10 @@ _ALIKE = 0.5
 
 
 def warn_of_columns(
-    sites: SweepSites, prompts: PromptBatch, strings: Mapping[int, str] | None = None
+    sites: SweepSites,
+    prompts: PromptBatch,
+    strings: Mapping[int, str] | None = None,
+    donors: Batch | None = None,
 ) -> None:
     """Warn where a column of the outcome stands for different things in different prompts.
 
@@ -41,6 +44,7 @@ def warn_of_columns(
         sites: what is swept.
         prompts: the prompts.
         strings: the text of each token, where it is known.
+        donors: the prompts that an ablation takes values from.
 
     Warns:
         PromptWarning: positions are compared one by one, or counted from the start, and prompts
@@ -48,15 +52,20 @@ def warn_of_columns(
     """
     if not _mixes(sites, prompts.seq_len):
         return
-    told = _lengths(prompts) or _spans(prompts) or (_words(prompts, strings) if strings else None)
+    told = (
+        _lengths(prompts, donors)
+        or _spans(prompts)
+        or (_words(prompts, strings) if strings else None)
+    )
     if told is not None:
         warn(f"{told}. {_REMEDY}", PromptWarning)
 
 
-def _lengths(prompts: PromptBatch) -> str | None:
+def _lengths(prompts: PromptBatch, donors: Batch | None) -> str | None:
     """Say that prompts differ in length; None if they do not."""
     lengths = prompts.target.mask.sum(1).cpu()
-    sources = lengths if prompts.source is None else prompts.source.mask.sum(1).cpu()
+    source = donors if prompts.source is None else prompts.source
+    sources = lengths if source is None else source.mask.sum(1).cpu()
     every = torch.cat([lengths, sources])
     shortest, longest = int(every.min()), int(every.max())
     if shortest == longest:

@@ -50,12 +50,12 @@ def prepare(
     prompts = PromptBatch(runs.target, None if runs.ablation else runs.source, runs.spans)
     layout = lay_out(nnmodel, api, sites, prompts)
     metrics = name_metrics(metric, find_metric)
-    runs = runs.read_by(metrics, module_of(nnmodel))
+    given, runs = runs, runs.read_by(metrics, module_of(nnmodel))
     layout = layout.repeated(len(runs.target) // len(prompts))
     sweep = make_sweep(layout, runs.target, metrics, options, gathers=gathers)
     runs.check(sweep)
     patches = runs.aligned(layout.patches)
     if patches is not layout.patches:
         sweep = attrs.evolve(sweep, layout=attrs.evolve(layout, patches=patches))
-    warn_of_columns(sites, prompts, runs.prompts.strings)
+    warn_of_columns(sites, prompts, runs.prompts.strings, given.source)
     return sweep.where_present(runs.mask_of(sweep.patches)), runs

@@ -126,7 +126,7 @@ def _cells(strategy: PlacedSeqPos, batch: PromptBatch) -> tuple[PlacedCell, ...]
 
 def _batch(length: int) -> PromptBatch:
     """A prompt of a length, and shorter ones, each with another prompt as its source."""
-    lengths = torch.tensor([length, max(length - 1, 1), max(length // 2, 1)])
-    mask = (torch.arange(length)[None] >= length - lengths[:, None]).long()
-    tokens = torch.arange(3 * length).view(3, length) % 50 + 3
+    lengths = torch.tensor([length, max(length - 1, 1), max(length // 2, 1)], device="cpu")
+    mask = (torch.arange(length, device="cpu")[None] >= length - lengths[:, None]).long()
+    tokens = torch.arange(3 * length, device="cpu").view(3, length) % 50 + 3
     return PromptBatch(pack_left(tokens, mask), pack_left(tokens.flip(1), mask))
