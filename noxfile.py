@@ -20,6 +20,8 @@ TORCH = "torch==2.13.0"
 DISTRIBUTIONS = ("nnpatch_core", "nnpatch_llama", "nnpatch_mistral", "nnpatch_gemma")
 # A third party's distribution, as an example that is built and tested like one.
 EXAMPLE = "docs/examples/nnpatch-gpt2"
+# Scripts that ask SmolLM2 a question each; docs/examples.md shows what they find.
+EXAMPLES = ("repeated_names", "greater_than", "induction", "long_answers")
 SOURCES = [f"{name}/src" for name in (*DISTRIBUTIONS, EXAMPLE)]
 TESTING = ("accelerate", "hypothesis", "peft", "psutil", "pytest")
 LINTING = (*TESTING, "mypy", "ruff", "types-psutil")
@@ -95,6 +97,16 @@ def demo(session: nox.Session) -> None:
     install(session)
     install_smollm2(session)
     session.run("python", "docs/examples/capitals.py", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run the other examples, and draw the pictures of docs/examples.md anew."""
+    install(session)
+    install_smollm2(session)
+    for name in EXAMPLES:
+        told = session.posargs or ["--out", "docs/_static/examples"]
+        session.run("python", f"docs/examples/{name}.py", *told)
 
 
 @nox.session
