@@ -113,6 +113,17 @@ class Oracle:
         """`[seq, vocab]`: the same at every token."""
         return self._at_each(target, self._replacing(target, places, donor))
 
+    def read_when_replaced(
+        self, target: Prompt, places: Iterable[Place], donor: Donor, read: Place
+    ) -> Tensor:
+        """`[seq, width]`: what stands at another place, or the same, in such a run."""
+        kept: dict[tuple[str, int], Tensor] = {}
+        hooks = self._replacing(target, places, donor)
+        # After what replaces, so that it sees that.
+        hooks.append(self._hook(read._replace(head=None), self._reader(read, kept)))
+        self._forward(target, hooks)
+        return self.part(kept[read.component, read.layer], read)
+
     def _replacing(
         self, target: Prompt, places: Iterable[Place], donor: Donor
     ) -> list[Callable[[], None]]:

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from nnpatch_core import (
     MetricContext,
+    Site,
     Sites,
     activation_patching,
     attribution_patching,
     infer_adapter,
     per_prompt,
+    reads_activations,
     reads_positions,
     reads_tokens,
 )
@@ -50,19 +52,33 @@ METRICS: dict[str, Any] = {
 WARNED = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
 
 
+def written(api: Any) -> Any:
+    """What a head and a block write, and what comes into a layer."""
+    places = [("o", 0), ("attn", None), ("resid_pre", None), ("q", 1)]
+    sites = [Site.get_site(api, name, 1, head, [-2, -1]) for name, head in places]
+
+    @per_prompt
+    @reads_activations(sites)
+    def mine(logits: Tensor, context: MetricContext) -> Tensor:
+        return torch.stack([context.activations[each].tanh().mean((1, 2)) for each in sites]).sum(0)
+
+    return mine
+
+
 def swept(model: Any, **options: Any) -> Any:
     (source, mask), (target, _) = lay_out(SOURCES, "left"), lay_out(TARGETS, "left", seed=1)
     estimated = options.pop("estimated", False)
     patch = attribution_patching if estimated else activation_patching
+    api = infer_adapter(model)
     return patch(
         model,
-        infer_adapter(model),
+        api,
         Sites(["resid", "mlp"], layers=[0, 1], seq_pos_type="lastk", seq_pos=4),
         source,
         target,
         *ANSWERS,
         attention_mask=mask,
-        metric=METRICS,
+        metric={**METRICS, "written": written(api)},
         source_answer_tokens=OWN,
         progress=False,
         **options,
@@ -77,12 +93,12 @@ def test_both_engines_agree_and_parts_change_nothing(family: str) -> None:
     for options in ({"engine": "cone"}, {"engine": "cone", "batch_size": 2}):
         out = swept(model, **options)
         assert "fallback" not in out.info
-        for name in METRICS:
+        for name in out.metrics:
             for site in out:
                 gap = (out.raw[name][site] - full.raw[name][site]).abs().max()
                 assert gap < 1e-4, (name, site, gap)
     one, parts = (swept(model, estimated=True, batch_size=size) for size in (None, 2))
-    for name in METRICS:
+    for name in one.metrics:
         for site in one:
             assert (one.raw[name][site] - parts.raw[name][site]).abs().max() < 1e-4
 
@@ -95,7 +111,7 @@ def test_an_unembedding_that_is_no_plain_matrix(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(execution, "find_unembedding", lambda model: None)
     out = swept(model, engine="cone")
     assert "fallback" not in out.info
-    for name in METRICS:
+    for name in out.metrics:
         for site in out:
             assert (out.raw[name][site] - plain.raw[name][site]).abs().max() < 1e-5
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nnpatch_core import (
+    PromptPairs,
     Sites,
     ablation_patching,
     activation_patching,
@@ -24,7 +25,7 @@ from nnpatch_core import (
     infer_adapter,
 )
 from nnpatch_core.errors import MetricError, TokensError
-from nnpatch_core.testing import tiny_api, tiny_model, traces
+from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer, traces
 from tests.helpers.counted import Counted
 from tests.helpers.measured import (
     ANSWERS,
@@ -326,3 +327,39 @@ def test_longer_than_the_model_has_positions() -> None:
     ablation_patching(*arguments, answer_tokens=filled([(3, 4)]), **options)
     with pytest.raises(TokensError, match=rf"has {most + 1} tokens.*positions for {most}"):
         ablation_patching(*arguments, answer_tokens=filled([(3, 4, 5)]), **options)
+
+
+def test_pairs_bring_their_answers() -> None:
+    """Sets, and all tokens of each answer, without a word; data of the same name goes before."""
+    prompts = ["The capital of France is", "The capital of Spain is"]
+    others = ["The capital of Italy is", "The capital of Japan is"]
+    answers = [" Paris France", " Madrid"], [" Rome", " Tokyo is Japan"]
+    words = tiny_tokenizer([*prompts, *others, *answers[0], *answers[1]])
+    model = tiny_model("llama", vocab_size=200)
+    pairs = PromptPairs.from_texts(prompts, others, *answers, words, multi_token="all")
+    assert pairs.source_answer_tokens is not None
+    assert pairs.target_answer_tokens is not None
+    sites = Sites("resid", seq_pos_type="last")
+    options: dict[str, Any] = {"metric": DIFFERENCE, "progress": False}
+    api = tiny_api()
+    out = activation_patching(model, api, sites, pairs, **options)
+    tokens = {
+        "source_answer_tokens": pairs.source_answer_tokens,
+        "target_answer_tokens": pairs.target_answer_tokens,
+    }
+    alone = activation_patching(model, api, sites, **pairs.arguments(), **tokens, **options)
+    assert out["resid"].equal(alone["resid"])
+    ablated = ablation_patching(model, api, sites, pairs, **options)
+    own = {NAMES[name]: value for name, value in tokens.items()}
+    plain = ablation_patching(model, api, sites, **pairs.ablation_arguments(), **own, **options)
+    assert ablated["resid"].equal(plain["resid"])
+    swapped = {
+        "source_answer_tokens": pairs.target_answer_tokens,
+        "target_answer_tokens": pairs.source_answer_tokens,
+    }
+    other = activation_patching(model, api, sites, pairs, metric_data=swapped, **options)
+    assert other.baseline.source.equal(-out.baseline.source)
+    with pytest.raises(TokensError, match="leave out source_answer_tokens"):
+        activation_patching(
+            model, api, sites, pairs, source_answer_tokens=tokens["source_answer_tokens"], **options
+        )

@@ -21,6 +21,7 @@ from nnpatch_core.metrics import (
     MetricContext,
     compares_answers,
     per_prompt,
+    reads_activations,
     reads_positions,
     reads_tokens,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "infer_adapter",
     "per_prompt",
     "plan_sweep",
+    "reads_activations",
     "reads_positions",
     "reads_tokens",
     "separate_projections",

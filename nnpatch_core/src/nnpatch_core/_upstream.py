@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import nnsight
@@ -48,6 +49,7 @@ __all__ = [
     "is_known",
     "is_unseen",
     "nnsight",
+    "noting_inputs",
     "passes_on",
     "recorded",
     "recording",
@@ -163,6 +165,35 @@ def forward_of(module: nn.Module) -> Callable[..., Any] | None:
             foreign: Callable[..., Any] = function
             return foreign
     return None
+
+
+@contextmanager
+def noting_inputs(module: nn.Module, note: Callable[[Any], None]) -> Iterator[None]:
+    """While this holds, tell `note` the first argument of each call of a module, as edited.
+
+    torch's own hooks see an input as it was before an edit inside a trace. So it is noted where
+    nnsight hands it on.
+
+    Raises:
+        AttributeError: nnsight hands it on in another way than it did.
+    """
+    state = module.__dict__.get(_STATE)
+    if state is None:
+        raise AttributeError(f"nnsight has not wrapped {type(module).__name__}")
+    body = state.body
+    bound = 0 if hasattr(body, "__self__") else 1
+
+    @functools.wraps(body)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        given = args[bound:]
+        note(given[0] if given else next(iter(kwargs.values())))
+        return body(*args, **kwargs)
+
+    state.body = noting
+    try:
+        yield
+    finally:
+        state.body = body
 
 
 def is_unseen(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import attrs
 import torch
@@ -20,6 +20,23 @@ GivenTokens: TypeAlias = Tensor | Mapping[str, Any]
 _FILLER = 0
 
 
+class WantedSite(Protocol):
+    """An activation that is wanted of a run."""
+
+    @property
+    def positions(self) -> Tensor:
+        """`[batch, places]`, int64 on the CPU: positions from 0; -1 where there is none."""
+        ...
+
+    def rows(self, rows: slice | Tensor) -> WantedSite:
+        """That of some prompts."""
+        ...
+
+    def real(self, mask: Tensor) -> Tensor:
+        """`[batch, places]`, bool on the CPU: where there is a token."""
+        ...
+
+
 @attrs.frozen(eq=False)
 class Batch:
     """Prompts as left-padded tokens, so that position -1 is each prompt's last token.
@@ -31,12 +48,14 @@ class Batch:
             run are wanted; None is the last token alone.
         appended: how many tokens at the right end are an answer's, appended to the prompt: they
             run, but are never patched.
+        sites: activations that are wanted of a run, each with the positions in each prompt.
     """
 
     tokens: Tensor
     mask: Tensor
     read: Tensor | None = None
     appended: int = 0
+    sites: tuple[WantedSite, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -54,11 +73,13 @@ class Batch:
     def rows(self, rows: slice | Tensor) -> Batch:
         """Some of the prompts, at the same width."""
         read = None if self.read is None else self.read[_on_cpu(rows)]
-        return Batch(self.tokens[rows], self.mask[rows], read, self.appended)
+        sites = tuple(site.rows(_on_cpu(rows)) for site in self.sites)
+        return Batch(self.tokens[rows], self.mask[rows], read, self.appended, sites)
 
     def to(self, device: torch.device) -> Batch:
         """The same prompts on another device."""
-        return Batch(self.tokens.to(device), self.mask.to(device), self.read, self.appended)
+        tokens, mask = self.tokens.to(device), self.mask.to(device)
+        return Batch(tokens, mask, self.read, self.appended, self.sites)
 
     @property
     def prompt(self) -> Batch:
@@ -100,12 +121,17 @@ class Batch:
 
     @property
     def looked_at(self) -> Tensor:
-        """`[batch, seq]`, bool on the CPU: the positions at which logits are wanted."""
+        """`[batch, seq]`, bool on the CPU: the positions at which something is wanted of a run."""
         looked_at = torch.zeros(self.mask.shape, dtype=torch.bool, device="cpu")
         if self.read is None:
             looked_at[:, -1] = True
             return looked_at
-        return looked_at.scatter_(1, self.read, ~self.read_padding)
+        looked_at.scatter_(1, self.read, ~self.read_padding)
+        for site in self.sites:
+            real = site.real(self.mask)
+            prompts, places = real.nonzero().T
+            looked_at[prompts, site.positions[prompts, places]] = True
+        return looked_at
 
     @property
     def reaching(self) -> Tensor:

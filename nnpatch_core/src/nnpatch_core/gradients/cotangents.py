@@ -40,7 +40,10 @@ def cotangents(
         gradient = _gradient(total, leaf)
         if context.positions is not None and logits.ndim == 3:
             # There are no logits at padding, and nothing moves them.
-            gradient = gradient.masked_fill(context.padding[..., None], 0.0)
+            read = context.padding.shape[1]
+            nothing = leaf.detach().isnan()
+            nothing[:, :read] = context.padding[..., None]
+            gradient = gradient.masked_fill(nothing, 0.0)
         if not flat and not gradient.any():
             raise MetricError(
                 f"metric {name!r} has the gradient 0 for every prompt: to first order nothing "

@@ -15,7 +15,7 @@ from nnpatch_core.interventions.arguments import (
 )
 from nnpatch_core.interventions.averages import cache_average
 from nnpatch_core.interventions.constants import Recorded, Zeros
-from nnpatch_core.interventions.inputs import read_batch, read_spans
+from nnpatch_core.interventions.inputs import Remembered, read_batch, read_spans
 from nnpatch_core.interventions.pairs import differs_of, patchable, read_pairs, read_two
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Ablation",
     "PairArguments",
     "Recorded",
+    "Remembered",
     "RunArguments",
     "Zeros",
     "ablated_arguments",

@@ -14,11 +14,12 @@ from nnpatch_core._arrays import Booleans
 from nnpatch_core._integers import strict_seed
 from nnpatch_core._models import module_of, vocab_size
 from nnpatch_core._printable import shown
+from nnpatch_core.adapters import Location
 from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, PositionError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments
 from nnpatch_core.interventions.firsts import several_of, warn_of_first_tokens
-from nnpatch_core.interventions.inputs import read_batch, read_batches, read_spans
+from nnpatch_core.interventions.inputs import Remembered, read_batch, read_batches, read_spans
 from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
 from nnpatch_core.interventions.values import (
     draw,
@@ -103,6 +104,7 @@ class AblationRuns:
         ablation: the method.
         reference: the data set of a mean; None is the prompts themselves.
         per_position: whether each position is averaged apart.
+        remembered: of the reference, where several sweeps share it: its means, once they are known.
         donors: for each prompt the one whose activations it gets, if it is resampled.
         partners: `[batch]`, which of the prompts that is, where it is one of them.
         data: `[batch, ...]` by name, for metrics.
@@ -119,6 +121,7 @@ class AblationRuns:
     ablation: str
     reference: Iterable[Batch] | None
     per_position: bool
+    remembered: dict[Location, Tensor] | None
     donors: Batch | None
     partners: Tensor | None
     data: Mapping[str, Tensor] = attrs.field(factory=dict)
@@ -245,7 +248,7 @@ def _means(runs: AblationRuns, sweep: Sweep) -> Values:
         return own_means(sweep, runs.target)
     data, patches = runs.reference, sweep.patches
     checked = None if data is None else (check_padding(patches, batch) for batch in data)
-    return means(sweep, runs.target, checked, runs.per_position)
+    return means(sweep, runs.target, checked, runs.per_position, runs.remembered)
 
 
 def _resampled(runs: AblationRuns, sweep: Sweep) -> Values:
@@ -313,8 +316,12 @@ def read_ablation(
     if others is not None:
         others = check_answers(named("other_answer_index"), others, len(target), vocab)
     data: Iterable[Batch] | None = None
-    if ablation.reference is not None:
-        data = read_batches(nnmodel, "reference", ablation.reference)
+    reference, remembered = ablation.reference, None
+    if isinstance(reference, Remembered):
+        reference, remembered = reference.given, reference.means
+    if reference is not None:
+        # A stream that was averaged for an earlier batch of prompts is at its end.
+        data = iter(()) if remembered else read_batches(nnmodel, "reference", reference)
     donors = partners = None
     if METHODS[ablation.method].drawn:
         # Listed, as a stream can be read but once.
@@ -330,6 +337,7 @@ def read_ablation(
         ablation.method,
         data,
         ablation.per_position,
+        remembered,
         donors,
         partners,
         check_data(

@@ -114,8 +114,8 @@ def ablated_arguments(
         mask,
         given.tokenizer,
         given.spans,
-        given.source_answer_tokens,
-        given.target_answer_tokens,
+        answer_tokens=given.source_answer_tokens,
+        other_answer_tokens=given.target_answer_tokens,
     )
 
 
@@ -138,7 +138,7 @@ def _one_run(pairs: PromptPairs, tokenizer: Any) -> RunArguments:
 
 
 def _besides(pairs: PromptPairs, tokenizer: Any) -> dict[str, Any]:
-    """Arguments that pairs bring besides those that people pass, and what names their tokens."""
+    """All that pairs bring besides the arguments that people pass, and the tokenizer."""
     return {
         "tokenizer": tokenizer or pairs.tokenizer,
         "columns": pairs.columns,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import attrs
 from torch import Tensor
 
 from nnpatch_core._models import module_of, most_tokens, pad_id, vocab_size
 from nnpatch_core._printable import shown
+from nnpatch_core.adapters import Location
 from nnpatch_core.batch import Batch, make_batch, unpack
 from nnpatch_core.errors import MaskError, PositionError, TokensError
 from nnpatch_core.prompts import PromptPairs
@@ -41,6 +43,19 @@ def read_batch(
             f"for {most}: give shorter prompts"
         )
     return batch
+
+
+@attrs.frozen(eq=False)
+class Remembered:
+    """A data set that several sweeps take a mean over, which is made once.
+
+    Args:
+        given: the data set, as the user passed it.
+        means: of each activation, once it is known.
+    """
+
+    given: Any
+    means: dict[Location, Tensor] = attrs.field(factory=dict, init=False)
 
 
 def read_batches(nnmodel: Any, name: str, batches: Any) -> Iterable[Batch]:

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from nnpatch_core._models import most_tokens, vocab_size
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch, has_numbers, where_of
-from nnpatch_core.errors import MetricError, TokensError
+from nnpatch_core.errors import MetricError, PatchingError, TokensError
 from nnpatch_core.metrics import (
     Metric,
     MetricContext,
@@ -21,11 +21,14 @@ from nnpatch_core.metrics import (
     RunSeen,
     SpanFinder,
     SweepContext,
+    activations_read,
     answers_followed,
     check_metrics,
     reading_of,
 )
 from nnpatch_core.seq_pos import PromptBatch, Span, Spans
+from nnpatch_core.site import Site, bind_cells, check_site
+from nnpatch_core.tracing import ReadSite, widths_of
 
 #: `[batch]`, what the source run and the target run call for.
 Answers: TypeAlias = tuple[Tensor, "Tensor | None"]
@@ -135,6 +138,8 @@ def read_by(
     )
     if reading is None:
         return runs
+    sites, places = _sites(metrics, PromptBatch(runs.target, own, spans), reading, model)
+    reading = attrs.evolve(reading, sites=places)
     one, other = runs.source, runs.target
     if appended is not None:
         # The last token predicts nothing that is asked for.
@@ -142,10 +147,46 @@ def read_by(
         _check_lengths((one, other), model)
     return attrs.evolve(
         runs,
-        source=attrs.evolve(one, read=reading.source),
-        target=attrs.evolve(other, read=reading.target),
+        source=attrs.evolve(one, read=reading.source, sites=sites[0]),
+        target=attrs.evolve(other, read=reading.target, sites=sites[1]),
         reading=reading,
     )
+
+
+def _sites(
+    metrics: Mapping[str, Metric], prompts: PromptBatch, reading: Reading, model: nn.Module
+) -> tuple[
+    tuple[tuple[ReadSite, ...], tuple[ReadSite, ...]],
+    dict[str, dict[Any, tuple[int, ...]]],
+]:
+    """The sites that metrics read, in the source run and in the target run, and their places."""
+    known: dict[Site, tuple[int, ...]] = {}
+    sources, targets = [], []
+    places: dict[str, dict[Any, tuple[int, ...]]] = {}
+    first = reading.target.shape[1]
+    for name, metric in metrics.items():
+        wanted = activations_read(metric)
+        for site in wanted if isinstance(wanted, Sequence) else [wanted]:
+            if not isinstance(site, Site):
+                raise MetricError(
+                    f"metric {name!r} declares with reads_activations {shown(site)}: it must be a "
+                    "list of Site"
+                )
+            if site not in known:
+                try:
+                    check_site(site, model)
+                    bound = bind_cells([site], model, prompts.seq_len, prompts).cells[0].sites[0]
+                except PatchingError as error:
+                    raise MetricError(f"metric {name!r} reads {site.label}: {error}") from error
+                at = bound.positions.at.expand(len(prompts), -1)
+                came = bound.positions.source
+                targets.append(ReadSite(bound.place, bound.head, at))
+                there = at if came is None else came.expand(len(prompts), -1)
+                sources.append(ReadSite(bound.place, bound.head, there))
+                known[site] = tuple(range(first, first + at.shape[1]))
+                first += at.shape[1]
+            places.setdefault(name, {})[site] = known[site]
+    return (tuple(sources), tuple(targets)), places
 
 
 def _contexts(runs: RunsSeen, vocab: int | None) -> tuple[MetricContext, MetricContext]:
@@ -224,6 +265,8 @@ def sweep_context(runs: RunsSeen, source_logits: Tensor, target_logits: Tensor) 
         for batch in (runs.source, runs.target)
     )
     reading = runs.reading
+    sites = {} if reading is None else {name: dict(each) for name, each in reading.sites.items()}
+    every = {site: places for each in sites.values() for site, places in each.items()}
     return SweepContext(
         *runs.answers,
         source_logits,
@@ -236,5 +279,7 @@ def sweep_context(runs: RunsSeen, source_logits: Tensor, target_logits: Tensor) 
         source_run=source,
         columns={} if reading is None else dict(reading.columns),
         last=None if reading is None else reading.last,
+        sites=sites,
+        widths=widths_of(target_logits, every),
         versions=1 if reading is None else max(len(reading.versions), 1),
     )

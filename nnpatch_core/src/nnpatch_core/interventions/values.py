@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from nnpatch_core.adapters import Location
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import PositionError, TokensError
 from nnpatch_core.interventions.averages import aligned, mean_activations, mean_at_positions
@@ -23,11 +24,27 @@ def zeros(batch: Batch) -> Values:
     return Values(batch.mask, lambda _, chunk: (None, Zeros(batch.mask[chunk])), {})
 
 
-def means(sweep: Sweep, batch: Batch, data: Iterable[Batch] | None, per_position: bool) -> Values:
-    """The mean over the data set, or over the prompts themselves."""
-    places = sweep.patches.places
+def means(
+    sweep: Sweep,
+    batch: Batch,
+    data: Iterable[Batch] | None,
+    per_position: bool,
+    remembered: dict[Location, Tensor] | None = None,
+) -> Values:
+    """The mean over the data set, or over the prompts themselves.
+
+    `remembered` has the means over all tokens of the data set, or will have them.
+    """
+    places, width = sweep.patches.places, batch.seq_len
     data = map(batch.rows, sweep.chunks) if data is None else data
-    means, known = mean_activations(sweep.nnmodel, places, data, batch.seq_len, per_position)
+    if remembered is None:
+        means, known = mean_activations(sweep.nnmodel, places, data, width, per_position)
+    else:
+        if any(place.location not in remembered for place in places):
+            remembered.update(mean_activations(sweep.nnmodel, places, data, 1, False)[0])
+        means = {place.location: remembered[place.location] for place in places}
+        means = {location: mean.expand(-1, width, -1) for location, mean in means.items()}
+        known = torch.ones(width, dtype=torch.int64, device="cpu")
     mask = batch.mask * known.to(batch.mask.device)
     # Where positions are averaged together, all have what the last has.
     kept = slice(None) if per_position else slice(-1, None)

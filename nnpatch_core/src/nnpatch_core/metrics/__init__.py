@@ -12,11 +12,19 @@ from nnpatch_core.metrics.builtin import (
     sequence_log_probability,
     sequence_log_probability_difference,
 )
-from nnpatch_core.metrics.calling import as_numbers, called, columns_read, measure, one_each
+from nnpatch_core.metrics.calling import (
+    as_numbers,
+    called,
+    columns_given,
+    columns_read,
+    measure,
+    one_each,
+)
 from nnpatch_core.metrics.context import MetricContext, RunSeen, SweepContext, stacked
 from nnpatch_core.metrics.declarations import (
     ColumnsRead,
     PositionsRead,
+    activations_read,
     answers_followed,
     answers_known,
     compares_answers,
@@ -25,6 +33,7 @@ from nnpatch_core.metrics.declarations import (
     is_lowest_at_source,
     is_per_prompt,
     per_prompt,
+    reads_activations,
     reads_positions,
     reads_some,
     reads_tokens,
@@ -43,6 +52,7 @@ __all__ = [
     "RunSeen",
     "SpanFinder",
     "SweepContext",
+    "activations_read",
     "answer_log_probability",
     "answer_probability",
     "answer_set_difference",
@@ -52,6 +62,7 @@ __all__ = [
     "as_numbers",
     "called",
     "check_metrics",
+    "columns_given",
     "columns_read",
     "compares_answers",
     "first_tokens_read",
@@ -66,6 +77,7 @@ __all__ = [
     "one_each",
     "per_prompt",
     "reading_of",
+    "reads_activations",
     "reads_positions",
     "reads_some",
     "reads_tokens",

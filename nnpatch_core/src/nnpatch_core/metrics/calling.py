@@ -11,7 +11,12 @@ from torch import Tensor
 from nnpatch_core.batch import has_numbers, where_of
 from nnpatch_core.errors import MetricError, PatchingError
 from nnpatch_core.metrics.context import MetricContext
-from nnpatch_core.metrics.declarations import declared_of, is_per_prompt, reads_some
+from nnpatch_core.metrics.declarations import (
+    activations_read,
+    declared_of,
+    is_per_prompt,
+    reads_some,
+)
 from nnpatch_core.metrics.naming import Metric
 
 
@@ -99,6 +104,18 @@ def columns_read(metrics: Mapping[str, Metric], context: MetricContext) -> Tenso
         return None
     ids = [_columns_of(name, metric, context) for name, metric in metrics.items()]
     return torch.unique(torch.cat(ids))  # type: ignore[no-any-return]
+
+
+def columns_given(metrics: Mapping[str, Metric], context: MetricContext) -> Tensor | None:
+    """The token ids whose logits are computed; None is the whole vocabulary.
+
+    Beside activations that is all of it, as each takes a place as wide.
+
+    Raises:
+        MetricError: a metric declares something else than ids of the vocabulary.
+    """
+    wide = any(map(activations_read, metrics.values()))
+    return None if wide else columns_read(metrics, context)
 
 
 def _columns_of(name: str, metric: Metric, context: MetricContext) -> Tensor:

@@ -32,6 +32,7 @@ class MetricContext:
             positions stand in these tokens; None of any other.
         appended: `[batch, n]`, the tokens of the answer that is appended to the prompt, for a
             metric that appends one; -1 fills. None for any other.
+        activations: for each site that the metric declares `[batch, positions, width]` of the run.
     """
 
     source_answer_index: Tensor
@@ -43,6 +44,7 @@ class MetricContext:
     mask: Tensor | None = attrs.field(default=None, kw_only=True)
     positions: Tensor | None = attrs.field(default=None, kw_only=True)
     appended: Tensor | None = attrs.field(default=None, kw_only=True)
+    activations: Mapping[Any, Tensor] = attrs.field(factory=dict, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.source_answer_index)
@@ -96,15 +98,19 @@ class MetricContext:
         return padding & (self.positions < seq_len)
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor in it."""
-        found: list[Tensor] = []
-
-        def noted(several: Sequence[Tensor]) -> Tensor:
-            found.append(several[0])
-            return several[0]
-
-        _with_each([self], noted)
-        return found
+        """Every tensor that a metric is given in it."""
+        own = (
+            self.source_answer_index,
+            self.target_answer_index,
+            self.source_logits,
+            self.target_logits,
+            self.tokens,
+            self.mask,
+            self.positions,
+            self.appended,
+        )
+        named = (*self.data.values(), *self.activations.values())
+        return [each for each in (*own, *named) if each is not None]
 
 
 @attrs.frozen(eq=False)
@@ -135,12 +141,16 @@ class SweepContext(MetricContext):
         last: the place of the last token.
         versions: how many times the prompts stand in it after one another, each time with another
             answer appended.
+        sites: by metric, which of the places behind the logits have the activation of a site.
+        widths: how many numbers a site's activation has at each place.
     """
 
     source_run: RunSeen = attrs.field(kw_only=True)
     columns: Mapping[str, tuple[int, ...]] = attrs.field(factory=dict, kw_only=True)
     last: int | None = attrs.field(default=None, kw_only=True)
     versions: int = attrs.field(default=1, kw_only=True)
+    sites: Mapping[str, Mapping[Any, tuple[int, ...]]] = attrs.field(factory=dict, kw_only=True)
+    widths: Mapping[Any, int] = attrs.field(factory=dict, kw_only=True)
 
     @property
     def of_source_run(self) -> SweepContext:
@@ -164,8 +174,12 @@ class SweepContext(MetricContext):
         if columns == tuple(range(logits.shape[1])):
             return logits, self
         index: Any = self.last if columns is None else list(columns)
+        sites = {} if metric is None else self.sites.get(metric, {})
         context = attrs.evolve(
             self,
+            activations={
+                site: logits[:, list(places), : self.widths[site]] for site, places in sites.items()
+            },
             source_logits=self.source_logits[:, index],
             target_logits=self.target_logits[:, index],
             positions=None if columns is None else self.positions[:, index],
@@ -184,10 +198,10 @@ def _with_each(contexts: Sequence[Any], function: Callable[[Sequence[Tensor]], T
     first = contexts[0]
     if isinstance(first, Tensor):
         return function(contexts)
+    if first is None or isinstance(first, int | tuple):
+        return first
     if isinstance(first, dict):
         return {key: _with_each([each[key] for each in contexts], function) for key in first}
-    if not attrs.has(type(first)):
-        return first
     names = [field.name for field in attrs.fields(type(first))]
     return attrs.evolve(
         first,

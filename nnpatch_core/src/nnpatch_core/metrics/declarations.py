@@ -141,6 +141,36 @@ def checked_by(check: Callable[[MetricContext], None]) -> Callable[[_Function], 
     return declared
 
 
+def reads_activations(sites: Sequence[Any]) -> Callable[[_Function], _Function]:
+    """Declare activations of the run that a metric reads beside its logits.
+
+    It finds them in `context.activations[site]`, `[batch, positions, width]` in float32: of the
+    patched run where that is measured, of the source run and the target run where they are. A
+    site of one head has that head's columns; one without positions has all, and nan at padding. It
+    goes together with the other declarations, in any order.
+
+    Args:
+        sites: a list of `Site`.
+
+    Raises:
+        MetricError: it is put on something that cannot be called.
+
+    Examples:
+        >>> from nnpatch_core import Site
+        >>> from nnpatch_core.testing import tiny_api
+        >>> written = Site.get_site(tiny_api(), "o", layer=1, head=2, seq_pos=[-1])
+        >>> @per_prompt
+        ... @reads_activations([written])
+        ... def size(logits, context):
+        ...     return context.activations[written][:, 0].norm(dim=-1)
+    """
+
+    def declared(metric: _Function) -> _Function:
+        return _declare(metric, "activations_read", sites)
+
+    return declared
+
+
 def follows_answers(*names: str) -> Callable[[_Function], _Function]:
     """Declare that a metric reads the prompts with an answer appended, where it predicts that.
 
@@ -186,6 +216,7 @@ def of_first_tokens(*, sets: str, whole: str) -> Callable[[_Function], _Function
 
 #: What can be declared of a metric.
 _WORDS = (
+    "activations_read",
     "answers_read",
     "checked_by",
     "columns",
@@ -245,6 +276,11 @@ def reads_some(metric: Any) -> bool:
 def answers_followed(metric: Any) -> tuple[str, ...]:
     """The names of the answers that a metric appends; none for most. See `follows_answers`."""
     return declared_of(metric, "follows_answers") or ()
+
+
+def activations_read(metric: Any) -> Any:
+    """The sites whose activations a metric reads, unchecked; none for most."""
+    return declared_of(metric, "activations_read") or ()
 
 
 def answers_known(metric: Any) -> tuple[str, ...]:

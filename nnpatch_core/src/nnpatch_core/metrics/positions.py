@@ -14,7 +14,11 @@ from nnpatch_core._printable import shown
 from nnpatch_core.batch import has_numbers, where_of
 from nnpatch_core.errors import MetricError, PatchingError
 from nnpatch_core.metrics.context import MetricContext
-from nnpatch_core.metrics.declarations import answers_followed, declared_of
+from nnpatch_core.metrics.declarations import (
+    activations_read,
+    answers_followed,
+    declared_of,
+)
 from nnpatch_core.metrics.naming import Metric
 
 #: Gives, for the name of a span, its positions `[batch, any]` in the source and in the target run,
@@ -37,6 +41,7 @@ class Reading:
         appended: `[batch, n]`, the answer that is appended to each prompt; None if none is.
         versions: the names of the answers, where the prompts stand in these once with each, after
             one another; nothing where no answer is appended.
+        sites: by metric, which of the places behind those have the activation of a site.
     """
 
     source: Tensor
@@ -45,6 +50,7 @@ class Reading:
     last: int | None
     appended: Tensor | None = None
     versions: tuple[str, ...] = ()
+    sites: Mapping[str, Mapping[Any, tuple[int, ...]]] = attrs.field(factory=dict)
 
 
 def check_metrics(
@@ -93,7 +99,8 @@ def reading_of(
         if (wanted := declared_of(metric, "positions_read")) is not None
     }
     following = [name for name, metric in metrics.items() if answers_followed(metric)]
-    if not declared and not following:
+    reading = [name for name, metric in metrics.items() if activations_read(metric)]
+    if not declared and not following and not reading:
         return None
     places: dict[tuple[int, ...], int] = {}
 

@@ -20,8 +20,9 @@ from nnpatch_core.interventions import (
 )
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName, EngineName
+from nnpatch_core.patching.batches import in_batches
 from nnpatch_core.prompts import PromptPairs
-from nnpatch_core.results import Outcome
+from nnpatch_core.results import Keep, Outcome
 from nnpatch_core.seq_pos import Span
 from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep import (
@@ -35,6 +36,7 @@ from nnpatch_core.sweep import (
 
 
 @in_one_thread
+@in_batches("tokens")
 def ablation_patching(
     nnmodel: Any,
     api: Any,
@@ -57,6 +59,7 @@ def ablation_patching(
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    keep: Keep = "prompts",
     progress: bool = True,
     tokenizer: Any = None,
 ) -> Outcome:
@@ -105,6 +108,8 @@ def ablation_patching(
             as `"4 GiB"`; None is half of what is free on the device.
         checkpoint: a file that is kept up to date with what was measured. The same call goes on
             from it, with the outcome of an unbroken run; another call is refused.
+        keep: `"prompts"` keeps the numbers of each prompt; `"means"` their means and moments alone,
+            so that memory does not grow with their number.
         progress: whether a bar shows the cells done; none does where the environment variable
             `TQDM_DISABLE` is set.
         tokenizer: gives the outcome its token strings; by default the one of a `PromptPairs` or a
@@ -137,8 +142,8 @@ def ablation_patching(
         attention_mask,
         tokenizer,
         spans,
-        answer_tokens,
-        other_answer_tokens,
+        answer_tokens=answer_tokens,
+        other_answer_tokens=other_answer_tokens,
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)

@@ -15,9 +15,10 @@ from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.interventions import PairArguments, read_pairs
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import EngineName, ScreenName
+from nnpatch_core.patching.batches import in_batches
 from nnpatch_core.patching.screen import check_screen, screen_sweep
 from nnpatch_core.prompts import PromptPairs
-from nnpatch_core.results import Outcome
+from nnpatch_core.results import Keep, Outcome
 from nnpatch_core.seq_pos import Span
 from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep import (
@@ -31,6 +32,7 @@ from nnpatch_core.sweep import (
 
 
 @in_one_thread
+@in_batches("source_tokens")
 def activation_patching(
     nnmodel: Any,
     api: Any,
@@ -57,6 +59,7 @@ def activation_patching(
     top_k: int | None = None,
     spot_checks: int | None = None,
     seed: int | None = None,
+    keep: Keep = "prompts",
     progress: bool = True,
     tokenizer: Any = None,
 ) -> Outcome:
@@ -110,6 +113,8 @@ def activation_patching(
         spot_checks: how many of the others are measured too, drawn at random, so that
             `out.screening` can bound what was missed; None is as many as `top_k`.
         seed: of that draw; None is 0.
+        keep: `"prompts"` keeps the numbers of each prompt; `"means"` their means and moments alone,
+            so that memory does not grow with their number.
         progress: whether a bar shows the cells done; none does where the environment variable
             `TQDM_DISABLE` is set.
         tokenizer: gives the outcome its token strings; by default the one of a `PromptPairs` or a
@@ -151,8 +156,8 @@ def activation_patching(
         target_attention_mask,
         tokenizer,
         spans,
-        source_answer_tokens,
-        target_answer_tokens,
+        source_answer_tokens=source_answer_tokens,
+        target_answer_tokens=target_answer_tokens,
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)

@@ -22,14 +22,16 @@ from nnpatch_core.interventions import (
 )
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import EstimatedAblationName
+from nnpatch_core.patching.batches import in_batches
 from nnpatch_core.prompts import PromptPairs
-from nnpatch_core.results import Outcome
+from nnpatch_core.results import Keep, Outcome
 from nnpatch_core.seq_pos import Span
 from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep import Options, Runs, check_repairs, estimate_sweep, prepare
 
 
 @in_one_thread
+@in_batches("source_tokens", "target_tokens")
 def attribution_patching(
     nnmodel: Any,
     api: Any,
@@ -56,6 +58,7 @@ def attribution_patching(
     grad_drop: bool = False,
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
+    keep: Keep = "prompts",
     progress: bool = True,
     tokenizer: Any = None,
 ) -> Outcome:
@@ -126,6 +129,8 @@ def attribution_patching(
             prompts in several parts the unpatched runs are made once more.
         memory_budget: bytes that may be used besides the model's weights, or a string such as
             `"4 GiB"`; None is half of what is free on the device.
+        keep: `"prompts"` keeps the numbers of each prompt; `"means"` their means and moments alone,
+            so that memory does not grow with their number.
         progress: whether a bar shows the backwards done; none does where the environment variable
             `TQDM_DISABLE` is set.
         tokenizer: gives the outcome its token strings; by default the one of a `PromptPairs` or a
@@ -168,8 +173,8 @@ def attribution_patching(
         target_attention_mask,
         tokenizer,
         spans,
-        source_answer_tokens,
-        target_answer_tokens,
+        source_answer_tokens=source_answer_tokens,
+        target_answer_tokens=target_answer_tokens,
     )
     options = Options(batch_size, memory_budget, progress)
     traced = as_nnsight(nnmodel)

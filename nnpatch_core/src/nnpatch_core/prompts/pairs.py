@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, Literal
 
@@ -13,28 +13,24 @@ import torch
 from torch import Tensor
 
 from nnpatch_core import _html
-from nnpatch_core._arguments import check_flags, listed
+from nnpatch_core._arguments import listed
+from nnpatch_core._integers import strict_int
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch
-from nnpatch_core.errors import TokensError, UnknownNameError
-from nnpatch_core.prompts.encoding import is_tokenizer, make_encoder
+from nnpatch_core.errors import TokensError
+from nnpatch_core.prompts.encoding import is_tokenizer
 from nnpatch_core.prompts.files import raw_csv, raw_file, raw_json, raw_jsonl, raw_parquet
 from nnpatch_core.prompts.keywords import AblationArguments, GivenSpans, PatchingArguments
 from nnpatch_core.prompts.layouts import find_layout, with_own_spans
-from nnpatch_core.prompts.names import IDS
-from nnpatch_core.prompts.reading import Read, Reader, is_messages
+from nnpatch_core.prompts.making import tokenised
 from nnpatch_core.prompts.rows import (
     COLUMNS,
-    PROMPTS,
     Answers,
     Prompt,
     Table,
     TextPair,
-    joined_places,
 )
-from nnpatch_core.prompts.spans import LACKING, with_spans
 from nnpatch_core.prompts.subsets import (
-    filled,
     grouped,
     numbers_of,
     without_fill,
@@ -57,11 +53,6 @@ Layout = Literal["counterfact", "greater-than"]
 _SHOWN = 5
 #: Options of `pandas.read_csv` about how a file is written.
 _OF_PANDAS = ("delimiter", "encoding", "quotechar", "sep", "skiprows")
-_CHOICES = {
-    "answers": ("auto", "ids", "texts"),
-    "multi_token": ("raise", "first", "drop", "all"),
-    "faulty": ("raise", "drop"),
-}
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -607,6 +598,22 @@ class PromptPairs:
             value: self._picked(numbers) for value, numbers in grouped(self.columns, name).items()
         }
 
+    def batches(self, size: int) -> Iterator[PromptPairs]:
+        """The pairs in their order, so many at a time, each batch at its own width.
+
+        A sweep takes them in place of the pairs, one batch after the other.
+
+        Args:
+            size: the number of pairs of a batch; the last one may have fewer.
+
+        Raises:
+            TokensError: it is no number of pairs.
+        """
+        if strict_int(size, "the size of a batch", TokensError) < 1:
+            raise TokensError(f"the size of a batch must be at least 1, got {size}")
+        starts = range(0, len(self), size)
+        return (self[start : start + size] for start in starts)
+
     def __getitem__(self, picked: Any) -> PromptPairs:
         """Some of the pairs, padded to their own width; `dropped` stays behind.
 
@@ -665,112 +672,12 @@ class PromptPairs:
         return cls._of(made, tokenizer, **options)
 
     @classmethod
-    def _of(
-        cls,
-        table: Table,
-        tokenizer: Any,
-        *,
-        chat: bool = False,
-        system: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        answers: str = "auto",
-        space: bool = True,
-        multi_token: str = "raise",
-        faulty: str = "raise",
-        spans: Any = None,
-    ) -> PromptPairs:
-        table = with_spans(table, spans)
-        check_flags(chat=chat, space=space)
-        chosen = {"answers": answers, "multi_token": multi_token, "faulty": faulty}
-        for name, value in chosen.items():
-            if not isinstance(value, str) or value not in _CHOICES[name]:
-                raise UnknownNameError(
-                    f"unknown {name} {shown(value)}; there are {', '.join(_CHOICES[name])}"
-                )
-        messages = {
-            name: [row for row in table.rows if is_messages(row.values[at])]
-            for at, name in enumerate(PROMPTS)
-        }
-        encoder = make_encoder(
-            tokenizer,
-            chat=chat,
-            system=system,
-            options=chat_template_kwargs,
-            messages=any(messages.values()),
-        )
-        if system is not None and any(messages.values()):
-            raise TokensError(
-                "system= is for prompts that are texts; messages have a system message of their "
-                f"own: put it into them ({joined_places(table, messages)})"
-            )
-        texts = frozenset(COLUMNS[2:] if answers == "texts" else ()) - table.ids
-        ids = {
-            name
-            for name, own in zip(COLUMNS, table.names, strict=True)
-            if answers == "ids" or str(own).endswith(IDS)
-        }
-        reader = Reader(
-            encoder,
-            ids=frozenset(ids - texts | table.ids),
-            texts=texts,
-            space=space,
-            several=multi_token,
-            drop=faulty == "drop" or multi_token == "drop",
-        )
-        kept, dropped = reader.read(table)
-        prompts = [read.prompts[name].tokens for name in PROMPTS for read in kept]
-        tokens, mask = _padded(prompts, getattr(tokenizer, "pad_token_id", None) or 0)
-        n = len(kept)
-        first = {
-            name: torch.tensor([read.answers[name][0].token for read in kept], device="cpu")
-            for name in PROMPTS
-        }
-        sets: dict[str, Tensor] = {}
-        if any(read.has_sets for read in kept):
-            for name in PROMPTS:
-                of = [[answer.token for answer in read.answers[name]] for read in kept]
-                sets[name] = filled(of)
-        whole: dict[str, Tensor] = {}
-        if multi_token == "all":
-            for name in PROMPTS:
-                whole[name] = filled([read.answers[name][0].tokens for read in kept])
-        return cls(
-            pairs=tuple(read.pair for read in kept),
-            dropped=tuple(dropped),
-            source_tokens=tokens[:n],
-            target_tokens=tokens[n:],
-            source_attention_mask=mask[:n],
-            target_attention_mask=mask[n:],
-            source_answer_index=first["source"],
-            target_answer_index=first["target"],
-            tokenizer=tokenizer,
-            spans=_spans(kept, tokens.shape[1]),
-            columns={name: tuple(read.row.others[name] for read in kept) for name in table.others},
-            source_answer_sets=sets.get("source"),
-            target_answer_sets=sets.get("target"),
-            source_answer_tokens=whole.get("source"),
-            target_answer_tokens=whole.get("target"),
-        )
+    def _of(cls, table: Table, tokenizer: Any, **options: Any) -> PromptPairs:
+        return cls(**attrs.asdict(tokenised(table, tokenizer, **options), recurse=False))
 
 
 def _given(spans: Mapping[str, Span]) -> GivenSpans:
     return {"spans": spans} if spans else {}
-
-
-def _spans(kept: Sequence[Read], width: int) -> dict[str, Span]:
-    """The spans of all prompts, as tokens of the left-padded batch."""
-
-    def ends(name: str, side: str) -> Tensor:
-        rows = []
-        for read in kept:
-            padding = width - len(read.prompts[side].tokens)
-            found = read.spans[side].get(name)
-            start, stop = LACKING if found is None else found.ends
-            rows.append([start, stop] if start < 0 else [start + padding, stop + padding])
-        return torch.tensor(rows, device="cpu")
-
-    names = dict.fromkeys(name for read in kept for name in read.row.spans)
-    return {name: Span(*(ends(name, side) for side in PROMPTS)) for name in names}
 
 
 def _reader(table: Any) -> Callable[[Any], Raw]:
@@ -819,11 +726,3 @@ def _check_options(function: str, options: Mapping[str, Any]) -> None:
         elif like:
             hint = f"; did you mean {like[0]!r}?"
         raise TypeError(f"{function}() got an unexpected keyword argument {option!r}{hint}")
-
-
-def _padded(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
-    """Pad prompts on the left: tokens and mask, `[prompts, seq]`."""
-    width = max(map(len, prompts))
-    tokens = [[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return torch.tensor(tokens, device="cpu"), torch.tensor(mask, device="cpu")

@@ -7,8 +7,22 @@ Where a line belongs: a figure of the raw metrics in `statistics`; rows, frames 
 """
 
 from nnpatch_core.results.agreement import Agreement
+from nnpatch_core.results.joined import Joined, Keep, means_of
+from nnpatch_core.results.moments import Moments
 from nnpatch_core.results.outcome import Outcome
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.screening import Screening
 
-__all__ = ["Agreement", "Baseline", "Cells", "Outcome", "Prompts", "Scale", "Screening"]
+__all__ = [
+    "Agreement",
+    "Baseline",
+    "Cells",
+    "Joined",
+    "Keep",
+    "Moments",
+    "Outcome",
+    "Prompts",
+    "Scale",
+    "Screening",
+    "means_of",
+]

@@ -37,7 +37,8 @@ def write(path: str | os.PathLike[str], outcome: Outcome) -> None:
     """
     names = {"sites": list(outcome.cells), "metrics": list(outcome.raw)}
     try:
-        content = dict(Part(type(outcome)).apart(outcome, "", names))
+        means = ["means"] if outcome.moments is not None else []
+        content = dict(Part(type(outcome)).apart(outcome, "", {**names, "means": means}))
         tensors = {way: value for way, value in content.items() if isinstance(value, Tensor)}
         rest = {way: value for way, value in content.items() if way not in tensors}
         header = {"format": _FORMAT, **names, **rest}
@@ -77,11 +78,12 @@ def _check_content(header: Mapping[str, Any], tensors: Mapping[str, Tensor], kin
             raise OutcomeError(f"its header lacks {name}")
         if not are_names(header[name]):
             raise OutcomeError(f"its {name} is {shown(header[name])}")
-    names = {"sites": header["sites"], "metrics": header["metrics"]}
+    means = ["means"] if header.get("moments/given") is True else []
+    names = {"sites": header["sites"], "metrics": header["metrics"], "means": means}
     leaves = dict(Part(kind).leaves("", names))
     texts = {way: leaf for way, leaf in leaves.items() if isinstance(leaf, Json)}
     arrays = {way: leaf for way, leaf in leaves.items() if isinstance(leaf, Array)}
-    _check_ways("its header", header, {"format", *names, *texts})
+    _check_ways("its header", header, {"format", "sites", "metrics", *texts})
     for way, text in texts.items():
         if not text.is_right(header[way]):
             raise OutcomeError(f"its {way} is {shown(header[way])}")

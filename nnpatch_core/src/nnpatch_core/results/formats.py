@@ -21,7 +21,7 @@ import torch
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 
-#: `"sites"` and `"metrics"`, each to the names of an outcome.
+#: `"sites"` and `"metrics"`, each to the names of an outcome; `"means"`, to one if it has no more.
 Names: TypeAlias = Mapping[str, Sequence[str]]
 NUMBERS = (torch.float32, torch.float64)
 IDS = (torch.int32, torch.int64)
@@ -130,6 +130,29 @@ class Part:
         return self.kind(
             **{name: each.together(content, _below(way, name), names) for name, each in fields}
         )
+
+
+@attrs.frozen
+class IfMeans:
+    """An object of an attrs class in outcomes of means alone; None in all others."""
+
+    part: Part
+
+    def leaves(self, way: str, names: Names) -> Iterator[tuple[str, Json | Array]]:
+        """Whether there is one, and those of its fields."""
+        yield _below(way, "given"), FLAG
+        if names["means"]:
+            yield from self.part.leaves(way, names)
+
+    def apart(self, value: Any, way: str, names: Names) -> Iterator[tuple[str, Any]]:
+        """Whether there is one, and its fields."""
+        yield _below(way, "given"), value is not None
+        if value is not None:
+            yield from self.part.apart(value, way, names)
+
+    def together(self, content: Mapping[str, Any], way: str, names: Names) -> Any:
+        """The object, or None."""
+        return self.part.together(content, way, names) if names["means"] else None
 
 
 @attrs.frozen

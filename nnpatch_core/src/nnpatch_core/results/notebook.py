@@ -17,7 +17,7 @@ _STRONGEST = 5
 
 def as_html(outcome: Outcome) -> str:
     """An outcome as HTML: its metric, model and prompts, its grids, and the strongest cells."""
-    batch, seq_len = outcome.prompts.target_tokens.shape
+    batch, seq_len = outcome.count, outcome.prompts.target_tokens.shape[1]
     facts = [
         ("metric", f"{outcome.metric}, {legend(outcome.scale, outcome.magnitude)}"),
         *((name, outcome.info[name]) for name in _FACTS if name in outcome.info),

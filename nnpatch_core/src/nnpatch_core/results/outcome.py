@@ -29,11 +29,13 @@ from nnpatch_core.results.formats import (
     TEXT,
     Array,
     Each,
+    IfMeans,
     Part,
     choice,
     record,
     stored,
 )
+from nnpatch_core.results.moments import Moments, standard_errors
 from nnpatch_core.results.notebook import as_html
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.pictures import draw_outcome
@@ -71,6 +73,8 @@ class Outcome(Mapping[str, Tensor]):
         magnitude: whether values are sizes: the mean over the prompts of how far each moved,
             without a sign.
         screening: how the cells that were measured were chosen, where others are estimates.
+        moments: of a sweep with `keep="means"`: all that is known of its prompts. `raw` and
+            `baselines` have one column then, of means, and `prompts` the first prompt.
 
     Examples:
         >>> import torch
@@ -105,6 +109,7 @@ class Outcome(Mapping[str, Tensor]):
     info: Mapping[str, str] = attrs.field(metadata=stored(INFO))
     magnitude: bool = attrs.field(default=False, metadata=stored(FLAG))
     screening: Screening | None = attrs.field(default=None, metadata=stored(record(Screening)))
+    moments: Moments | None = attrs.field(default=None, metadata=stored(IfMeans(Part(Moments))))
 
     # Two outcomes are compared by their tensors, not by `==` on a mapping of them.
     __eq__ = object.__eq__
@@ -126,7 +131,8 @@ class Outcome(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {list(cells.shape)}" for name, cells in self.cells.items())
-        return f"Outcome({self.kind}, {self.metric}: {shapes})"
+        means = "" if self.moments is None else f", means of {self.moments.count} prompts"
+        return f"Outcome({self.kind}, {self.metric}: {shapes}{means})"
 
     def _repr_html_(self) -> str:
         return as_html(self)
@@ -291,7 +297,35 @@ class Outcome(Mapping[str, Tensor]):
             >>> bool((out.magnitudes()["k"] >= 0).all())
             True
         """
+        if not self.magnitude:
+            self._check_prompts("magnitudes()")
         return attrs.evolve(self, magnitude=True)
+
+    def standard_error(self, name: str) -> Tensor:
+        """The standard error of each value, float64, of its tensor's shape; nan where not swept.
+
+        By the delta method, for the ratio of means that a value is; on the scale `"change"` that of
+        a mean. It takes the prompts to be drawn independently. Of one prompt it is inf.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+            OutcomeError: the values are sizes.
+
+        Examples:
+            >>> out.standard_error("mlp")[-1].tolist()
+            [inf, inf, inf]
+        """
+        return self._placed(name, standard_errors, _NAN)
+
+    @property
+    def count(self) -> int:
+        """How many prompts there were.
+
+        Examples:
+            >>> out.count
+            1
+        """
+        return len(self.baseline.target) if self.moments is None else self.moments.count
 
     def patched(self, name: str) -> Tensor:
         """The metric of each patched run, `[..., batch]`, in its unit; nan where not swept.
@@ -305,6 +339,7 @@ class Outcome(Mapping[str, Tensor]):
             >>> out.patched("k").shape
             torch.Size([3, 3, 2, 1])
         """
+        self._check_prompts("patched()")
         return self._cells(name).place(self.raw[self.metric][self._key(name)], _NAN)
 
     def per_prompt(self, name: str) -> Tensor:
@@ -320,6 +355,7 @@ class Outcome(Mapping[str, Tensor]):
             >>> torch.allclose(out.per_prompt("mlp")[..., 0], out["mlp"], atol=1e-5)
             True
         """
+        self._check_prompts("per_prompt()")
         return self._placed(name, prompt_values, _NAN)
 
     def strongest(self, k: int = 10, sites: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -366,6 +402,7 @@ class Outcome(Mapping[str, Tensor]):
             >>> [group["mlp"].shape for group in out.by_group(["easy"]).values()]
             [torch.Size([3, 3])]
         """
+        self._check_prompts("by_group()")
         return grouping.split(self, column)
 
     def agreement(self, exact: Outcome, top_k: int = 20) -> Agreement:
@@ -407,6 +444,8 @@ class Outcome(Mapping[str, Tensor]):
             ['site', 'layer', 'position', 'token', 'head', 'value']
         """
         check_flags(per_prompt=per_prompt)
+        if per_prompt:
+            self._check_prompts("per_prompt=True")
         made = tables.prompt_blocks if per_prompt else tables.cell_blocks
         return tables.frame(made(self), self.tokens)
 
@@ -424,6 +463,8 @@ class Outcome(Mapping[str, Tensor]):
             ('layer', 'position', 'kv_head')
         """
         check_flags(per_prompt=per_prompt)
+        if per_prompt:
+            self._check_prompts("per_prompt=True")
         return tables.dataset(self, bool(per_prompt))
 
     @overload
@@ -541,6 +582,13 @@ class Outcome(Mapping[str, Tensor]):
             nnpatch_core.errors.OutcomeError: nowhere.safetensors is not an outcome: there is ...
         """
         return file.read(path, cls)
+
+    def _check_prompts(self, what: str) -> None:
+        if self.moments is not None:
+            raise OutcomeError(
+                f"{what} needs the numbers of each prompt, and this outcome has means over "
+                f"{self.moments.count} prompts alone: sweep with keep='prompts'"
+            )
 
     def _placed(self, name: str, figures: Callable[[Outcome, str], Tensor], fill: float) -> Tensor:
         """Figures of a site name's swept cells, `[cells, ...]`, in its grid."""

@@ -9,6 +9,7 @@ from nnpatch_core.sweep.layout import Layout, lay_out
 from nnpatch_core.sweep.lined_up import warn_of_columns
 from nnpatch_core.sweep.measured import measure_sweep
 from nnpatch_core.sweep.prepared import prepare
+from nnpatch_core.sweep.progress import make_bar
 from nnpatch_core.sweep.runs import Runs, Values
 from nnpatch_core.sweep.sweep import (
     Options,
@@ -34,6 +35,7 @@ __all__ = [
     "estimate_sweep",
     "label_prompts",
     "lay_out",
+    "make_bar",
     "measure_sweep",
     "plan_of",
     "prepare",

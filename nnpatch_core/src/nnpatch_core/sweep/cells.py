@@ -13,7 +13,7 @@ from torch import Tensor
 from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core.engine import Part
 from nnpatch_core.errors import EngineError
-from nnpatch_core.metrics import MetricContext, columns_read, measure
+from nnpatch_core.metrics import MetricContext, columns_given, measure
 from nnpatch_core.results import Baseline
 from nnpatch_core.sweep.checkpoint import Checkpoint
 from nnpatch_core.sweep.fallback import warn_of_fallback
@@ -129,7 +129,7 @@ class _Run:
     def _engine(self, opened: Opened, group: slice, chunk: slice) -> None:
         execution = opened.execution
         ran, elided = self.ran[group, chunk], execution.elided
-        parts = execution.parts(ran, columns_read(self.sweep.metrics, self.context))
+        parts = execution.parts(ran, columns_given(self.sweep.metrics, self.context))
         # An engine that cannot do it mostly says so here, before anything is counted.
         first = list(islice(parts, 1))
         work = execution.work(ran)

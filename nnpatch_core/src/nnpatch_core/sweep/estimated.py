@@ -13,7 +13,12 @@ from nnpatch_core._models import evaluating, frozen
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import EngineWarning, EstimateWarning, MetricError
 from nnpatch_core.gradients import FIXED, Terms, check_gradients
-from nnpatch_core.metrics import MetricContext, answers_followed, is_lowest_at_source
+from nnpatch_core.metrics import (
+    MetricContext,
+    activations_read,
+    answers_followed,
+    is_lowest_at_source,
+)
 from nnpatch_core.results import Outcome
 from nnpatch_core.sweep.estimation import Estimation, OpenedGraph, Repairs
 from nnpatch_core.sweep.labels import outcome
@@ -51,6 +56,7 @@ def estimate_sweep(
     _warn_of_hooks(model)
     _check_slopes(sweep, runs, repairs)
     _check_signs(sweep, repairs)
+    _check_activations(sweep, repairs)
     with evaluating(model), frozen(model):
         values = runs.values(sweep)
         sweep = sweep.where_present(values.mask)
@@ -83,6 +89,18 @@ def estimate_sweep(
         exact=tally.known.all(1),
         magnitude=repairs.grad_drop,
     )
+
+
+def _check_activations(sweep: Sweep, repairs: Repairs) -> None:
+    """Raise `MetricError` where a repair looks at nothing but the logits."""
+    named = {"steps=": repairs.steps is not None, "grad_drop=True": repairs.grad_drop}
+    for repair in (name for name, wanted in named.items() if wanted):
+        for name, metric in sweep.metrics.items():
+            if activations_read(metric):
+                raise MetricError(
+                    f"metric {name!r} reads activations, and {repair} follows what a cell does to "
+                    f"the logits alone: leave out {repair}"
+                )
 
 
 def _check_signs(sweep: Sweep, repairs: Repairs) -> None:

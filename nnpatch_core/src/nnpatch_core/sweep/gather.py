@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnpatch_core._arrays import Booleans
 from nnpatch_core.engine import Part
-from nnpatch_core.metrics import Metric, MetricContext, as_numbers, called, columns_read
+from nnpatch_core.metrics import Metric, MetricContext, as_numbers, called, columns_given
 
 #: A cell by its number, and what each metric gives for its prompts, `[batch]`.
 Measured: TypeAlias = tuple[int, dict[str, Tensor]]
@@ -45,7 +45,7 @@ class Waiting:
     ) -> Waiting:
         """No cell was begun; some were measured by an earlier call."""
         missing = np.ones((len(measured), len(context.source_answer_index)), dtype=np.bool_)
-        ids = columns_read(metrics, context)
+        ids = columns_given(metrics, context)
         return cls(metrics, context, ids, missing, measured.copy())
 
     @property

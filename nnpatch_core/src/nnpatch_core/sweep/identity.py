@@ -12,7 +12,7 @@ from torch import nn
 from nnpatch_core._models import input_device
 from nnpatch_core.adapters import Component, ModelAPI, head_columns, n_layers, table_of
 from nnpatch_core.errors import AdapterError
-from nnpatch_core.metrics import MetricContext, columns_read
+from nnpatch_core.metrics import MetricContext, columns_given
 from nnpatch_core.results import Baseline
 from nnpatch_core.seq_pos import Positions
 from nnpatch_core.sweep.checksum import checksum, digest, word
@@ -110,7 +110,12 @@ def _told(runs: Runs) -> Identity:
     if runs.reading is not None:
         columns = sorted(runs.reading.columns.items())
         word_of = digest(runs.reading.source, runs.reading.target)
-        told["positions read"] = f"{word_of} {_word([columns, runs.reading.last])}"
+        sites = [
+            [name, site.api.name, site.label, site.source_seq_pos]
+            for name, each in sorted(runs.reading.sites.items())
+            for site in each
+        ]
+        told["positions read"] = f"{word_of} {_word([columns, runs.reading.last, sites])}"
     return told
 
 
@@ -125,7 +130,7 @@ def _together(sweep: Sweep, context: MetricContext) -> str:
     """Which metrics are, and of how many cells the logits wait for that: it decides on buckets."""
     if not sweep.waiting:
         return "no metric"
-    columns = columns_read(sweep.waiting, context)
+    columns = columns_given(sweep.waiting, context)
     logits = context.target_logits
     width = logits.shape[-1] if columns is None else len(columns)
     width *= logits[0, ..., 0].numel()

@@ -24,7 +24,7 @@ def is_shown(asked: bool) -> bool:
     return asked and os.environ.get("TQDM_DISABLE", "").strip().lower() in _NO
 
 
-def make_bar(total: int, shown: bool, **options: Any) -> Any:
+def make_bar(total: int | None, shown: bool, **options: Any) -> Any:
     """A bar of tqdm's, a widget in a notebook; see `is_shown`."""
     return tqdm(
         total=total, disable=not is_shown(shown), mininterval=_interval(), leave=True, **options

@@ -194,13 +194,17 @@ def _limits(
         batch_size=options.batch_size,
         whole=not all(map(reads_some, metrics.values())),
         gathered=gathered,
-        places=_places(target.read),
+        places=_places(target),
     )
 
 
-def _places(read: Tensor | None) -> int:
-    """Of how many positions the logits of a run are computed, or kept."""
-    return 1 if read is None else max(read.shape[1], len({*read.flatten().tolist()}))
+def _places(target: Batch) -> int:
+    """Of how many positions the logits of a run are computed, or kept; activations take as much."""
+    read = target.read
+    if read is None:
+        return 1
+    sites = sum(site.positions.shape[1] for site in target.sites)
+    return max(read.shape[1], len({*read.flatten().tolist()})) + sites
 
 
 def warn_of_chunks(sweep: Sweep, chunks: Sequence[slice]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import attrs
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nnpatch_core.errors import MetricError
 from nnpatch_core.metrics import (
@@ -147,7 +148,9 @@ def _try_without(name: str, metric: Metric, rows: _Rows, columns: Tensor | None)
     others = unread.nonzero().flatten()
     if not len(others):
         return
-    for what, moved in _moved(rows.logits, others):
+    read = rows.context.positions
+    places = None if read is None else read.shape[1]
+    for what, moved in _moved(rows.logits, others, places):
         try:
             numbers = as_numbers(called(name, metric, moved, rows.context))
         except MetricError as error:
@@ -171,8 +174,10 @@ def _try_padding(name: str, metric: Metric, rows: _Rows) -> None:
         return
     for what, value in (("0", 0.0), ("other numbers", 3.0)):
         logits = rows.logits.clone()
+        spare = logits.shape[1] - padding.shape[1]
+        padding = pad(padding, (0, spare))
         steps = torch.linspace(-value, value, logits.shape[-1], dtype=logits.dtype, device="cpu")
-        logits[padding] = steps.to(logits.dtype)
+        logits[padding] = steps
         numbers = as_numbers(called(name, metric, logits, rows.context))
         if _differ(numbers, rows.expected):
             raise MetricError(
@@ -182,8 +187,12 @@ def _try_padding(name: str, metric: Metric, rows: _Rows) -> None:
             )
 
 
-def _moved(logits: Tensor, others: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The logits with those of `others` moved: what a comparison with them would see."""
+def _moved(whole: Tensor, others: Tensor, places: int | None) -> Iterator[tuple[str, Tensor]]:
+    """The logits with those of `others` moved: what a comparison with them would see.
+
+    Behind the first `places` stand activations, which stay.
+    """
+    logits = whole if places is None else whole[:, :places]
     count, kind = len(others), logits.dtype
     steps = torch.linspace(1, 2, count, dtype=kind, device="cpu")
     seeded = torch.Generator("cpu").manual_seed(0)
@@ -203,7 +212,7 @@ def _moved(logits: Tensor, others: Tensor) -> Iterator[tuple[str, Tensor]]:
         # Row by row, as a copy more of all of them may not fit in memory.
         for row, (low, high) in zip(moved, ends, strict=True):
             row[..., others] = move(row, low, high)
-        yield what, moved
+        yield what, moved if places is None else torch.cat([moved, whole[:, places:]], 1)
 
 
 def _first(numbers: Tensor, expected: Tensor) -> str:

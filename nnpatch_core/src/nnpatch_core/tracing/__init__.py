@@ -28,17 +28,27 @@ from nnpatch_core.tracing.put import (
     put_site,
     tokens_of,
 )
+from nnpatch_core.tracing.sites_read import (
+    Caught,
+    ReadSite,
+    sites_of,
+    taken,
+    watching,
+    widths_of,
+)
 from nnpatch_core.tracing.trace import Kept, call, forward, picked, record
 
 __all__ = [
     "LAYER_INPUT",
     "LAYER_OUTPUT",
     "BoundSite",
+    "Caught",
     "Cell",
     "Intervention",
     "Kept",
     "PatchedTokens",
     "Patches",
+    "ReadSite",
     "Trace",
     "as_patched",
     "backward_hooks",
@@ -56,9 +66,13 @@ __all__ = [
     "read",
     "read_component",
     "record",
+    "sites_of",
     "skip",
+    "taken",
     "tokens_of",
     "traces",
+    "watching",
+    "widths_of",
     "write",
     "write_component",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import attrs
@@ -21,6 +22,7 @@ from nnpatch_core.batch import Batch
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.tracing.activations import read
 from nnpatch_core.tracing.observer import report
+from nnpatch_core.tracing.sites_read import Caught, joined, sites_of, watching
 
 
 @attrs.frozen(eq=False)
@@ -30,25 +32,27 @@ class Kept:
     Args:
         asked: the model's argument `logits_to_keep`: how many positions at the end, 0 for all, or
             `[positions]`, which.
-        of: for the logits that the model gives, those that are kept, in float32 on the CPU: a
-            copy, so that the whole is not kept for the sake of a few positions.
+        of: for the logits that the model gives, and the activations that were caught on the way,
+            what is kept of them, in float32 on the CPU: a copy, so that the whole is not kept for
+            the sake of a few positions.
     """
 
     asked: int | Tensor
-    of: Callable[[Tensor], Tensor]
+    of: Callable[[Tensor, Caught], Tensor]
 
 
 def kept_of(batch: Batch) -> Kept:
     """Which part `batch.read` asks for."""
     read = batch.read
     if read is None:
-        return Kept(1, lambda logits: logits[:, -1].to("cpu", torch.float32, copy=True))
+        return Kept(1, lambda logits, _: logits[:, -1].to("cpu", torch.float32, copy=True))
     prompts = torch.arange(len(batch), device="cpu")[:, None].expand_as(read)
     padding = batch.read_padding
     asked, pick = picked(prompts, read, batch.seq_len)
 
-    def of(logits: Tensor) -> Tensor:
-        return pick(logits).masked_fill(padding[..., None], torch.nan)
+    def of(logits: Tensor, caught: Caught) -> Tensor:
+        read = pick(logits).masked_fill(padding[..., None], torch.nan)
+        return joined(read, sites_of(batch.sites), caught, batch.mask)
 
     return Kept(asked, of)
 
@@ -123,8 +127,9 @@ def forward(
             visit(nnmodel)
 
     def last(_: Any, __: Any, output: Any) -> None:
-        logits.append(kept.of(_logits(output, model)))
+        logits.append(kept.of(_logits(output, model), caught))
 
+    caught: Caught = {}
     batch = batch if device is None else batch.to(device)
     arguments = forward_arguments(model, batch, cache, start)
     if "logits_to_keep" in arguments:
@@ -132,15 +137,16 @@ def forward(
     if runs_on_meta(model):
         # Weights come in as they are needed; nnsight would send the tokens to where they are not.
         arguments = _by_itself(model, arguments)
-    # After all other hooks on the model: what nnsight calls its output is what stands before them.
-    hook = model.register_forward_hook(last)
-    try:
+    with ExitStack() as stack:
+        if batch.sites:
+            tokens = batch.tokens.shape[1] - start
+            caught = stack.enter_context(watching(model, sites_of(batch.sites), tokens))
+        # After all other hooks on the model: what nnsight calls its output stands before them.
+        stack.callback(model.register_forward_hook(last).remove)
         # Nested, not joined: nnsight re-runs the source of its own block, and this must be outside.
-        with torch.set_grad_enabled(gradients):  # noqa: SIM117
-            with nnmodel.trace(**arguments):
-                body()
-    finally:
-        hook.remove()
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        with nnmodel.trace(**arguments):
+            body()
     report(model, len(logits[0]), batch.tokens.shape[1] - start, gradients=gradients)
     return logits[0]
 

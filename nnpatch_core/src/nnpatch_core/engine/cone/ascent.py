@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnpatch_core._arrays import Integers
 from nnpatch_core._models import follow
-from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES
+from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES, Place
 from nnpatch_core.engine.cone.edits import Edit, edits_of
 from nnpatch_core.engine.cone.plan import Bucket
 from nnpatch_core.engine.cone.prefix import prefix
@@ -56,13 +56,16 @@ class Ascent:
         self.used = torch.from_numpy(_unmistakable(occurring, seq_len, self.start))
         self.prompts = torch.from_numpy(bucket.runs.prompt)
         self.which = torch.from_numpy(which)
-        self.read = None
-        if target.batch.read is not None:
-            self.read = read_from(target, self.prompts, self.start, ids, unembedding is not None)
         self.n_layers = patches.n_layers
         ends = np.arange(self.n_layers * STAGES)
         #: For each stage the rows that have entered by then: they are sorted by it.
         self.present = np.searchsorted(bucket.runs.stage, ends, side="right").tolist()
+        self.read = None
+        if target.batch.read is not None:
+            restricted = unembedding is not None
+            self.read = read_from(
+                target, self.prompts, self.start, ids, restricted, self._entered_at
+            )
 
     def run(self) -> Tensor:
         """The logits `[rows, ids]` at each run's last token, or `[rows, places, ids]`."""
@@ -80,6 +83,10 @@ class Ascent:
 
     def _entered(self, layer: int, stage: int) -> int:
         return self.present[layer * STAGES + stage] if layer >= 0 else 0
+
+    def _entered_at(self, place: Place) -> int:
+        stage = OUTPUT if place.stage % STAGES == OUTPUT else INSIDE
+        return self._entered(place.layer, stage)
 
     def _visit(self, traced: Any) -> None:
         for layer in range(self.n_layers):

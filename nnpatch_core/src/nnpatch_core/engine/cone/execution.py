@@ -144,8 +144,15 @@ class ConeExecution:
         """Raise `EngineError` unless the logits of unpatched rows are those of the target run."""
         whole = self.target.logits[torch.from_numpy(runs.prompt)]
         if self.target.batch.read is not None:
+            read = self.target.batch.read.shape[1]
+            nothing = whole.isnan() & logits.isnan() if ids is None else whole.isnan()
+            # Logits have none but at padding; an activation is not as wide as the vocabulary.
             padding = self.target.batch.read_padding[torch.from_numpy(runs.prompt), :, None]
-            whole, logits = whole.masked_fill(padding, 0.0), logits.masked_fill(padding, 0.0)
+            nothing[:, :read] = padding
+            whole = whole.masked_fill(nothing, 0.0)
+            if ids is not None:
+                nothing = nothing[..., ids]
+            logits = logits.masked_fill(nothing, 0.0)
         expected = whole if ids is None else whole[..., ids]
         largest = whole.abs().flatten(1).amax(1)
         allowed = rounding(next(self.patches.model.parameters()).dtype) * largest

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 import torch
 from torch import Tensor
 
+from nnpatch_core.adapters import Place
 from nnpatch_core.engine.cone.target import TargetRun
-from nnpatch_core.tracing import Kept, picked
+from nnpatch_core.tracing import Caught, Kept, picked, sites_of, taken
 
 
 @attrs.frozen(eq=False)
@@ -25,7 +28,12 @@ class BucketReading:
 
 
 def read_from(
-    target: TargetRun, prompts: Tensor, start: int, ids: Tensor | None, restricted: bool
+    target: TargetRun,
+    prompts: Tensor,
+    start: int,
+    ids: Tensor | None,
+    restricted: bool,
+    entered_at: Callable[[Place], int],
 ) -> BucketReading:
     """Where the logits of a bucket's runs are read.
 
@@ -36,18 +44,32 @@ def read_from(
         ids: which ids of the vocabulary are wanted; None is all.
         restricted: whether the unembedding gives nothing but the tokens and ids that are wanted,
             `[1, tokens, ids]`.
+        entered_at: how many of the rows have entered at a place; they are sorted by that.
     """
     batch = target.batch
     assert batch.read is not None
     wanted = (batch.read >= start) & ~batch.read_padding
+    own_sites = sites_of(batch.sites)
     rows, places = wanted[prompts].nonzero().T
     offsets = batch.read[prompts][rows, places] - start
     asked, pick = picked(rows, offsets, batch.seq_len - start)
 
-    def of(logits: Tensor) -> Tensor:
+    def of(logits: Tensor, caught: Caught) -> Tensor:
         whole = target.logits if ids is None else target.logits[..., ids]
         read = whole[prompts]
         read[rows, places] = logits[0].to("cpu", torch.float32) if restricted else pick(logits)
+        first = batch.read.shape[1] if batch.read is not None else 0
+        for site in own_sites:
+            count = site.positions.shape[1]
+            entered = min(entered_at(site.place), len(prompts))
+            if entered and site.place.location in caught:
+                # Of rows that have not entered yet, and left of the bucket, all is the target's.
+                own = site.rows(prompts[:entered])
+                there = own.real(batch.mask.cpu()[prompts[:entered]]) & (own.positions >= start)
+                which, at = there.nonzero().T
+                offset, activation = own.positions[which, at] - start, caught[site.place.location]
+                read[which, first + at] = taken(site, activation, which, offset, read.shape[-1])
+            first += count
         return read
 
     return BucketReading((rows, offsets), Kept(0 if restricted else asked, of))
