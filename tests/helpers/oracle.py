@@ -127,15 +127,16 @@ class Oracle:
     def _replacing(
         self, target: Prompt, places: Iterable[Place], donor: Donor
     ) -> list[Callable[[], None]]:
-        hooks = []
+        # All before the first hook: a donor may run the model, which must be as it is.
+        found = []
         for place in places:
             vectors = {
                 len(target) - back: vector
                 for back in place.from_end
                 if back <= len(target) and (vector := donor(place, back)) is not None
             }
-            hooks.append(self._hook(place, self._writer(place, vectors)))
-        return hooks
+            found.append((place, vectors))
+        return [self._hook(place, self._writer(place, vectors)) for place, vectors in found]
 
     def of_prompt(self, source: Prompt) -> Donor:
         """What another prompt has at the same position from the end."""

@@ -210,6 +210,11 @@ class Site:
                 f"site {self.label} has more positions in some prompts than in others: there is no "
                 "mean over them"
             )
+        if self.positions(self.read(nnmodel).shape[1]).columns is not None:
+            raise PositionError(
+                f"site {self.label} names its positions in another order in some prompts than in "
+                "others, and each is averaged in the order in which they stand: make a site of each"
+            )
         # In float64, so that it stays exact over a large data set; on the CPU, as not all have it.
         total = part.detach().float().sum(0, keepdim=True).cpu().double()
         if memory.prompts and memory.value is not None:
@@ -263,11 +268,11 @@ class Site:
         if self.source_seq_pos is None and not are_per_prompt(self.seq_pos):
             return Positions.of([self.group(seq_len)])
         if are_per_prompt(self.seq_pos):
-            groups, sources = resolved(self.seq_pos, self.source_seq_pos, seq_len)
+            groups, sources, columns = resolved(self.seq_pos, self.source_seq_pos, seq_len)
             if prompts is not None:
                 self._check(groups, sources, prompts)
-            return Positions.of(groups, sources)
-        (group,), taken = resolved([self.seq_pos], [self.source_seq_pos], seq_len)
+            return Positions.of(groups, sources, columns)
+        (group,), taken, _ = resolved([self.seq_pos], [self.source_seq_pos], seq_len)
         assert taken is not None
         if prompts is None:
             return Positions.of([group], taken)

@@ -119,12 +119,16 @@ def terms_of(
         apart: whether what is put elsewhere matters, so that each positions are aligned alone.
     """
     gathered: dict[tuple[Place, Positions | None], _Gathered] = {}
+    # Looked up by place and positions, of which there are far fewer than cells.
+    known: dict[tuple[int, int], _Gathered] = {}
     for number in cells:
         for site in patches.cells[number].sites:
-            at = site.positions
-            key = (site.place, patches.apart[at] if apart else patches.alignment(at))
-            own = gathered.setdefault(key, _Gathered())
-            own.add(number, site.head, at, site.place.name in grouped)
+            place, at = site.place, site.positions
+            own = known.get((id(place), id(at)))
+            if own is None:
+                key = (place, patches.apart[at] if apart else patches.alignment(at))
+                own = known[id(place), id(at)] = gathered.setdefault(key, _Gathered())
+            own.add(number, site.head, at, place.name in grouped)
     return tuple(
         Terms(
             place,
@@ -135,6 +139,8 @@ def terms_of(
             tuple(own.groups),
         )
         for (place, alignment), own in gathered.items()
+        # A lone prompt that lacks the positions has no terms.
+        if own.cells
     )
 
 

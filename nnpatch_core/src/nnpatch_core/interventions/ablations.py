@@ -142,7 +142,7 @@ class AblationRuns:
     def aligned(self, patches: Patches) -> Patches:
         """See `Runs.aligned`."""
         method = METHODS[self.ablation]
-        if method.aligned is None or not patches.by_prompt:
+        if method.aligned is None or not patches.named_by_prompt:
             return patches
         return method.aligned(self, patches)
 
@@ -244,7 +244,8 @@ def _at_donors(runs: AblationRuns, patches: Patches) -> Patches:
 
 
 def _means(runs: AblationRuns, sweep: Sweep) -> Values:
-    if runs.per_position and sweep.patches.by_prompt:
+    # Each position takes the mean of its number.
+    if sweep.patches.shifted:
         return own_means(sweep, runs.target)
     data, patches = runs.reference, sweep.patches
     checked = None if data is None else (check_padding(patches, batch) for batch in data)

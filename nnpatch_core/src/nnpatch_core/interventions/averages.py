@@ -70,7 +70,9 @@ def cache_average(nnmodel: Any, sites: Iterable[Any], batches: Any) -> None:
                         f"site {site.label} has positions of {len(positions.at)} prompts, and a "
                         f"batch of the data set has {len(batch)}: name positions for all prompts"
                     )
-                if not bool((positions.picked(batch.mask.bool().cpu()) | (positions.at < 0)).all()):
+                # A cache looks at the source's positions.
+                taken = positions if positions.source is None else Positions(positions.source)
+                if not bool((taken.picked(batch.mask.bool().cpu()) | (taken.at < 0)).all()):
                     raise TokensError(
                         f"site {site.label} meets padding in a batch of the data set, whose "
                         "prompts are too short for a mean there; name positions from the end"

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import torch
 from torch import Tensor
 
 from nnpatch_core._models import module_of, most_tokens, pad_id, vocab_size
 from nnpatch_core._printable import shown
 from nnpatch_core.adapters import Location
-from nnpatch_core.batch import Batch, make_batch, unpack
+from nnpatch_core.batch import Batch, has_numbers, make_batch, unpack, where_of
 from nnpatch_core.errors import MaskError, PositionError, TokensError
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import LAST, NONE, Span
@@ -129,6 +130,14 @@ def read_spans(spans: Any, batch: int, seq_len: int) -> dict[str, Span]:
                     f"span {name!r} must have the shape [batch, 2] = [{batch}, 2] in the {side} "
                     f"prompts, got {got}"
                 )
+            if not has_numbers(ends):
+                raise PositionError(
+                    f"span {name!r} cannot be read in the {side} prompts: {where_of(ends)}"
+                )
+            if ends.is_floating_point() or ends.is_complex() or ends.dtype == torch.bool:
+                raise PositionError(
+                    f"span {name!r} must be integers in the {side} prompts, got {ends.dtype}"
+                )
             lacks = (ends == NONE).all(1)
             inside = (ends[:, 0] >= 0) & (ends[:, 0] < ends[:, 1]) & (ends[:, 1] <= seq_len)
             wrong = (~(lacks | inside)).nonzero().flatten().tolist()
@@ -137,4 +146,8 @@ def read_spans(spans: Any, batch: int, seq_len: int) -> dict[str, Span]:
                     f"span {name!r} is {ends[wrong[0]].tolist()} in {side} prompt {wrong[0]} of "
                     f"{seq_len} tokens; it must be the first token and the one behind the last"
                 )
-    return dict(spans)
+    # As positions are: whoever looks at them finds them on the CPU.
+    return {
+        name: Span(*(ends.to("cpu", torch.int64) for ends in (span.source, span.target)))
+        for name, span in spans.items()
+    }

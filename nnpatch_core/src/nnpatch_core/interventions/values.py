@@ -58,7 +58,7 @@ def numbered(patches: Patches, batch: Batch) -> Patches:
     moved, first = {}, 0
     for positions in patches.positions:
         at = _real(positions, batch)
-        numbers = first + torch.arange(at.shape[1], device="cpu").expand_as(at)
+        numbers = first + positions.numbered.expand_as(at)
         moved[id(positions)] = Positions(at, torch.where(at == NONE, NONE, numbers))
         first += at.shape[1]
     return patches.moved(moved)
@@ -82,7 +82,10 @@ def of_partners(patches: Patches, batch: Batch, partners: Tensor) -> Patches:
     moved = {}
     for positions in patches.positions:
         at = _real(positions, batch)
-        source = at[partners]
+        columns = positions.numbered.expand_as(at)
+        # By column, in which a partner has what the prompt has there.
+        by_column = at.scatter(1, columns.clamp(min=0), at)
+        source = by_column[partners].gather(1, columns.clamp(min=0))
         uneven = ((at == NONE) != (source == NONE)).any(1)
         if len(positions.at) == 1:
             # Of prompts that are too short for a position, neither gives nor takes.

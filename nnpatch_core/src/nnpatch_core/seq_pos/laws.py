@@ -21,7 +21,10 @@ from nnpatch_core.seq_pos.strategies import (
     has_place,
 )
 
-NO_SOURCE = "source positions say where a source run's values are taken, and an ablation has none"
+NO_SOURCE = (
+    "source_seq_pos says where a source run's values are taken, and there is no source run: an "
+    "ablation has none, and get_sites_dict is given both runs by a PromptPairs"
+)
 
 
 @attrs.frozen
@@ -104,7 +107,19 @@ def _placed(strategy: PlacedSeqPos, prompts: PromptBatch | None) -> Expansion:
         names = tuple(cell.name for cell in cells)
         named = tuple(_cell(n, cell, cell.name) for n, cell in enumerate(cells))
         return Expansion("span", names, named)
+    if isinstance(strategy, CustomConstant):
+        # As the user has them: a column is one part of the prompts, wherever it stands in each.
+        seq_len = prompts.seq_len
+        rows = (_counted(strategy.positions, seq_len), _counted(strategy.source, seq_len))
+        return Expansion(None, (), (CellPositions(None, rows[0] or (), rows[1]),))
     return Expansion(None, (), (_cell(None, cells[0]),))
+
+
+def _counted(rows: Any, seq_len: int) -> PromptGroups | None:
+    """The same positions of each prompt, counted from the start, in their order."""
+    if rows is None:
+        return None
+    return tuple(tuple(position % seq_len for position in row) for row in rows)
 
 
 def _cell(label: int | None, cell: PlacedCell, name: str | None = None) -> CellPositions:

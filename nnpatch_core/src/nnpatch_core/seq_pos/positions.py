@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias, TypeGuard
 
@@ -28,18 +28,28 @@ class Positions:
 
     Args:
         at: `[batch, k]`, or `[1, k]` where all prompts have the same; int64 on the CPU, ascending
-            from 0, with -1 behind the last one.
+            from 0, with -1 where a prompt has none.
         source: of the same shape, the position of the source run whose value goes there; None is
             the same position.
+        columns: of the same shape, which of the prompt's positions each is, as they were named:
+            positions of one column belong together, whatever their order in each prompt. None is
+            their order.
     """
 
     at: Tensor
     source: Tensor | None = None
+    columns: Tensor | None = None
 
     @classmethod
-    def of(cls, groups: Iterable[Group], sources: Iterable[Group] | None = None) -> Positions:
+    def of(
+        cls,
+        groups: Iterable[Group],
+        sources: Iterable[Group] | None = None,
+        columns: Iterable[Group] | None = None,
+    ) -> Positions:
         """Positions of each prompt, ascending, each with its source; one group is for all."""
-        return cls(_filled(groups), None if sources is None else _filled(sources))
+        source, column = (None if each is None else _filled(each) for each in (sources, columns))
+        return cls(_filled(groups), source, column)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -51,8 +61,10 @@ class Positions:
         """For each of `groups` where their values come from."""
         if self.source is None:
             return self.groups
-        pairs = zip(self.source.tolist(), self.groups, strict=True)
-        return tuple(tuple(row[: len(group)]) for row, group in pairs)
+        rows = zip(self.source.tolist(), self.at.tolist(), strict=True)
+        return tuple(
+            tuple(taken for taken, to in zip(*row, strict=True) if to != NONE) for row in rows
+        )
 
     def group(self, prompt: int) -> Group:
         """The positions of one prompt."""
@@ -66,7 +78,15 @@ class Positions:
         """Those of some prompts."""
         if len(self.at) == 1:
             return self
-        return Positions(self.at[rows], None if self.source is None else self.source[rows])
+        some = (None if each is None else each[rows] for each in (self.source, self.columns))
+        return Positions(self.at[rows], *some)
+
+    @property
+    def numbered(self) -> Tensor:
+        """`[batch, k]` or `[1, k]`: `columns`, or the numbers of the positions in their order."""
+        if self.columns is not None:
+            return self.columns
+        return torch.arange(self.at.shape[1], device="cpu").expand_as(self.at)
 
     def mask(self, seq_len: int) -> Tensor:
         """`[batch or 1, seq]`, bool: where a prompt has a position."""
@@ -93,7 +113,8 @@ def spread(at: Tensor, seq_len: int, values: Tensor | None = None) -> Tensor:
 
 def _filled(groups: Iterable[Group]) -> Tensor:
     rows = list(groups)
-    width = max(map(len, rows))
+    # A column at least, though all are empty where no prompt has a token.
+    width = max(1, *map(len, rows))
     filled = [[*row, *[NONE] * (width - len(row))] for row in rows]
     return torch.tensor(filled, dtype=torch.int64, device="cpu").reshape(len(rows), width)
 
@@ -159,16 +180,19 @@ def read_positions(values: Any) -> Group | PromptGroups:
     Raises:
         PositionError: none, no integers, or one list that names a position twice.
     """
+    values = _kept(values)
     rows = _rows(values, "seq_pos")
     return strict_ints(values, "seq_pos", PositionError) if rows is None else rows
 
 
 def read_sources(values: Any) -> Group | PromptGroups:
     """Positions of a source run, of which one may stand several times; see `read_positions`."""
+    values = _kept(values)
     rows = _rows(values, "source_seq_pos")
     if rows is not None:
         return rows
-    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+    is_list = isinstance(values, Iterable) and getattr(values, "ndim", 1) > 0
+    if isinstance(values, str | bytes) or not is_list:
         raise PositionError(f"source_seq_pos must be a list of integers, got {shown(values)}")
     each = "each of source_seq_pos"
     return tuple(strict_int(number, each, PositionError) for number in values)
@@ -187,6 +211,11 @@ def check_alike(positions: Any, sources: Any) -> None:
             f"source_seq_pos must have the shape of seq_pos, {shapes[1]}, got {shapes[0]}: it says "
             "for each position of the target where the source's value is taken"
         )
+
+
+def _kept(values: Any) -> Any:
+    """The same values; those that can be read but once are read."""
+    return list(values) if isinstance(values, Iterator) else values
 
 
 def _rows(values: Any, what: str) -> PromptGroups | None:

@@ -21,6 +21,8 @@ from nnpatch_core.seq_pos.positions import (
 )
 from nnpatch_core.seq_pos.prompts import PromptBatch
 
+_TARGET, _SOURCE = "seq_pos", "source_seq_pos"
+
 
 @runtime_checkable
 class SeqPos(Protocol):
@@ -179,15 +181,16 @@ def _read_source(source: Any) -> Group | PromptGroups | None:
 def _source_at(positions: Group, source: Group, seq_len: int) -> dict[int, int]:
     """For each position of the target where its value is taken, both from the start."""
     pairs = zip(positions, source, strict=True)
-    return {from_start(to, seq_len): _from_start(taken, seq_len) for to, taken in pairs}
+    return {from_start(to, seq_len): _from_start(taken, seq_len, _SOURCE) for to, taken in pairs}
 
 
-def _from_start(position: int, seq_len: int, prompt: int | None = None, side: str = "") -> int:
+def _from_start(position: int, seq_len: int, what: str, prompt: int | None = None) -> int:
+    """`from_start`; the error names the argument, and the prompt."""
     try:
         return from_start(position, seq_len)
     except PositionError as error:
-        told = "" if prompt is None else f" for prompt {prompt}"
-        raise PositionError(f"seq_pos{side}{told}: {error}") from None
+        told = "" if prompt is None else f" of prompt {prompt}"
+        raise PositionError(f"{what}{told}: {error}") from None
 
 
 @attrs.frozen
@@ -238,10 +241,10 @@ class Custom:
         return [
             PlacedCell(
                 str(number),
-                _column(self.positions, number, prompts.seq_len, ""),
+                _column(self.positions, number, prompts.seq_len, _TARGET),
                 None
                 if self.source is None
-                else _column(self.source, number, prompts.seq_len, " of the source"),
+                else _column(self.source, number, prompts.seq_len, _SOURCE),
             )
             for number in range(_width(self.positions))
         ]
@@ -292,7 +295,7 @@ class CustomConstant:
         Raises:
             PositionError: a position outside its prompt, or named twice for it.
         """
-        groups, sources = resolved(self.positions, self.source, prompts.seq_len)
+        groups, sources, _ = resolved(self.positions, self.source, prompts.seq_len)
         return [PlacedCell("all", groups, sources)]
 
 
@@ -300,33 +303,44 @@ def _width(positions: Any) -> int:
     return len(positions[0])
 
 
-def _column(positions: Any, number: int, seq_len: int, side: str) -> PromptGroups:
+def _column(positions: Any, number: int, seq_len: int, what: str) -> PromptGroups:
     return tuple(
-        (_from_start(row[number], seq_len, prompt, side),) for prompt, row in enumerate(positions)
+        (_from_start(row[number], seq_len, what, prompt),) for prompt, row in enumerate(positions)
     )
 
 
-def resolved(positions: Any, source: Any, seq_len: int) -> tuple[PromptGroups, PromptGroups | None]:
+def resolved(
+    positions: Any, source: Any, seq_len: int
+) -> tuple[PromptGroups, PromptGroups | None, PromptGroups | None]:
     """Positions of each prompt from the start, ascending, each with that of its source.
+
+    And with the number that it was named by; None where that is their order in every prompt.
 
     Raises:
         PositionError: one is outside its prompt, or named twice for it.
     """
-    groups, sources = [], []
+    groups, sources, columns = [], [], []
     for prompt, row in enumerate(positions):
         taken = row if source is None else source[prompt]
-        pairs = [
+        named = [
             (
-                _from_start(to, seq_len, prompt),
-                _from_start(value, seq_len, prompt, " of the source"),
+                _from_start(to, seq_len, _TARGET, prompt),
+                _from_start(value, seq_len, _SOURCE, prompt),
+                number,
             )
-            for to, value in zip(row, taken, strict=True)
+            for number, (to, value) in enumerate(zip(row, taken, strict=True))
         ]
-        if len({to for to, _ in pairs}) < len(pairs):
+        if len({to for to, *_ in named}) < len(named):
             raise PositionError(
                 f"seq_pos names one token of prompt {prompt} twice: {list(row)} of {seq_len} tokens"
             )
-        pairs.sort()
-        groups.append(tuple(to for to, _ in pairs))
-        sources.append(tuple(value for _, value in pairs))
-    return tuple(groups), None if source is None else tuple(sources)
+        group, values, numbers = zip(*sorted(named), strict=True)
+        groups.append(group)
+        sources.append(values)
+        columns.append(numbers)
+    turned = any(list(numbers) != sorted(numbers) for numbers in columns)
+    return (
+        tuple(groups),
+        None if source is None else tuple(sources),
+        tuple(columns) if turned else None,
+    )

@@ -60,10 +60,12 @@ def identity(
         for name, grid in sweep.layout.grids.items()
         for cell in grid.sites
     ]
+    # The label of a site whose positions have a name tells no number.
+    named = any(site.where is not None for cell in sweep.patches.cells for site in cell.named.sites)
     own = {
         at: number
         for number, at in enumerate(sweep.patches.positions)
-        if len(at.at) > 1 or at.source is not None
+        if named or len(at.at) > 1 or at.source is not None
     }
     code = [fingerprint(metric) for metric in sweep.metrics.values()]
     untold.update(*(each.untold for each in code))

@@ -45,15 +45,17 @@ class Layout:
         """
         real = mask.bool().cpu()
         # Looked up by positions, of which there are far fewer than cells.
-        numbers: dict[frozenset[int], int] = {}
+        numbers: dict[object, int] = {}
         present: list[Tensor] = []
         keys: list[int] = []
         for cell in self.patches.cells:
-            each = [site.positions for site in cell.sites]
-            key = frozenset(map(id, each))
+            sites = cell.sites
+            several = len(sites) > 1
+            key = frozenset(id(each.positions) for each in sites) if several else sites[0].positions
             if key not in numbers:
                 numbers[key] = len(present)
-                present.append(torch.stack([at.picked(real).any(1) for at in each]).any(0))
+                each = [site.positions.picked(real).any(1) for site in sites]
+                present.append(torch.stack(each).any(0))
             keys.append(numbers[key])
         return torch.stack(present)[keys]
 

@@ -147,20 +147,23 @@ def _mixes(sites: SweepSites, seq_len: int) -> bool:
     """Whether places count that prompts of different lengths do not share."""
     if isinstance(sites, SiteList):
         named = {_positions(cell) for cell in sites.sites} - {frozenset()}
-        return len(named) > 1 or any(_from_start(each, seq_len) for each in named)
+        taken = {_positions(cell, sources=True) for cell in sites.sites}
+        return len(named) > 1 or any(_from_start(each, seq_len) for each in named | taken)
     if not isinstance(sites, Sites) or has_place(sites.strategy):
         return False
     strategy: Any = sites.strategy
-    if isinstance(strategy, Custom | CustomConstant) and _from_start(strategy.positions, seq_len):
+    if isinstance(strategy, Custom | CustomConstant) and (
+        _from_start(strategy.positions, seq_len) or _from_start(strategy.source or (), seq_len)
+    ):
         return True
     expands: SeqPos = strategy
     return expands.one_by_one and len(groups_of(expands, seq_len)) > 1
 
 
-def _positions(cell: AnySite) -> frozenset[Any]:
+def _positions(cell: AnySite, *, sources: bool = False) -> frozenset[Any]:
     """The positions that a cell names for all prompts; none where it is patched at all of them."""
-    named = (site.seq_pos or () for site in cell.sites if not are_per_prompt(site.seq_pos))
-    return frozenset(position for group in named for position in group)
+    every = (site.source_seq_pos if sources else site.seq_pos for site in cell.sites)
+    return frozenset(at for named in every if not are_per_prompt(named) for at in named or ())
 
 
 def _from_start(positions: Any, seq_len: int) -> bool:

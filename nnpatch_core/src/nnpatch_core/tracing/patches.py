@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nnpatch_core._models import module_of
 from nnpatch_core.adapters import ModelAPI, Place, in_order
-from nnpatch_core.seq_pos import NONE, Group, Positions, spread
+from nnpatch_core.seq_pos import NONE, Group, Positions, are_per_prompt, spread
 
 
 def _positions(given: Positions | Group) -> Positions:
@@ -158,6 +158,12 @@ class Patches:
     def by_prompt(self) -> bool:
         """Whether some site has positions of each prompt."""
         return any(len(positions.at) > 1 for positions in self.positions)
+
+    @property
+    def named_by_prompt(self) -> bool:
+        """Whether the user named positions of each prompt, of which there may be one."""
+        sites = (site for cell in self.cells for site in cell.named.sites)
+        return self.by_prompt or any(are_per_prompt(site.seq_pos) for site in sites)
 
     def rows(self, rows: slice | Tensor) -> Patches:
         """The same cells in some of the prompts."""
