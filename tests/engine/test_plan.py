@@ -26,6 +26,7 @@ from nnpatch_core.engine.cone.target import _Changes
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.interventions import Zeros
 from nnpatch_core.memory import Costs, in_units
+from nnpatch_core.seq_pos import Positions
 from nnpatch_core.testing import tiny_api
 from nnpatch_core.tracing import BoundSite, Cell, Patches
 
@@ -413,7 +414,7 @@ def place(component: str, layer: int) -> Place:
 
 
 def stop(component: str, layer: int, group: list[int], head: int | None = None) -> BoundSite:
-    return BoundSite(place(component, layer), head, tuple(sorted(group)))
+    return BoundSite(place(component, layer), head, Positions.of([tuple(sorted(group))]))
 
 
 def changes(

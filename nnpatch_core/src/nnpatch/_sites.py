@@ -24,8 +24,8 @@ class Sites(nnpatch_core.Sites):
         PatchingError: as for `nnpatch_core.Sites`.
 
     Examples:
-        >>> Sites(["resid", "o"], seq_pos=[-3, -1], layers=[1, 2]).strategy
-        Custom(positions=(-3, -1))
+        >>> Sites(["resid", "o"], seq_pos=[-3, -1], layers=[1, 2]).strategy.positions
+        (-3, -1)
     """
 
     def __init__(

@@ -503,15 +503,17 @@ def bind_cells(
 
     def bound(site: Site) -> BoundSite:
         at = (id(site.api), site.layer, site.component)
-        if at not in places:
-            places[at] = place_of(site.api, model, site.layer, site.component)
-        return BoundSite(places[at], site.head, positions[_key(site)])
+        place = places.get(at)
+        if place is None:
+            place = places[at] = place_of(site.api, model, site.layer, site.component)
+        where = positions[id(site.seq_pos), id(site.source_seq_pos)]
+        return BoundSite(place, site.head, where)
 
     def bound_cell(cell: AnySite) -> Cell:
-        sites = map(bound, cell.sites)
-        return Cell(
-            tuple(sorted(sites, key=lambda site: (site.place.layer, site.place.order))), cell
-        )
+        sites = tuple(map(bound, cell.sites))
+        if len(sites) > 1:
+            sites = tuple(sorted(sites, key=lambda site: (site.place.layer, site.place.order)))
+        return Cell(sites, cell)
 
     common = None
     if prompts is not None and prompts.source is not None:
@@ -520,25 +522,33 @@ def bind_cells(
     return Patches(nnmodel, tuple(map(bound_cell, given)), common if shifted else None)
 
 
-def _key(site: Site) -> object:
-    """Sites of one key have the same positions; those of each prompt are too many to compare."""
-    if are_per_prompt(site.seq_pos):
-        return id(site.seq_pos), id(site.source_seq_pos)
-    return site.seq_pos, site.source_seq_pos
+#: The identities of a site's positions and of their sources.
+_Named: TypeAlias = tuple[int, int]
 
 
 def _positions_of(
     cells: Iterable[AnySite], seq_len: int, prompts: PromptBatch | None
-) -> dict[object, Positions]:
-    """The positions of sites, by `_key`."""
-    sites = {_key(site): site for cell in cells for site in cell.sites}
-    found = {key: site.positions(seq_len, prompts) for key, site in sites.items()}
+) -> dict[_Named, Positions]:
+    """The positions of sites; equal ones are one, but for those of each prompt, which are long."""
+    # By identity first: the sites of a grid share theirs, and to compare them costs more.
+    sites = {
+        (id(site.seq_pos), id(site.source_seq_pos)): site for cell in cells for site in cell.sites
+    }
+    known: dict[object, Positions] = {}
+    found: dict[_Named, Positions] = {}
+    for named, site in sites.items():
+        own = are_per_prompt(site.seq_pos)
+        key: object = named if own else (site.seq_pos, site.source_seq_pos)
+        if key not in known:
+            known[key] = site.positions(seq_len, prompts)
+        found[named] = known[key]
     if prompts is None or prompts.source is None:
         return found
-    if all(positions.source is None for positions in found.values()):
+    if all(positions.source is None for positions in known.values()):
         return found
     # Where some take their values from elsewhere, each knows where both prompts have a token.
-    return {key: _explicit(positions, prompts) for key, positions in found.items()}
+    explicit = {id(each): _explicit(each, prompts) for each in known.values()}
+    return {named: explicit[id(positions)] for named, positions in found.items()}
 
 
 def _explicit(positions: Positions, prompts: PromptBatch) -> Positions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,14 @@ from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.components import OWN_TOKEN
 from nnpatch_core.seq_pos import NONE, Positions
-from nnpatch_core.tracing import BoundSite, Intervention, Patches, as_patched, differs
+from nnpatch_core.tracing import (
+    BoundSite,
+    Intervention,
+    Patches,
+    as_patched,
+    columns_of,
+    differs,
+)
 
 
 @attrs.frozen(eq=False)
@@ -82,17 +90,11 @@ class _Gathered:
     slots: list[Any] = attrs.field(factory=list)
     groups: dict[Positions, int] = attrs.field(factory=dict)
 
-    def add(self, cell: int, head: int | None, positions: Positions, grouped: bool) -> None:
-        """Add the terms of a site."""
+    def slots_of(self, positions: Positions, grouped: bool) -> list[Any]:
+        """The slots of a site at some positions."""
         if grouped:
-            slots: list[Any] = [self.groups.setdefault(positions, len(self.groups))]
-        elif len(positions.at) == 1:
-            slots = list(positions.groups[0])
-        else:
-            slots = list(positions.at.T)
-        self.slots += slots
-        self.cells += [cell] * len(slots)
-        self.heads += [-1 if head is None else head] * len(slots)
+            return [self.groups.setdefault(positions, len(self.groups))]
+        return list(positions.groups[0] if len(positions.at) == 1 else positions.at.T)
 
     def numbers(self) -> Tensor:
         """The slots, `[terms]` or `[terms, batch]`."""
@@ -118,17 +120,21 @@ def terms_of(
         grouped: components of which a group of positions is one term.
         apart: whether what is put elsewhere matters, so that each positions are aligned alone.
     """
-    gathered: dict[tuple[Place, Positions | None], _Gathered] = {}
+    gathered: dict[tuple[Place, Positions | None], _Gathered] = defaultdict(_Gathered)
     # Looked up by place and positions, of which there are far fewer than cells.
-    known: dict[tuple[int, int], _Gathered] = {}
+    known: dict[tuple[int, int], tuple[_Gathered, list[Any]]] = {}
     for number in cells:
         for site in patches.cells[number].sites:
             place, at = site.place, site.positions
-            own = known.get((id(place), id(at)))
-            if own is None:
+            found = known.get((id(place), id(at)))
+            if found is None:
                 key = (place, patches.apart[at] if apart else patches.alignment(at))
-                own = known[id(place), id(at)] = gathered.setdefault(key, _Gathered())
-            own.add(number, site.head, at, place.name in grouped)
+                own = gathered[key]
+                found = known[id(place), id(at)] = own, own.slots_of(at, place.name in grouped)
+            own, slots = found
+            own.slots += slots
+            own.cells += [number] * len(slots)
+            own.heads += [-1 if site.head is None else site.head] * len(slots)
     return tuple(
         Terms(
             place,
@@ -172,7 +178,7 @@ def own_columns(place: Place, head: int | None, activation: Tensor) -> Tensor:
 
     Several components may share an activation, as those of a fused projection do.
     """
-    columns = BoundSite(place, head, ()).columns(activation.shape[-1])
+    columns = columns_of(place, head, activation.shape[-1])
     if columns is None:
         return torch.ones(activation.shape[-1], dtype=torch.bool, device=activation.device)
     own = torch.zeros(activation.shape[-1], dtype=torch.bool, device=activation.device)

@@ -18,7 +18,7 @@ from nnpatch_core.tracing.hooks import (
     in_words,
 )
 from nnpatch_core.tracing.observer import Trace, traces
-from nnpatch_core.tracing.patches import BoundSite, Cell, Patches
+from nnpatch_core.tracing.patches import BoundSite, Cell, Patches, columns_of
 from nnpatch_core.tracing.put import (
     Intervention,
     PatchedTokens,
@@ -54,6 +54,7 @@ __all__ = [
     "backward_hooks",
     "call",
     "check_forwards",
+    "columns_of",
     "differs",
     "forward",
     "forward_functions",

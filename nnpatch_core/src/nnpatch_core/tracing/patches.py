@@ -12,11 +12,15 @@ from torch import Tensor, nn
 
 from nnpatch_core._models import module_of
 from nnpatch_core.adapters import ModelAPI, Place, in_order
-from nnpatch_core.seq_pos import NONE, Group, Positions, are_per_prompt, spread
+from nnpatch_core.seq_pos import NONE, Positions, are_per_prompt, spread
 
 
-def _positions(given: Positions | Group) -> Positions:
-    return given if isinstance(given, Positions) else Positions.of([given])
+def columns_of(place: Place, head: int | None, width: int) -> Tensor | None:
+    """`[columns]` of a head, or of the component if `head` is None; None is all of them."""
+    columns = place.columns(width)
+    if columns is None:
+        return None
+    return (columns if head is None else columns[head]).flatten()
 
 
 @attrs.frozen(eq=False)
@@ -26,19 +30,16 @@ class BoundSite:
     Args:
         place: where the whole activation is.
         head: one head, or None for the whole component.
-        positions: the token positions; a group stands for those of all prompts.
+        positions: the token positions.
     """
 
     place: Place
     head: int | None
-    positions: Positions = attrs.field(converter=_positions)
+    positions: Positions
 
     def columns(self, width: int) -> Tensor | None:
         """`[columns]` of its head or of its component; None is all of the activation."""
-        columns = self.place.columns(width)
-        if columns is None:
-            return None
-        return (columns if self.head is None else columns[self.head]).flatten()
+        return columns_of(self.place, self.head, width)
 
 
 @attrs.frozen(eq=False)

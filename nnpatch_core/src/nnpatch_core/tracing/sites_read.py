@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from nnpatch_core._upstream import noting_inputs
 from nnpatch_core.adapters import Location, Place
 from nnpatch_core.errors import AdapterError, MetricError
-from nnpatch_core.tracing.patches import BoundSite
+from nnpatch_core.tracing.patches import columns_of
 
 #: Location to the activation `[rows, tokens, width]` that was there.
 Caught: TypeAlias = dict[Location, Tensor]
@@ -49,7 +49,7 @@ class ReadSite:
 
     def part(self, activation: Tensor) -> Tensor:
         """`[..., width]` of the whole activation, its own columns."""
-        columns = BoundSite(self.place, self.head, ()).columns(activation.shape[-1])
+        columns = columns_of(self.place, self.head, activation.shape[-1])
         return activation if columns is None else activation[..., columns.to(activation.device)]
 
 
