@@ -28,8 +28,10 @@ _REMEDY = (
     "of the other constructors); or sweep each kind of prompt alone, as pairs.groups has them; or "
     "patch one position from the end, such as 'last'"
 )
-#: Prompts of one template agree in more than this share of their words.
+#: Prompts of one template agree in at least this share of their words.
 _ALIKE = 0.5
+#: How many templates are told apart.
+_MOST = 10
 
 
 def warn_of_columns(
@@ -112,23 +114,24 @@ def _words(prompts: PromptBatch, strings: Mapping[int, str]) -> str | None:
     if len(kinds) == 1:
         return None
     column, words = _example(target, fixed, kinds, strings)
+    count = f"{len(kinds)}{' or more' if len(kinds) == _MOST else ''}"
     return (
-        f"prompts have other words at the same places, as of {len(kinds)} templates: position "
+        f"prompts have other words at the same places, as of {count} templates: position "
         f"{column} is {' and '.join(words)}, and each column mixes them"
     )
 
 
 def _templates(batch: Batch, fixed: Tensor) -> list[int]:
-    """The first prompt of each template, as far as words tell."""
+    """The first prompt of each template, as far as words tell: of the first few templates."""
     firsts: list[int] = []
-    for prompt in range(len(batch)):
-        for first in firsts:
-            both = fixed[first] & fixed[prompt]
-            same = both & (batch.tokens[first] == batch.tokens[prompt])
-            if int(same.sum()) >= _ALIKE * max(int(both.sum()), 1):
-                break
-        else:
-            firsts.append(prompt)
+    left = torch.arange(len(batch), device="cpu")
+    while len(left) and len(firsts) < _MOST:
+        first = left[0]
+        firsts.append(int(first))
+        both = fixed[first] & fixed[left]
+        same = both & (batch.tokens[first] == batch.tokens[left])
+        # Where no word can be compared, nothing tells that they differ.
+        left = left[same.sum(1) < _ALIKE * both.sum(1)]
     return firsts
 
 
