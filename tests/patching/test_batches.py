@@ -323,6 +323,31 @@ def test_a_fault_of_a_batch_names_it() -> None:
     assert "in batch 0 of source_tokens, whose first prompt is number 0" in note
 
 
+def equal() -> PromptPairs:
+    """A pair whose runs differ, but not in any answer's logit."""
+    fills = [{"A": "Mary", "B": "Sue"}]
+    return PromptPairs.from_template(
+        "{A} and {B} went to", fills, fills, [" Mary"], [" Sue"], TOKENIZER
+    )
+
+
+def test_means_of_all_batches_are_compared_and_not_of_each() -> None:
+    """The runs of a batch may be equal in a metric, where those of all are not."""
+    batches = [equal(), made(2, longest=1)]
+    found = swept("activation", batches, "last")
+    assert found.count == 3
+    target = found.baseline.target
+    expected = (found.patched("mlp").mean(-1) - target.mean()) / (
+        found.baseline.source.mean() - target.mean()
+    )
+    torch.testing.assert_close(found["mlp"], expected, **CLOSE)
+    torch.testing.assert_close(
+        swept("activation", batches, "last", keep="means")["mlp"], expected, **CLOSE
+    )
+    with pytest.raises(MetricError, match="would divide by 0"):
+        swept("activation", [equal(), equal()], "last")
+
+
 @pytest.mark.parametrize("size", [0, -1, 1.5, "two"])
 def test_a_batch_has_a_size(size: Any) -> None:
     with pytest.raises(TokensError, match="size of a batch"):

@@ -16,7 +16,13 @@ from nnpatch_core.interventions.arguments import (
 from nnpatch_core.interventions.averages import cache_average
 from nnpatch_core.interventions.constants import Recorded, Zeros
 from nnpatch_core.interventions.inputs import Remembered, read_batch, read_spans
-from nnpatch_core.interventions.pairs import differs_of, patchable, read_pairs, read_two
+from nnpatch_core.interventions.pairs import (
+    check_denominators,
+    differs_of,
+    patchable,
+    read_pairs,
+    read_two,
+)
 
 __all__ = [
     "AS_TARGET",
@@ -29,6 +35,7 @@ __all__ = [
     "ablated_arguments",
     "cache_average",
     "check_ablation",
+    "check_denominators",
     "differs_of",
     "pair_arguments",
     "patchable",

@@ -30,6 +30,8 @@ class PairArguments:
     columns: Any = None
     #: By name, what a `PromptPairs` knows of its answers besides their first tokens, for metrics.
     known_answers: Any = None
+    #: Whether they are a batch of several, whose means are compared together.
+    part: Any = None
 
 
 @attrs.frozen(eq=False)
@@ -46,6 +48,8 @@ class RunArguments:
     other_answer_tokens: Any = None
     columns: Any = None
     known_answers: Any = None
+    #: Whether they are a batch of several, whose means are compared together.
+    part: Any = None
 
 
 #: The names that `attribution_patching` has for the arguments of an ablation's one run: its prompts
@@ -143,6 +147,7 @@ def _besides(pairs: PromptPairs, tokenizer: Any) -> dict[str, Any]:
         "tokenizer": tokenizer or pairs.tokenizer,
         "columns": pairs.columns,
         "known_answers": pairs.metric_data,
+        "part": pairs.is_part,
     }
 
 

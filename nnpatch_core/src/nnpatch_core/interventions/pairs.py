@@ -77,6 +77,7 @@ class PairRuns:
         prompts: the prompts, with their texts.
         spans: parts of the prompts, by name.
         confident: whether the model must prefer each run's own answer.
+        part: whether they are a batch of several, whose means are compared together.
         data: `[batch, ...]` by name, for metrics.
         reading: where the metrics read the logits; None is the last token alone.
         several: what the answers have besides their first tokens; see `several_of`.
@@ -92,6 +93,7 @@ class PairRuns:
     data: Mapping[str, Tensor] = attrs.field(factory=dict)
     reading: Reading | None = None
     several: Mapping[str, int] = attrs.field(factory=dict)
+    part: bool = False
     scale: Scale = attrs.field(default="restored", init=False)
     ablation: None = attrs.field(default=None, init=False)
 
@@ -166,7 +168,9 @@ class PairRuns:
         """See `Runs.check_baseline`."""
         if self.confident:
             _check_confidence(context, self.prompts)
-        _check_denominators(baseline)
+        check_runs(baseline)
+        if not self.part:
+            check_denominators(baseline)
 
 
 def read_pairs(
@@ -202,6 +206,7 @@ def read_pairs(
             target_answer_tokens=given.target_answer_tokens,
         ),
         several=several_of(given.known_answers),
+        part=bool(given.part),
     )
 
 
@@ -226,12 +231,17 @@ def _check_confidence(context: MetricContext, prompts: Prompts) -> None:
         )
 
 
-def _check_denominators(baseline: Mapping[str, Baseline]) -> None:
-    """Raise `MetricError` where the two runs are equal in a metric, or it is not finite."""
+def check_runs(baseline: Mapping[str, Baseline]) -> None:
+    """Raise `MetricError` where a metric of one of two runs is not finite."""
+    for name, runs in baseline.items():
+        check_finite(name, runs.source.double().mean().item(), "in the source run")
+        check_finite(name, runs.target.double().mean().item(), "in the target run")
+
+
+def check_denominators(baseline: Mapping[str, Baseline]) -> None:
+    """Raise `MetricError` where the two runs are equal in a metric."""
     for name, runs in baseline.items():
         source, target = runs.source.double().mean().item(), runs.target.double().mean().item()
-        check_finite(name, source, "in the source run")
-        check_finite(name, target, "in the target run")
         if source == target:
             raise MetricError(
                 f"metric {name!r} is {source:g} in the source run and in the target run: "

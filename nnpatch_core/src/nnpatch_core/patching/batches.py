@@ -24,7 +24,7 @@ from nnpatch_core.errors import (
     TokensError,
     UnknownNameError,
 )
-from nnpatch_core.interventions import Remembered
+from nnpatch_core.interventions import Remembered, check_denominators
 from nnpatch_core.metrics import is_per_prompt, name_metrics
 from nnpatch_core.plugins import find_adapter, find_metric
 from nnpatch_core.prompts import PromptPairs
@@ -123,7 +123,7 @@ class _Stream:
                 try:
                     self._check_batch(first, own, number)
                     with self._telling(number):
-                        outcome = self.function(**{**given, self.name: batch})
+                        outcome = self.function(**{**given, self.name: batch.as_part()})
                 except PatchingError as error:
                     error.add_note(
                         f"in batch {number} of {self.name}, whose first prompt is number {count}"
@@ -136,7 +136,10 @@ class _Stream:
                 bar.update()
         if first is None:
             raise TokensError(f"{self.name} is an iterable without batches: give at least one")
-        return joined.outcome()
+        outcome = joined.outcome()
+        if outcome.scale == "restored":
+            check_denominators(outcome.baselines)
+        return outcome
 
     def _check(self) -> None:
         """Raise for what cannot be done batch by batch."""

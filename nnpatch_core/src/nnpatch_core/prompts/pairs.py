@@ -94,6 +94,8 @@ class PromptPairs:
     target_answer_sets: Tensor | None = None
     source_answer_tokens: Tensor | None = None
     target_answer_tokens: Tensor | None = None
+    # Whether they are a batch of several, whose means are compared together.
+    _part: bool = attrs.field(default=False, kw_only=True)
 
     @classmethod
     def from_texts(
@@ -597,6 +599,15 @@ class PromptPairs:
         return {
             value: self._picked(numbers) for value, numbers in grouped(self.columns, name).items()
         }
+
+    @property
+    def is_part(self) -> bool:
+        """Whether a sweep over several batches runs them, and compares means of all of these."""
+        return self._part
+
+    def as_part(self) -> PromptPairs:
+        """The same pairs, as a batch of several."""
+        return attrs.evolve(self, part=True)
 
     def batches(self, size: int) -> Iterator[PromptPairs]:
         """The pairs in their order, so many at a time, each batch at its own width.
