@@ -7,7 +7,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, get_args
 
 import attrs
 import torch
@@ -28,13 +28,13 @@ from nnpatch_core.interventions import Remembered, check_denominators
 from nnpatch_core.metrics import is_per_prompt, name_metrics
 from nnpatch_core.plugins import find_adapter, find_metric
 from nnpatch_core.prompts import PromptPairs
-from nnpatch_core.results import Joined, Outcome, means_of
+from nnpatch_core.results import Joined, Keep, Outcome, means_of
 from nnpatch_core.seq_pos import Custom, CustomConstant, PromptBatch, are_per_prompt
 from nnpatch_core.sites import SiteList, Sites
 from nnpatch_core.sweep import make_bar, warn_of_columns
 
 _P = ParamSpec("_P")
-_KEEP = ("prompts", "means")
+_KEEP = get_args(Keep)
 #: Arguments that need all prompts at once, each with the reason.
 _REFUSED = {
     "screen": "it chooses among the cells by all prompts, which are looked at twice",
