@@ -258,6 +258,26 @@ def test_estimates_of_spans_are_those_of_each_prompt_alone(case: Case, data: Any
         )
 
 
+@RELAXED
+@given(case=cases(counts=(1, 2)), data=st.data())
+def test_an_estimate_of_a_column_does_not_depend_on_the_others(case: Case, data: Any) -> None:
+    """Two columns may be one token that takes its value from two places."""
+    # The first column's token once more, from another place where there is one.
+    target = tuple((*row, row[0]) for row in case.target)
+    source = tuple(
+        (*row, row[0] % len(prompt) + 1)
+        for row, prompt in zip(case.source, case.pairs.source, strict=True)
+    )
+    case = Case(case.pairs, target, source)
+    component = data.draw(st.sampled_from(["q", "k", "mlp"]))
+    repair = data.draw(st.sampled_from([{}, {"steps": 3}, {"grad_drop": True}]))
+    names = list(case.spans())
+    together = estimated(case, Sites(component, seq_pos_type="spans", seq_pos=names), **repair)
+    for column, name in enumerate(names):
+        alone = estimated(case, Sites(component, seq_pos_type="spans", seq_pos=[name]), **repair)
+        torch.testing.assert_close(together[component][:, column], alone[component][:, 0], **CLOSE)
+
+
 def estimated(case: Case, sites: Any, answers: Any = None, **options: Any) -> Outcome:
     pairs = case.pairs
     source, source_mask = lay_out(pairs.source, pairs.layout, pairs.width, seed=3)
