@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from nnpatch_core.errors import TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import make_encoder
 from nnpatch_core.prompts.names import IDS
 from nnpatch_core.prompts.reading import Read, Reader, is_messages
-from nnpatch_core.prompts.rows import COLUMNS, PROMPTS, Table, TextPair, joined_places
+from nnpatch_core.prompts.rows import COLUMNS, PROMPTS, Table, joined_places
 from nnpatch_core.prompts.spans import LACKING, with_spans
 from nnpatch_core.prompts.subsets import filled
 from nnpatch_core.seq_pos import Span
@@ -25,27 +24,6 @@ _CHOICES = {
     "multi_token": ("raise", "first", "drop", "all"),
     "faulty": ("raise", "drop"),
 }
-
-
-@attrs.frozen(eq=False)
-class Fields:
-    """The fields of a `PromptPairs`."""
-
-    pairs: tuple[TextPair, ...]
-    dropped: tuple[tuple[TextPair, str], ...]
-    source_tokens: Tensor
-    target_tokens: Tensor
-    source_attention_mask: Tensor
-    target_attention_mask: Tensor
-    source_answer_index: Tensor
-    target_answer_index: Tensor
-    tokenizer: Any
-    spans: Mapping[str, Span]
-    columns: Mapping[Any, tuple[Any, ...]]
-    source_answer_sets: Tensor | None
-    target_answer_sets: Tensor | None
-    source_answer_tokens: Tensor | None
-    target_answer_tokens: Tensor | None
 
 
 def tokenised(
@@ -60,8 +38,8 @@ def tokenised(
     multi_token: str = "raise",
     faulty: str = "raise",
     spans: Any = None,
-) -> Fields:
-    """Tokenise a table; arguments, errors and warnings are those of `PromptPairs.from_texts`."""
+) -> dict[str, Any]:
+    """The fields of a `PromptPairs`; arguments, errors and warnings are those of `from_texts`."""
     table = with_spans(table, spans)
     check_flags(chat=chat, space=space)
     chosen = {"answers": answers, "multi_token": multi_token, "faulty": faulty}
@@ -117,23 +95,23 @@ def tokenised(
     if multi_token == "all":
         for name in PROMPTS:
             whole[name] = filled([read.answers[name][0].tokens for read in kept])
-    return Fields(
-        pairs=tuple(read.pair for read in kept),
-        dropped=tuple(dropped),
-        source_tokens=tokens[:n],
-        target_tokens=tokens[n:],
-        source_attention_mask=mask[:n],
-        target_attention_mask=mask[n:],
-        source_answer_index=first["source"],
-        target_answer_index=first["target"],
-        tokenizer=tokenizer,
-        spans=_spans(kept, tokens.shape[1]),
-        columns={name: tuple(read.row.others[name] for read in kept) for name in table.others},
-        source_answer_sets=sets.get("source"),
-        target_answer_sets=sets.get("target"),
-        source_answer_tokens=whole.get("source"),
-        target_answer_tokens=whole.get("target"),
-    )
+    return {
+        "pairs": tuple(read.pair for read in kept),
+        "dropped": tuple(dropped),
+        "source_tokens": tokens[:n],
+        "target_tokens": tokens[n:],
+        "source_attention_mask": mask[:n],
+        "target_attention_mask": mask[n:],
+        "source_answer_index": first["source"],
+        "target_answer_index": first["target"],
+        "tokenizer": tokenizer,
+        "spans": _spans(kept, tokens.shape[1]),
+        "columns": {name: tuple(read.row.others[name] for read in kept) for name in table.others},
+        "source_answer_sets": sets.get("source"),
+        "target_answer_sets": sets.get("target"),
+        "source_answer_tokens": whole.get("source"),
+        "target_answer_tokens": whole.get("target"),
+    }
 
 
 def _spans(kept: Sequence[Read], width: int) -> dict[str, Span]:

@@ -684,7 +684,7 @@ class PromptPairs:
 
     @classmethod
     def _of(cls, table: Table, tokenizer: Any, **options: Any) -> PromptPairs:
-        return cls(**attrs.asdict(tokenised(table, tokenizer, **options), recurse=False))
+        return cls(**tokenised(table, tokenizer, **options))
 
 
 def _given(spans: Mapping[str, Span]) -> GivenSpans:

@@ -19,6 +19,7 @@ from nnpatch_core.seq_pos.strategies import (
     PlacedSeqPos,
     SeqPos,
     has_place,
+    source_at,
 )
 
 NO_SOURCE = (
@@ -90,7 +91,7 @@ def _sources(strategy: SeqPos, seq_len: int) -> dict[int, int] | None:
     """For each position of the target where the source's value is taken; None is the same."""
     if not isinstance(strategy, Custom | CustomConstant) or strategy.source is None:
         return None
-    return strategy.source_at(seq_len)
+    return source_at(strategy.positions, strategy.source, seq_len)
 
 
 def _placed(strategy: PlacedSeqPos, prompts: PromptBatch | None) -> Expansion:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import attrs
 from torch import Tensor
 
 from nnpatch_core._arguments import listed
+from nnpatch_core._hints import did_you_mean
 from nnpatch_core._printable import shown
 from nnpatch_core._ranges import ranges
 from nnpatch_core.errors import PositionError, UnknownNameError
@@ -125,6 +125,5 @@ def _unknown(name: str, spans: Any) -> str:
             f"no span {name!r}: these prompts have no spans. PromptPairs.from_template gives them, "
             "and spans= of the other constructors"
         )
-    like = get_close_matches(name, [*spans, LAST], n=1)
-    hint = f"; did you mean {like[0]!r}?" if like else ""
-    return f"no span {name!r}; there are {', '.join(spans)}, and {LAST!r}{hint}"
+    hint = did_you_mean(name, [*spans, LAST])
+    return f"no span {name!r}{hint}; there are {', '.join(spans)}, and {LAST!r}"

@@ -178,9 +178,9 @@ def _read_source(source: Any) -> Group | PromptGroups | None:
     return None if source is None else read_sources(source)
 
 
-def _source_at(positions: Group, source: Group, seq_len: int) -> dict[int, int]:
+def source_at(positions: Any, source: Any, seq_len: int) -> dict[int, int]:
     """For each position of the target where its value is taken, both from the start."""
-    pairs = zip(positions, source, strict=True)
+    pairs = zip(for_all(positions), for_all(source), strict=True)
     return {from_start(to, seq_len): _from_start(taken, seq_len, _SOURCE) for to, taken in pairs}
 
 
@@ -226,11 +226,6 @@ class Custom:
                 which `place` gives.
         """
         return [(position,) for position in normalise(for_all(self.positions), seq_len)]
-
-    def source_at(self, seq_len: int) -> dict[int, int]:
-        """For each position of the target where its value is taken, both from the start."""
-        assert self.source is not None
-        return _source_at(for_all(self.positions), for_all(self.source), seq_len)
 
     def place(self, prompts: PromptBatch) -> list[PlacedCell]:
         """A cell for each column.
@@ -283,11 +278,6 @@ class CustomConstant:
                 which `place` gives.
         """
         return [normalise(for_all(self.positions), seq_len)]
-
-    def source_at(self, seq_len: int) -> dict[int, int]:
-        """For each position of the target where its value is taken, both from the start."""
-        assert self.source is not None
-        return _source_at(for_all(self.positions), for_all(self.source), seq_len)
 
     def place(self, prompts: PromptBatch) -> list[PlacedCell]:
         """One cell, of all columns.
