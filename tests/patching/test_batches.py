@@ -216,7 +216,7 @@ def test_means_are_saved_shown_and_drawn(tmp_path: Path) -> None:
     assert_same(loaded, out)
     assert loaded.count == 3
     torch.testing.assert_close(loaded.standard_error("resid"), out.standard_error("resid"))
-    assert "3 of 14 tokens" in loaded._repr_html_() or "3 of" in loaded._repr_html_()
+    assert f"3 of {made(3).batch.seq_len} tokens" in loaded._repr_html_()
     assert loaded.plot().axes
     assert len(loaded.to_dataframe()) == len(swept("activation", made(3)).to_dataframe())
 
@@ -298,6 +298,31 @@ def test_columns_that_mix_over_batches_are_told_once() -> None:
         activation_patching(MODEL, None, SITES["each"], batches, progress=False)
     (warning,) = caught
     assert str(warning.message).startswith("batch 1: prompts have ")
+
+
+def test_a_column_that_a_batch_lacks_is_missing_there() -> None:
+    one, other = made(2), made(1, seed=3)
+    bare = PromptPairs.from_texts(
+        [other.pairs[0].source],
+        [other.pairs[0].target],
+        [other.pairs[0].source_answer],
+        [other.pairs[0].target_answer],
+        TOKENIZER,
+    )
+    out = swept("activation", [one, bare], "last")
+    assert out.prompts.columns["kind"] == (0, 1, None)
+    assert list(out.by_group("kind")) == [0, 1, None]
+
+
+def test_a_warning_before_an_error_is_told() -> None:
+    mixed = made(3, seed=1)
+    with (
+        pytest.warns(PromptWarning, match="prompts have"),
+        pytest.raises(PatchingError, match="not confident"),
+    ):
+        activation_patching(
+            MODEL, None, SITES["each"], [mixed], force_model_confidence=True, progress=False
+        )
 
 
 BAD: dict[str, tuple[Any, str]] = {

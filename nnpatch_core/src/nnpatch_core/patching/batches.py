@@ -206,8 +206,7 @@ class _Telling:
 
     def __exit__(self, *error: Any) -> None:
         self._caught.__exit__(*error)
-        if error[0] is not None:
-            return
+        # Before an error too, as they would be told without batches.
         for each in self._found:
             text = str(each.message)
             key = each.category, re.sub(r"\d+", "", text)[:80]

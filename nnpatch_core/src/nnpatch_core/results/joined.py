@@ -305,10 +305,16 @@ def _padded(parts: list[Prompts], width: int) -> Prompts:
             [torch.nn.functional.pad(each, (width - each.shape[1], 0)) for each in rows]
         )
 
-    columns: dict[str, tuple[Any, ...]] = {}
-    for name in parts[0].columns:
-        if all(name in part.columns for part in parts):
-            columns[name] = tuple(value for part in parts for value in part.columns[name])
+    # A batch without a column lacks its values, which are missing then, and not lost.
+    names = dict.fromkeys(name for part in parts for name in part.columns)
+    columns: dict[str, tuple[Any, ...]] = {
+        name: tuple(
+            value
+            for part in parts
+            for value in part.columns.get(name, (None,) * len(part.target_tokens))
+        )
+        for name in names
+    }
     strings = {token: text for part in parts for token, text in part.strings.items()}
     return Prompts(
         joined("source_tokens"),

@@ -386,8 +386,9 @@ class Outcome(Mapping[str, Tensor]):
     def by_group(self, column: str | Sequence[Any]) -> dict[Any, Outcome]:
         """The outcome of each group of prompts, by first appearance: the same sweep, run once.
 
-        Every figure of such an outcome is of its own prompts alone. None is the group of the
-        prompts whose value is missing.
+        Every figure of such an outcome is of its own prompts alone, and it has no `screening`,
+        whose bound is on the mean over all of them. None is the group of the prompts whose value is
+        missing.
 
         Args:
             column: the name of a further column of the prompts' table, such as `"template"`; or one
