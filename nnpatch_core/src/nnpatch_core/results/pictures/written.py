@@ -1,0 +1,19 @@
+"""Numbers as they stand in the cells of pictures."""
+
+from __future__ import annotations
+
+import math
+
+
+def written(value: float, limit: float) -> str:
+    """A value in a cell: two digits after the point, or what the scale needs.
+
+    Examples:
+        >>> written(0.123, 1.0), written(-0.004, 1.0), written(12.3, 20.0), written(1e-5, 1e-4)
+        ('0.12', '0', '12.3', '1e-05')
+    """
+    digits = 2 - math.floor(math.log10(limit) + 1e-9)
+    if digits > 4 or digits < -3:
+        return f"{value:.0e}"
+    text = f"{value:.{max(digits, 0)}f}"
+    return "0" if not float(text) else text
