@@ -38,7 +38,7 @@ from nnpatch_core.results.formats import (
 from nnpatch_core.results.moments import Moments, standard_errors
 from nnpatch_core.results.notebook import as_html
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
-from nnpatch_core.results.pictures import PictureKind, PlotOptions, draw_outcome
+from nnpatch_core.results.pictures import PictureKind, PlotOptions, draw_beside, draw_outcome
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.statistics import cell_values, flat_cells, prompt_values
 from nnpatch_core.sites import Axis
@@ -577,6 +577,74 @@ class Outcome(Mapping[str, Tensor]):
             mark=mark,
             mute=mute,
             ax=ax,
+        )
+
+    def plot_beside(
+        self,
+        other: Outcome,
+        *,
+        labels: tuple[str, str] | None = None,
+        sites: Sequence[str] | None = None,
+        interactive: bool = False,
+        title: str | None = None,
+        limit: float | Literal["largest"] | None = None,
+        limit_difference: float | Literal["largest"] | None = None,
+        crop: bool | None = None,
+        layers: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        size: tuple[float, float] | None = None,
+        values: bool | None = None,
+        mark: int = 0,
+        mute: float | None = 0.95,
+    ) -> Figure | plotly.graph_objects.Figure:
+        """Heatmaps in three columns: this outcome, another, and this one minus the other.
+
+        Args:
+            other: an outcome of the same metric, scale and grids.
+            labels: what to call the two; by default their kinds, if these differ.
+            sites: site names to draw; None is all that are in both.
+            interactive: as in `plot`.
+            title: by default model and metric.
+            limit: the value of the darkest colours, as in `plot`; of all three columns, unless
+                `limit_difference` is given.
+            limit_difference: that of the third column, which has a scale of its own then;
+                `"largest"` is its largest absolute value.
+            crop: as in `plot`.
+            layers: as in `plot`.
+            positions: as in `plot`.
+            size: as in `plot`.
+            values: as in `plot`.
+            mark: as in `plot`, on each scale.
+            mute: as in `plot`.
+
+        Returns:
+            A `matplotlib.figure.Figure` or a `plotly.graph_objects.Figure`.
+
+        Raises:
+            OutcomeError: matplotlib or plotly is not installed, no site in both, another metric,
+                scale or grid, or an argument that does not fit.
+
+        Examples:
+            >>> figure = estimate.plot_beside(out, sites=["mlp"])
+            >>> [axis.get_title() for axis in figure.axes[:3]]
+            ['mlp: attribution', 'mlp: activation', 'mlp: attribution − activation']
+        """
+        return draw_beside(
+            self,
+            other,
+            labels=labels,
+            sites=sites,
+            interactive=interactive,
+            title=title,
+            limit=limit,
+            limit_difference=limit_difference,
+            crop=crop,
+            layers=layers,
+            positions=positions,
+            size=size,
+            values=values,
+            mark=mark,
+            mute=mute,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

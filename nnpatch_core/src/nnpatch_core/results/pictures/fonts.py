@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import attrs
 import matplotlib as mpl
-from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.font_manager import (
+    FontProperties,
+    findfont,
+    findSystemFonts,
+    fontManager,
+    get_font,
+)
 
 #: Fonts are asked in this order: those whose names have the first of these, and so on.
 _LIKED = ("sans cjk", "noto sans", "unicode", "sans", "")
@@ -59,17 +65,33 @@ def _drawn_by(path: str, letters: Iterable[str]) -> set[str]:
     return {letter for letter in letters if font.get_char_index(ord(letter))}
 
 
-def _installed() -> list[tuple[str, str]]:
-    """Names and paths of the upright fonts of usual weight, a file each, the liked ones first."""
+def _installed() -> Iterator[tuple[str, str]]:
+    """Names and paths of upright fonts of usual weight, a file each, the liked ones first.
+
+    Those that were installed after matplotlib made its list come last, and are added to it.
+    """
     files: dict[str, str] = {}
     for entry in fontManager.ttflist:
-        # The letters of colour fonts are pictures, which matplotlib does not draw.
         usual = entry.style == "normal" and entry.weight in (400, "normal", "regular", "book")
-        if usual and "color" not in entry.name.lower():
+        if usual and _is_drawn(entry.name):
             files.setdefault(entry.fname, entry.name)
-    return sorted(((name, path) for path, name in files.items()), key=_rank)
+    yield from sorted(((name, path) for path, name in files.items()), key=_rank)
+    known = {entry.fname for entry in fontManager.ttflist}
+    for path in sorted(set(findSystemFonts()) - known, key=lambda path: _rank((path, path))):
+        if "bold" in path.lower() or not _is_drawn(path):
+            continue
+        try:
+            fontManager.addfont(path)
+        except (OSError, RuntimeError):
+            continue
+        yield fontManager.ttflist[-1].name, path
+
+
+def _is_drawn(name: str) -> bool:
+    """Whether letters of a font are letters: neither pictures nor frames for all there are."""
+    return not any(part in name.lower() for part in ("color", "last resort", "lastresort"))
 
 
 def _rank(font: tuple[str, str]) -> tuple[int, str]:
-    name = font[0].lower()
+    name = font[0].lower().replace("notosans", "noto sans ").replace("sanscjk", "sans cjk")
     return next(number for number, part in enumerate(_LIKED) if part in name), name

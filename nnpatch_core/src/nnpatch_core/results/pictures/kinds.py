@@ -9,14 +9,17 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from nnpatch_core._printable import printable
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.axes import AXES
 from nnpatch_core.results.pictures.crop import at_position, cropped
 from nnpatch_core.results.pictures.layout import Layout, lay_out, lay_out_bars, lay_out_charts
+from nnpatch_core.results.pictures.lines import legend_of, unsure
 from nnpatch_core.results.pictures.panels import Grid, Panel, is_split, labels_of, panel
 from nnpatch_core.results.pictures.request import PictureKind, Request
 from nnpatch_core.results.pictures.seen import Seen, are_lists
 from nnpatch_core.results.words import cell_name
+from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
@@ -57,7 +60,7 @@ def kind_of(outcome: Outcome, names: Sequence[str], asked: PictureKind | None) -
 
 def as_heatmaps(seen: Sequence[Seen], request: Request) -> Made:
     """A heatmap for each site name and metric; for each place too, where heads are many."""
-    rows = [_heatmaps(each, request, len(seen) > 1, number) for number, each in enumerate(seen)]
+    rows = [heatmaps(each, request, len(seen) > 1, number) for number, each in enumerate(seen)]
     made = [one for row in rows for one in row]
     first = seen[0]
     panels, notes = cropped(made, first.layers, first.positions, request.crop)
@@ -82,7 +85,12 @@ def as_lines(seen: Sequence[Seen], request: Request) -> Made:
     crop = request.crop is not False
     panels, notes = cropped(made, first.layers, first.positions, crop)
     notes = _with_places(notes, first, panels)
-    notes += first.words("shaded: the {percent} band over all {cells} cells", "no bands")
+    words = "shaded: the {percent} band over all {cells} cells"
+    if unsure(panels):
+        words += "; lines whose band holds 0 at every layer are grey"
+    notes += first.words(words, "no bands")
+    if legend_of(panels).others > len(unsure(panels)):
+        notes.append("the lines that reach furthest have colours")
     return Made(panels, lay_out_charts(panels, request.size), "; ".join(notes))
 
 
@@ -120,7 +128,7 @@ def as_bars(seen: Sequence[Seen], request: Request) -> Made:
     return Made(made, lay_out_bars(made, request.size), note)
 
 
-def _heatmaps(seen: Seen, request: Request, several: bool, number: int) -> list[Panel]:
+def heatmaps(seen: Seen, request: Request, several: bool, number: int) -> list[Panel]:
     """The heatmaps of one outcome and metric, on the scale of this number."""
     tokens = seen.positions.labels
     made = []
@@ -130,7 +138,7 @@ def _heatmaps(seen: Seen, request: Request, several: bool, number: int) -> list[
         parts = [grid]
         if split:
             axis = grid.axes[1]
-            parts = [grid.at(place, _place_name(axis.name, axis, place, tokens)) for place in places]
+            parts = [grid.at(place, _at(axis, place, tokens)) for place in places]
         made += [panel(part, tokens) for part in parts]
     return [
         attrs.evolve(each, name=_title(each.name, seen, several), scale=number) for each in made
@@ -195,7 +203,7 @@ def _lines_by_head(grid: Grid, seen: Seen) -> Panel:
     tokens = seen.positions.labels
     heads = AXES[last.name].title
     names = tuple(
-        f"{_place_name(axis.name, axis, place, tokens)}, {heads} {head}"
+        f"{_place_name(axis, place, tokens)}, {heads} {head}"
         for place in places
         for head in last.labels
     )
@@ -208,17 +216,27 @@ def _lines_by_head(grid: Grid, seen: Seen) -> Panel:
 
 def _line_names(grid: Grid, tokens: Sequence[str]) -> tuple[str, ...]:
     axis = grid.axes[1]
-    return tuple(
-        _place_name(axis.name, axis, place, tokens) for place in range(len(axis.labels))
-    )
+    return tuple(_place_name(axis, place, tokens) for place in range(len(axis.labels)))
 
 
-def _place_name(name: str, axis: Any, place: int, tokens: Sequence[str]) -> str:
-    """One place of an axis, named where the axis is not seen."""
-    if name == "position":
+def _place_name(axis: Axis, place: int, tokens: Sequence[str]) -> str:
+    """One place of an axis, in a legend."""
+    if axis.name == "position":
         return at_position(place, tokens[place])
     label = labels_of(axis, tokens)[place]
-    return label if name == "span" else f"{AXES[name].column.replace('_', ' ')} {label}"
+    return label if axis.name == "span" else f"{AXES[axis.name].title} {label}"
+
+
+def _at(axis: Axis, place: int, tokens: Sequence[str]) -> str:
+    """One place of an axis, in a title, as cells are named."""
+    name = cell_name(
+        {
+            "site": "",
+            AXES[axis.name].column: axis.labels[place],
+            "token": tokens[place] if axis.name == "position" else "",
+        }
+    )
+    return printable(name.strip())
 
 
 def _bars(seen: Seen) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:

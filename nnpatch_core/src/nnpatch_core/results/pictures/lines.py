@@ -36,8 +36,8 @@ class Legend:
         """What a legend lists; nothing for a single line, which the title names."""
         if not self.others:
             return self.named if len(self.named) > 1 else ()
-        weaker = "1 weaker" if self.others == 1 else f"{self.others} weaker"
-        return (*self.named, Line(weaker, FAINT, ""))
+        others = "1 other" if self.others == 1 else f"{self.others} others"
+        return (*self.named, Line(others, FAINT, ""))
 
     def find(self, label: str) -> Line | None:
         """The line of a label; None for one that is grey."""
@@ -45,14 +45,30 @@ class Legend:
 
 
 def legend_of(panels: Sequence[Panel]) -> Legend:
-    """The lines of charts that share their colours: those that reach furthest have one."""
+    """The lines of charts that share their colours: those that reach furthest have one.
+
+    Lines whose bands hold 0 at every layer have none.
+    """
     reach: dict[str, float] = {}
     for each in panels:
         for label, values in zip(each.across, each.values.T, strict=True):
             seen = np.abs(values[np.isfinite(values)]).max(initial=-1.0)
             reach[label] = max(reach.get(label, -1.0), float(seen))
     shown = [label for label in reach if reach[label] >= 0]
-    first = sorted(shown, key=lambda label: -reach[label])[:_MOST]
+    sure = [label for label in shown if label not in unsure(panels)]
+    first = sorted(sure, key=lambda label: -reach[label])[:_MOST]
     labels = [label for label in shown if label in first]
     styles = zip(labels, distinct(len(labels)), _MARKERS, strict=False)
     return Legend(tuple(Line(*style) for style in styles), len(shown) - len(labels))
+
+
+def unsure(panels: Sequence[Panel]) -> set[str]:
+    """The lines whose bands hold 0 wherever they are drawn, in every chart."""
+    told: dict[str, bool] = {}
+    for each in panels:
+        drawn = np.isfinite(each.values)
+        away = (drawn & ~each.unsure).any(0)
+        for label, one, any_drawn in zip(each.across, away, drawn.any(0), strict=True):
+            if any_drawn:
+                told[label] = told.get(label, False) or bool(one)
+    return {label for label, one in told.items() if not one}

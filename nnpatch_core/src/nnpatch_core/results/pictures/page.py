@@ -26,6 +26,8 @@ _ROW, _BAR, _CHART = 17, 26, 300
 _TITLE, _NOTE, _NAME, _AXIS = 20, 16, 30, 34
 #: Pixels: a letter of the title, of the note, of a slanted label downwards, of a scale's words.
 _TITLE_LETTER, _NOTE_LETTER, _SLANTED, _WORD = 7.4, 6.4, 5.2, 6.6
+#: Pixels: a row of a legend.
+_ENTRY = 22
 #: Pixels: the colour bar with its words, and the narrowest page, a phone's.
 _SCALE, _PHONE = 84, 390
 _ADD: dict[str, Callable[..., None]] = {
@@ -69,7 +71,8 @@ def draw_page(sheet: Sheet) -> Any:
             "text": "<br>".join(title),
             "font": {"size": 14},
             "subtitle": {"text": "<br>".join(note), "font": {"size": 12}},
-            "x": 0, "xanchor": "left", "xref": "container", "pad": {"l": 10, "t": 8},
+            "x": 0, "xanchor": "left", "xref": "container",
+            "pad": {"l": 10, "t": 8 + _TITLE * (len(title) - 1)},
             "y": 1, "yanchor": "top", "yref": "container",
         },
         margin={"t": above, "b": below, "l": 50, "r": 20},
@@ -113,11 +116,22 @@ def _height(sheet: Sheet) -> float:
 def _below(sheet: Sheet) -> float:
     """Pixels below a panel: the labels of its columns and their title."""
     if sheet.kind == "lines":
-        return 2 * _AXIS + 22 * len(legend_of(sheet.panels).entries)
+        return 2 * _AXIS + _ENTRY * _entry_rows(sheet)
     if sheet.kind == "bars":
         return 2 * _AXIS
     longest = max(len(short(label)) for each in sheet.panels for label in each.across)
     return _AXIS + 12 + _SLANTED * longest
+
+
+def _entry_rows(sheet: Sheet) -> int:
+    """The rows of a legend on a phone, each of as many entries as there is room for."""
+    rows, room = 0, 0.0
+    for entry in legend_of(sheet.panels).entries:
+        width = 50 + _NOTE_LETTER * len(short(entry.label))
+        if width > room:
+            rows, room = rows + 1, _PHONE - 80.0
+        room -= width
+    return rows
 
 
 def _beside(layout: Layout, fixed: int | None) -> float | None:
@@ -168,4 +182,3 @@ def _across(sheet: Sheet) -> float:
 
 def _stops(colours: Sequence[str]) -> list[list[Any]]:
     return [[number / (len(colours) - 1), colour] for number, colour in enumerate(colours)]
-

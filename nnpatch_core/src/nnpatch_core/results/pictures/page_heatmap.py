@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnpatch_core._extras import extra
 from nnpatch_core._html import in_plotly
-from nnpatch_core.results.pictures.colours import INK, NOT_SWEPT, PAPER
+from nnpatch_core.results.pictures.colours import INK, NOT_SWEPT, PAPER, ink
 from nnpatch_core.results.pictures.crop import short
 from nnpatch_core.results.pictures.layout import ticks
 from nnpatch_core.results.pictures.panels import Panel
@@ -38,34 +39,42 @@ def add_heatmap(figure: Any, sheet: Sheet, number: int, high: float) -> None:
     across, up = _labels(panel.across), _labels(panel.up)
     limit = sheet.scales[panel.scale].limit
     writes = sheet.writes_values(layout.column, high / len(up))
-    texts = [[_number(value, limit) for value in line] for line in panel.values]
-    options: dict[str, Any] = {"texttemplate": "%{text}"} if writes else {}
-    figure.add_trace(
-        plotly.Heatmap(
-            z=panel.values.tolist(),
-            text=texts if writes else None,
-            customdata=_told(panel, up, across),
-            coloraxis=axis_name(panel.scale),
-            hovertemplate=(
-                f"{in_plotly(panel.name)}: {in_plotly(panel.up_title)}, "
-                f"{in_plotly(panel.across_title)} %{{customdata}}<extra></extra>"
-            ),
-            **options,
-        ),
-        **place,
-    )
     unsure = panel.unsure
-    if unsure.any():
+    shares = panel.values / limit
+    written_in = _texts(sheet, panel, limit) if writes else np.full(panel.values.shape, "")
+    dark = np.array(
+        [
+            [ink(share, bool(pale)) == PAPER for share, pale in zip(*lines, strict=True)]
+            for lines in zip(shares, unsure, strict=True)
+        ]
+    )
+
+    def add(where: Any, texts: Any, colour: str, *, pale: bool = False, **options: Any) -> None:
+        text = {"text": texts.tolist(), "texttemplate": "%{text}", "textfont": {"color": colour}}
         figure.add_trace(
             plotly.Heatmap(
-                z=np.where(unsure, panel.values, np.nan).tolist(),
-                text=texts if writes else None,
-                coloraxis=axis_name(panel.scale, washed=True),
-                hoverinfo="skip",
+                z=np.where(where, panel.values, np.nan).tolist(),
+                coloraxis=axis_name(panel.scale, washed=pale),
+                **(text if (texts != "").any() else {}),
                 **options,
             ),
             **place,
         )
+
+    add(
+        True,
+        np.where(dark | unsure, "", written_in),
+        INK,
+        customdata=_told(panel, up, across),
+        hovertemplate=(
+            f"{in_plotly(panel.name)}: {in_plotly(panel.up_title)}, "
+            f"{in_plotly(panel.across_title)} %{{customdata}}<extra></extra>"
+        ),
+    )
+    if unsure.any():
+        add(unsure, np.where(unsure, written_in, ""), INK, pale=True, hoverinfo="skip")
+    if (dark & (written_in != "")).any():
+        add(dark, np.where(dark, written_in, ""), PAPER, hoverinfo="skip")
     same = _linked(sheet, number)
     # Numbered, not named by the labels: a token that occurs twice is two columns.
     marked = ticks(len(across), layout.column)
@@ -100,8 +109,18 @@ def _labels(labels: tuple[str, ...]) -> list[str]:
     return [in_plotly(short(label)) for label in labels]
 
 
-def _number(value: float, limit: float) -> str:
-    return written(value, limit) if np.isfinite(value) and value else ""
+def _texts(sheet: Sheet, panel: Panel, limit: float) -> NDArray[np.str_]:
+    """What stands in the cells: nothing in those that are 0, nor, unless asked for, unsure."""
+    shown = np.isfinite(panel.values) & (panel.values != 0)
+    if not sheet.values:
+        shown &= ~panel.unsure
+    lines = zip(panel.values, shown, strict=True)
+    return np.array(
+        [
+            [written(value, limit) if there else "" for value, there in zip(*line, strict=True)]
+            for line in lines
+        ]
+    )
 
 
 def _told(panel: Panel, up: list[str], across: list[str]) -> list[list[str]]:

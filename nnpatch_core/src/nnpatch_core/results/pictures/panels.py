@@ -121,7 +121,7 @@ class Grid:
         """Layer and head at one index on the second of three axes."""
         band = None if self.band is None else self.band[:, :, place]
         first, _, last = self.axes
-        title = f"{self.name}, {label}"
+        title = f"{self.name} {label}"
         return Grid(title, (first, last), self.values[:, place], band)
 
 

@@ -88,9 +88,7 @@ def see(outcome: Outcome, names: Sequence[str], request: Request, kind: PictureK
         grids=grids,
         certainty=sure,
         level=request.mute,
-        layers=attrs.evolve(
-            layers, chosen=chosen(request.layers, len(layers.labels), "layers")
-        ),
+        layers=attrs.evolve(layers, chosen=chosen(request.layers, len(layers.labels), "layers")),
         positions=attrs.evolve(positions, chosen=chosen(request.positions, width, "positions")),
     )
 

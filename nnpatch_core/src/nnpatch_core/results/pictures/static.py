@@ -23,6 +23,8 @@ _DOTS = 100
 _LETTERS_AN_INCH = 11.5
 #: Inches: a letter of a slanted label upwards, and the room for titles above and below a panel.
 _LETTER, _TITLES = 0.058, 0.75
+#: Inches: the width of a colour bar.
+_BAR = 0.2
 _DRAW: dict[str, Callable[..., Any]] = {
     "heatmap": draw_heatmap,
     "lines": draw_lines,
@@ -58,7 +60,7 @@ def draw_static(sheet: Sheet) -> Any:
                 bars = list(places) if len(sheet.scales) == 1 else [places[place] for place in own]
                 _colour_bar(figure, sheet, drawn[own[0]], bars, number)
         elif sheet.kind == "lines" and legend_of(panels).entries:
-            _legend(figure.legend, sheet, loc="outside right upper")
+            _legend(figure.legend, sheet, loc="outside right center")
     return figure
 
 
@@ -122,8 +124,7 @@ def _height(sheet: Sheet) -> float:
     if sheet.kind == "heatmap":
         longest = max(len(short(label)) for each in sheet.panels for label in each.across)
         beside += _LETTER * longest
-    height = layout.down * (layout.height + beside) + note + 0.4
-    return height
+    return layout.down * (layout.height + beside) + note + 0.4
 
 
 def _lines(text: str, *, layout_width: float) -> int:
@@ -135,10 +136,10 @@ def _colour_bar(figure: Any, sheet: Sheet, image: Any, axes: Sequence[Any], numb
     alone = len(sheet.scales) == 1
     rows = layout.down if alone else max(1, round(len(axes) / layout.across))
     high = rows * layout.height
-    # As wide as beside a low picture.
-    aspect = max(20.0, 3.0 * high)
     words = textwrap.wrap(sheet.scales[number].legend, max(14, int(high * _LETTERS_AN_INCH)))
-    bar = figure.colorbar(image, ax=list(axes), fraction=0.05, aspect=aspect)
+    bar = figure.colorbar(
+        image, ax=list(axes), fraction=max(0.015, _BAR / layout.width), aspect=high / _BAR * 1.2
+    )
     bar.set_label("\n".join(words), fontsize=9)
     bar.ax.yaxis.label.set_parse_math(False)
     bar.ax.tick_params(labelsize=8)

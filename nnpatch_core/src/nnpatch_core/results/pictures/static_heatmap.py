@@ -16,6 +16,8 @@ from nnpatch_core.results.pictures.sheet import Sheet
 from nnpatch_core.results.pictures.written import written
 
 _SHADES = 511
+#: Letters of the label of a row.
+_ROW_LABEL = 40
 
 
 def draw_heatmap(axis: Any, sheet: Sheet, number: int) -> Any:
@@ -49,21 +51,24 @@ def draw_heatmap(axis: Any, sheet: Sheet, number: int) -> Any:
     )
     row = layout.height / len(panel.up)
     marked = ticks(len(panel.up), row)
-    axis.set_yticks(marked, [short(panel.up[tick]) for tick in marked])
+    axis.set_yticks(marked, [short(panel.up[tick], _ROW_LABEL) for tick in marked])
     axis.tick_params(labelsize=8, length=2)
     for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
         label.set_parse_math(False)  # a token may be a dollar sign
     if sheet.writes_values(layout.column, row):
-        _write(axis, panel.values, unsure, limit, min(7.0, 60 * row, 20 * layout.column))
+        size = min(7.0, 60 * row, 20 * layout.column)
+        _write(axis, panel.values, unsure, limit, size, all_of_them=bool(sheet.values))
     for up, across in sheet.marked[number]:
         _outline(axis, up, across)
     return image
 
 
-def _write(axis: Any, values: Any, unsure: Any, limit: float, size: float) -> None:
+def _write(
+    axis: Any, values: Any, unsure: Any, limit: float, size: float, *, all_of_them: bool
+) -> None:
     for (up, across), value in np.ndenumerate(values):
         # What is exactly 0 is white, and what was not swept grey: neither needs a number.
-        if np.isfinite(value) and value:
+        if np.isfinite(value) and value and (all_of_them or not unsure[up, across]):
             colour = ink(value / limit, bool(unsure[up, across]))
             axis.text(
                 across, up, written(value, limit), ha="center", va="center_baseline",
