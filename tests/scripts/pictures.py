@@ -168,8 +168,9 @@ def static_faults(figure: Any) -> Iterator[str]:
         if box.x0 < -1 or box.y0 < -1 or box.x1 > inside.x1 + 1 or box.y1 > inside.y1 + 1:
             yield f"{text!r} is cut off: {box.extents.round()} of {inside.extents}"
     for (one, slant, first), (other, slanted, second) in itertools.combinations(shown, 2):
-        # The boxes of slanted labels are much larger than the labels, which are parallel.
         if slant % 90 and slanted % 90:
+            if _slanted(first.extents[2:], second.extents[2:], 7):
+                yield f"{one!r} covers {other!r}"
             continue
         if _overlap(first.extents, second.extents):
             yield f"{one!r} covers {other!r}"
@@ -197,6 +198,15 @@ def _overlap(one: Any, other: Any) -> bool:
     across = min(one[2], other[2]) - max(one[0], other[0])
     down = min(one[3], other[3]) - max(one[1], other[1])
     return bool(across > SHARED and down > SHARED)
+
+
+def _slanted(one: Any, other: Any, letter: float) -> bool:
+    """Whether parallel labels that end at these places are nearer than letters are high.
+
+    The boxes of slanted labels are much larger than the labels.
+    """
+    across, down = abs(one[0] - other[0]), abs(one[1] - other[1])
+    return bool(down < 2 and across < 1.2 * letter)
 
 
 # Pages -------------------------------------------------------------------------------------------
@@ -234,6 +244,8 @@ def page_faults(read: dict[str, Any], phone: bool) -> Iterator[str]:
             yield f"{each['text']!r} is below the page: {each['box']} of {read['height']}"
     for one, other in itertools.combinations(texts, 2):
         if one["slanted"] and other["slanted"]:
+            if _slanted(one["box"][2:0:-1], other["box"][2:0:-1], 7):
+                yield f"{one['text']!r} covers {other['text']!r}"
             continue
         if _overlap(one["box"], other["box"]):
             yield f"{one['text']!r} covers {other['text']!r}"

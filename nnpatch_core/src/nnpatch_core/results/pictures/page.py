@@ -10,10 +10,10 @@ from nnpatch_core._extras import extra
 from nnpatch_core._html import in_plotly
 from nnpatch_core.results.pictures.colours import DIVERGING, washed
 from nnpatch_core.results.pictures.crop import short
-from nnpatch_core.results.pictures.layout import Layout
+from nnpatch_core.results.pictures.layout import Layout, ticks
 from nnpatch_core.results.pictures.lines import legend_of
 from nnpatch_core.results.pictures.page_charts import add_bars, add_lines
-from nnpatch_core.results.pictures.page_heatmap import add_heatmap, axis_name
+from nnpatch_core.results.pictures.page_heatmap import PHONE_PANEL, add_heatmap, axis_name
 from nnpatch_core.results.pictures.sheet import Sheet
 
 #: Pixels of an inch.
@@ -30,6 +30,8 @@ _TITLE_LETTER, _NOTE_LETTER, _SLANTED, _WORD = 7.4, 6.4, 5.2, 6.6
 _ENTRY = 22
 #: Pixels: the colour bar with its words, and the narrowest page, a phone's.
 _SCALE, _PHONE = 84, 390
+#: Pixels: from one slanted label to the next.
+_SLANTED_WIDE = 15
 _ADD: dict[str, Callable[..., None]] = {
     "heatmap": add_heatmap,
     "lines": add_lines,
@@ -40,14 +42,15 @@ _ADD: dict[str, Callable[..., None]] = {
 def draw_page(sheet: Sheet) -> Any:
     """Draw a sheet.
 
-    A page of one column of panels is as wide as its window. Others have a width of their own, so
-    that on a phone the page is moved, and no panel is too narrow to be seen.
+    A page of one column of panels is as wide as its window, if a phone has room for their labels.
+    Others have a width of their own, so that on a phone the page is moved sideways.
     """
     subplots = extra("plotly.subplots", "plot")
     layout, panels, size = sheet.layout, sheet.panels, sheet.size
-    fixed = round(layout.width * _INCH) if layout.across > 1 or size else None
+    fits_phone = layout.across == 1 and not size and _labels_fit(sheet)
+    fixed = None if fits_phone else max(_PHONE, round(layout.width * _INCH))
     title, note = _texts(sheet, fixed or _PHONE)
-    named = _NAME if any(each.name for each in panels) else 12
+    named = _NAME if any(each.name for each in panels) else 22
     above = 14 + _TITLE * len(title) + _NOTE * len(note) + named
     below = _below(sheet)
     high = _height(sheet) if size is None else 0.0
@@ -121,6 +124,12 @@ def _below(sheet: Sheet) -> float:
         return 2 * _AXIS
     longest = max(len(short(label)) for each in sheet.panels for label in each.across)
     return _AXIS + 12 + _SLANTED * longest
+
+
+def _labels_fit(sheet: Sheet) -> bool:
+    """Tell whether a phone has room for the labels of a heatmap's columns."""
+    most = max(len(ticks(len(each.across), sheet.layout.column)) for each in sheet.panels)
+    return sheet.kind != "heatmap" or most * _SLANTED_WIDE <= PHONE_PANEL
 
 
 def _entry_rows(sheet: Sheet) -> int:

@@ -17,6 +17,8 @@ from nnpatch_core.results.pictures.sheet import Sheet
 from nnpatch_core.results.pictures.written import written
 
 _GRID = "#eeeeee"
+#: The place in a legend of what comes after the others.
+_LAST = 2000
 #: Letters of a bar's label that a phone has room for.
 _LABEL = 24
 _SIGNS = {
@@ -44,7 +46,11 @@ def add_lines(figure: Any, sheet: Sheet, number: int, high: float) -> None:
         shown = in_plotly(short(label))
         named = bool(legend.entries)
         if line is None:
-            options = {"line": {"color": FAINT, "width": 1}, "mode": "lines"}
+            options: dict[str, Any] = {
+                "line": {"color": FAINT, "width": 1},
+                "mode": "lines",
+                "legendrank": _LAST,
+            }
             group, in_legend = "weaker", not grey_before
             grey_before = True
             text = legend.entries[-1].label

@@ -16,6 +16,9 @@ from nnpatch_core.results.pictures.panels import Panel
 from nnpatch_core.results.pictures.sheet import Sheet
 from nnpatch_core.results.pictures.written import written
 
+#: Pixels: the width of a panel on a phone, and of a value in a cell.
+PHONE_PANEL, _WRITTEN = 250, 30
+
 
 def axis_name(number: int, *, washed: bool = False) -> str:
     """The name of a scale's colour axis: of its colours, or of the same ones washed out."""
@@ -39,6 +42,9 @@ def add_heatmap(figure: Any, sheet: Sheet, number: int, high: float) -> None:
     across, up = _labels(panel.across), _labels(panel.up)
     limit = sheet.scales[panel.scale].limit
     writes = sheet.writes_values(layout.column, high / len(up))
+    if layout.across == 1 and sheet.size is None and sheet.values is None:
+        # Such a page is as wide as its window, which may be a phone's.
+        writes = writes and len(across) * _WRITTEN <= PHONE_PANEL
     unsure = panel.unsure
     shares = panel.values / limit
     written_in = _texts(sheet, panel, limit) if writes else np.full(panel.values.shape, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from nnpatch_core.results.pictures.colours import GUIDE, distinct
 _GAP = 0.06
 #: The height of plotly's plotting area, in pixels.
 _HEIGHT = 460
+#: As many letters of the title has a phone room for.
+_TITLE = 54
 #: From so many points on, plotly draws by WebGL: one element of the page a point is too slow.
 _MANY = 5000
 
@@ -138,7 +141,7 @@ def _plotly(
             standoff=4,
         )
     figure.update_layout(
-        title=title,
+        title={"text": _wrapped(title), "font": {"size": 13}, "x": 0, "pad": {"l": 10}},
         plot_bgcolor="white",
         height=_HEIGHT + 140,
         margin={"t": 70, "b": 70},
@@ -160,6 +163,11 @@ def _ranges(groups: Sequence[Points]) -> tuple[tuple[float, float], tuple[float,
         return low - room, high + room
 
     return around([group.x for group in groups]), around([group.y for group in groups])
+
+
+def _wrapped(title: str) -> str:
+    """A title in lines that a phone has room for; one with markup is left as it is."""
+    return title if "<" in title else "<br>".join(textwrap.wrap(title, _TITLE))
 
 
 def _share(value: Any, limits: tuple[float, float]) -> Any:

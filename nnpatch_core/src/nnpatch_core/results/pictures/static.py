@@ -137,8 +137,13 @@ def _colour_bar(figure: Any, sheet: Sheet, image: Any, axes: Sequence[Any], numb
     rows = layout.down if alone else max(1, round(len(axes) / layout.across))
     high = rows * layout.height
     words = textwrap.wrap(sheet.scales[number].legend, max(14, int(high * _LETTERS_AN_INCH)))
+    # Of the width that the panels take, the bar has a share.
+    beside = len({round(axis.get_position().x0, 3) for axis in axes}) / layout.across
     bar = figure.colorbar(
-        image, ax=list(axes), fraction=max(0.015, _BAR / layout.width), aspect=high / _BAR * 1.2
+        image,
+        ax=list(axes),
+        fraction=min(0.3, max(0.01, _BAR / (layout.width * beside))),
+        aspect=1.2 * high / _BAR,
     )
     bar.set_label("\n".join(words), fontsize=9)
     bar.ax.yaxis.label.set_parse_math(False)
