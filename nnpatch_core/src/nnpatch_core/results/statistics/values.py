@@ -57,6 +57,31 @@ class Figured(Protocol):
         ...
 
     @property
+    def kind(self) -> str:
+        """The kind of sweep."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """The metric whose values it has."""
+        ...
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of its values."""
+        ...
+
+    @property
+    def magnitude(self) -> bool:
+        """Whether values are sizes."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many prompts there were."""
+        ...
+
+    @property
     def terms(self) -> tuple[Term, ...]:
         """The outcomes whose values add up to its own."""
         ...
