@@ -15,7 +15,7 @@ from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import selection, tables
 from nnpatch_core.results.compare import check_axes
 from nnpatch_core.results.parts import Cells, Prompts, Scale
-from nnpatch_core.results.statistics import Term, cell_values, same_prompts
+from nnpatch_core.results.statistics import Term, cell_values, orders
 from nnpatch_core.results.sureness import band, interval, pvalues
 from nnpatch_core.results.top import Top, make_top
 from nnpatch_core.sites import Axis
@@ -98,9 +98,8 @@ class Combination(Mapping[str, Tensor]):
 
     @property
     def paired(self) -> bool:
-        """Whether all outcomes are of the same prompts, in the same order."""
-        first = self.terms[0].outcome
-        return all(same_prompts(first, term.outcome) for term in self.terms)
+        """Whether all outcomes are of the same prompts, in whatever order."""
+        return orders([term.outcome for term in self.terms]) is not None
 
     @property
     def scale(self) -> Scale:
@@ -189,7 +188,7 @@ class Combination(Mapping[str, Tensor]):
         return band(self, name, level, seed, flips)
 
     def pvalues(
-        self, name: Any = None, adjust: str | None = "holm", seed: int = 0, *, flips: int = 10_000
+        self, name: Any = None, adjust: str | None = "max_t", seed: int = 0, *, flips: int = 10_000
     ) -> Any:
         """See `Outcome.pvalues`; of outcomes of the same prompts alone."""
         return pvalues(self, name, adjust, seed, flips)

@@ -67,6 +67,7 @@ def compare(estimate: Outcome, exact: Outcome, top_k: int) -> Agreement:
         magnitude=exact.magnitude,
         tokens=exact.tokens,
         model=exact.info["model"],
+        outcomes=(estimate, exact),
     )
 
 

@@ -472,14 +472,14 @@ class Outcome(Mapping[str, Tensor]):
 
     @overload
     def pvalues(
-        self, name: str, adjust: Adjust = "holm", seed: int = 0, *, flips: int = 10_000
+        self, name: str, adjust: Adjust = "max_t", seed: int = 0, *, flips: int = 10_000
     ) -> Tensor: ...
 
     @overload
     def pvalues(
         self,
         name: list[str] | tuple[str, ...] | None = None,
-        adjust: Adjust = "holm",
+        adjust: Adjust = "max_t",
         seed: int = 0,
         *,
         flips: int = 10_000,
@@ -488,7 +488,7 @@ class Outcome(Mapping[str, Tensor]):
     def pvalues(
         self,
         name: str | list[str] | tuple[str, ...] | None = None,
-        adjust: Adjust = "holm",
+        adjust: Adjust = "max_t",
         seed: int = 0,
         *,
         flips: int = 10_000,
@@ -504,10 +504,11 @@ class Outcome(Mapping[str, Tensor]):
         Args:
             name: a site name, or several; None is all. The family, for which p-values are adjusted,
                 is the measured cells of all of them, without those that are elided.
-            adjust: `"holm"` (1979) and `"max_t"` (Westfall and Young, 1993) hold the chance of one
-                false finding in the family; max-T counts that cells go together, and finds more.
-                `"bh"` (Benjamini and Hochberg, 1995) holds the expected share of false ones among
-                the findings. None adjusts nothing.
+            adjust: `"max_t"` (Westfall and Young, 1993) and `"holm"` (1979) hold the chance of one
+                false finding in the family; max-T counts that cells go together, and finds more:
+                Holm's are as many times larger as there are cells. `"bh"` (Benjamini and Hochberg,
+                1995) holds the expected share of false ones among the findings. None adjusts
+                nothing.
             seed: of the flips.
             flips: how often the signs are drawn.
 
@@ -515,13 +516,20 @@ class Outcome(Mapping[str, Tensor]):
             A tensor, float64, shaped as `out[name]`, nan outside the family; for several names a
             mapping from each to that.
 
+        Warns:
+            StatisticsWarning: none can be below 0.05, with so few prompts or flips, or so many
+                cells.
+
         Raises:
             NotSweptError: a site name was not swept.
             OutcomeError: no cell was measured, values are sizes, another `adjust`, a wrong number
                 of draws, or only means were kept.
 
         Examples:
-            >>> out.pvalues("mlp")[-1]  # of one prompt; what is elided has none
+            >>> import warnings
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")  # there is one prompt
+            ...     out.pvalues("mlp")[-1]  # what is elided has none
             tensor([nan, 1., 1.], dtype=torch.float64)
         """
         return pvalues(self, name, adjust, seed, flips)

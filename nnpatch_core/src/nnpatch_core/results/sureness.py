@@ -20,6 +20,7 @@ from nnpatch_core.results.statistics import (
     bands_of,
     doubts,
     interval_of,
+    least_pvalue,
     prompts_needed,
     pvalues_of,
     read_level,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 #: How p-values are adjusted for the number of cells.
 Adjust: TypeAlias = Literal["holm", "bh", "max_t"] | None
+#: P-values that cannot be below this are of no use to most.
+_USUAL = 0.05
 
 
 def interval(
@@ -64,6 +67,18 @@ def pvalues(
     draws = Draws.read(flips, seed, "flips")
     names, alone = chosen_names(figured, name)
     found = pvalues_of(figured, names, adjust, draws)
+    cells = sum(int(each.isfinite().sum()) for each in found.values())
+    least = least_pvalue(cells, figured.count, adjust, draws)
+    if cells and least > _USUAL:
+        few = least_pvalue(1, figured.count, None, draws) > _USUAL
+        advice = (
+            "take 6 prompts or more" if few else "take adjust='max_t', or more prompts and flips"
+        )
+        warn(
+            f"with {figured.count} prompts, {cells} cells and {draws.count} flips no p-value can "
+            f"be below {least:.2g}, whatever the effect: {advice}",
+            StatisticsWarning,
+        )
     return found[names[0]] if alone else found
 
 

@@ -15,12 +15,14 @@ from nnpatch_core.results.statistics.faces import (
     doubts,
     ends_of,
     interval_of,
+    least_pvalue,
     pvalues_of,
     read_level,
     top_shares,
 )
+from nnpatch_core.results.statistics.intervals import redrawn, tail_of
 from nnpatch_core.results.statistics.needed import prompts_needed
-from nnpatch_core.results.statistics.samples import same_prompts
+from nnpatch_core.results.statistics.samples import Samples, joined, orders, samples_of
 from nnpatch_core.results.statistics.values import (
     Figured,
     Term,
@@ -32,6 +34,7 @@ from nnpatch_core.results.statistics.values import (
 __all__ = [
     "Draws",
     "Figured",
+    "Samples",
     "Term",
     "bands_of",
     "cell_values",
@@ -39,13 +42,18 @@ __all__ = [
     "ends_of",
     "flat_cells",
     "interval_of",
+    "joined",
+    "least_pvalue",
+    "orders",
     "prompt_values",
     "prompts_needed",
     "pvalues_of",
     "read_level",
     "recall",
-    "same_prompts",
+    "redrawn",
+    "samples_of",
     "sign_agreement",
     "spearman",
+    "tail_of",
     "top_shares",
 ]

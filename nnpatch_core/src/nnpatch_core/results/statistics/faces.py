@@ -18,7 +18,7 @@ from nnpatch_core.results.interval import Interval
 from nnpatch_core.results.statistics import flips as flipping
 from nnpatch_core.results.statistics import intervals as resampling
 from nnpatch_core.results.statistics.ranking import shares_among_largest
-from nnpatch_core.results.statistics.samples import Floats, Samples, samples_of
+from nnpatch_core.results.statistics.samples import Floats, Samples, joined, samples_of
 from nnpatch_core.results.statistics.values import Figured
 
 #: How p-values may be adjusted for the number of cells.
@@ -183,6 +183,12 @@ def doubts(figured: Figured, level: float, draws: Draws) -> str:
     return ""
 
 
+def least_pvalue(cells: int, prompts: int, adjust: str | None, draws: Draws) -> float:
+    """The least p-value that so many cells, prompts and draws can have."""
+    least = max(2.0 ** (1 - prompts), 1 / (1 + draws.count))
+    return min(1.0, least * cells) if adjust == "holm" else least
+
+
 def _told(samples: Samples, level: float, draws: Draws) -> bool:
     """Tell whether anything can be said of a value with other prompts."""
     if min(samples.counts) < 2:
@@ -207,11 +213,7 @@ def _adjusted(alone: Floats, together: Floats, adjust: str | None) -> Floats:
 def _joined(figured: Figured, names: Sequence[str]) -> tuple[Samples, list[int]]:
     """The cells of several site names as one sample, and how many each has."""
     each = [samples_of(figured, name) for name in names]
-    parts = tuple(
-        attrs.evolve(part, changes=np.concatenate([one.parts[number].changes for one in each]))
-        for number, part in enumerate(each[0].parts)
-    )
-    return Samples(parts, each[0].paired), [len(one.parts[0].changes) for one in each]
+    return joined(each), [len(one.parts[0].changes) for one in each]
 
 
 def _split(values: Floats, lengths: Iterable[int]) -> Iterable[Floats]:

@@ -79,6 +79,12 @@ def resampled(samples: Samples, seed: int, resamples: int) -> Iterator[Floats]:
             yield total
 
 
+def redrawn(samples: Samples, seed: int, resamples: int) -> Iterator[Floats]:
+    """For each draw of prompts the values, `[cells]`."""
+    for block in resampled(samples, seed, resamples):
+        yield from block.T
+
+
 def _bca(samples: Samples, tail: float, seed: int, resamples: int) -> tuple[Floats, Floats]:
     values = samples.values()
     drawn = np.concatenate(list(resampled(samples, seed, resamples)), axis=1)

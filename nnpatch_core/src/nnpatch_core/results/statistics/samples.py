@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -111,44 +112,56 @@ def samples_of(figured: Figured, name: str) -> Samples:
     Prompts stand in an order of their own, so that the user's order changes no figure.
     """
     terms = figured.terms
-    paired = all(same_prompts(terms[0].outcome, term.outcome) for term in terms)
-    shared = _order(terms[0].outcome)
+    together = orders([term.outcome for term in terms])
+    each = together or [_order(term.outcome, _marks(term.outcome)) for term in terms]
     parts = []
-    for term in terms:
-        outcome = term.outcome
-        order = shared if paired else _order(outcome)
-        changes, whole = changes_of(outcome, name)
+    for term, order in zip(terms, each, strict=True):
+        changes, whole = changes_of(term.outcome, name)
         changes = changes if term.rows is None else changes[term.rows[name]]
         parts.append(Sample(changes[:, order], whole[order], term.weight))
-    return Samples(tuple(parts), paired)
+    return Samples(tuple(parts), together is not None)
 
 
-def same_prompts(one: Outcome, other: Outcome) -> bool:
-    """Tell whether two outcomes are of the same prompts, in the same order."""
-    if one is other:
-        return True
-    first, second = _rows(one), _rows(other)
-    return first.shape == second.shape and bool((first == second).all())
+def joined(samples: Sequence[Samples]) -> Samples:
+    """The cells of several samples of the same prompts, as one."""
+    parts = tuple(
+        attrs.evolve(part, changes=np.concatenate([one.parts[number].changes for one in samples]))
+        for number, part in enumerate(samples[0].parts)
+    )
+    return Samples(parts, samples[0].paired)
 
 
-def _rows(outcome: Outcome) -> NDArray[np.int64]:
-    """`[batch, ids]`: another row for another prompt."""
+def orders(outcomes: Sequence[Outcome]) -> list[NDArray[np.int64]] | None:
+    """For each outcome an order of its prompts, by which all have the same; None if they do not."""
+    marks = [_marks(outcome) for outcome in outcomes]
+    if all(np.array_equal(marks[0], each) for each in marks):
+        return [_order(outcomes[0], marks[0])] * len(outcomes)
+    found = [_order(outcome, each) for outcome, each in zip(outcomes, marks, strict=True)]
+    first = marks[0][found[0]]
+    same = all(np.array_equal(first, each[order]) for each, order in zip(marks, found, strict=True))
+    return found if same else None
+
+
+def _marks(outcome: Outcome) -> NDArray[np.uint64]:
+    """`[batch]`: another number for another pair of prompts."""
     prompts = outcome.prompts
-    tensors = [
+    tensors = (
         prompts.target_tokens * prompts.target_mask,
         prompts.source_tokens * prompts.source_mask,
         prompts.target_mask,
         prompts.source_mask,
-    ]
-    return np.concatenate([tensor.numpy().astype(np.int64) for tensor in tensors], axis=1)
+    )
+    digests = (
+        hashlib.blake2b(b"".join(row.numpy().tobytes() for row in rows), digest_size=8).digest()
+        for rows in zip(*(tensor.long() for tensor in tensors), strict=True)
+    )
+    return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
-def _order(outcome: Outcome) -> NDArray[np.int64]:
+def _order(outcome: Outcome, marks: NDArray[np.uint64]) -> NDArray[np.int64]:
     """The prompts in an order that depends on them alone."""
     baseline = outcome.baseline
-    order: NDArray[np.int64] = np.lexsort(
-        (baseline.source.numpy(), baseline.target.numpy(), *_rows(outcome).T)
-    )
+    order: NDArray[np.int64] = np.lexsort((baseline.source.numpy(), baseline.target.numpy(), marks))
     return order
 
 

@@ -52,6 +52,11 @@ class Figured(Protocol):
         ...
 
     @property
+    def count(self) -> int:
+        """How many prompts there were."""
+        ...
+
+    @property
     def tokens(self) -> tuple[str, ...]:
         """A label for each position."""
         ...
