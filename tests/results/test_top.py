@@ -309,7 +309,11 @@ def test_what_is_doubtful_is_told_below(out: Outcome) -> None:
     top = odd.top(3)
     assert all(row["low"] == -math.inf and row["high"] == math.inf for row in top)
     assert top.notes[-1].startswith("Beware: the source and the target run may not differ")
-    assert sweep(THREE).top(3).notes[-1].startswith("Beware: 3 prompts are too few")
+    few = sweep(THREE).top(3)
+    assert few.notes[-1].startswith("Beware: 3 prompts are too few")
+    assert "With 3 prompts no p-value can be below 0.25, whatever the effect: take 6 or more." in (
+        few.notes
+    )
 
 
 def test_a_difference_has_a_table_too(out: Outcome) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 from unicodedata import combining, east_asian_width
 
 import attrs
 from scipy.special import stdtrit
-from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._extras import extra
@@ -24,8 +23,15 @@ from nnpatch_core.results.axes import NUMBERED
 from nnpatch_core.results.distinct import by_strength, distinct_cells
 from nnpatch_core.results.moments import standard_errors
 from nnpatch_core.results.selection import find_names
-from nnpatch_core.results.statistics import Draws, Figured, cell_values, doubts, ends_of
-from nnpatch_core.results.sureness import pvalues
+from nnpatch_core.results.statistics import (
+    Draws,
+    Figured,
+    cell_values,
+    doubts,
+    ends_of,
+    least_pvalue,
+    pvalues_of,
+)
 from nnpatch_core.results.words import legend
 
 if TYPE_CHECKING:
@@ -246,7 +252,7 @@ def _how_sure(
     if flips:
         p_values, said = _p_values(figured, names, groups, flips)
         columns |= p_values
-        notes.append(said)
+        notes += said
     if figured.estimated:
         notes.append(
             "Where exact is False the value is an estimate, and the interval is of that estimate, "
@@ -290,24 +296,32 @@ def _resampled(figured: Figured, groups: Sequence[_Group]) -> dict[str, list[flo
 
 def _p_values(
     figured: Figured, names: Sequence[str], groups: Sequence[_Group], flips: int
-) -> tuple[dict[str, list[float]], str]:
+) -> tuple[dict[str, list[float]], list[str]]:
     """The column of p-values, if there are any, and the words about them."""
+    draws = Draws(flips, 0)
     try:
-        found = cast(dict[str, Tensor], pvalues(figured, list(names), "max_t", 0, flips))
+        found = pvalues_of(figured, names, "max_t", draws)
     except OutcomeError as error:
-        return {}, f"There are no p-values: {error}."
+        return {}, [f"There are no p-values: {error}."]
     family = sum(int(values.isfinite().sum()) for values in found.values())
     if not family:
-        return {}, "There are no p-values: nothing else was put anywhere."
+        return {}, ["There are no p-values: no patch put something else anywhere."]
     column = [
         found[name][tuple(figured.cells[name].index[first].tolist())].item()
         for name, (first, *_) in groups
     ]
-    return {"p_value": column}, (
+    notes = [
         "p_value: how often chance alone would give a value as clear as this one to any of the "
         f"{family} cells that ran, if no patch did anything on average (max-T over flips of the "
         "prompts' signs)."
-    )
+    ]
+    least = least_pvalue(family, figured.count, "max_t", draws)
+    if least > 1 - LEVEL:
+        notes.append(
+            f"With {figured.count} prompts no p-value can be below {least:.2g}, whatever the "
+            "effect: take 6 or more."
+        )
+    return {"p_value": column}, notes
 
 
 def _written(column: str, value: Any) -> str:
