@@ -52,11 +52,6 @@ class Figured(Protocol):
         ...
 
     @property
-    def count(self) -> int:
-        """How many prompts there were."""
-        ...
-
-    @property
     def tokens(self) -> tuple[str, ...]:
         """A label for each position."""
         ...
