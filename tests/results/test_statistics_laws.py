@@ -192,7 +192,9 @@ def test_a_larger_family_is_asked_more_of(numbers: Any) -> None:
         small, large = (both.pvalues(name, how, flips=DRAWN) for name in ("mlp", None))
         assert bool((large["mlp"] >= small).all()), how
     same(both.pvalues(None, None, flips=DRAWN)["mlp"], both.pvalues("mlp", None, flips=DRAWN))
-    same(both.interval(None, 0.9, resamples=DRAWN)["mlp"], both.interval("mlp", 0.9, resamples=DRAWN))
+    same(
+        both.interval(None, 0.9, resamples=DRAWN)["mlp"], both.interval("mlp", 0.9, resamples=DRAWN)
+    )
 
 
 # Edges -------------------------------------------------------------------------------------------

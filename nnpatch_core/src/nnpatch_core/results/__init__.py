@@ -1,7 +1,8 @@
 """The labelled outcome of a sweep, and what is made of it.
 
 Where a line belongs: a figure of the raw metrics in `statistics`; rows, frames and arrays in
-`tables`; a choice among cells in `selection`; a drawing in `pictures`; a notebook's page in
+`tables`; a choice among cells in `selection`, by labels in `chosen`; the table of the strongest in
+`top`, and which of them are one fact in `distinct`; a drawing in `pictures`; a notebook's page in
 `notebook`; what is saved in the metadata of a field, by `formats`; a check of a whole outcome in
 `whole`; how an axis is named and shown in `axes`.
 """
@@ -15,6 +16,7 @@ from nnpatch_core.results.outcome import Outcome
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability
+from nnpatch_core.results.top import Top
 
 __all__ = [
     "Agreement",
@@ -30,5 +32,6 @@ __all__ = [
     "Scale",
     "Screening",
     "Stability",
+    "Top",
     "means_of",
 ]

@@ -17,6 +17,7 @@ from nnpatch_core.results.compare import check_axes
 from nnpatch_core.results.parts import Cells, Prompts, Scale
 from nnpatch_core.results.statistics import Term, cell_values, orders
 from nnpatch_core.results.sureness import band, interval, pvalues
+from nnpatch_core.results.top import Top, make_top
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -191,6 +192,10 @@ class Combination(Mapping[str, Tensor]):
     ) -> Any:
         """See `Outcome.pvalues`; of outcomes of the same prompts alone."""
         return pvalues(self, name, adjust, seed, flips)
+
+    def top(self, n: int = 10, name: Any = None, distinct: bool = True) -> Top:
+        """See `Outcome.top`."""
+        return make_top(self, n, name, distinct)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a cell; see `Outcome.to_dataframe`."""

@@ -1,8 +1,9 @@
 """The labelled outcome of a sweep.
 
 `Outcome` holds what was measured and hands each question on: values and other figures to
-`statistics`, rows and arrays to `tables`, a choice of cells to `selection`, another outcome beside
-it to `compare`, heatmaps to `pictures`, pages of a notebook to `notebook`, and files to `file`.
+`statistics`, rows and arrays to `tables`, a choice of cells to `selection` and `chosen`, the
+strongest of them to `top`, another outcome beside it to `compare`, heatmaps to `pictures`, pages of
+a notebook to `notebook`, and files to `file`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import file, grouping, selection, tables
 from nnpatch_core.results.agreement import Agreement
+from nnpatch_core.results.chosen import choose
 from nnpatch_core.results.combination import Combination, combined, divided, scaled
 from nnpatch_core.results.compare import compare
 from nnpatch_core.results.formats import (
@@ -45,6 +47,7 @@ from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability, stability
 from nnpatch_core.results.statistics import Term, cell_values, flat_cells, prompt_values
 from nnpatch_core.results.sureness import Adjust, band, check_prompts, interval, needed, pvalues
+from nnpatch_core.results.top import Top, make_top
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -140,6 +143,9 @@ class Outcome(Mapping[str, Tensor]):
 
     def _repr_html_(self) -> str:
         return as_html(self)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.cells)
 
     def __add__(self, other: Any) -> Combination:
         return combined(self, other, 1.0)
@@ -624,10 +630,11 @@ class Outcome(Mapping[str, Tensor]):
         return self._placed(name, prompt_values, _NAN)
 
     def strongest(self, k: int = 10, sites: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The `k` cells of the largest absolute value: site, labels of the axes, value.
+        """The `k` cells of the largest absolute value, as plain rows: site, labels, value.
 
-        Where some values are estimates, `exact` says whether this one is none. A cell whose runs
-        gave nan comes first, for something went wrong there.
+        `top` has them as a table, with intervals, and one row for what is one fact. Where some
+        values are estimates, `exact` says whether this one is none. A cell whose runs gave nan
+        comes first, for something went wrong there.
 
         Args:
             k: the number of cells, at most.
@@ -647,6 +654,94 @@ class Outcome(Mapping[str, Tensor]):
         if k < 0:
             raise OutcomeError(f"k must be at least 0, got {k}")
         return selection.strongest(self, k, selection.find_names(self.cells, sites))
+
+    def top(
+        self, n: int = 10, name: str | Sequence[str] | None = None, distinct: bool = True
+    ) -> Top:
+        """The strongest cells as a table, with how sure each value is.
+
+        Rows are sorted by absolute value; one whose runs gave nan comes first, for something went
+        wrong there. A row has the labels of its cell, `value`, and where there are several prompts
+        `low` and `high`, its 95 percent interval (see `interval`), and `p_value`, adjusted for all
+        cells of the site names that are asked (see `pvalues`, max-T). The words below the table say
+        how these are made, and what they assume. Where some values are estimates, `exact` says
+        whether this one is none.
+
+        Args:
+            n: the number of rows, at most.
+            name: a site name, or several, such as `["q", "o"]` for heads alone; None is all.
+            distinct: whether neighbouring layers of one component, position and head share a row,
+                if their values are within 5 percent of the strongest one's, which the row shows;
+                `layers` has all of them. False gives each cell a row.
+
+        Raises:
+            OutcomeError: an `n` that is no number of rows, or a site name that was not swept (a
+                `KeyError` too).
+
+        Examples:
+            >>> top = out.top(2, "mlp")
+            >>> [(row["layers"], row["token"]) for row in top]
+            [('0', '7'), ('1', '7')]
+            >>> print(top.notes[0])
+            Of one prompt: nothing tells how much other prompts would change a value.
+        """
+        return make_top(self, n, name, distinct)
+
+    def sel(
+        self,
+        *,
+        site: str | Sequence[str] | None = None,
+        layer: int | Sequence[int] | None = None,
+        position: int | Sequence[int] | None = None,
+        span: str | Sequence[str] | None = None,
+        token: str | Sequence[str] | None = None,
+        head: int | Sequence[int] | None = None,
+        column: int | Sequence[int] | None = None,
+        label: str | Sequence[str] | None = None,
+    ) -> Outcome:
+        """The same outcome with the cells alone that have some labels.
+
+        Axes keep their full length; all other cells count as not swept, and site names that keep
+        none are left out. An outcome that lacks some cells has no `screening`, whose bound is on
+        all of them.
+
+        Args:
+            site: site names.
+            layer: layers; negative ones count from the end.
+            position: positions; negative ones count from the end.
+            span: names of spans.
+            token: texts of tokens: as `tokens` shows them, or the token of one of the prompts,
+                with or without the spaces around it.
+            head: heads, or key/value heads.
+            column: columns of `seq_pos`, where each prompt has positions of its own.
+            label: labels of a list of your own sites.
+
+        Each takes one label, a list of them, all of which must be there, or for numbers a `range`,
+        some of which must.
+
+        Raises:
+            OutcomeError: no cell has a label, or all of them together; the message says which there
+                are.
+            NotSweptError: a site name that was not swept; it is a `KeyError` too.
+
+        Examples:
+            >>> late = out.sel(layer=range(1, 3), token="7")
+            >>> late.swept("mlp").nonzero().tolist()
+            [[1, 2], [2, 2]]
+            >>> out.sel(site="k", head=5)
+            Traceback (most recent call last):
+            nnpatch_core.errors.OutcomeError: no cell has head=5: of each head there are 0-1
+        """
+        labels = {
+            "layer": layer,
+            "position": position,
+            "span": span,
+            "token": token,
+            "head": head,
+            "column": column,
+            "label": label,
+        }
+        return choose(self, site, labels)
 
     def by_group(self, column: str | Sequence[Any]) -> dict[Any, Outcome]:
         """The outcome of each group of prompts, by first appearance: the same sweep, run once.

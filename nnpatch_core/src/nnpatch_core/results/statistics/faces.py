@@ -73,6 +73,14 @@ def interval_of(figured: Figured, name: str, level: float, draws: Draws) -> Inte
     return _placed(figured, name, ends)
 
 
+def ends_of(
+    figured: Figured, name: str, rows: Sequence[int], level: float, draws: Draws
+) -> tuple[Floats, Floats]:
+    """The ends of the intervals of some cells of a site name alone, by their numbers."""
+    samples = samples_of(figured, name).cells(np.array(rows, dtype=np.int64))
+    return resampling.intervals(samples, level, draws.seed, draws.count)
+
+
 def bands_of(
     figured: Figured, names: Sequence[str], level: float, draws: Draws
 ) -> dict[str, Interval]:

@@ -52,13 +52,33 @@ class Figured(Protocol):
         ...
 
     @property
-    def count(self) -> int:
-        """How many prompts there were."""
+    def tokens(self) -> tuple[str, ...]:
+        """A label for each position."""
         ...
 
     @property
-    def tokens(self) -> tuple[str, ...]:
-        """A label for each position."""
+    def kind(self) -> str:
+        """The kind of sweep."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """The metric whose values it has."""
+        ...
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of its values."""
+        ...
+
+    @property
+    def magnitude(self) -> bool:
+        """Whether values are sizes."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many prompts there were."""
         ...
 
     @property
