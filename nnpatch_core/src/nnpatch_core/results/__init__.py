@@ -7,16 +7,21 @@ Where a line belongs: a figure of the raw metrics in `statistics`; rows, frames 
 """
 
 from nnpatch_core.results.agreement import Agreement
+from nnpatch_core.results.combination import Combination
+from nnpatch_core.results.interval import Interval
 from nnpatch_core.results.joined import Joined, Keep, means_of
 from nnpatch_core.results.moments import Moments
 from nnpatch_core.results.outcome import Outcome
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.screening import Screening
+from nnpatch_core.results.stability import Stability
 
 __all__ = [
     "Agreement",
     "Baseline",
     "Cells",
+    "Combination",
+    "Interval",
     "Joined",
     "Keep",
     "Moments",
@@ -24,5 +29,6 @@ __all__ = [
     "Prompts",
     "Scale",
     "Screening",
+    "Stability",
     "means_of",
 ]

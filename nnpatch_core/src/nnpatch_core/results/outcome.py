@@ -21,6 +21,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import file, grouping, selection, tables
 from nnpatch_core.results.agreement import Agreement
+from nnpatch_core.results.combination import Combination, combined, divided, scaled
 from nnpatch_core.results.compare import compare
 from nnpatch_core.results.formats import (
     FLAG,
@@ -35,12 +36,15 @@ from nnpatch_core.results.formats import (
     record,
     stored,
 )
+from nnpatch_core.results.interval import Interval
 from nnpatch_core.results.moments import Moments, standard_errors
 from nnpatch_core.results.notebook import as_html
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.pictures import draw_outcome
 from nnpatch_core.results.screening import Screening
-from nnpatch_core.results.statistics import cell_values, flat_cells, prompt_values
+from nnpatch_core.results.stability import Stability, stability
+from nnpatch_core.results.statistics import Term, cell_values, flat_cells, prompt_values
+from nnpatch_core.results.sureness import Adjust, band, check_prompts, interval, needed, pvalues
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -136,6 +140,33 @@ class Outcome(Mapping[str, Tensor]):
 
     def _repr_html_(self) -> str:
         return as_html(self)
+
+    def __add__(self, other: Any) -> Combination:
+        return combined(self, other, 1.0)
+
+    def __sub__(self, other: Any) -> Combination:
+        """The difference to an outcome with the same grids; see `Combination`.
+
+        Raises:
+            OutcomeError: their sites, axes, swept cells, scales or units differ.
+        """
+        return combined(self, other, -1.0)
+
+    def __neg__(self) -> Combination:
+        return scaled(self, -1.0)
+
+    def __mul__(self, number: Any) -> Combination:
+        return scaled(self, number)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: Any) -> Combination:
+        return divided(self, number)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The outcomes whose values add up to these: itself alone."""
+        return (Term(1.0, self),)
 
     @property
     def estimated(self) -> bool:
@@ -298,7 +329,7 @@ class Outcome(Mapping[str, Tensor]):
             True
         """
         if not self.magnitude:
-            self._check_prompts("magnitudes()")
+            check_prompts(self, "magnitudes()")
         return attrs.evolve(self, magnitude=True)
 
     def standard_error(self, name: str) -> Tensor:
@@ -316,6 +347,240 @@ class Outcome(Mapping[str, Tensor]):
             [inf, inf, inf]
         """
         return self._placed(name, standard_errors, _NAN)
+
+    @overload
+    def interval(
+        self, name: str, level: float = 0.95, seed: int = 0, *, resamples: int = 10_000
+    ) -> Interval: ...
+
+    @overload
+    def interval(
+        self,
+        name: list[str] | tuple[str, ...] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        resamples: int = 10_000,
+    ) -> dict[str, Interval]: ...
+
+    def interval(
+        self,
+        name: str | list[str] | tuple[str, ...] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        resamples: int = 10_000,
+    ) -> Interval | dict[str, Interval]:
+        """The interval in which a value would lie with all prompts like these, for each cell alone.
+
+        Prompts are drawn again, with return, a pair as one unit, and the ratio of means is computed
+        anew: the bias-corrected and accelerated bootstrap (Efron, 1987), at the wider level that
+        makes up for few prompts (Hesterberg, 2015). It takes the prompts to be drawn independently
+        from those that you mean to speak of; it says nothing of other templates or models. Of many
+        intervals some miss the truth: `band` is for all cells at once. An interval of an estimate
+        is about that estimate.
+
+        Args:
+            name: a site name, or several; None is all.
+            level: the share of such intervals that hold the truth.
+            seed: of the draws; the order of the prompts does not matter.
+            resamples: how often the prompts are drawn.
+
+        Returns:
+            Two tensors, each shaped as `out[name]`, nan where nothing was swept; for several names
+            a mapping from each to that. A cell that is elided has [0, 0]. Where there is one
+            prompt, or the interval of the denominator holds 0, all are (-inf, inf).
+
+        Warns:
+            StatisticsWarning: all are (-inf, inf), or the prompts are too few for this level.
+
+        Raises:
+            NotSweptError: a site name was not swept.
+            OutcomeError: no level, a wrong number of draws, or only means were kept.
+
+        Examples:
+            >>> import warnings
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")  # there is one prompt
+            ...     low, high = out.interval("mlp")
+            >>> low.shape, high[0, 0].item()
+            (torch.Size([3, 3]), inf)
+        """
+        return interval(self, name, level, seed, resamples)
+
+    @overload
+    def band(
+        self, name: str, level: float = 0.95, seed: int = 0, *, flips: int = 10_000
+    ) -> Interval: ...
+
+    @overload
+    def band(
+        self,
+        name: list[str] | tuple[str, ...] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+    ) -> dict[str, Interval]: ...
+
+    def band(
+        self,
+        name: str | list[str] | tuple[str, ...] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+    ) -> Interval | dict[str, Interval]:
+        """Intervals that hold the truth in all cells at once, in a share `level` of such sweeps.
+
+        They are wider than those of `interval`, and are those to look at before a cell is picked
+        from many. Each is the value and so many of its standard errors to both sides; how many says
+        the largest studentised mean over all cells (max-T) where the signs of the prompts'
+        residuals, (patched - target) - value x (source - target), are flipped at random, for all
+        cells together. Assumed is what `interval` assumes.
+
+        Args:
+            name: a site name, or several; None is all. The band holds over all of their cells.
+            level: the share of such sweeps in which every cell's interval holds the truth.
+            seed: of the flips.
+            flips: how often the signs are drawn.
+
+        Returns:
+            As `interval`.
+
+        Warns:
+            StatisticsWarning: as `interval`.
+
+        Raises:
+            NotSweptError: a site name was not swept.
+            OutcomeError: as `interval`.
+
+        Examples:
+            >>> import warnings
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")  # there is one prompt
+            ...     list(out.band(["mlp", "k"]))
+            ['mlp', 'k']
+        """
+        return band(self, name, level, seed, flips)
+
+    @overload
+    def pvalues(
+        self, name: str, adjust: Adjust = "max_t", seed: int = 0, *, flips: int = 10_000
+    ) -> Tensor: ...
+
+    @overload
+    def pvalues(
+        self,
+        name: list[str] | tuple[str, ...] | None = None,
+        adjust: Adjust = "max_t",
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+    ) -> dict[str, Tensor]: ...
+
+    def pvalues(
+        self,
+        name: str | list[str] | tuple[str, ...] | None = None,
+        adjust: Adjust = "max_t",
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+    ) -> Tensor | dict[str, Tensor]:
+        """P-values of "the patch moves nothing on average", for each measured cell.
+
+        Without an effect a prompt's patched - target might as well have the other sign: signs are
+        drawn at random for each prompt, for all cells together, and the p-value is (1 + b) / (1 +
+        flips), where b draws have a studentised mean of at least the size that was seen. So effects
+        are taken to lie evenly around their mean, and prompts to be independent. With n prompts
+        none can be below 2^(1 - n) in the long run.
+
+        Args:
+            name: a site name, or several; None is all. The family, for which p-values are adjusted,
+                is the measured cells of all of them, without those that are elided.
+            adjust: `"max_t"` (Westfall and Young, 1993) and `"holm"` (1979) hold the chance of one
+                false finding in the family; max-T counts that cells go together, and finds more:
+                Holm's are as many times larger as there are cells. `"bh"` (Benjamini and Hochberg,
+                1995) holds the expected share of false ones among the findings. None adjusts
+                nothing.
+            seed: of the flips.
+            flips: how often the signs are drawn.
+
+        Returns:
+            A tensor, float64, shaped as `out[name]`, nan outside the family; for several names a
+            mapping from each to that.
+
+        Warns:
+            StatisticsWarning: none can be below 0.05, with so few prompts or flips, or so many
+                cells.
+
+        Raises:
+            NotSweptError: a site name was not swept.
+            OutcomeError: no cell was measured, values are sizes, another `adjust`, a wrong number
+                of draws, or only means were kept.
+
+        Examples:
+            >>> import warnings
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")  # there is one prompt
+            ...     out.pvalues("mlp")[-1]  # what is elided has none
+            tensor([nan, 1., 1.], dtype=torch.float64)
+        """
+        return pvalues(self, name, adjust, seed, flips)
+
+    def prompts_needed(self, name: str, width: float, level: float = 0.95) -> Tensor:
+        """How many prompts like these an interval of some width needs, for each cell.
+
+        By Student's t and the standard error that these prompts have: a plan for the next table of
+        prompts, not a promise.
+
+        Args:
+            name: a site name.
+            width: from end to end, on the outcome's scale.
+            level: of the interval.
+
+        Returns:
+            Whole numbers, float64, shaped as `out[name]`; nan where not swept, inf where these
+            prompts do not tell.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+            OutcomeError: a width that is not positive, no level, or values that are sizes.
+
+        Examples:
+            >>> out.prompts_needed("mlp", width=0.1)[-1].tolist()  # one prompt tells nothing
+            [inf, inf, inf]
+        """
+        return needed(self, name, width, level)
+
+    def stability(
+        self,
+        k: int = 10,
+        name: str | list[str] | tuple[str, ...] | None = None,
+        seed: int = 0,
+        *,
+        resamples: int = 10_000,
+    ) -> Stability:
+        """How far the `k` cells of largest size would stay the same with other prompts.
+
+        Prompts are drawn again, as for `interval`, and the cells ranked anew.
+
+        Args:
+            k: the number of cells.
+            name: a site name, or several; None is all.
+            seed: of the draws.
+            resamples: how often the prompts are drawn.
+
+        Raises:
+            NotSweptError: a site name was not swept.
+            OutcomeError: a `k` that is not positive, a wrong number of draws, or only means were
+                kept.
+
+        Examples:
+            >>> out.stability(2, name="k").kept  # of one prompt each draw is the same
+            1.0
+        """
+        return stability(self, k, name, seed, resamples)
 
     @property
     def count(self) -> int:
@@ -339,7 +604,7 @@ class Outcome(Mapping[str, Tensor]):
             >>> out.patched("k").shape
             torch.Size([3, 3, 2, 1])
         """
-        self._check_prompts("patched()")
+        check_prompts(self, "patched()")
         return self._cells(name).place(self.raw[self.metric][self._key(name)], _NAN)
 
     def per_prompt(self, name: str) -> Tensor:
@@ -355,7 +620,7 @@ class Outcome(Mapping[str, Tensor]):
             >>> torch.allclose(out.per_prompt("mlp")[..., 0], out["mlp"], atol=1e-5)
             True
         """
-        self._check_prompts("per_prompt()")
+        check_prompts(self, "per_prompt()")
         return self._placed(name, prompt_values, _NAN)
 
     def strongest(self, k: int = 10, sites: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -403,7 +668,7 @@ class Outcome(Mapping[str, Tensor]):
             >>> [group["mlp"].shape for group in out.by_group(["easy"]).values()]
             [torch.Size([3, 3])]
         """
-        self._check_prompts("by_group()")
+        check_prompts(self, "by_group()")
         return grouping.split(self, column)
 
     def agreement(self, exact: Outcome, top_k: int = 20) -> Agreement:
@@ -446,7 +711,7 @@ class Outcome(Mapping[str, Tensor]):
         """
         check_flags(per_prompt=per_prompt)
         if per_prompt:
-            self._check_prompts("per_prompt=True")
+            check_prompts(self, "per_prompt=True")
         made = tables.prompt_blocks if per_prompt else tables.cell_blocks
         return tables.frame(made(self), self.tokens)
 
@@ -465,7 +730,7 @@ class Outcome(Mapping[str, Tensor]):
         """
         check_flags(per_prompt=per_prompt)
         if per_prompt:
-            self._check_prompts("per_prompt=True")
+            check_prompts(self, "per_prompt=True")
         return tables.dataset(self, bool(per_prompt))
 
     @overload
@@ -583,13 +848,6 @@ class Outcome(Mapping[str, Tensor]):
             nnpatch_core.errors.OutcomeError: nowhere.safetensors is not an outcome: there is ...
         """
         return file.read(path, cls)
-
-    def _check_prompts(self, what: str) -> None:
-        if self.moments is not None:
-            raise OutcomeError(
-                f"{what} needs the numbers of each prompt, and this outcome has means over "
-                f"{self.moments.count} prompts alone: sweep with keep='prompts'"
-            )
 
     def _placed(self, name: str, figures: Callable[[Outcome, str], Tensor], fill: float) -> Tensor:
         """Figures of a site name's swept cells, `[cells, ...]`, in its grid."""

@@ -22,13 +22,18 @@ def find_name(names: Collection[str], name: Any) -> str:
     Raises:
         NotSweptError: none of them.
     """
-    if isinstance(name, str):
-        if name in names:
-            return name
-        for each in names:
-            if canonical_name(each) == canonical_name(name):
-                return each
-    raise NotSweptError(f"{shown(name)} was not swept; there are {shown(list(names))}")
+    found = matching(names, name)
+    if found is None:
+        raise NotSweptError(f"{shown(name)} was not swept; there are {shown(list(names))}")
+    return found
+
+
+def matching(names: Collection[str], name: Any) -> str | None:
+    """The one of `names` that `name` stands for, which may be a synonym of it; None if none."""
+    if not isinstance(name, str) or name in names:
+        return name if isinstance(name, str) else None
+    alike = (each for each in names if canonical_name(each) == canonical_name(name))
+    return next(alike, None)
 
 
 def find_names(names: Collection[str], sites: Any) -> tuple[str, ...]:
