@@ -87,8 +87,10 @@ def test_an_outcome_says_what_it_is_of() -> None:
         f"{out.strongest(1)[0]['value']:.3f}",
     ):
         assert words in read.text
-    for row in out.strongest(5):
-        assert row["token"] in read.text
+    for row in out.top(5):
+        assert f"'{row['token']}'" in read.text
+        assert row["layers"] in read.text
+    assert out.top().notes[0] in read.text
 
 
 def test_an_outcome_of_which_little_is_known() -> None:

@@ -23,6 +23,16 @@ def heading(text: str) -> str:
     return f"<p><b>{html.escape(text)}</b></p>"
 
 
+def paragraph(text: str) -> str:
+    """A line of text.
+
+    Examples:
+        >>> paragraph("a < b")
+        '<p>a &lt; b</p>'
+    """
+    return f"<p>{html.escape(text)}</p>"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; without a head if there is none."""
     lines = [_row("th", head)] if head else []

@@ -119,3 +119,7 @@ class CheckpointWarning(UserWarning):
 
 class MemoryWarning(UserWarning):
     """The device ran out of memory, and what ran together was halved."""
+
+
+class StatisticsWarning(UserWarning):
+    """Prompts are too few, or too much like each other, to say how sure a value is."""

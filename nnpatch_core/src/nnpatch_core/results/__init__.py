@@ -1,22 +1,29 @@
 """The labelled outcome of a sweep, and what is made of it.
 
 Where a line belongs: a figure of the raw metrics in `statistics`; rows, frames and arrays in
-`tables`; a choice among cells in `selection`; a drawing in `pictures`; a notebook's page in
+`tables`; a choice among cells in `selection`, by labels in `chosen`; the table of the strongest in
+`top`, and which of them are one fact in `distinct`; a drawing in `pictures`; a notebook's page in
 `notebook`; what is saved in the metadata of a field, by `formats`; a check of a whole outcome in
 `whole`; how an axis is named and shown in `axes`.
 """
 
 from nnpatch_core.results.agreement import Agreement
+from nnpatch_core.results.combination import Combination
+from nnpatch_core.results.interval import Interval
 from nnpatch_core.results.joined import Joined, Keep, means_of
 from nnpatch_core.results.moments import Moments
 from nnpatch_core.results.outcome import Outcome
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.screening import Screening
+from nnpatch_core.results.stability import Stability
+from nnpatch_core.results.top import Top
 
 __all__ = [
     "Agreement",
     "Baseline",
     "Cells",
+    "Combination",
+    "Interval",
     "Joined",
     "Keep",
     "Moments",
@@ -24,5 +31,7 @@ __all__ = [
     "Prompts",
     "Scale",
     "Screening",
+    "Stability",
+    "Top",
     "means_of",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import attrs
 import numpy as np
@@ -15,6 +15,7 @@ from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import tables
 from nnpatch_core.results.parts import Scale
 from nnpatch_core.results.pictures import draw_agreement
+from nnpatch_core.results.redrawn import figure_interval
 from nnpatch_core.results.statistics import recall, sign_agreement, spearman
 from nnpatch_core.sites import Axis
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     import plotly.graph_objects
     from matplotlib.figure import Figure
 
+    from nnpatch_core.results.outcome import Outcome
+
+#: The figures of an agreement that prompts move.
+AgreementFigure: TypeAlias = Literal[
+    "rank_correlation", "rank_correlation_of_sizes", "recall", "sign_agreement"
+]
 
 #: The columns of the printed table.
 _COLUMNS = (
@@ -70,6 +77,7 @@ class Agreement:
         magnitude: whether the values are sizes, without a sign.
         tokens: a label for each position.
         model: the model of the exact outcome.
+        outcomes: the estimate and the exact outcome.
 
     Examples:
         >>> import torch
@@ -96,6 +104,7 @@ class Agreement:
     magnitude: bool
     tokens: tuple[str, ...]
     model: str
+    outcomes: tuple[Outcome, Outcome]
 
     def __repr__(self) -> str:
         return (
@@ -192,6 +201,37 @@ class Agreement:
         if self.magnitude:
             return float("nan")
         return sign_agreement(self._estimate, self._exact, self._top)
+
+    def interval(
+        self,
+        figure: AgreementFigure = "rank_correlation",
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        resamples: int = 1000,
+    ) -> tuple[float, float]:
+        """The interval in which a figure would lie with other prompts like these.
+
+        Prompts are drawn again, for the estimate and the exact outcome together if they are of the
+        same prompts, and the figure is computed anew: the percentile bootstrap, at the wider level
+        that makes up for few prompts (Hesterberg, 2015). Of one prompt it is (nan, nan).
+
+        Args:
+            figure: `"rank_correlation"`, `"rank_correlation_of_sizes"`, `"recall"` or
+                `"sign_agreement"`.
+            level: the share of such intervals that hold the truth.
+            seed: of the draws.
+            resamples: how often prompts are drawn.
+
+        Raises:
+            OutcomeError: another figure, no level, a wrong number of draws, or only means were
+                kept.
+
+        Examples:
+            >>> out.agreement(out).interval("recall")  # of one prompt
+            (nan, nan)
+        """
+        return figure_interval(self, figure, level, seed, resamples)
 
     def by_site(self) -> dict[str, Agreement]:
         """Site name to the agreement of its cells alone.

@@ -67,6 +67,7 @@ def compare(estimate: Outcome, exact: Outcome, top_k: int) -> Agreement:
         magnitude=exact.magnitude,
         tokens=exact.tokens,
         model=exact.info["model"],
+        outcomes=(estimate, exact),
     )
 
 
@@ -77,7 +78,7 @@ def _measured(cells: Cells) -> bool:
 
 def _compared(name: str, estimate: Outcome, exact: Outcome) -> ComparedCells:
     axes = estimate.axes(name)
-    _check_axes(name, axes, exact.axes(name))
+    check_axes(name, axes, exact.axes(name), ("the estimate", "the exact outcome"))
     both = estimate.swept(name) & exact.exact(name)
     if estimate.estimated:
         both &= ~estimate.exact(name)
@@ -92,22 +93,25 @@ def _compared(name: str, estimate: Outcome, exact: Outcome) -> ComparedCells:
     )
 
 
-def _check_axes(name: str, estimate: Sequence[Axis], exact: Sequence[Axis]) -> None:
-    names = [", ".join(axis.name for axis in axes) for axes in (estimate, exact)]
+def check_axes(
+    name: str, first: Sequence[Axis], second: Sequence[Axis], sides: tuple[str, str]
+) -> None:
+    """Raise `OutcomeError` for axes that are not alike; `sides` are words for the two outcomes."""
+    one, other = sides
+    names = [", ".join(axis.name for axis in axes) for axes in (first, second)]
     if names[0] != names[1]:
         raise OutcomeError(
-            f"{shown(name)} has the axes {names[0]} in the estimate and {names[1]} in the exact "
-            "outcome"
+            f"{shown(name)} has the axes {names[0]} in {one} and {names[1]} in {other}"
         )
-    for one, other in zip(estimate, exact, strict=True):
-        if len(one.labels) != len(other.labels):
+    for own, its in zip(first, second, strict=True):
+        if len(own.labels) != len(its.labels):
             raise OutcomeError(
-                f"the axis {one.name} of {shown(name)} has {len(one.labels)} places in the "
-                f"estimate and {len(other.labels)} in the exact outcome"
+                f"the axis {own.name} of {shown(name)} has {len(own.labels)} places in {one} and "
+                f"{len(its.labels)} in {other}"
             )
-        for first, second in zip(one.labels, other.labels, strict=True):
-            if first != second:
+        for label, another in zip(own.labels, its.labels, strict=True):
+            if label != another:
                 raise OutcomeError(
-                    f"the axis {one.name} of {shown(name)} has {shown(first)} in the estimate "
-                    f"where the exact outcome has {shown(second)}"
+                    f"the axis {own.name} of {shown(name)} has {shown(label)} in {one} where "
+                    f"{other} has {shown(another)}"
                 )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nnpatch_core._html import block, heading, table
+from nnpatch_core.results.top import make_top, pieces
 from nnpatch_core.results.words import legend
 
 if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
 
 #: The entries of an outcome's `info` that are shown, if they are there.
-_FACTS = ("model", "adapter", "engine", "fallback", "hooks")
+_FACTS = ("model", "weights", "adapter", "engine", "fallback", "elided", "hooks", "started")
 _STRONGEST = 5
 
 
@@ -23,15 +24,13 @@ def as_html(outcome: Outcome) -> str:
         *((name, outcome.info[name]) for name in _FACTS if name in outcome.info),
         ("prompts", f"{batch} of {seq_len} tokens"),
     ]
-    rows = outcome.strongest(_STRONGEST)
-    labels = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_written(row.get(name, "")) for name in labels] for row in rows]
+    # Without p-values, which take all cells and not these alone: a page is shown unasked.
+    top = make_top(outcome, _STRONGEST, None, True, flips=0)
     return block(
         heading(f"Outcome: {outcome.kind}"),
         table((), facts),
         table(("site", "shape", "cells", "lowest", "highest"), map(_grid(outcome), outcome)),
-        heading(f"The strongest {len(rows)}"),
-        table(labels, cells),
+        pieces(top, f"The strongest {len(top)}; out.top() has more"),
     )
 
 

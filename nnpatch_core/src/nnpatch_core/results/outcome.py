@@ -1,8 +1,9 @@
 """The labelled outcome of a sweep.
 
 `Outcome` holds what was measured and hands each question on: values and other figures to
-`statistics`, rows and arrays to `tables`, a choice of cells to `selection`, another outcome beside
-it to `compare`, heatmaps to `pictures`, pages of a notebook to `notebook`, and files to `file`.
+`statistics`, rows and arrays to `tables`, a choice of cells to `selection` and `chosen`, the
+strongest of them to `top`, another outcome beside it to `compare`, heatmaps to `pictures`, pages of
+a notebook to `notebook`, and files to `file`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import file, grouping, selection, tables
 from nnpatch_core.results.agreement import Agreement
+from nnpatch_core.results.chosen import choose
+from nnpatch_core.results.combination import Combination, combined, divided, scaled
 from nnpatch_core.results.compare import compare
 from nnpatch_core.results.formats import (
     FLAG,
@@ -35,12 +38,16 @@ from nnpatch_core.results.formats import (
     record,
     stored,
 )
+from nnpatch_core.results.interval import Interval
 from nnpatch_core.results.moments import Moments, standard_errors
 from nnpatch_core.results.notebook import as_html
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.pictures import PictureKind, PlotOptions, draw_beside, draw_outcome
 from nnpatch_core.results.screening import Screening
-from nnpatch_core.results.statistics import cell_values, flat_cells, prompt_values
+from nnpatch_core.results.stability import Stability, stability
+from nnpatch_core.results.statistics import Term, cell_values, flat_cells, prompt_values
+from nnpatch_core.results.sureness import Adjust, band, check_prompts, interval, needed, pvalues
+from nnpatch_core.results.top import Top, make_top
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -137,6 +144,36 @@ class Outcome(Mapping[str, Tensor]):
 
     def _repr_html_(self) -> str:
         return as_html(self)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.cells)
+
+    def __add__(self, other: Any) -> Combination:
+        return combined(self, other, 1.0)
+
+    def __sub__(self, other: Any) -> Combination:
+        """The difference to an outcome with the same grids; see `Combination`.
+
+        Raises:
+            OutcomeError: their sites, axes, swept cells, scales or units differ.
+        """
+        return combined(self, other, -1.0)
+
+    def __neg__(self) -> Combination:
+        return scaled(self, -1.0)
+
+    def __mul__(self, number: Any) -> Combination:
+        return scaled(self, number)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, number: Any) -> Combination:
+        return divided(self, number)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The outcomes whose values add up to these: itself alone."""
+        return (Term(1.0, self),)
 
     @property
     def estimated(self) -> bool:
@@ -299,7 +336,7 @@ class Outcome(Mapping[str, Tensor]):
             True
         """
         if not self.magnitude:
-            self._check_prompts("magnitudes()")
+            check_prompts(self, "magnitudes()")
         return attrs.evolve(self, magnitude=True)
 
     def standard_error(self, name: str) -> Tensor:
@@ -317,6 +354,243 @@ class Outcome(Mapping[str, Tensor]):
             [inf, inf, inf]
         """
         return self._placed(name, standard_errors, _NAN)
+
+    @overload
+    def interval(
+        self, name: str, level: float = 0.95, seed: int = 0, *, resamples: int = 10_000
+    ) -> Interval: ...
+
+    @overload
+    def interval(
+        self,
+        name: list[str] | tuple[str, ...] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        resamples: int = 10_000,
+    ) -> dict[str, Interval]: ...
+
+    def interval(
+        self,
+        name: str | list[str] | tuple[str, ...] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        resamples: int = 10_000,
+    ) -> Interval | dict[str, Interval]:
+        """The interval in which a value would lie with all prompts like these, for each cell alone.
+
+        Prompts are drawn again, with return, a pair as one unit, and the ratio of means is computed
+        anew: the bias-corrected and accelerated bootstrap (Efron, 1987), at the wider level that
+        makes up for few prompts (Hesterberg, 2015). It takes the prompts to be drawn independently
+        from those that you mean to speak of; it says nothing of other templates or models. Of many
+        intervals some miss the truth: `band` is for all cells at once. An interval of an estimate
+        is about that estimate.
+
+        Args:
+            name: a site name, or several; None is all.
+            level: the share of such intervals that hold the truth.
+            seed: of the draws; the order of the prompts does not matter.
+            resamples: how often the prompts are drawn.
+
+        Returns:
+            Two tensors, each shaped as `out[name]`, nan where nothing was swept; for several names
+            a mapping from each to that. A cell that is elided has [0, 0]. Where there is one
+            prompt, or the interval of the denominator holds 0, all are (-inf, inf).
+
+        Warns:
+            StatisticsWarning: all are (-inf, inf), or the prompts are too few for this level.
+
+        Raises:
+            NotSweptError: a site name was not swept.
+            OutcomeError: no level, a wrong number of draws, or only means were kept.
+
+        Examples:
+            >>> import warnings
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")  # there is one prompt
+            ...     low, high = out.interval("mlp")
+            >>> low.shape, high[0, 0].item()
+            (torch.Size([3, 3]), inf)
+        """
+        return interval(self, name, level, seed, resamples)
+
+    @overload
+    def band(
+        self, name: str, level: float = 0.95, seed: int = 0, *, flips: int = 10_000
+    ) -> Interval: ...
+
+    @overload
+    def band(
+        self,
+        name: list[str] | tuple[str, ...] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+    ) -> dict[str, Interval]: ...
+
+    def band(
+        self,
+        name: str | list[str] | tuple[str, ...] | None = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+    ) -> Interval | dict[str, Interval]:
+        """Intervals that hold the truth in all cells at once, in a share `level` of such sweeps.
+
+        They are wider than those of `interval`, and are those to look at before a cell is picked
+        from many. Each is the value and so many of its standard errors to both sides; how many says
+        the largest studentised mean over all cells (max-T) where the signs of the prompts'
+        residuals, (patched - target) - value x (source - target), are flipped at random, for all
+        cells together. Assumed is what `interval` assumes.
+
+        Args:
+            name: a site name, or several; None is all. The band holds over all of their cells.
+            level: the share of such sweeps in which every cell's interval holds the truth.
+            seed: of the flips.
+            flips: how often the signs are drawn.
+
+        Returns:
+            As `interval`.
+
+        Warns:
+            StatisticsWarning: as `interval`.
+
+        Raises:
+            NotSweptError: a site name was not swept.
+            OutcomeError: as `interval`.
+
+        Examples:
+            >>> import warnings
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")  # there is one prompt
+            ...     list(out.band(["mlp", "k"]))
+            ['mlp', 'k']
+        """
+        return band(self, name, level, seed, flips)
+
+    @overload
+    def pvalues(
+        self, name: str, adjust: Adjust = "max_t", seed: int = 0, *, flips: int = 10_000
+    ) -> Tensor: ...
+
+    @overload
+    def pvalues(
+        self,
+        name: list[str] | tuple[str, ...] | None = None,
+        adjust: Adjust = "max_t",
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+    ) -> dict[str, Tensor]: ...
+
+    def pvalues(
+        self,
+        name: str | list[str] | tuple[str, ...] | None = None,
+        adjust: Adjust = "max_t",
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+    ) -> Tensor | dict[str, Tensor]:
+        """P-values of "the patch moves nothing on average", for each measured cell.
+
+        Without an effect a prompt's patched - target might as well have the other sign: signs are
+        drawn at random for each prompt, for all cells together, and the p-value is (1 + b) / (1 +
+        flips), where b draws have a studentised mean of at least the size that was seen. So effects
+        are taken to lie evenly around their mean, and prompts to be independent. With n prompts
+        none can be below 2^(1 - n) in the long run.
+
+        Args:
+            name: a site name, or several; None is all. The family, for which p-values are adjusted,
+                is the measured cells of all of them, without those that are elided.
+            adjust: `"max_t"` (Westfall and Young, 1993) and `"holm"` (1979) hold the chance of one
+                false finding in the family; max-T counts that cells go together, and finds more:
+                Holm's are as many times larger as there are cells. `"bh"` (Benjamini and Hochberg,
+                1995) holds the expected share of false ones among the findings. None adjusts
+                nothing.
+            seed: of the flips.
+            flips: how often the signs are drawn.
+
+        Returns:
+            A tensor, float64, shaped as `out[name]`, nan outside the family; for several names a
+            mapping from each to that.
+
+        Warns:
+            StatisticsWarning: none can be below 0.05, with so few prompts or flips, or so many
+                cells.
+
+        Raises:
+            NotSweptError: a site name was not swept.
+            OutcomeError: no cell was measured, values are sizes, another `adjust`, a wrong number
+                of draws, or only means were kept.
+
+        Examples:
+            >>> import warnings
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")  # there is one prompt
+            ...     out.pvalues("mlp")[-1]  # what is elided has none
+            tensor([nan, 1., 1.], dtype=torch.float64)
+        """
+        return pvalues(self, name, adjust, seed, flips)
+
+    def prompts_needed(self, name: str, width: float, level: float = 0.95) -> Tensor:
+        """How many prompts like these an interval of some width needs, for each cell.
+
+        By Student's t and the standard error that these prompts have: a plan for the next table of
+        prompts, not a promise.
+
+        Args:
+            name: a site name.
+            width: from end to end, on the outcome's scale.
+            level: of the interval.
+
+        Returns:
+            Whole numbers, float64, shaped as `out[name]`; nan where not swept, inf where these
+            prompts do not tell.
+
+        Raises:
+            NotSweptError: the site name was not swept.
+            OutcomeError: a width that is not positive, no level, or values that are sizes.
+
+        Examples:
+            >>> out.prompts_needed("mlp", width=0.1)[-1].tolist()  # one prompt tells nothing
+            [inf, inf, inf]
+        """
+        return needed(self, name, width, level)
+
+    def stability(
+        self,
+        k: int = 10,
+        name: str | list[str] | tuple[str, ...] | None = None,
+        distinct: bool = True,
+        seed: int = 0,
+        *,
+        resamples: int = 10_000,
+    ) -> Stability:
+        """How far the `k` cells of largest size would stay the same with other prompts.
+
+        Prompts are drawn again, as for `interval`, and the cells ranked anew.
+
+        Args:
+            k: the number of cells.
+            name: a site name, or several; None is all.
+            distinct: whether neighbouring layers of almost one value count as their strongest
+                alone, as in `top`.
+            seed: of the draws.
+            resamples: how often the prompts are drawn.
+
+        Raises:
+            NotSweptError: a site name was not swept.
+            OutcomeError: a `k` that is not positive, a wrong number of draws, or only means were
+                kept.
+
+        Examples:
+            >>> out.stability(2, name="k").kept  # of one prompt each draw is the same
+            1.0
+        """
+        return stability(self, k, name, distinct, seed, resamples)
 
     @property
     def count(self) -> int:
@@ -340,7 +614,7 @@ class Outcome(Mapping[str, Tensor]):
             >>> out.patched("k").shape
             torch.Size([3, 3, 2, 1])
         """
-        self._check_prompts("patched()")
+        check_prompts(self, "patched()")
         return self._cells(name).place(self.raw[self.metric][self._key(name)], _NAN)
 
     def per_prompt(self, name: str) -> Tensor:
@@ -356,14 +630,15 @@ class Outcome(Mapping[str, Tensor]):
             >>> torch.allclose(out.per_prompt("mlp")[..., 0], out["mlp"], atol=1e-5)
             True
         """
-        self._check_prompts("per_prompt()")
+        check_prompts(self, "per_prompt()")
         return self._placed(name, prompt_values, _NAN)
 
     def strongest(self, k: int = 10, sites: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The `k` cells of the largest absolute value: site, labels of the axes, value.
+        """The `k` cells of the largest absolute value, as plain rows: site, labels, value.
 
-        Where some values are estimates, `exact` says whether this one is none. A cell whose runs
-        gave nan comes first, for something went wrong there.
+        `top` has them as a table, with intervals, and one row for what is one fact. Where some
+        values are estimates, `exact` says whether this one is none. A cell whose runs gave nan
+        comes first, for something went wrong there.
 
         Args:
             k: the number of cells, at most.
@@ -383,6 +658,94 @@ class Outcome(Mapping[str, Tensor]):
         if k < 0:
             raise OutcomeError(f"k must be at least 0, got {k}")
         return selection.strongest(self, k, selection.find_names(self.cells, sites))
+
+    def top(
+        self, n: int = 10, name: str | Sequence[str] | None = None, distinct: bool = True
+    ) -> Top:
+        """The strongest cells as a table, with how sure each value is.
+
+        Rows are sorted by absolute value; one whose runs gave nan comes first, for something went
+        wrong there. A row has the labels of its cell, `value`, and where there are several prompts
+        `low` and `high`, its 95 percent interval (see `interval`), and `p_value`, adjusted for all
+        cells of the site names that are asked (see `pvalues`, max-T). The words below the table say
+        how these are made, and what they assume. Where some values are estimates, `exact` says
+        whether this one is none.
+
+        Args:
+            n: the number of rows, at most.
+            name: a site name, or several, such as `["q", "o"]` for heads alone; None is all.
+            distinct: whether neighbouring layers of one component, position and head share a row,
+                if their values are within 5 percent of the strongest one's, which the row shows;
+                `layers` has all of them. False gives each cell a row.
+
+        Raises:
+            OutcomeError: an `n` that is no number of rows, or a site name that was not swept (a
+                `KeyError` too).
+
+        Examples:
+            >>> top = out.top(2, "mlp")
+            >>> [(row["layers"], row["token"]) for row in top]
+            [('0', '7'), ('1', '7')]
+            >>> print(top.notes[0])
+            Of one prompt: nothing tells how much other prompts would change a value.
+        """
+        return make_top(self, n, name, distinct)
+
+    def sel(
+        self,
+        *,
+        site: str | Sequence[str] | None = None,
+        layer: int | Sequence[int] | None = None,
+        position: int | Sequence[int] | None = None,
+        span: str | Sequence[str] | None = None,
+        token: str | Sequence[str] | None = None,
+        head: int | Sequence[int] | None = None,
+        column: int | Sequence[int] | None = None,
+        label: str | Sequence[str] | None = None,
+    ) -> Outcome:
+        """The same outcome with the cells alone that have some labels.
+
+        Axes keep their full length; all other cells count as not swept, and site names that keep
+        none are left out. An outcome that lacks some cells has no `screening`, whose bound is on
+        all of them.
+
+        Args:
+            site: site names.
+            layer: layers; negative ones count from the end.
+            position: positions; negative ones count from the end.
+            span: names of spans.
+            token: texts of tokens: as `tokens` shows them, or the token of one of the prompts,
+                with or without the spaces around it.
+            head: heads, or key/value heads.
+            column: columns of `seq_pos`, where each prompt has positions of its own.
+            label: labels of a list of your own sites.
+
+        Each takes one label, a list of them, all of which must be there, or for numbers a `range`,
+        some of which must.
+
+        Raises:
+            OutcomeError: no cell has a label, or all of them together; the message says which there
+                are.
+            NotSweptError: a site name that was not swept; it is a `KeyError` too.
+
+        Examples:
+            >>> late = out.sel(layer=range(1, 3), token="7")
+            >>> late.swept("mlp").nonzero().tolist()
+            [[1, 2], [2, 2]]
+            >>> out.sel(site="k", head=5)
+            Traceback (most recent call last):
+            nnpatch_core.errors.OutcomeError: no cell has head=5: of each head there are 0-1
+        """
+        labels = {
+            "layer": layer,
+            "position": position,
+            "span": span,
+            "token": token,
+            "head": head,
+            "column": column,
+            "label": label,
+        }
+        return choose(self, site, labels)
 
     def by_group(self, column: str | Sequence[Any]) -> dict[Any, Outcome]:
         """The outcome of each group of prompts, by first appearance: the same sweep, run once.
@@ -404,7 +767,7 @@ class Outcome(Mapping[str, Tensor]):
             >>> [group["mlp"].shape for group in out.by_group(["easy"]).values()]
             [torch.Size([3, 3])]
         """
-        self._check_prompts("by_group()")
+        check_prompts(self, "by_group()")
         return grouping.split(self, column)
 
     def agreement(self, exact: Outcome, top_k: int = 20) -> Agreement:
@@ -447,7 +810,7 @@ class Outcome(Mapping[str, Tensor]):
         """
         check_flags(per_prompt=per_prompt)
         if per_prompt:
-            self._check_prompts("per_prompt=True")
+            check_prompts(self, "per_prompt=True")
         made = tables.prompt_blocks if per_prompt else tables.cell_blocks
         return tables.frame(made(self), self.tokens)
 
@@ -466,7 +829,7 @@ class Outcome(Mapping[str, Tensor]):
         """
         check_flags(per_prompt=per_prompt)
         if per_prompt:
-            self._check_prompts("per_prompt=True")
+            check_prompts(self, "per_prompt=True")
         return tables.dataset(self, bool(per_prompt))
 
     @overload
@@ -679,13 +1042,6 @@ class Outcome(Mapping[str, Tensor]):
             nnpatch_core.errors.OutcomeError: nowhere.safetensors is not an outcome: there is ...
         """
         return file.read(path, cls)
-
-    def _check_prompts(self, what: str) -> None:
-        if self.moments is not None:
-            raise OutcomeError(
-                f"{what} needs the numbers of each prompt, and this outcome has means over "
-                f"{self.moments.count} prompts alone: sweep with keep='prompts'"
-            )
 
     def _placed(self, name: str, figures: Callable[[Outcome, str], Tensor], fill: float) -> Tensor:
         """Figures of a site name's swept cells, `[cells, ...]`, in its grid."""

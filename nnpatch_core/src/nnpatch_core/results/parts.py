@@ -118,17 +118,33 @@ class Prompts:
 
         `strip` leaves out the spaces around each, for a picture.
         """
-        texts: dict[str, None] = {}
-        for tokens, mask in (
-            (self.source_tokens, self.source_mask),
-            (self.target_tokens, self.target_mask),
-        ):
-            for token in tokens[mask[:, position].bool(), position].tolist():
-                text = self.strings.get(token, str(token)).replace("\n", "\\n")
-                texts[(text.strip() or repr(text)) if strip else text] = None
+        found = [text.replace("\n", "\\n") for text in self._at(position)]
+        texts = list(
+            dict.fromkeys((text.strip() or repr(text)) if strip else text for text in found)
+        )
         if not texts:
             return "(padding)"
-        return "|".join(list(texts)[:2]) + ("|…" if len(texts) > 2 else "")
+        return "|".join(texts[:2]) + ("|…" if len(texts) > 2 else "")
+
+    def texts(self, position: int) -> frozenset[str]:
+        """The texts by which a position may be named: its labels, and the token of each prompt.
+
+        Each also without the spaces around it.
+        """
+        labels = [self.label(position), self.label(position, strip=True)]
+        tokens = self._at(position)
+        written = [text.replace("\n", "\\n") for text in tokens]
+        names = [*labels, *tokens, *written]
+        return frozenset([*names, *(name.strip() for name in names if name.strip())])
+
+    def _at(self, position: int) -> list[str]:
+        """The text of each token that a prompt has at a position, each once."""
+        sides = ((self.source_tokens, self.source_mask), (self.target_tokens, self.target_mask))
+        return [
+            self.strings.get(token, str(token))
+            for tokens, mask in sides
+            for token in dict.fromkeys(tokens[mask[:, position].bool(), position].tolist())
+        ]
 
     def _spelled(self, tokens: list[int]) -> str:
         if not self.strings:
@@ -197,6 +213,11 @@ class Cells:
     def shape(self) -> tuple[int, ...]:
         """The result's shape."""
         return tuple(len(axis.labels) for axis in self.axes)
+
+    def only(self, rows: Tensor) -> Cells:
+        """Some of the cells, by number or as bool, on the same axes."""
+        parts = ("index", "present", "elided", "unread", "exact")
+        return attrs.evolve(self, **{name: getattr(self, name)[rows] for name in parts})
 
     def place(self, values: Tensor, fill: float) -> Tensor:
         """`values` `[cells, ...]` as `[*shape, ...]`, with `fill` where nothing was swept.

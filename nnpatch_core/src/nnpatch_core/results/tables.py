@@ -14,7 +14,7 @@ import attrs
 
 from nnpatch_core._extras import extra
 from nnpatch_core.results.axes import AXES, LABELS, NUMBERED
-from nnpatch_core.results.statistics import cell_values, prompt_values
+from nnpatch_core.results.statistics import Figured, cell_values, prompt_values
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -92,23 +92,24 @@ def frame(blocks: Iterable[Block], tokens: Sequence[str]) -> pandas.DataFrame:
 
 
 def cell_blocks(
-    outcome: Outcome, places: Mapping[str, Sequence[Sequence[int]]] | None = None
+    outcome: Figured, places: Mapping[str, Sequence[Sequence[int]]] | None = None
 ) -> Iterator[Block]:
     """An outcome's cells with their values; `exact` says which are none, if some are estimates.
 
     Args:
-        outcome: the outcome.
+        outcome: the outcome, or a combination.
         places: site name to the places of some cells; None is the whole grid of every site name.
     """
     estimated = outcome.estimated
-    for name in outcome if places is None else places:
-        chosen = _every_place(outcome.axes(name)) if places is None else places[name]
-        values = outcome.cells[name].place(cell_values(outcome, name), _NAN)
+    for name in outcome.cells if places is None else places:
+        cells = outcome.cells[name]
+        chosen = _every_place(cells.axes) if places is None else places[name]
+        values = cells.place(cell_values(outcome, name), _NAN)
         columns = {"value": [values[tuple(place)].item() for place in chosen]}
         if estimated:
-            exact = outcome.exact(name)
+            exact = cells.place(cells.exact, False)
             columns = {"exact": [bool(exact[tuple(place)]) for place in chosen], **columns}
-        yield Block(name, outcome.axes(name), chosen, columns)
+        yield Block(name, cells.axes, chosen, columns)
 
 
 def prompt_blocks(outcome: Outcome) -> Iterator[Block]:

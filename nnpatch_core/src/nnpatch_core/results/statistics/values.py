@@ -2,24 +2,104 @@
 
 Each function takes an outcome and one of its site names, and returns a tensor with a row for each
 swept cell, in the order of `outcome.cells[name].index`. The outcome puts the rows where they
-belong.
+belong. A combination of outcomes has terms, whose values add up.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
 
+import attrs
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from nnpatch_core.results.parts import Scale
+from nnpatch_core.results.parts import Cells, Scale
 
 if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
 
 
-def cell_values(outcome: Outcome, name: str) -> Tensor:
+@attrs.frozen(eq=False)
+class Term:
+    """An outcome in a sum of outcomes.
+
+    Args:
+        weight: of its values.
+        outcome: the outcome.
+        rows: site name to the outcome's cells in the order of the sum's; None where the outcome
+            stands alone.
+    """
+
+    weight: float
+    outcome: Outcome
+    rows: Mapping[str, Tensor] | None = None
+
+
+class Figured(Protocol):
+    """An outcome, or a combination of outcomes: what has figures of cells."""
+
+    @property
+    def cells(self) -> Mapping[str, Cells]:
+        """Site name to its cells."""
+        ...
+
+    @property
+    def estimated(self) -> bool:
+        """True if some cells are estimates."""
+        ...
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """A label for each position."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """The kind of sweep."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """The metric whose values it has."""
+        ...
+
+    @property
+    def scale(self) -> Scale:
+        """The scale of its values."""
+        ...
+
+    @property
+    def magnitude(self) -> bool:
+        """Whether values are sizes."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """How many prompts there were."""
+        ...
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The outcomes whose values add up to its own."""
+        ...
+
+
+def cell_values(figured: Figured, name: str) -> Tensor:
     """The value of each cell, `[cells]`, float32: one figure for all prompts together."""
+    terms = figured.terms
+    if len(terms) == 1 and terms[0].rows is None:
+        return _values(terms[0].outcome, name).float()
+    total = torch.zeros(len(figured.cells[name].index), dtype=torch.float64, device="cpu")
+    for term in terms:
+        values = _values(term.outcome, name)
+        total += term.weight * (values if term.rows is None else values[term.rows[name]])
+    return total.float()
+
+
+def _values(outcome: Outcome, name: str) -> Tensor:
     # float64, so that a cell equal to a run gives its value to the last digit.
     patched = outcome.raw[outcome.metric][name].double()
     baseline = outcome.baseline
@@ -27,8 +107,19 @@ def cell_values(outcome: Outcome, name: str) -> Tensor:
     if outcome.magnitude:
         moved = (patched - target).abs().mean(-1)
         whole = (source.mean() - target.mean()).abs()
-        return (moved if outcome.scale == "change" else moved / whole).float()
-    return _scaled(patched.mean(-1), source.mean(), target.mean(), outcome.scale).float()
+        return moved if outcome.scale == "change" else moved / whole
+    return _scaled(patched.mean(-1), source.mean(), target.mean(), outcome.scale)
+
+
+def changes_of(outcome: Outcome, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The changes of an outcome, `[cells, batch]`, and what they are shares of, `[batch]`."""
+    baseline = outcome.baseline
+    source, target = baseline.source.double(), baseline.target.double()
+    changes = outcome.raw[outcome.metric][name].double() - target
+    whole = torch.ones_like(target) if outcome.scale == "change" else source - target
+    if outcome.magnitude:
+        changes, whole = changes.abs(), whole * whole.mean().sign()
+    return changes.numpy(), whole.numpy()
 
 
 def prompt_values(outcome: Outcome, name: str) -> Tensor:

@@ -1,0 +1,80 @@
+"""The figures of an agreement, in prompts that are drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import numpy as np
+
+from nnpatch_core._printable import shown
+from nnpatch_core.errors import OutcomeError
+from nnpatch_core.results.selection import find_name
+from nnpatch_core.results.statistics import (
+    Draws,
+    Samples,
+    joined,
+    orders,
+    read_level,
+    redrawn,
+    samples_of,
+    tail_of,
+)
+from nnpatch_core.results.sureness import check_prompts
+
+if TYPE_CHECKING:
+    from nnpatch_core.results.agreement import Agreement
+    from nnpatch_core.results.outcome import Outcome
+
+_FIGURES = ("rank_correlation", "rank_correlation_of_sizes", "recall", "sign_agreement")
+
+
+def figure_interval(
+    agreement: Agreement, figure: Any, level: Any, seed: Any, resamples: Any
+) -> tuple[float, float]:
+    """See `Agreement.interval`."""
+    if not isinstance(figure, str) or figure not in _FIGURES:
+        raise OutcomeError(f"figure must be one of {shown(list(_FIGURES))}, got {shown(figure)}")
+    level, draws = read_level(level), Draws.read(resamples, seed, "resamples")
+    for outcome in agreement.outcomes:
+        check_prompts(outcome, "interval()")
+    if min(outcome.count for outcome in agreement.outcomes) < 2:
+        return float("nan"), float("nan")
+    found = np.array([getattr(drawn, figure) for drawn in _drawn(agreement, draws)])
+    found = found[np.isfinite(found)]
+    if not len(found):
+        return float("nan"), float("nan")
+    tail = tail_of(level, min(outcome.count for outcome in agreement.outcomes))
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _drawn(agreement: Agreement, draws: Draws) -> Iterator[Agreement]:
+    """The agreement in prompts that are drawn again."""
+    paired = orders(agreement.outcomes) is not None
+    # Other draws for prompts that are others.
+    seeds = (draws.seed, draws.seed if paired else draws.seed + 1)
+    sides = [
+        redrawn(_samples(agreement, outcome), seed, draws.count)
+        for outcome, seed in zip(agreement.outcomes, seeds, strict=True)
+    ]
+    ends = np.cumsum([len(one.index) for one in agreement.sites.values()])[:-1]
+    for estimate, exact in zip(*sides, strict=True):
+        values = zip(np.split(estimate, ends), np.split(exact, ends), strict=True)
+        sites = {
+            name: attrs.evolve(one, estimate=own, exact=its)
+            for (name, one), (own, its) in zip(agreement.sites.items(), values, strict=True)
+        }
+        yield attrs.evolve(agreement, sites=sites)
+
+
+def _samples(agreement: Agreement, outcome: Outcome) -> Samples:
+    """The prompts of an outcome, in the cells that are compared."""
+    chosen = []
+    for name, one in agreement.sites.items():
+        key = find_name(outcome.cells, name)
+        rows = {tuple(place): row for row, place in enumerate(outcome.cells[key].index.tolist())}
+        of_compared = np.array([rows[tuple(place)] for place in one.index.tolist()], dtype=int)
+        chosen.append(samples_of(outcome, key).cells(of_compared))
+    return joined(chosen)
