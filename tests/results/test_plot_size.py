@@ -347,7 +347,9 @@ def test_a_change_is_compared_with_the_unablated_metric(metric: str, interactive
         progress=False,
     )
     floor = out.baseline.target.abs().mean().item() if metric == "logit_difference" else 1.0
-    assert limits(plot(scaled(out, floor / 100), interactive=interactive))[1] == pytest.approx(floor)
+    assert limits(plot(scaled(out, floor / 100), interactive=interactive))[1] == pytest.approx(
+        floor
+    )
     large = plot(scaled(out, 5 * floor), interactive=interactive)
     assert limits(large)[1] == pytest.approx(5 * floor, rel=1e-4)
 

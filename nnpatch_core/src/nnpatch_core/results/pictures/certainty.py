@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from nnpatch_core.results.outcome import Outcome
+from nnpatch_core.results.statistics import Draws, Figured, bands_of, doubts, interval_of
+
+#: As by default of `Outcome.band` and `Outcome.interval`.
+_DRAWS = Draws(10_000, 0)
 
 
 @attrs.frozen(eq=False)
@@ -20,36 +20,51 @@ class Certainty:
     """What is known of the values of a picture.
 
     Args:
-        bands: site name to `[2, *shape]`, nan where nothing is known; empty if that is everywhere.
+        bands: site name to `[2, *shape]`, nan where nothing was swept, or a cell is known; empty if
+            nothing is known of any.
         lacks: why there are none, in words; empty if there are.
+        doubt: what is to be said of them.
     """
 
     bands: Mapping[str, NDArray[np.float64]]
     lacks: str = ""
+    doubt: str = ""
 
 
-def certainty(
-    outcome: Outcome, names: Sequence[str], level: float, *, together: bool = True
-) -> Certainty:
+def certainty(figured: Figured, names: Sequence[str], level: float, *, together: bool) -> Certainty:
     """The bands of an outcome's values.
 
     Args:
-        outcome: the outcome.
+        figured: the outcome, or a combination of outcomes.
         names: the site names that are drawn.
         level: of the bands.
         together: whether a band holds for all cells together; if not, for each alone.
     """
-    count, percent = outcome.count, share(level)
-    if outcome.moments is not None:
-        return Certainty({}, f"the means of {count} prompts alone do not tell")
-    if outcome.magnitude:
-        return Certainty({}, "sizes are above 0 by themselves")
+    count = figured.count
+    if any(term.outcome.moments is not None for term in figured.terms):
+        return Certainty({}, f"only means of the {count} prompts were kept")
+    if figured.magnitude:
+        return Certainty({}, "sizes are above 0 without any effect")
     # So few signs can be flipped in so few ways that none of them is rare.
     needed = math.ceil(1 - math.log2(1 - level) - 1e-9)
     if count < needed:
         prompts = "1 prompt is" if count == 1 else f"{count} prompts are"
-        return Certainty({}, f"{prompts} too few at {percent} (it takes {needed})")
-    return Certainty(_bands(outcome, names, level, together))
+        return Certainty({}, f"{prompts} too few at {share(level)}, it takes {needed}")
+    doubt = doubts(figured, level, _DRAWS)
+    found = (
+        bands_of(figured, names, level, _DRAWS)
+        if together
+        else {name: interval_of(figured, name, level, _DRAWS) for name in names}
+    )
+    bands = {}
+    for name in names:
+        cells = figured.cells[name]
+        known = cells.place(cells.known.all(-1), False).numpy()
+        ends = np.stack([end.numpy() for end in found[name]])
+        bands[name] = np.where(known, np.nan, ends)
+    if any(np.isinf(ends).any() for ends in bands.values()):
+        return Certainty({}, doubt)
+    return Certainty(bands, doubt=doubt)
 
 
 def share(level: float) -> str:
@@ -60,16 +75,3 @@ def share(level: float) -> str:
         ('95 %', '99.9 %')
     """
     return f"{100 * level:.6g} %"
-
-
-def _bands(
-    outcome: Outcome, names: Sequence[str], level: float, together: bool
-) -> dict[str, NDArray[np.float64]]:
-    """STUB until Outcome.band is there."""
-    made = {}
-    for name in names:
-        values = torch.where(outcome.swept(name), outcome[name].double(), torch.nan)
-        values = torch.where(outcome.elided(name), torch.nan, values)
-        error = (3.5 if together else 2.0) * outcome.standard_error(name)
-        made[name] = torch.stack([values - error, values + error]).numpy()
-    return made

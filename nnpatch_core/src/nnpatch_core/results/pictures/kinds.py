@@ -22,6 +22,7 @@ from nnpatch_core.results.words import cell_name
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
+    from nnpatch_core.results.combination import Combination
     from nnpatch_core.results.outcome import Outcome
 
 #: As many bars are drawn of grids, which have more cells than can be read as bars.
@@ -37,7 +38,9 @@ class Made:
     note: str
 
 
-def kind_of(outcome: Outcome, names: Sequence[str], asked: PictureKind | None) -> PictureKind:
+def kind_of(
+    outcome: Outcome | Combination, names: Sequence[str], asked: PictureKind | None
+) -> PictureKind:
     """The kind of picture that suits the axes of some site names, unless one is asked for.
 
     Raises:
@@ -250,7 +253,7 @@ def _bars(seen: Seen) -> tuple[list[str], NDArray[np.float64], NDArray[np.float6
         at = tuple(swept.T)
         values.append(grid.values[at])
         empty = np.full((2, len(swept)), np.nan)
-        bands.append(empty if grid.band is None else grid.band[(slice(None), *at)])
+        bands.append(empty if grid.band is None else np.stack([end[at] for end in grid.band]))
     return labels, np.concatenate(values), np.concatenate(bands, -1)
 
 

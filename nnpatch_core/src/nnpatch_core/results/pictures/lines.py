@@ -67,8 +67,8 @@ def unsure(panels: Sequence[Panel]) -> set[str]:
     told: dict[str, bool] = {}
     for each in panels:
         drawn = np.isfinite(each.values)
-        away = (drawn & ~each.unsure).any(0)
-        for label, one, any_drawn in zip(each.across, away, drawn.any(0), strict=True):
-            if any_drawn:
-                told[label] = told.get(label, False) or bool(one)
-    return {label for label, one in told.items() if not one}
+        away = drawn & ~each.unsure
+        for column, label in enumerate(each.across):
+            if drawn[:, column].any():
+                told[label] = told.get(label, False) or bool(away[:, column].any())
+    return {label for label, is_away in told.items() if not is_away}

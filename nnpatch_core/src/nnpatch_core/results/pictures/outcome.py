@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nnpatch_core._arguments import listed
@@ -18,6 +18,7 @@ from nnpatch_core.results.selection import find_names
 from nnpatch_core.results.words import model_name
 
 if TYPE_CHECKING:
+    from nnpatch_core.results.combination import Combination
     from nnpatch_core.results.outcome import Outcome
 
 
@@ -27,17 +28,45 @@ def draw_outcome(outcome: Outcome, *, sites: Any, metrics: Any, **asked: Any) ->
     Raises:
         OutcomeError: see `Outcome.plot`.
     """
+    views = [outcome]
+    if metrics is not None:
+        views = [outcome.for_metric(metric) for metric in _metrics(outcome, metrics)]
+    return _drawn(views, sites, **asked)
+
+
+def draw_combination(combination: Combination, *, sites: Any, **asked: Any) -> Any:
+    """Draw a combination of outcomes; see `Combination.plot`.
+
+    Raises:
+        OutcomeError: see `Outcome.plot`.
+    """
+    return _drawn([combination], sites, **asked)
+
+
+def title_of(views: Sequence[Outcome | Combination]) -> str:
+    """The model, the kind of sweep and the metrics."""
+    metrics = ", ".join(view.metric for view in views)
+    return about(views[0].info, f"{views[0].kind}, {metrics}")
+
+
+def about(info: Mapping[str, str], words: str) -> str:
+    """Words, after the name of the model where it is known; of a combination there may be two."""
+    names = map(model_name, info.get("model", "").split(" | "))
+    model = " and ".join(dict.fromkeys(names))
+    return f"{model}: {words}" if model else words
+
+
+def _drawn(views: Sequence[Outcome | Combination], sites: Any, **asked: Any) -> Any:
     request = read_request(**asked)
-    names = find_names(outcome.cells, sites)
+    first = views[0]
+    names = find_names(first.cells, sites)
     if not names:
         raise OutcomeError("sites is empty: there is nothing to draw")
-    views = [outcome.for_metric(metric) for metric in _metrics(outcome, metrics)]
-    kind = kind_of(outcome, names, request.kind)
+    kind = kind_of(first, names, request.kind)
     seen = [see(view, names, request, kind) for view in views]
-    make = {"heatmap": as_heatmaps, "lines": as_lines, "bars": as_bars}[kind]
-    made = make(seen, request)
-    panels, note = made.panels, made.note
-    if len(views) > 1 and outcome.scale != "restored":
+    made = {"heatmap": as_heatmaps, "lines": as_lines, "bars": as_bars}[kind](seen, request)
+    panels = made.panels
+    if len(views) > 1 and first.scale != "restored":
         scales = [
             scale_of([view], [each for each in panels if each.scale == number], request.limit)
             for number, view in enumerate(views)
@@ -49,9 +78,9 @@ def draw_outcome(outcome: Outcome, *, sites: Any, metrics: Any, **asked: Any) ->
         kind,
         panels,
         made.layout,
-        request.title or title_of(outcome, views),
+        request.title or title_of(views),
         request.title is not None,
-        note,
+        made.note,
         scales,
         strongest(panels, request.mark),
         request.values,
@@ -60,15 +89,7 @@ def draw_outcome(outcome: Outcome, *, sites: Any, metrics: Any, **asked: Any) ->
     return draw(sheet, interactive=request.interactive, ax=request.ax)
 
 
-def title_of(outcome: Outcome, views: Sequence[Outcome]) -> str:
-    """The model, the kind of sweep and the metrics."""
-    metrics = ", ".join(view.metric for view in views)
-    return f"{model_name(outcome.info['model'])}: {outcome.kind}, {metrics}"
-
-
 def _metrics(outcome: Outcome, asked: Any) -> tuple[str, ...]:
-    if asked is None:
-        return (outcome.metric,)
     if isinstance(asked, str):
         return outcome.metrics if asked == "all" else (asked,)
     given = listed(asked)

@@ -14,7 +14,7 @@ from nnpatch_core.results.pictures.lines import legend_of
 from nnpatch_core.results.pictures.panels import Panel
 from nnpatch_core.results.pictures.scales import ends
 from nnpatch_core.results.pictures.sheet import Sheet
-from nnpatch_core.results.pictures.written import written
+from nnpatch_core.results.pictures.written import told, written
 
 _GRID = "#eeeeee"
 #: The place in a legend of what comes after the others.
@@ -69,7 +69,7 @@ def add_lines(figure: Any, sheet: Sheet, number: int, high: float) -> None:
                 name=text,
                 legendgroup=group,
                 showlegend=named and in_legend,
-                customdata=[_told(panel, row, column) for row in range(len(layers))],
+                customdata=[told(panel, row, column) for row in range(len(layers))],
                 hovertemplate=f"{shown}, layer %{{x}}<br>%{{customdata}}<extra></extra>",
                 **options,
             ),
@@ -128,7 +128,7 @@ def add_bars(figure: Any, sheet: Sheet, number: int, high: float) -> None:
                 },
             },
             error_x=error,
-            customdata=[f"{names[row]}<br>{_told(panel, row, 0)}" for row in places],
+            customdata=[f"{names[row]}<br>{told(panel, row, 0)}" for row in places],
             hovertemplate="%{customdata}<extra></extra>",
             showlegend=False,
         ),
@@ -194,14 +194,6 @@ def _add_band(
 def _clear(colour: str) -> str:
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red}, {green}, {blue}, 0.18)"
-
-
-def _told(panel: Panel, row: int, column: int) -> str:
-    words = f"{panel.values[row, column]:.3f}"
-    if panel.band is not None and not np.isnan(panel.band[0, row, column]):
-        low, high = panel.band[:, row, column]
-        words += f" ({low:.3f} to {high:.3f})"
-    return words
 
 
 def _place(sheet: Sheet, number: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from nnpatch_core.results.pictures.crop import short
 from nnpatch_core.results.pictures.layout import ticks
 from nnpatch_core.results.pictures.panels import Panel
 from nnpatch_core.results.pictures.sheet import Sheet
-from nnpatch_core.results.pictures.written import written
+from nnpatch_core.results.pictures.written import told, written
 
 #: Pixels: the width of a panel on a phone, and of a value in a cell.
 PHONE_PANEL, _WRITTEN = 250, 30
@@ -131,16 +131,11 @@ def _texts(sheet: Sheet, panel: Panel, limit: float) -> NDArray[np.str_]:
 
 def _told(panel: Panel, up: list[str], across: list[str]) -> list[list[str]]:
     """What is said of each cell under the mouse: its labels, and its value with its band."""
-    told = []
-    for row, line in enumerate(up):
-        told.append([])
-        for column, label in enumerate(across):
-            words = f"{line}, {label}<br>{panel.values[row, column]:.3f}"
-            if panel.band is not None and not np.isnan(panel.band[0, row, column]):
-                low, high = panel.band[:, row, column]
-                words += f" ({low:.3f} to {high:.3f})"
-            told[-1].append(words)
-    return told
+    rows = enumerate(up)
+    return [
+        [f"{line}, {label}<br>{told(panel, row, column)}" for column, label in enumerate(across)]
+        for row, line in rows
+    ]
 
 
 def _linked(sheet: Sheet, number: int) -> tuple[int | None, int | None]:

@@ -111,8 +111,8 @@ class Grid:
         Args:
             run: the positions among which it is, if they are positions.
         """
-        swept = ~np.isnan(self.values).all((0, 2))
-        chosen = [number for number in range(len(swept)) if swept[number]]
+        places = range(self.values.shape[1])
+        chosen = [place for place in places if not np.isnan(self.values[:, place]).all()]
         if self.axes[1].name == "position":
             chosen = [number for number in chosen if number in run] or chosen
         return chosen
@@ -160,8 +160,10 @@ def panel(grid: Grid, tokens: Sequence[str]) -> Panel:
         return Panel(
             grid.name,
             values,
-            *labels,
-            *titles,
+            labels[0],
+            labels[1],
+            titles[0],
+            titles[1],
             positions=names[1] == "position",
             layers=layers,
             band=band,

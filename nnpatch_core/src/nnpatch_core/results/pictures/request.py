@@ -127,7 +127,9 @@ def check_limit(limit: Any, name: str) -> None:
 
 
 def chosen(asked: Sequence[int] | None, count: int, name: str) -> Collection[int] | None:
-    """The asked for of so many layers or positions, in order; None is as the picture likes.
+    """Those asked for of so many layers or positions; None is as the picture likes.
+
+    Negative ones count from the end.
 
     Raises:
         OutcomeError: one that there is not.
@@ -135,9 +137,9 @@ def chosen(asked: Sequence[int] | None, count: int, name: str) -> Collection[int
     if asked is None or not count:
         return None
     for number in asked:
-        if not 0 <= number < count:
+        if not -count <= number < count:
             raise OutcomeError(f"{name} are 0 to {count - 1}, got {number}")
-    return sorted(set(asked))
+    return sorted({number % count for number in asked})
 
 
 def _is_number(value: Any) -> bool:

@@ -12,11 +12,12 @@ from nnpatch_core.results.pictures.sheet import Colours
 from nnpatch_core.results.words import legend
 
 if TYPE_CHECKING:
+    from nnpatch_core.results.combination import Combination
     from nnpatch_core.results.outcome import Outcome
 
 
 def scale_of(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[Outcome | Combination],
     panels: Sequence[Panel],
     limit: float | Literal["largest"] | None,
     *,
@@ -38,9 +39,18 @@ def scale_of(
         most = largest or 1.0
     else:
         most = max(largest, *(_floor(outcome) for outcome in outcomes))
-    first = outcomes[0]
-    words = words or legend(first.scale, first.magnitude, first.metric)
+    words = words or unit(outcomes[0])
     return Colours(f"{words}; the largest is {largest:.3g}" if largest < most else words, most)
+
+
+def unit(outcome: Outcome | Combination) -> str:
+    """What values are, and in which unit; of a combination also of what."""
+    words = legend(outcome.scale, outcome.magnitude, outcome.metric)
+    (first, *others) = outcome.terms
+    if not others and first.weight == 1:
+        return words
+    # 0 and 1 are no runs there.
+    return f"{outcome.kind}, {words.partition(' (')[0] if outcome.scale == 'restored' else words}"
 
 
 def ends(panels: Sequence[Panel], colours: Colours) -> tuple[float, float]:
@@ -58,9 +68,9 @@ def ends(panels: Sequence[Panel], colours: Colours) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _floor(outcome: Outcome) -> float:
+def _floor(outcome: Outcome | Combination) -> float:
     """The least value of the darkest colours, unless the user has set it."""
     if outcome.scale == "restored":
         return 1.0
-    size = outcome.baseline.target.double().abs().mean().item()
-    return size if 0 < size < float("inf") else 1.0
+    sizes = [term.outcome.baseline.target.double().abs().mean().item() for term in outcome.terms]
+    return max((size for size in sizes if 0 < size < float("inf")), default=1.0)

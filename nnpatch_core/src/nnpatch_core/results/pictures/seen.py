@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nnpatch_core._printable import printable
 from nnpatch_core.results.pictures.certainty import Certainty, certainty, share
@@ -16,6 +17,7 @@ from nnpatch_core.results.pictures.panels import Grid
 from nnpatch_core.results.pictures.request import PictureKind, Request, chosen
 
 if TYPE_CHECKING:
+    from nnpatch_core.results.combination import Combination
     from nnpatch_core.results.outcome import Outcome
 
 _NOT_SWEPT = "nothing was swept there"
@@ -58,10 +60,13 @@ class Seen:
             return []
         if self.certainty.lacks:
             return [f"{missing}: {self.certainty.lacks}"]
-        return [there.format(percent=share(self.level), cells=f"{self.cells:,}")]
+        words = there.format(percent=share(self.level), cells=f"{self.cells:,}")
+        return [words, self.certainty.doubt] if self.certainty.doubt else [words]
 
 
-def see(outcome: Outcome, names: Sequence[str], request: Request, kind: PictureKind) -> Seen:
+def see(
+    outcome: Outcome | Combination, names: Sequence[str], request: Request, kind: PictureKind
+) -> Seen:
     """The numbers of some site names of an outcome.
 
     Args:
@@ -93,18 +98,20 @@ def see(outcome: Outcome, names: Sequence[str], request: Request, kind: PictureK
     )
 
 
-def are_lists(outcome: Outcome, names: Sequence[str]) -> bool:
+def are_lists(outcome: Outcome | Combination, names: Sequence[str]) -> bool:
     """Tell whether all of the site names are lists of the user's own sites."""
     return all(outcome.axes(name)[0].name == "site" for name in names)
 
 
-def _values(outcome: Outcome, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _values(
+    outcome: Outcome | Combination, name: str
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     values = torch.where(outcome.swept(name), outcome[name].double(), torch.nan)
     made: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = values.numpy()
     return made
 
 
-def _layers(outcome: Outcome, names: Sequence[str]) -> Lines:
+def _layers(outcome: Outcome | Combination, names: Sequence[str]) -> Lines:
     """The model's layers, idle where none of the sites was swept; none without such an axis."""
     labels: tuple[str, ...] = ()
     swept: set[int] = set()
@@ -117,7 +124,9 @@ def _layers(outcome: Outcome, names: Sequence[str]) -> Lines:
     return Lines(labels, tuple(idle))
 
 
-def _positions(outcome: Outcome, names: Sequence[str], tokens: tuple[str, ...]) -> Lines:
+def _positions(
+    outcome: Outcome | Combination, names: Sequence[str], tokens: tuple[str, ...]
+) -> Lines:
     """The positions of the prompts, idle where none of the sites was run."""
     count = len(tokens)
     swept, run, changed = torch.zeros(3, count, dtype=torch.bool, device="cpu")

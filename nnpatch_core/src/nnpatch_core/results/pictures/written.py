@@ -1,8 +1,12 @@
-"""Numbers as they stand in the cells of pictures."""
+"""Numbers as pictures show them."""
 
 from __future__ import annotations
 
 import math
+
+import numpy as np
+
+from nnpatch_core.results.pictures.panels import Panel
 
 
 def written(value: float, limit: float) -> str:
@@ -17,3 +21,12 @@ def written(value: float, limit: float) -> str:
         return f"{value:.0e}"
     text = f"{value:.{max(digits, 0)}f}"
     return "0" if not float(text) else text
+
+
+def told(panel: Panel, up: int, across: int) -> str:
+    """What is said of a cell under the mouse: its value, with the ends of its band."""
+    words = f"{panel.values[up, across]:.3f}"
+    if panel.band is not None and not np.isnan(panel.band[0, up, across]):
+        low, high = panel.band[:, up, across]
+        words += f" ({low:.3f} to {high:.3f})"
+    return words
