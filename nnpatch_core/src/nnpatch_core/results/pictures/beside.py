@@ -105,7 +105,7 @@ def _labels(one: Outcome, other: Outcome, labels: Any) -> tuple[str, str]:
     if labels is None:
         pairs = ((one.kind, other.kind), (one.metric, other.metric))
         return next((pair for pair in pairs if pair[0] != pair[1]), ("one", "other"))
-    given = listed(labels)
+    given = None if isinstance(labels, str) else listed(labels)
     if given is None or len(given) != 2 or not all(isinstance(label, str) for label in given):
         raise OutcomeError(f"labels must be two texts, got {shown(labels)}")
     return (given[0], given[1])

@@ -68,11 +68,8 @@ def draw_into(sheet: Sheet, axis: Any) -> Any:
     """Draw a sheet of one panel into axes of the user's own, and give their figure."""
     sheet, letters = _lettered(sheet)
     figure = axis.figure
-    root = figure
-    while hasattr(root, "figure") and root.figure is not root:
-        root = root.figure
-    extent = axis.get_window_extent()
-    width, height = extent.width / root.dpi, extent.height / root.dpi
+    extent, dots = axis.get_window_extent(), _dots(figure)
+    width, height = extent.width / dots, extent.height / dots
     (panel,) = sheet.panels
     column = max(width / len(panel.across), 1e-3)
     layout = attrs.evolve(sheet.layout, width=width, height=max(height, 0.1), column=column)
@@ -90,7 +87,12 @@ def draw_into(sheet: Sheet, axis: Any) -> Any:
             lines = textwrap.wrap(sheet.note, max(20, int(width * 16)))
             text = "\n".join([axis.get_xlabel(), *lines])
             axis.set_xlabel(text, fontsize=8).set_parse_math(False)
-    return root
+    return figure.figure
+
+
+def _dots(figure: Any) -> float:
+    """The dots of an inch, of a figure or of a part of one."""
+    return float(figure.figure.dpi)
 
 
 def _lettered(sheet: Sheet) -> tuple[Sheet, Letters]:
@@ -137,13 +139,12 @@ def _colour_bar(figure: Any, sheet: Sheet, image: Any, axes: Sequence[Any], numb
     rows = layout.down if alone else max(1, round(len(axes) / layout.across))
     high = rows * layout.height
     words = textwrap.wrap(sheet.scales[number].legend, max(14, int(high * _LETTERS_AN_INCH)))
-    # Of the width that the panels take, the bar has a share.
-    beside = len({round(axis.get_position().x0, 3) for axis in axes}) / layout.across
+    # The bar has a share of the width of its panels, which labels make less yet.
+    places = [axis.get_position() for axis in axes]
+    share = max(place.x1 for place in places) - min(place.x0 for place in places)
+    wide = share * figure.bbox.width / _dots(figure)
     bar = figure.colorbar(
-        image,
-        ax=list(axes),
-        fraction=min(0.3, max(0.01, _BAR / (layout.width * beside))),
-        aspect=1.2 * high / _BAR,
+        image, ax=list(axes), fraction=min(0.3, 1.6 * _BAR / wide), aspect=1.05 * high / _BAR
     )
     bar.set_label("\n".join(words), fontsize=9)
     bar.ax.yaxis.label.set_parse_math(False)
