@@ -15,6 +15,7 @@ from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import selection, tables
 from nnpatch_core.results.compare import check_axes
 from nnpatch_core.results.parts import Cells, Prompts, Scale
+from nnpatch_core.results.stability import Stability, stability
 from nnpatch_core.results.statistics import Term, cell_values, orders
 from nnpatch_core.results.sureness import band, interval, pvalues
 from nnpatch_core.results.top import Top, make_top
@@ -196,6 +197,18 @@ class Combination(Mapping[str, Tensor]):
     def top(self, n: int = 10, name: Any = None, distinct: bool = True) -> Top:
         """See `Outcome.top`."""
         return make_top(self, n, name, distinct)
+
+    def stability(
+        self,
+        k: int = 10,
+        name: Any = None,
+        distinct: bool = True,
+        seed: int = 0,
+        *,
+        resamples: int = 10_000,
+    ) -> Stability:
+        """See `Outcome.stability`."""
+        return stability(self, k, name, distinct, seed, resamples)
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a cell; see `Outcome.to_dataframe`."""

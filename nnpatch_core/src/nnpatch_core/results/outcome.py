@@ -564,6 +564,7 @@ class Outcome(Mapping[str, Tensor]):
         self,
         k: int = 10,
         name: str | list[str] | tuple[str, ...] | None = None,
+        distinct: bool = True,
         seed: int = 0,
         *,
         resamples: int = 10_000,
@@ -575,6 +576,8 @@ class Outcome(Mapping[str, Tensor]):
         Args:
             k: the number of cells.
             name: a site name, or several; None is all.
+            distinct: whether neighbouring layers of almost one value count as their strongest
+                alone, as in `top`.
             seed: of the draws.
             resamples: how often the prompts are drawn.
 
@@ -587,7 +590,7 @@ class Outcome(Mapping[str, Tensor]):
             >>> out.stability(2, name="k").kept  # of one prompt each draw is the same
             1.0
         """
-        return stability(self, k, name, seed, resamples)
+        return stability(self, k, name, distinct, seed, resamples)
 
     @property
     def count(self) -> int:

@@ -9,12 +9,14 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from nnpatch_core._arguments import check_flags
 from nnpatch_core._html import block, heading, table
 from nnpatch_core._integers import strict_int
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import tables
 from nnpatch_core.results.statistics import Draws, Figured, cell_values, top_shares
 from nnpatch_core.results.sureness import check_prompts, chosen_names
+from nnpatch_core.results.top import strongest_groups
 from nnpatch_core.results.words import cell_name
 
 #: A cell that comes in in so large a share of draws is told.
@@ -89,15 +91,22 @@ class Stability:
         return [(cell_name(row), f"{row['value']:.3f}", f"{row['share']:.0%}") for row in rows]
 
 
-def stability(figured: Figured, k: Any, name: Any, seed: Any, resamples: Any) -> Stability:
+def stability(
+    figured: Figured, k: Any, name: Any, distinct: Any, seed: Any, resamples: Any
+) -> Stability:
     """See `Outcome.stability`."""
     check_prompts(figured, "stability()")
     k, draws = strict_int(k, "k", OutcomeError), Draws.read(resamples, seed, "resamples")
     if k < 1:
         raise OutcomeError(f"k must be at least 1, got {k}")
+    check_flags(distinct=distinct)
     names, _ = chosen_names(figured, name)
-    kept = [np.ones(len(figured.cells[each].index), dtype=bool) for each in names]
-    shares = top_shares(figured, names, kept, k, draws)
+    kept = {each: np.full(len(figured.cells[each].index), not distinct) for each in names}
+    if distinct:
+        every = sum(len(each) for each in kept.values())
+        for each, (first, *_) in strongest_groups(figured, names, every, True):
+            kept[each][first] = True
+    shares = top_shares(figured, names, list(kept.values()), k, draws)
     return _ranked(figured, names, shares, k, draws)
 
 

@@ -167,7 +167,7 @@ def make_top(figured: Figured, n: Any, name: Any, distinct: Any, *, flips: int =
         raise OutcomeError(f"n must be at least 0, got {count}")
     check_flags(distinct=distinct)
     names = tuple(dict.fromkeys(find_names(figured.cells, name, "name")))
-    groups = _strongest(figured, names, count, bool(distinct))
+    groups = strongest_groups(figured, names, count, bool(distinct))
     rows = _labelled(figured, groups, bool(distinct))
     notes: list[str] = []
     if rows:
@@ -189,8 +189,13 @@ def _title(figured: Figured, names: Sequence[str]) -> str:
     return f"The strongest of {cells} cells: {figured.kind}, {figured.metric}, {unit}, {prompts}"
 
 
-def _strongest(figured: Figured, names: Sequence[str], count: int, distinct: bool) -> list[_Group]:
-    """The groups of cells that have a row each."""
+def strongest_groups(
+    figured: Figured, names: Sequence[str], count: int, distinct: bool
+) -> list[tuple[str, list[int]]]:
+    """The strongest cells, each with those that say the same: a site name, and cells by number.
+
+    The first of these is the strongest.
+    """
     values: list[float] = []
     owners: list[tuple[str, int]] = []
     layers: list[int | None] = []

@@ -117,7 +117,7 @@ def samples_of(figured: Figured, name: str) -> Samples:
     parts = []
     for term, order in zip(terms, each, strict=True):
         changes, whole = changes_of(term.outcome, name)
-        changes = changes if term.rows is None else changes[term.rows[name]]
+        changes = changes if term.rows is None else changes[term.rows[name].numpy()]
         parts.append(Sample(changes[:, order], whole[order], term.weight))
     return Samples(tuple(parts), together is not None)
 
