@@ -23,7 +23,7 @@ EXAMPLE = "docs/examples/nnpatch-gpt2"
 # Scripts that ask SmolLM2 a question each; docs/examples.md shows what they find.
 EXAMPLES = ("repeated_names", "greater_than", "induction", "long_answers")
 SOURCES = [f"{name}/src" for name in (*DISTRIBUTIONS, EXAMPLE)]
-TESTING = ("accelerate", "hypothesis", "peft", "psutil", "pytest")
+TESTING = ("accelerate", "hypothesis", "peft", "psutil", "pytest", "statsmodels")
 LINTING = (*TESTING, "mypy", "ruff", "types-psutil")
 # What builds the distributions; pip takes it into environments of its own.
 BUILDING = ("editables", "hatchling")
@@ -246,6 +246,20 @@ def attribution(session: nox.Session) -> None:
     install(session)
     install_smollm2(session)
     session.run("python", "tests/scripts/indirect_objects.py", *(session.posargs or ["--publish"]))
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Count how often intervals and p-values are right; alone it writes statistics-measured.md.
+
+    It keeps the population of prompts that it sweeps, which takes longest, for the next time.
+    """
+    install(session)
+    install_smollm2(session)
+    kept = str(Path(session.cache_dir) / "population.safetensors")
+    told = session.posargs or ["--publish"]
+    session.run("python", "tests/scripts/coverage.py", "--population", kept, *told)
+    session.run("python", "tests/bench/statistics_cost.py", *told)
 
 
 @nox.session

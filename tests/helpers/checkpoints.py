@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,8 @@ def numbers(out: Outcome) -> torch.Tensor:
 def done(path: Path) -> int:
     with safe_open(str(path), framework="pt") as file:
         return int(file.get_tensor("done").sum())
+
+
+def header(path: Path) -> dict[str, Any]:
+    with safe_open(str(path), framework="pt") as file:
+        return json.loads(file.metadata()["nnpatch"])

@@ -59,9 +59,7 @@ def quantile(values: Row, share: float) -> float:
     return ordered[below] + (at - below) * (ordered[below + 1] - ordered[below])
 
 
-def bca_of(
-    value: float, values: Row, left: Row, count: int, level: float
-) -> tuple[float, float]:
+def bca_of(value: float, values: Row, left: Row, count: int, level: float) -> tuple[float, float]:
     """Efron's bias-corrected and accelerated interval, at the level of Student's t.
 
     Args:

@@ -14,9 +14,14 @@ from statsmodels.stats.multitest import multipletests
 
 from nnpatch_core import Outcome
 from nnpatch_core.results import Scale
-from nnpatch_core.results.statistics import drawing
+from nnpatch_core.results.statistics import drawing, samples
 from tests.helpers import statistics_oracle as oracle
 from tests.helpers.made import made
+
+# Few flips have a floor, and say so; that is tested elsewhere.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*no p-value can:nnpatch_core.errors.StatisticsWarning"
+)
 
 Numbers = NDArray[np.float64]
 SEED = 3
@@ -25,7 +30,7 @@ SCALES: tuple[Scale, ...] = ("restored", "change")
 
 
 def numbers(count: int, cells: int = 6, seed: int = 0) -> tuple[Numbers, Numbers]:
-    """Effects of unlike size, sign and skewness, `[cells, prompts]`, and what they are shares of."""
+    """Effects of unlike size, sign and skewness, `[cells, prompts]`, and the whole."""
     chance = np.random.default_rng((seed, count))
     whole = 4 + chance.gamma(2.0, 1.0, count)
     shares = np.linspace(-0.3, 1.0, cells)[:, None]
@@ -34,19 +39,29 @@ def numbers(count: int, cells: int = 6, seed: int = 0) -> tuple[Numbers, Numbers
     return shares * whole + 0.7 * noise, whole
 
 
-def picked(count: int, stream: int = 0, draws: int = DRAWN) -> list[list[int]]:
+def places(count: int) -> NDArray[np.int64]:
+    """The order in which prompts are drawn, which is of their tokens."""
+    found = samples.orders([made(np.zeros((1, count)), np.ones(count))])
+    assert found is not None
+    assert sorted(found[0]) == list(range(count))
+    return found[0]
+
+
+def picked(count: int) -> list[list[int]]:
     """The prompts of each resample, from the random numbers that are used."""
-    times = np.concatenate(list(drawing.counts(count, draws, SEED, stream))).astype(int)
-    assert times.shape == (draws, count)
+    times = np.concatenate(list(drawing.counts(count, DRAWN, SEED, 0))).astype(int)
+    assert times.shape == (DRAWN, count)
     assert (times.sum(1) == count).all()
-    return [np.repeat(np.arange(count), each).tolist() for each in times]
+    return [np.repeat(places(count), each).tolist() for each in times]
 
 
-def flipped(count: int, draws: int = DRAWN) -> list[list[float]]:
+def flipped(count: int) -> list[list[float]]:
     """The signs of each flip, likewise."""
-    signs = np.concatenate(list(drawing.signs(count, draws, SEED, 0)))
-    assert signs.shape == (draws, count)
-    assert set(signs.ravel()) == {-1.0, 1.0}
+    drawn = np.concatenate(list(drawing.signs(count, DRAWN, SEED, 0)))
+    assert drawn.shape == (DRAWN, count)
+    assert set(drawn.ravel()) == {-1.0, 1.0}
+    signs = np.empty_like(drawn)
+    signs[:, places(count)] = drawn
     return signs.tolist()
 
 
@@ -170,9 +185,10 @@ def test_an_interval_is_that_of_scipy(count: int, scale: Scale) -> None:
     changes, whole = numbers(count)
     sizes = whole if scale == "restored" else np.ones(count)
     found = made(changes, whole, scale=scale).interval("mlp", 0.9, SEED, resamples=2_000)
+    order = places(count)
     for cell, row in enumerate(changes):
         expected = stats.bootstrap(
-            (row, sizes),
+            (row[order], sizes[order]),
             lambda change, size, axis: change.mean(axis=axis) / size.mean(axis=axis),
             paired=True,
             vectorized=True,

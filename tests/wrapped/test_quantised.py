@@ -19,7 +19,7 @@ from nnpatch_core import (
 )
 from nnpatch_core.engine.cone.unembedding import find_unembedding
 from nnpatch_core.errors import CheckpointError, GradientError
-from nnpatch_core.sweep.identity import checksum
+from nnpatch_core.sweep.checksum import checksum
 from nnpatch_core.testing import tiny_model
 from tests.helpers.oracle import Oracle, Place
 from tests.helpers.samples import LONGER

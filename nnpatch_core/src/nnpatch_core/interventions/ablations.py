@@ -61,6 +61,11 @@ class Ablation:
     per_position: bool = False
     seed: Any = None
 
+    @property
+    def drawn(self) -> int | None:
+        """The seed of what is drawn; None where nothing is."""
+        return strict_seed(self.seed) if METHODS[self.method].drawn else None
+
 
 def check_ablation(argument: str, ablation: Ablation, *, estimated: bool = False) -> Ablation:
     """The ablation itself, if its parts go together.

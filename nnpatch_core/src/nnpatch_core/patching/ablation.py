@@ -146,7 +146,7 @@ def ablation_patching(
         other_answer_tokens=other_answer_tokens,
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
-    options = Options(batch_size, budget_of(file, memory_budget), progress)
+    options = Options(batch_size, budget_of(file, memory_budget), progress, seed=ablation.drawn)
     traced = as_nnsight(nnmodel)
     runs = read_ablation(traced, run_arguments(arguments), ablation, metric_data=metric_data)
     sweep, runs = prepare(traced, api, sites, runs, metric, options)

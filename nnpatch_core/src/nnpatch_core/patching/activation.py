@@ -160,7 +160,8 @@ def activation_patching(
         target_answer_tokens=target_answer_tokens,
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
-    options = Options(batch_size, budget_of(file, memory_budget), progress)
+    drawn = None if screen_options is None else screen_options.seed
+    options = Options(batch_size, budget_of(file, memory_budget), progress, seed=drawn)
     traced = as_nnsight(nnmodel)
     runs = read_pairs(traced, arguments, metric_data=metric_data, confident=force_model_confidence)
     sweep, runs = prepare(traced, api, sites, runs, metric, options)

@@ -16,7 +16,7 @@ from nnpatch_core._integers import strict_int, strict_seed
 from nnpatch_core._printable import shown
 from nnpatch_core.engine import Choice
 from nnpatch_core.errors import PatchingError, UnknownNameError
-from nnpatch_core.results import Cells, Outcome, Screening
+from nnpatch_core.results import Cells, Outcome, Screening, known_in_words, runs_known
 from nnpatch_core.sweep import (
     Checkpoint,
     Repairs,
@@ -133,7 +133,9 @@ def screen_sweep(
         largest=float(spots.max()) if len(spots) else 0.0,
     )
     kind = f"{measured.kind}, screened by {options.by}"
-    return attrs.evolve(outcome, kind=kind, screening=screening)
+    # Of all cells, and not of those alone that were measured last.
+    info = {**outcome.info, "elided": known_in_words(*runs_known(outcome.cells.values()))}
+    return attrs.evolve(outcome, kind=kind, screening=screening, info=info)
 
 
 def _choose(options: ScreenOptions, ranking: Outcome) -> _Chosen:

@@ -17,6 +17,7 @@ from nnpatch_core.plugins.manager import (
     Registry,
     load_plugins,
 )
+from nnpatch_core.plugins.sources import source_of
 
 __all__ = [
     "ENVIRONMENT_VARIABLE",
@@ -34,5 +35,6 @@ __all__ = [
     "load_plugins",
     "not_read_off",
     "package_command",
+    "source_of",
     "why_unclaimed",
 ]

@@ -4,7 +4,8 @@ Where a line belongs: a figure of the raw metrics in `statistics`; rows, frames 
 `tables`; a choice among cells in `selection`, by labels in `chosen`; the table of the strongest in
 `top`, and which of them are one fact in `distinct`; a drawing in `pictures`; a notebook's page in
 `notebook`; what is saved in the metadata of a field, by `formats`; a check of a whole outcome in
-`whole`; how an axis is named and shown in `axes`.
+`whole`; how an axis is named and shown in `axes`; the words of `info` that batches add up in
+`provenance`.
 """
 
 from nnpatch_core.results.agreement import Agreement
@@ -14,6 +15,7 @@ from nnpatch_core.results.joined import Joined, Keep, means_of
 from nnpatch_core.results.moments import Moments
 from nnpatch_core.results.outcome import Outcome
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
+from nnpatch_core.results.provenance import known_in_words, runs_known
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability
 from nnpatch_core.results.top import Top
@@ -33,5 +35,7 @@ __all__ = [
     "Screening",
     "Stability",
     "Top",
+    "known_in_words",
     "means_of",
+    "runs_known",
 ]

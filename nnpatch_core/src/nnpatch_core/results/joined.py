@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnpatch_core.results.moments import Moments, products_unpatched
 from nnpatch_core.results.parts import Baseline, Cells, Prompts
+from nnpatch_core.results.provenance import Merged
 from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Joined:
         self._baselines: dict[str, list[Baseline]] = {}
         self._unpatched: dict[str, Tensor] = {}
         self._prompts: list[Prompts] = []
-        self._info: dict[str, dict[str, None]] = {}
+        self._info = Merged()
 
     def add(self, outcome: Outcome) -> None:
         """Add the outcome of the next batch."""
@@ -67,15 +68,14 @@ class Joined:
                 self._baselines.setdefault(metric, []).append(baseline)
         if self._keep == "prompts" or first:
             self._prompts.append(outcome.prompts)
-        for key, value in outcome.info.items():
-            self._info.setdefault(key, {})[value] = None
+        self._info.add(outcome.info, outcome.cells.values())
         self._count += count
         self._width = max(self._width, width)
 
     def outcome(self) -> Outcome:
         """The outcome of all batches that were added, of which there is one at least."""
         assert self._first is not None
-        info = {key: ", ".join(values) for key, values in self._info.items()}
+        info = self._info.info()
         cells = {name: grid.cells(self._count, self._width) for name, grid in self._grids.items()}
         if self._keep == "prompts":
             baselines = {

@@ -77,7 +77,8 @@ class Outcome(Mapping[str, Tensor]):
         baselines: metric to the unpatched runs' values.
         prompts: the prompts that were run.
         metric: the metric that the mapping shows.
-        info: adapter, model, engine and versions.
+        info: where the numbers come from, in words: model and a digest of its weights, adapter,
+            engine, what was known without running, seed, time, machine and versions.
         magnitude: whether values are sizes: the mean over the prompts of how far each moved,
             without a sign.
         screening: how the cells that were measured were chosen, where others are estimates.

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnpatch_core._parts import check_folder, clean_up
+from nnpatch_core._printable import shown
 from nnpatch_core._safetensors import check_file, read_file, write_file
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning
 from nnpatch_core.sweep.identity import UNTOLD, Identity
+from nnpatch_core.sweep.provenance import Call
 from nnpatch_core.sweep.tally import Tally
 
-_FORMAT = "nnpatch checkpoint 2"
+_FORMAT = "nnpatch checkpoint 3"
 #: At most this share of the time goes into writing.
 _SHARE = 0.02
 #: What a budget may be, in bytes: a file must not name one that is longer than any number is.
@@ -43,12 +46,14 @@ class Checkpoint:
         self._path = check_file(path, CheckpointError)
         self._wait = 0.0
         self._header: dict[str, Any] = {}
+        self._told: Callable[[], dict[str, Any]] = dict
+        self._call = Call()
         #: How many values of the file's are measured, or none is known to be.
         self._kept = -1
         self._failed = False
         clean_up(self._path.parent)
         if self._path.exists():
-            self._found: tuple[dict[str, str], dict[str, Tensor]] | None = _read(self._path)
+            self._found: _Content | None = _read(self._path)
         else:
             self._found = None
             check_folder(self._path.parent, CheckpointError)
@@ -58,11 +63,13 @@ class Checkpoint:
         """The memory budget with which the sweep was begun, which decides what runs together."""
         return None if self._found is None else int(self._found[0]["memory_budget"])
 
-    def open(self, identity: Identity) -> None:
+    def open(self, identity: Identity, call: Call, model: nn.Module) -> None:
         """Hold what is in the file to be of the same sweep.
 
         Args:
             identity: what makes the sweep what it is, each under a name that people know.
+            call: that sweeps; it goes on from the one of the file.
+            model: what is swept.
 
         Raises:
             CheckpointError: the file is of another sweep; the message says what differs.
@@ -71,6 +78,7 @@ class Checkpoint:
             CheckpointWarning: the sweep depends on what cannot be compared with the file's.
         """
         self._header = {"format": _FORMAT, "identity": dict(identity)}
+        self._call, self._told = call, lambda: call.told(model)
         if self._found is None:
             return
         before = self._found[0]
@@ -101,7 +109,7 @@ class Checkpoint:
         """
         if self._found is None:
             return
-        tensors = self._found[1]
+        told, tensors = self._found[1:]
         if tensors["done"].shape != tally.done.shape or len(tensors) != len(tally.values) + 1:
             raise CheckpointError(
                 f"{self._path} is no whole checkpoint: it has {len(tensors) - 1} metrics of "
@@ -113,6 +121,8 @@ class Checkpoint:
         for number, value in enumerate(tally.values.values()):
             value[before] = tensors[f"values/{number}"][before]
         self._kept = int(before.sum())
+        self._call.goes_on(told)
+        self._call.resumed = self._kept, before.numel()
         # What is in the tally need not be held twice.
         self._found = None
 
@@ -131,7 +141,8 @@ class Checkpoint:
         tensors = {f"values/{number}": value for number, value in enumerate(tally.values.values())}
         tensors["done"] = tally.done.to(torch.uint8)
         try:
-            write_file(self._path, self._header, tensors, CheckpointError)
+            header = {**self._header, "call": self._told()}
+            write_file(self._path, header, tensors, CheckpointError)
             self._kept = measured
         except CheckpointError as error:
             self._tell(error)
@@ -163,8 +174,12 @@ def _shown(value: str | None) -> str:
     return said if said.isprintable() and len(said) < _SHOWN else repr(said[:_SHOWN])
 
 
-def _read(path: os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The identity and the tensors of a checkpoint, which fit together.
+#: The identity of a sweep, what is told of its call, and tensors.
+_Content: TypeAlias = tuple[dict[str, str], dict[str, Any], dict[str, Tensor]]
+
+
+def _read(path: os.PathLike[str]) -> _Content:
+    """The content of a checkpoint, which fits together.
 
     Raises:
         CheckpointError: they do not, or the file is none.
@@ -173,16 +188,18 @@ def _read(path: os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
     fault = _fault(header, tensors)
     if fault is not None:
         raise CheckpointError(f"{os.fspath(path)} is no whole checkpoint: {fault}")
-    return header["identity"], tensors
+    return header["identity"], header["call"], tensors
 
 
 def _fault(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
     """Why header and tensors are not what a sweep writes."""
     identity = header.get("identity")
-    if set(header) != {"format", "identity"} or not isinstance(identity, dict):
+    if set(header) != {"format", "identity", "call"} or not isinstance(identity, dict):
         return f"its header has {_shown(', '.join(sorted(header)))}"
     if not all(isinstance(value, str) for value in identity.values()):
         return "its identity is not made of words"
+    if not _is_call(header["call"]):
+        return f"its call is {shown(header['call'])}"
     budget = identity.get("memory_budget", "")
     if not (budget.isascii() and budget.isdigit() and 0 < len(budget) < _LONGEST and int(budget)):
         return f"its memory_budget is {budget[:_LONGEST]!r}"
@@ -196,3 +213,12 @@ def _fault(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | No
         if name != "done" and (value.dtype != torch.float32 or value.shape != done.shape):
             return f"{name} is {value.dtype} {list(value.shape)}, of {list(done.shape)} numbers"
     return None
+
+
+def _is_call(told: Any) -> bool:
+    """Whether JSON is what `Call.told` gives."""
+    if not isinstance(told, dict) or set(told) != {"started", "seconds", "environment"}:
+        return False
+    texts, seconds = (told["started"], told["environment"]), told["seconds"]
+    number = type(seconds) in (int, float) and 0 <= seconds < math.inf
+    return number and all(isinstance(text, str) and text.isprintable() for text in texts)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from nnpatch_core._bytes import bytes_of
 from nnpatch_core._wrappers import offloaded
 
-#: Numbers that are summed up together.
-_PIECE = 2**22
+#: Numbers of eight bytes that are summed up together: few enough to stay near the processor.
+_PIECE = 2**18
+#: Odd, as what is multiplied by an odd number modulo a power of 2 can be told from it.
+_FACTOR = 0x9E3779B1
 
 
 def checksum(model: nn.Module) -> str:
@@ -22,10 +24,27 @@ def checksum(model: nn.Module) -> str:
     that nobody has, and one of a type that does not show its parts, counts by its shape only.
     """
     words = []
+    factors = _Factors()
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
-        total = sum(_sum(part) for part in _parts(offloaded(model, name, weight).detach()))
+        parts = _parts(offloaded(model, name, weight).detach())
+        total = sum(_sum(part, factors) for part in parts)
         words.append(f"{name} {weight.dtype} {list(weight.shape)} {total}")
     return word("\n".join(words).encode())
+
+
+class _Factors:
+    """For each place in a piece an odd number, so that numbers that change places are told."""
+
+    def __init__(self) -> None:
+        self._made: dict[torch.device, Tensor] = {}
+
+    def of(self, numbers: Tensor) -> Tensor:
+        """As many as there are numbers, on their device."""
+        made = self._made.get(numbers.device)
+        if made is None or len(made) < len(numbers):
+            places = torch.arange(len(numbers), device=numbers.device, dtype=torch.int64)
+            made = self._made[numbers.device] = (places * 2 + 1) * _FACTOR
+        return made[: len(numbers)]
 
 
 def _parts(weight: Any) -> list[Tensor]:
@@ -45,19 +64,18 @@ def _parts(weight: Any) -> list[Tensor]:
     return [part for name in names for part in _parts(getattr(weight, name))]
 
 
-def _sum(weight: Tensor) -> int:
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    flat = weight.contiguous().flatten()
-    if flat.is_complex():
-        flat = torch.view_as_real(flat).flatten()
-    bits = flat.view(kinds[flat.element_size()])
-    total = 0
+def _sum(weight: Tensor, factors: _Factors) -> int:
+    whole = weight.contiguous()
+    octets = (torch.view_as_real(whole) if whole.is_complex() else whole).flatten()
+    octets = octets.view(torch.uint8)
+    if len(octets) % 8 or octets.storage_offset() % 8:
+        # A copy, which begins where a number of eight bytes may.
+        octets = torch.nn.functional.pad(octets, (0, -len(octets) % 8)).clone()
+    bits, total = octets.view(torch.int64), 0
     for first in range(0, len(bits), _PIECE):
-        piece = bits[first : first + _PIECE].to(torch.int64)
-        # Odd factors, so that numbers that change places change the sum.
-        place = torch.arange(first, first + len(piece), device=piece.device) * 2 + 1
-        total += int((piece * place * 0x9E3779B1).sum())
-    return total % 2**64
+        piece = bits[first : first + _PIECE]
+        total = (total * _FACTOR + int((piece * factors.of(piece)).sum())) % 2**64
+    return total
 
 
 def digest(*tensors: Tensor) -> str:

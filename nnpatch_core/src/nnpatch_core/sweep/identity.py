@@ -15,7 +15,7 @@ from nnpatch_core.errors import AdapterError
 from nnpatch_core.metrics import MetricContext, columns_given
 from nnpatch_core.results import Baseline
 from nnpatch_core.seq_pos import Positions
-from nnpatch_core.sweep.checksum import checksum, digest, word
+from nnpatch_core.sweep.checksum import digest, word
 from nnpatch_core.sweep.fingerprint import fingerprint, settings
 from nnpatch_core.sweep.labels import versions
 from nnpatch_core.sweep.runs import Runs, Values, kind_of
@@ -79,7 +79,7 @@ def identity(
     }
     return {
         "kind": kind_of(runs),
-        "model": f"{type(model).__name__} {checksum(model)}",
+        "model": f"{type(model).__name__} {sweep.options.call.weights(model)}",
         "config": _word(settings(config)),
         "attention": str(getattr(config, "_attn_implementation", None)),
         "device": "none" if device is None else device.type,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
@@ -13,7 +14,16 @@ from nnpatch_core._printable import shown
 from nnpatch_core._upstream import nnsight, transformers
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError
-from nnpatch_core.results import Baseline, Cells, Outcome, Prompts, Scale
+from nnpatch_core.results import (
+    Baseline,
+    Cells,
+    Outcome,
+    Prompts,
+    Scale,
+    known_in_words,
+    runs_known,
+)
+from nnpatch_core.sweep.provenance import provenance
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.sweep.tally import Tally
 from nnpatch_core.tracing import forward_hooks
@@ -46,27 +56,28 @@ def outcome(
     """
     model, layout = sweep.patches.model, sweep.layout
     config, hooks = getattr(model, "config", None), forward_hooks(model)
-    adapters = sorted({api.name for api in sweep.patches.adapters})
+    adapters = sorted(sweep.patches.adapters, key=lambda api: api.name)
     parted = f"{len(tally.groups)} groups of cells, each with unpatched runs of its own"
     present, elided = layout.by_name(layout.present(mask)), layout.by_name(tally.elided)
     unread = layout.by_name(tally.unread)
     measured = layout.by_name(
         torch.ones(len(tally.elided), dtype=torch.bool, device="cpu") if exact is None else exact
     )
+    cells = {
+        name: Cells.of(grid, present[name], elided[name], unread[name], measured[name])
+        for name, grid in layout.grids.items()
+    }
     return Outcome(
         kind=kind,
         scale=scale,
         magnitude=magnitude,
-        cells={
-            name: Cells.of(grid, present[name], elided[name], unread[name], measured[name])
-            for name, grid in layout.grids.items()
-        },
+        cells=cells,
         raw={metric: layout.by_name(values) for metric, values in tally.values.items()},
         baselines=baseline,
         prompts=prompts,
         metric=next(iter(sweep.metrics)),
         info={
-            "adapter": ", ".join(adapters),
+            "adapter": ", ".join(dict.fromkeys(api.name for api in adapters)),
             "engine": ", ".join(tally.engines),
             **({"fallback": "; ".join(tally.fallbacks)} if tally.fallbacks else {}),
             **({"groups": parted} if tally.groups else {}),
@@ -74,6 +85,9 @@ def outcome(
             "model": getattr(config, "_name_or_path", "") or type(model).__name__,
             "model_type": str(getattr(config, "model_type", None)),
             "dtype": str(getattr(model, "dtype", None)),
+            **({} if sweep.options.seed is None else {"seed": str(sweep.options.seed)}),
+            "elided": known_in_words(*runs_known(cells.values())),
+            **provenance(sweep.options.call, model, adapters),
             **versions(),
         },
         screening=None,
@@ -86,7 +100,12 @@ def versions() -> dict[str, str]:
     libraries = {
         library.__name__: library.__version__ for library in (nnsight, torch, transformers)
     }
-    return {"nnpatch-core": metadata.version("nnpatch-core"), **libraries}
+    return {"nnpatch-core": _own_version(), **libraries}
+
+
+@functools.cache
+def _own_version() -> str:
+    return metadata.version("nnpatch-core")
 
 
 def label_prompts(

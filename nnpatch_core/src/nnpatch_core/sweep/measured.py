@@ -47,7 +47,8 @@ def measure_sweep(
         values = values or runs.values(sweep)
         sweep = sweep.where_present(values.mask)
         if checkpoint is not None:
-            checkpoint.open(identity(sweep, runs, values, choice.name, context, baseline))
+            own = identity(sweep, runs, values, choice.name, context, baseline)
+            checkpoint.open(own, sweep.options.call, sweep.patches.model)
 
         def opened(some: Sweep, chunk: slice) -> Opened:
             # Handed over, not kept: it must not stay in memory beside what is opened later.

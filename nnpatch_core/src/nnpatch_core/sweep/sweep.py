@@ -26,6 +26,7 @@ from nnpatch_core.metrics import (
 )
 from nnpatch_core.results import Baseline
 from nnpatch_core.sweep.layout import Layout
+from nnpatch_core.sweep.provenance import Call
 from nnpatch_core.tracing import Patches, forward, forward_hooks, in_words
 
 
@@ -46,11 +47,15 @@ class Options:
         batch_size: how many prompts run together, at most; None is as many as fit.
         memory_budget: bytes, a string such as `"4 GiB"`, or None for half of what is free.
         progress: whether a bar is shown.
+        seed: of what is drawn at random; None where nothing is.
+        call: the call whose arguments they are.
     """
 
     batch_size: int | None = attrs.field(default=None, converter=_batch_size)
     memory_budget: Any = None
     progress: bool = attrs.field(default=False)
+    seed: int | None = attrs.field(default=None, kw_only=True)
+    call: Call = attrs.field(factory=Call, kw_only=True, eq=False, repr=False)
 
     @progress.validator
     def _is_flag(self, _: Any, progress: Any) -> None:
