@@ -228,6 +228,18 @@ def test_outcomes_that_do_not_stand_beside_each_other() -> None:
         one.plot_beside(outcome(BLOCKS), limit_difference=-1)
 
 
+def test_each_column_says_how_sure_it_is() -> None:
+    one, same, less = outcome(BLOCKS), outcome(BLOCKS, seed=1), outcome(BLOCKS, batch=3)
+    words = "washed out: the 95 % band over all 264 cells of a column holds 0"
+    assert note(one.plot_beside(same)).endswith(words)
+    few = "3 prompts are too few at 95 %, it takes 6"
+    assert note(one.plot_beside(less)).endswith(
+        f"{words}; nothing is washed out in other, one − other: {few}"
+    )
+    assert note(less.plot_beside(less)).endswith(f"nothing is washed out: {few}")
+    assert "washed out" not in note(one.plot_beside(less, mute=None))
+
+
 def test_lists_beside_each_other() -> None:
     listed = {"mine": (Axis("site", ("a", "b", "c")),)}
     figure = outcome(listed).plot_beside(outcome(listed, seed=2))

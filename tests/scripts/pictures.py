@@ -157,6 +157,48 @@ def swept(sweep: Callable[..., Any] = activation_patching) -> Any:
     )
 
 
+# The pictures of the page ------------------------------------------------------------------------
+
+LANDS = {
+    "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid",
+    "Russia": "Moscow", "Egypt": "Cairo", "Austria": "Vienna", "Norway": "Oslo",
+}  # fmt: skip
+OTHERS = {
+    "Japan": "Tokyo", "Greece": "Athens", "China": "Beijing", "Cuba": "Havana",
+    "Peru": "Lima", "Iraq": "Baghdad", "Ireland": "Dublin", "Hungary": "Budapest",
+}  # fmt: skip
+
+
+def publish(folder: Path) -> None:
+    """Draw the pictures of docs/pictures.md: SmolLM2-135M, asked for the capitals of lands."""
+    sys.path.insert(0, str(ROOT / "docs" / "examples"))
+    import smollm2
+
+    model, tokenizer = smollm2.load()
+    pairs = PromptPairs.from_texts(
+        [f"The capital of {land} is" for land in LANDS],
+        [f"The capital of {land} is" for land in OTHERS],
+        [f" {city}" for city in LANDS.values()],
+        [f" {city}" for city in OTHERS.values()],
+        tokenizer,
+    )
+    metric = ["logit_difference", "answer_probability"]
+    sites = Sites(["resid", "attn", "mlp"], seq_pos_type="each")
+    out = activation_patching(model, None, sites, pairs, metric=metric, progress=False)
+    heads = activation_patching(model, None, Sites("o", seq_pos_type="last"), pairs, progress=False)
+    estimate = attribution_patching(model, None, sites, pairs, progress=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in {
+        "heatmap": out.plot(mark=3),
+        "heads": heads.plot(limit="largest", mark=3),
+        "lines": out.plot(kind="lines", sites=["attn", "mlp"]),
+        "bars": out.plot(kind="bars", sites=["attn", "mlp"]),
+        "beside": estimate.plot_beside(out, sites=["mlp"]),
+        "metrics": out.plot(metrics="all", sites=["resid", "attn"], layers=range(15, 30)),
+    }.items():
+        figure.savefig(folder / f"{name}.png", dpi=80)
+
+
 # Static pictures ---------------------------------------------------------------------------------
 
 
@@ -301,9 +343,12 @@ def main() -> None:
     )
     parser.add_argument("--only", default="", help="the beginning of the names of pictures")
     parser.add_argument("--chromium", help="the browser; by default that of playwright")
+    parser.add_argument("--publish", action="store_true", help="draw those of docs/pictures.md too")
     parser.add_argument("--no-pages", action="store_true", help="draw static pictures alone")
     told = parser.parse_args()
     told.out.mkdir(parents=True, exist_ok=True)
+    if told.publish:
+        publish(DOCS)
     faults, pages = [], {}
     for name, draw in gallery().items():
         if not name.startswith(told.only):

@@ -906,7 +906,8 @@ class Outcome(Mapping[str, Tensor]):
             size: width and height of the whole picture, in inches.
             values: True writes the values into the cells, False does not; None does where they fit
                 and are few.
-            mark: how many of the strongest cells are outlined.
+            mark: how many of the strongest cells are outlined, those of `top`: of neighbouring
+                layers with almost the same value the strongest.
             mute: the level of the bands and intervals; None looks for none, and mutes nothing.
             ax: axes of a matplotlib figure of your own to draw into, for one site name.
 

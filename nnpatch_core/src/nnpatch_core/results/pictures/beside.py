@@ -126,9 +126,15 @@ def _together(one: Lines, other: Lines) -> Lines:
 
 def _words(one: Seen, other: Seen, difference: Seen) -> list[str]:
     """How sure the columns are; the difference by a band of its own."""
-    there = "washed out: the {percent} band over all {cells} cells of a column holds 0"
-    said = [each.words(there, "nothing is washed out") for each in (one, other, difference)]
-    if said[0] == said[1] == said[2]:
-        return said[0]
-    columns = zip((one, other, difference), said, strict=True)
-    return [f"{seen.name}: {words}" for seen, lines in columns for words in lines]
+    columns = (one, other, difference)
+    told = [each for each in columns if not each.certainty.lacks]
+    notes = []
+    if told:
+        counts = ", ".join(dict.fromkeys(f"{each.cells:,}" for each in told))
+        words = f"washed out: the {{percent}} band over all {counts} cells of a column holds 0"
+        notes += told[0].words(words, "")
+    for why in dict.fromkeys(each.certainty.lacks for each in columns if each not in told):
+        lacking = [each for each in columns if each.certainty.lacks == why]
+        where = f" in {', '.join(each.name for each in lacking)}" if len(lacking) < 3 else ""
+        notes += lacking[0].words("", f"nothing is washed out{where}")
+    return notes

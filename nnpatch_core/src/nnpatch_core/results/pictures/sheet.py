@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import attrs
 import numpy as np
 
+from nnpatch_core.results.distinct import distinct_cells
 from nnpatch_core.results.pictures.layout import Layout
 from nnpatch_core.results.pictures.panels import Panel
 from nnpatch_core.results.pictures.request import PictureKind
@@ -71,16 +72,30 @@ class Sheet:
 
 
 def strongest(panels: Sequence[Panel], k: int) -> list[list[tuple[int, int]]]:
-    """For each panel its cells among the `k` of largest absolute value, of all of its scale."""
+    """For each panel its cells among the `k` strongest of its scale, as `Outcome.top` has them.
+
+    Neighbouring layers with almost the same value are one fact, and its strongest cell is taken.
+    """
     found: list[list[tuple[int, int]]] = [[] for _ in panels]
-    for scale in {each.scale for each in panels}:
+    for scale in {each.scale for each in panels} if k else ():
         cells = [
-            (-abs(value), number, place)
+            (number, up, across)
             for number, each in enumerate(panels)
             if each.scale == scale
-            for place, value in np.ndenumerate(each.values)
-            if np.isfinite(value) and value
+            for up, across in np.argwhere(np.isfinite(each.values) & (each.values != 0)).tolist()
         ]
-        for _, number, (up, across) in sorted(cells)[:k]:
+        values = [float(panels[number].values[up, across]) for number, up, across in cells]
+        layers = [_layer(panels[number], up) for number, up, _ in cells]
+        # A row has a layer, or a layer and a head.
+        others = [
+            (number, panels[number].up[up].partition(".")[2], across)
+            for number, up, across in cells
+        ]
+        for group in distinct_cells(values, layers, others, k):
+            number, up, across = cells[group[0]]
             found[number].append((up, across))
     return found
+
+
+def _layer(panel: Panel, up: int) -> int | None:
+    return None if panel.layers is None else panel.layers[up]
