@@ -41,8 +41,8 @@ ROUNDING = 1e-4
 DRAWS, RESAMPLES = 2_000, 2_000
 NULL_DRAWS, FLIPS = 10_000, 10_000
 SEED = 0
-
-Mask = NDArray[np.bool_]
+#: Kinds of intervals that were not chosen.
+STUDENT, WIDER = "standard error, Student's t", "`interval` and Student's t, the wider end"
 
 
 def labels_of(axes: Sequence[Axis], place: Sequence[int]) -> Iterator[Any]:
@@ -146,7 +146,7 @@ class Others:
                 "percentiles": ends(drawn, tail),
                 "percentiles at Student's level": ends(drawn, wide),
                 "symmetric bootstrap-t": around(alone),
-                "standard error, Student's t": around(quantile),
+                STUDENT: around(quantile),
             },
             {
                 "largest bootstrap-t": around(largest),
@@ -232,6 +232,9 @@ def cover(cells: Cells, count: int, number: int, resamples: int) -> Covered:
         kinds = {"`interval`": intervals(samples, LEVEL, at, resamples)}
         bands = {"`band`": (value - half, value + half)}
         others = Others.of(samples.parts[0], at, resamples)
+        both = zip(kinds["`interval`"], others.intervals[STUDENT], strict=True)
+        (low, also_low), (high, also_high) = both
+        others.intervals[WIDER] = np.minimum(low, also_low), np.maximum(high, also_high)
         kinds, bands = kinds | others.intervals, bands | others.bands
         for tallies, each in ((found.intervals, kinds), (found.bands, bands)):
             for kind, (low, high) in each.items():
