@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from nnpatch_core._bytes import bytes_of
+from nnpatch_core._files import check_file
 from nnpatch_core._parts import clean_up
 from nnpatch_core._printable import shown
-from nnpatch_core._safetensors import check_file, read_file, write_file
+from nnpatch_core._safetensors import read_file, write_file
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.formats import FLAGS, Array, Json, Names, Part, are_names
 from nnpatch_core.results.whole import check_whole
