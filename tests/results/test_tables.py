@@ -51,7 +51,7 @@ def sweep(sites: Any = EACH, kind: Any = activation_patching, **options: Any) ->
     return kind(tiny_model(), tiny_api(), sites, pairs, progress=False, **options)
 
 
-def listed() -> Sites:
+def listed() -> Any:
     sites = EACH.get_sites_dict(tiny_model(), tiny_api(), PAIRS)["resid"]
     return Sites.from_sites(sites[:3])
 

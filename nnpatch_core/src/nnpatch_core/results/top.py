@@ -220,14 +220,15 @@ def strongest_groups(
 def _labelled(figured: Figured, groups: Sequence[_Group], distinct: bool) -> list[dict[str, Any]]:
     """A row for each group, with the labels and the value of its strongest cell."""
     found = []
+    tokens, estimated = figured.tokens, figured.estimated
     values = {name: cell_values(figured, name).tolist() for name in {name for name, _ in groups}}
     for name, numbers in groups:
         cells, first = figured.cells[name], numbers[0]
         columns: dict[str, list[Any]] = {"value": [values[name][first]]}
-        if figured.estimated:
+        if estimated:
             columns["exact"] = [bool(cells.exact[first])]
         place = tables.Block(name, cells.axes, [cells.index[first].tolist()], columns)
-        row = next(tables.rows([place], figured.tokens))
+        row = next(tables.rows([place], tokens))
         if distinct and "layer" in row:
             row["layers"] = ranges(sorted(cells.index[numbers, 0].tolist()))
         found.append({column: row[column] for column in _COLUMNS if column in row})
