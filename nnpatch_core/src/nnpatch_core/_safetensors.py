@@ -95,7 +95,15 @@ def _check_format(
         writers = (part.get(key) for part in parts if isinstance(part, dict) for key in _WRITERS)
         writer = next((name for name in writers if isinstance(name, str)), "another version")
         message += f"; it was written by nnpatch-core {shown(writer)}, which reads it"
+        if _number(written) > _number(form):
+            message += ": pip install --upgrade nnpatch-core"
     raise error(message)
+
+
+def _number(form: str) -> int:
+    """Which of the formats of its kind this is; 0 of one that has no number."""
+    number = form.rpartition(" ")[2]
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 9 else 0
 
 
 #: Where a header has the version of nnpatch-core that wrote it.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _Outcome = TypeVar("_Outcome", bound="Outcome")
 
-_FORMAT = "nnpatch outcome 4"
+FORMAT = "nnpatch outcome 4"
 
 
 def write(path: str | os.PathLike[str], outcome: Outcome) -> None:
@@ -42,7 +42,7 @@ def write(path: str | os.PathLike[str], outcome: Outcome) -> None:
         content = dict(Part(type(outcome)).apart(outcome, "", {**names, "means": means}))
         tensors = {way: value for way, value in content.items() if isinstance(value, Tensor)}
         rest = {way: value for way, value in content.items() if way not in tensors}
-        header = {"format": _FORMAT, **names, **rest}
+        header = {"format": FORMAT, **names, **rest}
         _check_content(header, tensors, type(outcome))
         check_whole(outcome)
     except OutcomeError as error:
@@ -58,7 +58,7 @@ def read(path: str | os.PathLike[str], kind: type[_Outcome]) -> _Outcome:
         OutcomeError: the file is not an outcome, not of this version, damaged, or its parts do not
             fit together.
     """
-    header, tensors = read_file(path, _FORMAT, "an outcome", OutcomeError)
+    header, tensors = read_file(path, FORMAT, "an outcome", OutcomeError)
     try:
         names = _check_content(header, tensors, kind)
         outcome: _Outcome = Part(kind).together({**header, **tensors}, "", names)
