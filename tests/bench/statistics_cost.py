@@ -12,7 +12,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +22,16 @@ from nnpatch_core import Outcome
 from nnpatch_core.results import Baseline, Cells, Prompts
 from nnpatch_core.sites import Axis
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "statistics-measured.md"
+BEGIN, END = "<!-- cost: begin -->", "<!-- cost: end -->"
 LAYERS, POSITIONS, HEADS, PROMPTS = 30, 32, 9, 32
 DRAWS = (1_000, 10_000, 100_000)
 ASKED: dict[str, Callable[[Outcome, int], Any]] = {
-    "interval": lambda out, draws: out.interval("o", resamples=draws),
-    "band": lambda out, draws: out.band("o", flips=draws),
-    "pvalues, holm": lambda out, draws: out.pvalues("o", "holm", flips=draws),
-    "pvalues, max_t": lambda out, draws: out.pvalues("o", "max_t", flips=draws),
-    "stability": lambda out, draws: out.stability(20, "o", resamples=draws),
-    "prompts_needed": lambda out, draws: out.prompts_needed("o", 0.1),
+    "`interval`": lambda out, draws: out.interval("o", resamples=draws),
+    "`band`": lambda out, draws: out.band("o", flips=draws),
+    "`pvalues`, Holm": lambda out, draws: out.pvalues("o", "holm", flips=draws),
+    "`pvalues`, max-T": lambda out, draws: out.pvalues("o", "max_t", flips=draws),
+    "`stability`": lambda out, draws: out.stability(20, "o", resamples=draws),
 }
 
 
@@ -77,24 +79,35 @@ def measure(name: str, draws: int) -> None:
     sys.stdout.write(json.dumps({"seconds": seconds, "before": before, "peak": peak()}))
 
 
+def rows() -> Iterator[tuple[str, ...]]:
+    """What each figure costs."""
+    for name in ASKED:
+        for draws in DRAWS:
+            command = [sys.executable, __file__, "--only", name, str(draws)]
+            told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+            sizes = (f"{told[key]:.0f} MiB" for key in ("before", "peak"))
+            row = (name, f"{draws:,}", f"{told['seconds']:.1f} s", *sizes)
+            sys.stderr.write(f"{' '.join(row)}\n")
+            yield row
+
+
 def main() -> None:
     """Measure each, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--publish", action="store_true", help="put the table into the docs")
     parser.add_argument("--only", nargs=2, metavar=("NAME", "DRAWS"), help="in this process")
     arguments = parser.parse_args()
     if arguments.only:
         measure(arguments.only[0], int(arguments.only[1]))
         return
-    sys.stdout.write(f"{LAYERS} x {POSITIONS} x {HEADS} cells, {PROMPTS} prompts\n")
-    for name in ASKED:
-        for draws in DRAWS:
-            command = [sys.executable, __file__, "--only", name, str(draws)]
-            told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-            sys.stdout.write(
-                f"{name:15} {draws:7} draws: {told['seconds']:6.1f} CPU s, {told['peak']:5.0f} MiB "
-                f"at most, {told['before']:5.0f} MiB before\n"
-            )
-            sys.stdout.flush()
+    heads = ("", "draws", "CPU", "memory before", "memory at most")
+    lines = [heads, ("---",) * len(heads), *rows()]
+    report = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    sys.stdout.write(f"{report}\n")
+    if arguments.publish:
+        page = PAGE.read_text(encoding="utf-8")
+        before, after = page.split(BEGIN)[0], page.split(END)[1]
+        PAGE.write_text(f"{before}{BEGIN}\n\n{report}\n\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

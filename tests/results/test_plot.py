@@ -57,7 +57,7 @@ def test_layers_up_and_tokens_or_heads_across(
 ) -> None:
     out = sweep(sites)
     (name,) = out
-    figure = out.plot()
+    figure = out.plot(kind="heatmap")
     assert labels(figure.axes[0]) == (columns, rows)
     numbers = images(figure)[name]
     assert numbers.shape == (len(rows), len(columns))
@@ -85,14 +85,17 @@ def test_one_panel_a_component_and_one_scale_centred_on_0() -> None:
 def test_sites_of_ones_own_are_rows() -> None:
     parts = [Site.get_site(tiny_api(), name, 1, seq_pos=[-1]) for name in ("attn", "mlp")]
     out = sweep(Sites.from_sites([*parts, MultiSite(parts, name="both")]))
-    figure = out.plot(sites=["both"])
+    figure = out.plot(sites=["both"], kind="heatmap")
     assert labels(figure.axes[0])[1] == ["attn L1 [-1] + mlp L1 [-1]"]
     assert images(figure)["both"].tolist() == [[out["both"][0].item()]]
+    (bars,) = out.plot(sites=["both"]).axes
+    assert labels(bars)[1] == ["attn L1 [-1] + mlp L1 [-1]"]
+    assert [bar.get_width() for bar in bars.patches] == [out["both"][0].item()]
 
 
 def test_interactive_figure_says_the_same() -> None:
     out = sweep(Sites(["resid", "k"], layers=[1], seq_pos_type="each"))
-    figure = out.plot(interactive=True, title="Mine", limit=2.0, crop=False)
+    figure = out.plot(interactive=True, title="Mine", limit=2.0, crop=False, values=False)
     assert figure.layout.title.text == "Mine"
     assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmid) == (-2, 0)
     assert figure.layout.xaxis.ticktext == TOKENS
@@ -100,7 +103,7 @@ def test_interactive_figure_says_the_same() -> None:
     assert np.allclose(resid.z[1], out["resid"][1].tolist())
     assert np.isnan(np.array(resid.z[0], dtype=float)).all()
     assert np.allclose(k.z[3], out["k"][1, :, 1].tolist())
-    assert resid.customdata[1][3] == "1, France|Japan"
+    assert resid.customdata[1][3] == f"1, France|Japan<br>{out['resid'][1, 3].item():.3f}"
 
 
 def test_files(tmp_path: Path) -> None:

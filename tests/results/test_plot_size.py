@@ -55,6 +55,11 @@ def scaled(out: Outcome, largest: float) -> Outcome:
     return attrs.evolve(out, raw={out.metric: raw})
 
 
+def plot(out: Outcome, **options: Any) -> Any:
+    """A picture whose note is about what is left out alone: of one prompt nothing is sure."""
+    return out.plot(**{"mute": None, "values": False, **options})
+
+
 def panels(figure: Any) -> list[Any]:
     return [axis for axis in figure.axes if axis.images]
 
@@ -62,8 +67,11 @@ def panels(figure: Any) -> list[Any]:
 def texts(figure: Any) -> tuple[str, str]:
     """What a matplotlib or plotly figure says below or above its panels, and beside the colours."""
     if isinstance(figure, matplotlib.figure.Figure):
-        return figure.get_supxlabel(), figure.axes[-1].get_ylabel()
-    return figure.layout.title.subtitle.text, figure.layout.coloraxis.colorbar.title.text
+        note, legend = figure.get_supxlabel(), figure.axes[-1].get_ylabel()
+    else:
+        note = figure.layout.title.subtitle.text
+        legend = figure.layout.coloraxis.colorbar.title.text
+    return " ".join(note.split("<br>")), " ".join(legend.replace("<br>", "\n").split("\n"))
 
 
 def limits(figure: Any) -> tuple[float, float]:
@@ -96,7 +104,7 @@ def test_no_picture_is_wider_than_a_page(
     length: int, names: list[str], crop: Any, tmp_path: Path
 ) -> None:
     out = outcome(length, length // 4, Sites(names, seq_pos_type="each"))
-    figure = out.plot(crop=crop)
+    figure = plot(out, crop=crop)
     width, height = figure.get_size_inches()
     assert width <= 16
     assert height <= 40
@@ -134,7 +142,7 @@ def test_panels_find_a_place(counts: Any, rows: Any) -> None:
 @settings(deadline=None, max_examples=8)
 def test_what_was_not_run_is_left_out_and_named(differs: Any, interactive: Any) -> None:
     out = outcome(60, differs)
-    figure = out.plot(interactive=interactive)
+    figure = plot(out, interactive=interactive)
     note, _ = texts(figure)
     assert columns(figure) == [60 - differs] * 3
     said = {0: "", 1: "position 0 is left out: source and target are the same there"}.get(
@@ -159,7 +167,7 @@ def test_what_was_run_in_one_panel_is_kept_in_all(interactive: bool) -> None:
     elided = cells["resid"].elided.clone()
     elided[(cells["resid"].index[:, 1] == 10).nonzero()[0]] = False
     cells["resid"] = attrs.evolve(cells["resid"], elided=elided)
-    figure = attrs.evolve(out, cells=cells).plot(interactive=interactive)
+    figure = plot(attrs.evolve(out, cells=cells), interactive=interactive)
     assert columns(figure) == [61, 61]
     note, _ = texts(figure)
     assert note == "positions 0-9, 11-19 are left out: source and target are the same there"
@@ -168,20 +176,20 @@ def test_what_was_run_in_one_panel_is_kept_in_all(interactive: bool) -> None:
 @pytest.mark.parametrize("interactive", [False, True])
 def test_a_user_decides(interactive: bool) -> None:
     out, small = outcome(80, 20), outcome(5, 3)
-    kept = out.plot(crop=False, interactive=interactive)
+    kept = plot(out, crop=False, interactive=interactive)
     assert columns(kept) == [80] * 3
     assert not texts(kept)[0]
-    assert columns(small.plot(interactive=interactive)) == [5] * 3, "there is room"
-    cropped = small.plot(crop=True, interactive=interactive)
+    assert columns(plot(small, interactive=interactive)) == [5] * 3, "there is room"
+    cropped = plot(small, crop=True, interactive=interactive)
     assert columns(cropped) == [2] * 3
     assert "positions 0-2 are left out" in texts(cropped)[0]
     with pytest.raises(OutcomeError, match="crop must be True, False or None, got 'no'"):
-        small.plot(crop="no", interactive=interactive)
+        plot(small, crop="no", interactive=interactive)
 
 
 def test_each_reason_is_told() -> None:
     sites = Sites("resid", seq_pos_type="custom", seq_pos=[2, 3, 4, 70, 71, 79])
-    figure = outcome(80, 4, sites).plot()
+    figure = plot(outcome(80, 4, sites))
     assert columns(figure) == [4]
     assert texts(figure)[0] == (
         "positions 0-1, 5-69, 72-78 are left out: nothing was swept there; "
@@ -189,7 +197,7 @@ def test_each_reason_is_told() -> None:
     )
     # In the last layer nothing but the last token matters, though the runs differ.
     last = Sites("attn", layers=[2], seq_pos_type="each")
-    assert texts(outcome(80, 4, last).plot())[0] == (
+    assert texts(plot(outcome(80, 4, last)))[0] == (
         "positions 0-3 are left out: source and target are the same there; "
         "positions 4-78 are left out: nothing reads what is there; "
         "layers 0-1 are left out: nothing was swept there"
@@ -202,14 +210,14 @@ def test_where_nothing_was_run_all_is_shown() -> None:
         name: attrs.evolve(cells, elided=torch.ones_like(cells.elided))
         for name, cells in out.cells.items()
     }
-    figure = attrs.evolve(out, cells=still).plot(crop=True)
+    figure = plot(attrs.evolve(out, cells=still), crop=True)
     assert columns(figure) == [80] * 3
     assert not texts(figure)[0]
 
 
 def test_sites_without_positions_are_not_cropped() -> None:
-    assert columns(outcome(80, 20, Sites("q", seq_pos_type="last")).plot(crop=True)) == [4]
-    assert columns(outcome(80, 20, Sites("resid")).plot(crop=True)) == [1]
+    assert columns(plot(outcome(80, 20, Sites("q", seq_pos_type="last")), crop=True)) == [4]
+    assert columns(plot(outcome(80, 20, Sites("resid")), kind="heatmap", crop=True)) == [1]
 
 
 # Layers that were not swept ----------------------------------------------------------------------
@@ -238,13 +246,13 @@ LEFT_OUT = "layers 0, 2 are left out: nothing was swept there"
 @pytest.mark.parametrize("interactive", [False, True])
 def test_layers_are_left_out_where_most_were_not_swept(interactive: Any) -> None:
     out = layered([1])
-    figure = out.plot(interactive=interactive)
+    figure = plot(out, interactive=interactive)
     assert texts(figure)[0] == LEFT_OUT
     assert columns(figure) == [5, 5]
     for name, (labels, numbers) in zip(out, rows(figure), strict=True):
         assert labels == ["1"]
         assert np.allclose(np.asarray(numbers), out[name][1:2].numpy())
-    kept = out.plot(interactive=interactive, crop=False)
+    kept = plot(out, interactive=interactive, crop=False)
     assert [labels for labels, _ in rows(kept)] == [["0", "1", "2"]] * 2
     assert not texts(kept)[0]
 
@@ -252,13 +260,13 @@ def test_layers_are_left_out_where_most_were_not_swept(interactive: Any) -> None
 @pytest.mark.parametrize("interactive", [False, True])
 @pytest.mark.parametrize("layers", [None, [0, 1, 2], [0, 2]])
 def test_most_layers_are_all_layers(layers: Any, interactive: Any) -> None:
-    figure = layered(layers).plot(interactive=interactive)
+    figure = plot(layered(layers), interactive=interactive)
     assert [labels for labels, _ in rows(figure)] == [["0", "1", "2"]] * 2
     assert not texts(figure)[0]
 
 
 def test_a_user_may_leave_out_any_layer() -> None:
-    figure = layered([0, 2]).plot(crop=True)
+    figure = plot(layered([0, 2]), crop=True)
     assert [labels for labels, _ in rows(figure)] == [["0", "2"]] * 2
     said = "positions 0-2 are left out: source and target are the same there; "
     assert texts(figure)[0] == f"{said}layer 1 is left out: nothing was swept there"
@@ -270,30 +278,29 @@ def test_a_layer_of_one_panel_is_kept_in_all(interactive: Any) -> None:
     get = Site.get_site
     few = [get(tiny_api(), "mlp", 1, seq_pos=[3]), get(tiny_api(), "mlp", 2, seq_pos=[4])]
     listed, out = outcome(5, 3, Sites.from_sites(few)), layered([1], ["resid", "k"])
-    assert [len(labels) for labels, _ in rows(listed.plot(interactive=interactive, crop=True))] == [
-        2
-    ]
-    figure = out.plot(interactive=interactive)
+    drawn = plot(listed, interactive=interactive, kind="heatmap", crop=True)
+    assert [len(labels) for labels, _ in rows(drawn)] == [2]
+    figure = plot(out, interactive=interactive)
     assert [labels for labels, _ in rows(figure)] == [["1"], ["1.0", "1.1"]]
     cells = {**out.cells, "k": layered([2], ["k"]).cells["k"]}
-    both = attrs.evolve(out, cells=cells).plot(interactive=interactive)
+    both = plot(attrs.evolve(out, cells=cells), interactive=interactive)
     assert [len(labels) for labels, _ in rows(both)] == [3, 6]
-    alone = attrs.evolve(out, cells=cells).plot(interactive=interactive, sites=["k"])
+    alone = plot(attrs.evolve(out, cells=cells), interactive=interactive, sites=["k"])
     assert [labels for labels, _ in rows(alone)] == [["2.0", "2.1"]]
 
 
 def test_layers_without_positions_are_left_out_too() -> None:
-    heads = outcome(5, 3, Sites("q", layers=[2], seq_pos_type="last")).plot()
+    heads = plot(outcome(5, 3, Sites("q", layers=[2], seq_pos_type="last")))
     assert [labels for labels, _ in rows(heads)] == [["2"]]
     assert columns(heads) == [4]
-    together = outcome(5, 3, Sites("resid", layers=[0])).plot()
+    together = plot(outcome(5, 3, Sites("resid", layers=[0])), kind="heatmap")
     assert [labels for labels, _ in rows(together)] == [["0"]]
     assert texts(together)[0] == "layers 1-2 are left out: nothing was swept there"
 
 
 def test_a_long_note_is_not_cut_off() -> None:
     sites = Sites("resid", layers=[1], seq_pos_type="custom", seq_pos=[2, 3, 4, 70, 71, 79])
-    figure = outcome(80, 4, sites).plot()
+    figure = plot(outcome(80, 4, sites))
     assert len(texts(figure)[0]) > 150
     figure.canvas.draw()
     # The note is all of it; it is drawn in several lines.
@@ -311,17 +318,17 @@ def test_a_long_note_is_not_cut_off() -> None:
 def test_next_to_nothing_looks_like_it(interactive: bool, size: bool) -> None:
     out = scaled(outcome(5, 3, sweep=activation_patching), 0.006)
     out = out.magnitudes() if size else out
-    figure = out.plot(interactive=interactive)
+    figure = plot(out, interactive=interactive)
     assert limits(figure) == (-1, 1)
     assert texts(figure)[1].endswith("the largest is 0.006")
-    darkest = out.plot(interactive=interactive, limit="largest")
+    darkest = plot(out, interactive=interactive, limit="largest")
     assert limits(darkest)[1] == pytest.approx(0.006, rel=1e-4)
     assert "the largest is" not in texts(darkest)[1]
 
 
 @pytest.mark.parametrize("interactive", [False, True])
 def test_what_is_more_than_all_of_it_is_the_scale(interactive: bool) -> None:
-    figure = scaled(outcome(5, 3, sweep=activation_patching), 3.0).plot(interactive=interactive)
+    figure = plot(scaled(outcome(5, 3, sweep=activation_patching), 3.0), interactive=interactive)
     assert limits(figure)[1] == pytest.approx(3.0, rel=1e-4)
     assert "the largest is" not in texts(figure)[1]
 
@@ -340,8 +347,10 @@ def test_a_change_is_compared_with_the_unablated_metric(metric: str, interactive
         progress=False,
     )
     floor = out.baseline.target.abs().mean().item() if metric == "logit_difference" else 1.0
-    assert limits(scaled(out, floor / 100).plot(interactive=interactive))[1] == pytest.approx(floor)
-    large = scaled(out, 5 * floor).plot(interactive=interactive)
+    assert limits(plot(scaled(out, floor / 100), interactive=interactive))[1] == pytest.approx(
+        floor
+    )
+    large = plot(scaled(out, 5 * floor), interactive=interactive)
     assert limits(large)[1] == pytest.approx(5 * floor, rel=1e-4)
 
 
@@ -350,4 +359,4 @@ def test_a_limit_is_a_number_or_the_largest(limit: str) -> None:
     with pytest.raises(
         OutcomeError, match=f"limit must be a positive number or 'largest', got '{limit}'"
     ):
-        outcome(5, 3).plot(limit=limit)
+        plot(outcome(5, 3), limit=limit)

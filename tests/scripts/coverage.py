@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -24,6 +25,7 @@ from nnpatch_core import Outcome
 from nnpatch_core.results.statistics.flips import half_widths, holm, raw_pvalues
 from nnpatch_core.results.statistics.intervals import intervals
 from nnpatch_core.results.statistics.samples import Floats, Sample, Samples
+from nnpatch_core.sites import Axis
 
 PAGE = population.ROOT / "docs" / "statistics-measured.md"
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
@@ -43,6 +45,11 @@ COMPARED = 4
 SEED = 0
 
 Mask = NDArray[np.bool_]
+
+
+def labels_of(axes: Sequence[Axis], place: Sequence[int]) -> Iterator[Any]:
+    """What a place is called on each axis."""
+    return (axis.labels[at] for axis, at in zip(axes, place, strict=True))
 
 
 @attrs.frozen(eq=False)
@@ -68,9 +75,8 @@ class Cells:
         target = out.baseline.target.double().numpy()
         whole = out.baseline.source.double().numpy() - target
         for name, cells in out.cells.items():
-            axes = cells.axes
             names += [
-                " ".join([name, *(str(axis.labels[at]) for axis, at in zip(axes, place))])
+                " ".join(map(str, (name, *labels_of(cells.axes, place))))
                 for place in cells.index.tolist()
             ]
             changes.append(out.raw[out.metric][name].double().numpy() - target)

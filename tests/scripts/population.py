@@ -22,6 +22,12 @@ import smollm2  # noqa: E402 - found by the line above
 
 from nnpatch_core import Outcome, PromptPairs, Sites, activation_patching  # noqa: E402
 
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
 SIZE = 1000
 SEED = 14
 BATCH = 20
@@ -32,7 +38,7 @@ TEMPLATES = (
     "Then {A} and {B} had a long day at the {place}, and {S2} {verb} the {object} to",
     "After {A} and {B} came back from the {place}, {S2} {verb} one {object} to",
 )
-NAMES = tuple(
+NAMES = words(
     "Mary John Tom Anna Peter Sarah Jack Emma Paul Lucy Mark David Michael James Robert William "
     "Richard Thomas Charles Daniel Matthew Anthony Steven Andrew Joshua Kevin Brian George Edward "
     "Jason Ryan Jacob Gary Eric Jonathan Scott Frank Adam Henry Carl Arthur Roger Alan Bruce Billy "
@@ -40,17 +46,17 @@ NAMES = tuple(
     "Sandra Emily Michelle Carol Amanda Laura Sharon Amy Angela Helen Nicole Samantha Katherine "
     "Rachel Maria Heather Diane Ruth Julie Olivia Victoria Kelly Joan Judith Alice Ann Jean "
     "Frances Grace Jane Sophia Rose Claire Kate Julia Martha Ellen Sophie Lily Eva Diana Clara "
-    "Elizabeth Jennifer Jessica Margaret Rebecca".split()
+    "Elizabeth Jennifer Jessica Margaret Rebecca"
 )
-PLACES = tuple(
+PLACES = words(
     "store park school hospital restaurant office house station market garden library museum "
     "church beach farm bank hotel airport theater zoo gym mall river lake forest village city "
-    "kitchen shop bar club court castle studio".split()
+    "kitchen shop bar club court castle studio"
 )
-VERBS = tuple("gave sent handed passed offered brought lent threw showed".split())
-OBJECTS = tuple(
+VERBS = words("gave sent handed passed offered brought lent threw showed")
+OBJECTS = words(
     "drink ball letter book ring gift phone key map bag coat cake basket pen hat coin card photo "
-    "computer watch camera necklace flower".split()
+    "computer watch camera necklace flower"
 )
 
 
@@ -67,10 +73,10 @@ def prompts(tokenizer: Any, size: int = SIZE) -> PromptPairs:
     drawn: dict[tuple[str, ...], None] = {}
     while len(drawn) < size:
         a, b = chance.sample(NAMES, 2)
-        words = (PLACES, VERBS, OBJECTS)
+        fillings = (PLACES, VERBS, OBJECTS)
         # Either name may be the one that is said again.
         again = chance.choice((a, b))
-        drawn[chance.choice(TEMPLATES), a, b, *map(chance.choice, words), again] = None
+        drawn[chance.choice(TEMPLATES), a, b, *map(chance.choice, fillings), again] = None
     source, target, answers, others = [], [], [], []
     for _, a, b, place, verb, thing, again in drawn:
         once = a if again == b else b

@@ -2,6 +2,7 @@
 
 from nnpatch_core.metrics.builtin import (
     BUILTIN_METRICS,
+    METRIC_UNITS,
     answer_log_probability,
     answer_probability,
     answer_set_difference,
@@ -43,6 +44,7 @@ from nnpatch_core.metrics.positions import Reading, SpanFinder, check_metrics, r
 
 __all__ = [
     "BUILTIN_METRICS",
+    "METRIC_UNITS",
     "ColumnsRead",
     "Metric",
     "MetricContext",

@@ -286,3 +286,13 @@ BUILTIN_METRICS: Mapping[str, Metric] = {
     "sequence_log_probability": sequence_log_probability,
     "sequence_log_probability_difference": sequence_log_probability_difference,
 }
+#: The units of those that have one.
+METRIC_UNITS: Mapping[str, str] = {
+    "answer_log_probability": "nats",
+    "answer_set_difference": "logits",
+    "kl_divergence": "nats",
+    "logit_difference": "logits",
+    "loss": "nats",
+    "sequence_log_probability": "nats",
+    "sequence_log_probability_difference": "nats",
+}

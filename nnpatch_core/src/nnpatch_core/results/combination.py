@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import attrs
 import numpy as np
@@ -15,6 +15,7 @@ from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import selection, tables
 from nnpatch_core.results.compare import check_axes
 from nnpatch_core.results.parts import Cells, Prompts, Scale
+from nnpatch_core.results.pictures import PictureKind, draw_combination
 from nnpatch_core.results.stability import Stability, stability
 from nnpatch_core.results.statistics import Term, cell_values, orders, read_level
 from nnpatch_core.results.sureness import band, interval, pvalues
@@ -23,6 +24,9 @@ from nnpatch_core.sites import Axis
 
 if TYPE_CHECKING:
     import pandas
+    import plotly.graph_objects
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from nnpatch_core.results.outcome import Outcome
 
@@ -214,6 +218,41 @@ class Combination(Mapping[str, Tensor]):
         """One row a cell; see `Outcome.to_dataframe`."""
         read = None if level is None else read_level(level)
         return tables.frame(tables.cell_blocks(self, level=read), self.tokens)
+
+    def plot(
+        self,
+        *,
+        sites: Sequence[str] | None = None,
+        kind: PictureKind | None = None,
+        interactive: bool = False,
+        title: str | None = None,
+        limit: float | Literal["largest"] | None = None,
+        crop: bool | None = None,
+        layers: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        size: tuple[float, float] | None = None,
+        values: bool | None = None,
+        mark: int = 0,
+        mute: float | None = 0.95,
+        ax: Axes | None = None,
+    ) -> Figure | plotly.graph_objects.Figure:
+        """See `Outcome.plot`; for a difference beside its two sides `Outcome.plot_beside`."""
+        return draw_combination(
+            self,
+            sites=sites,
+            kind=kind,
+            interactive=interactive,
+            title=title,
+            limit=limit,
+            crop=crop,
+            layers=layers,
+            positions=positions,
+            size=size,
+            values=values,
+            mark=mark,
+            mute=mute,
+            ax=ax,
+        )
 
 
 def combined(one: Any, other: Any, weight: float) -> Combination:

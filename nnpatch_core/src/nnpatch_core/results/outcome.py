@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 import attrs
 import torch
@@ -42,7 +42,7 @@ from nnpatch_core.results.interval import Interval
 from nnpatch_core.results.moments import Moments, standard_errors
 from nnpatch_core.results.notebook import as_html
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
-from nnpatch_core.results.pictures import draw_outcome
+from nnpatch_core.results.pictures import PictureKind, PlotOptions, draw_beside, draw_outcome
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability, stability
 from nnpatch_core.results.statistics import (
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
     import xarray
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _NAN = float("nan")
@@ -901,85 +902,181 @@ class Outcome(Mapping[str, Tensor]):
 
     @overload
     def plot(
-        self,
-        *,
-        sites: Sequence[str] | None = None,
-        interactive: Literal[False] = False,
-        title: str | None = None,
-        limit: float | Literal["largest"] | None = None,
-        crop: bool | None = None,
+        self, *, interactive: Literal[False] = False, **options: Unpack[PlotOptions]
     ) -> Figure: ...
 
     @overload
     def plot(
-        self,
-        *,
-        sites: Sequence[str] | None = None,
-        interactive: Literal[True],
-        title: str | None = None,
-        limit: float | Literal["largest"] | None = None,
-        crop: bool | None = None,
+        self, *, interactive: Literal[True], **options: Unpack[PlotOptions]
     ) -> plotly.graph_objects.Figure: ...
 
     @overload
     def plot(
-        self,
-        *,
-        sites: Sequence[str] | None = None,
-        interactive: bool,
-        title: str | None = None,
-        limit: float | Literal["largest"] | None = None,
-        crop: bool | None = None,
+        self, *, interactive: bool, **options: Unpack[PlotOptions]
     ) -> Figure | plotly.graph_objects.Figure: ...
 
     def plot(
         self,
         *,
         sites: Sequence[str] | None = None,
+        metrics: str | Sequence[str] | None = None,
+        kind: PictureKind | None = None,
         interactive: bool = False,
         title: str | None = None,
         limit: float | Literal["largest"] | None = None,
         crop: bool | None = None,
+        layers: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        size: tuple[float, float] | None = None,
+        values: bool | None = None,
+        mark: int = 0,
+        mute: float | None = 0.95,
+        ax: Axes | None = None,
     ) -> Figure | plotly.graph_objects.Figure:
-        """A heatmap: layers up, tokens (or heads) across, one panel a site name.
+        """A picture of the kind that suits the axes: a heatmap, lines over layers, or bars.
 
-        Colours are centred on 0 (white), with one scale for all panels; what was not swept is
-        grey. A component with heads that was swept position by position has a row for each head.
+        A heatmap has layers up, and tokens, spans or heads across, one panel a site name. Colours
+        are centred on 0 (white), with one scale for all panels; what was not swept is grey. A
+        component with heads that was swept position by position has a row for each head, or a panel
+        for each position, where that is one, or heads are many. Sites that have nothing but layers
+        are lines in one chart, and lists of your own sites are bars.
+
+        What is not sure is told apart. Colours of cells whose simultaneous band holds 0 are washed
+        out, lines have their bands as shaded areas, and the bars of a list error bars, each an
+        interval of its own. A note below says so, or why nothing is known.
 
         The picture is at most 16 inches wide. Where panels do not fit, positions at which no panel
         has anything that was run are left out; then columns are narrower, and labels and panels are
         where there is room for them. Labels have their positions then. Layers in which no panel has
-        anything that was swept are left out where they are most of the layers. A note below names
-        all that is left out, and says why.
+        anything that was swept are left out where they are most of the layers. The note names all
+        that is left out, and says why.
 
         Args:
             sites: site names to draw; None is all.
+            metrics: names of metrics to draw side by side, or `"all"`; None is the outcome's. On
+                the scale `"change"` each has a scale of its own, for their units differ.
+            kind: `"heatmap"`; `"lines"`, one for each position, span or head, of which the eight
+                that reach furthest have colours; or `"bars"`, of grids the 30 strongest cells.
             interactive: a plotly figure, whose `write_html` gives a page, instead of a matplotlib
-                one, whose `savefig` gives a PNG, SVG or PDF.
+                one, whose `savefig` gives a PNG, SVG or PDF. Panels with the same labels are zoomed
+                together.
             title: by default model, kind and metric.
-            limit: the value of the darkest colours; `"largest"` is the largest absolute value. By
-                default it is that too, but at least 1 on the scale `"restored"`, and on
-                `"change"` the size of the metric in the unpatched run (1 where that is 0), so that
-                a tiny effect looks tiny.
+            limit: the value of the darkest colours, or the end of the axis; `"largest"` is the
+                largest absolute value. By default it is that too, but at least 1 on the scale
+                `"restored"`, and on `"change"` the size of the metric in the unpatched run (1 where
+                that is 0), so that a tiny effect looks tiny.
             crop: True leaves out every position where nothing was run and every layer where nothing
                 was swept, wherever there are others; False keeps them; None leaves positions out
                 where there is no room, and layers where they are most of them.
+            layers: the layers to show, such as `range(5, 20)`, instead.
+            positions: the positions to show, instead.
+            size: width and height of the whole picture, in inches.
+            values: True writes the values into the cells, False does not; None does where they fit
+                and are few.
+            mark: how many of the strongest cells are outlined, those of `top`: of neighbouring
+                layers with almost the same value the strongest.
+            mute: the level of the bands and intervals; None looks for none, and mutes nothing.
+            ax: axes of a matplotlib figure of your own to draw into, for one site name.
 
         Returns:
             A `matplotlib.figure.Figure`, which a notebook shows as a picture, or a
-            `plotly.graph_objects.Figure`.
+            `plotly.graph_objects.Figure`; with `ax=` its figure.
 
         Raises:
             OutcomeError: matplotlib or plotly is not installed (`pip install
-                nnpatch-core[plot]`), nothing to draw, a limit that is not positive, or a site name
+                nnpatch-core[plot]`), nothing to draw, an argument that does not fit, or a site name
                 that was not swept (a `KeyError` too).
 
         Examples:
             >>> [axis.get_title() for axis in out.plot().axes]
             ['mlp', 'k', '']
+            >>> out.plot(kind="bars", mark=1).axes[0].get_xlabel()
+            'restored (0 target, 1 source); the largest is ...'
         """
         return draw_outcome(
-            self, sites=sites, interactive=interactive, title=title, limit=limit, crop=crop
+            self,
+            sites=sites,
+            metrics=metrics,
+            kind=kind,
+            interactive=interactive,
+            title=title,
+            limit=limit,
+            crop=crop,
+            layers=layers,
+            positions=positions,
+            size=size,
+            values=values,
+            mark=mark,
+            mute=mute,
+            ax=ax,
+        )
+
+    def plot_beside(
+        self,
+        other: Outcome,
+        *,
+        labels: tuple[str, str] | None = None,
+        sites: Sequence[str] | None = None,
+        interactive: bool = False,
+        title: str | None = None,
+        limit: float | Literal["largest"] | None = None,
+        limit_difference: float | Literal["largest"] | None = None,
+        crop: bool | None = None,
+        layers: Sequence[int] | None = None,
+        positions: Sequence[int] | None = None,
+        size: tuple[float, float] | None = None,
+        values: bool | None = None,
+        mark: int = 0,
+        mute: float | None = 0.95,
+    ) -> Figure | plotly.graph_objects.Figure:
+        """Heatmaps in three columns: this outcome, another, and this one minus the other.
+
+        Args:
+            other: an outcome of the same metric, scale and grids.
+            labels: what to call the two; by default their kinds, if these differ.
+            sites: site names to draw; None is all that are in both.
+            interactive: as in `plot`.
+            title: by default model and metric.
+            limit: the value of the darkest colours, as in `plot`; of all three columns, unless
+                `limit_difference` is given.
+            limit_difference: that of the third column, which has a scale of its own then;
+                `"largest"` is its largest absolute value.
+            crop: as in `plot`.
+            layers: as in `plot`.
+            positions: as in `plot`.
+            size: as in `plot`.
+            values: as in `plot`.
+            mark: as in `plot`, on each scale.
+            mute: as in `plot`.
+
+        Returns:
+            A `matplotlib.figure.Figure` or a `plotly.graph_objects.Figure`.
+
+        Raises:
+            OutcomeError: matplotlib or plotly is not installed, no site in both, another metric,
+                scale or grid, or an argument that does not fit.
+
+        Examples:
+            >>> figure = estimate.plot_beside(out, sites=["mlp"])
+            >>> [axis.get_title() for axis in figure.axes[:3]]
+            ['mlp: attribution', 'mlp: activation', 'mlp: attribution − activation']
+        """
+        return draw_beside(
+            self,
+            other,
+            labels=labels,
+            sites=sites,
+            interactive=interactive,
+            title=title,
+            limit=limit,
+            limit_difference=limit_difference,
+            crop=crop,
+            layers=layers,
+            positions=positions,
+            size=size,
+            values=values,
+            mark=mark,
+            mute=mute,
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nnpatch_core.metrics import METRIC_UNITS
 from nnpatch_core.results.parts import Scale
 
 
-def legend(scale: Scale, magnitude: bool) -> str:
+def legend(scale: Scale, magnitude: bool, metric: str | None = None) -> str:
     """The unit of an outcome's values, with what 0 and 1 mean.
+
+    Args:
+        scale: of the outcome.
+        magnitude: whether the values are sizes.
+        metric: the name of the metric, if it is to be said whose change it is.
 
     Examples:
         >>> legend("restored", False), legend("change", True)
         ('restored (0 target, 1 source)', 'size of the change')
+        >>> legend("change", False, "logit_difference")
+        'change of logit_difference (logits)'
     """
+    of = ""
+    if metric is not None and scale == "change":
+        unit = METRIC_UNITS.get(metric)
+        of = f" of {metric}" + (f" ({unit})" if unit else "")
     if magnitude:
-        return "size of the change" + " (1: source - target)" * (scale == "restored")
-    return "restored (0 target, 1 source)" if scale == "restored" else "change"
+        return "size of the change" + (of or " (1: source - target)" * (scale == "restored"))
+    return "restored (0 target, 1 source)" if scale == "restored" else f"change{of}"
 
 
 def model_name(model: str) -> str:

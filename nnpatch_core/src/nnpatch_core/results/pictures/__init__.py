@@ -6,6 +6,15 @@ draws (`heatmap`, `scatter`). Both libraries are optional, and imported where th
 """
 
 from nnpatch_core.results.pictures.agreement import draw_agreement
-from nnpatch_core.results.pictures.outcome import draw_outcome
+from nnpatch_core.results.pictures.beside import draw_beside
+from nnpatch_core.results.pictures.outcome import draw_combination, draw_outcome
+from nnpatch_core.results.pictures.request import PictureKind, PlotOptions
 
-__all__ = ["draw_agreement", "draw_outcome"]
+__all__ = [
+    "PictureKind",
+    "PlotOptions",
+    "draw_agreement",
+    "draw_beside",
+    "draw_combination",
+    "draw_outcome",
+]

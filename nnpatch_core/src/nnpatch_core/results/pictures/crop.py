@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import attrs
 
@@ -21,22 +21,43 @@ class Lines:
     Args:
         labels: a label for each.
         idle: for each the reason why it shows nothing in any panel; empty where it shows something.
+        chosen: those that the user wants, in order; None leaves it to the picture.
     """
 
     labels: tuple[str, ...]
     idle: tuple[str, ...]
+    chosen: Collection[int] | None = None
 
     @property
     def used(self) -> list[int]:
         """The places that show something; all of them where none does."""
+        if self.chosen is not None:
+            return list(self.chosen)
         every = range(len(self.labels))
         return [place for place in every if not self.idle[place]] or list(every)
+
+    def left_out(self, what: str, kept: Collection[int]) -> list[str]:
+        """The lines that are not kept, in words, with the reasons; of those that were chosen, all.
+
+        Args:
+            what: the word for one of them.
+            kept: those that the panels show.
+        """
+        if self.chosen is not None:
+            return []
+        out = sorted(set(range(len(self.labels))) - set(kept))
+        words = []
+        for why in dict.fromkeys(self.idle[number] for number in out if self.idle[number]):
+            numbers = [number for number in out if self.idle[number] == why]
+            several = f"{what} {{}} is" if len(numbers) == 1 else f"{what}s {{}} are"
+            words.append(f"{several.format(ranges(numbers))} left out: {why}")
+        return words
 
 
 def cropped(
     panels: Sequence[Panel], layers: Lines, positions: Lines, crop: bool | None
-) -> tuple[Sequence[Panel], str]:
-    """The panels without the layers and positions that show nothing, and a note of these.
+) -> tuple[Sequence[Panel], list[str]]:
+    """The panels without the layers and positions that show nothing, and notes of these.
 
     Args:
         panels: the panels.
@@ -47,44 +68,40 @@ def cropped(
     """
     panels, below = _without_layers(panels, layers, crop)
     panels, beside = _without_positions(panels, positions, crop)
-    return panels, "; ".join([*beside, *below])
+    return panels, [*beside, *below]
 
 
 def _without_layers(
     panels: Sequence[Panel], layers: Lines, crop: bool | None
 ) -> tuple[Sequence[Panel], list[str]]:
     count, used = len(layers.labels), layers.used
-    if not crop and (crop is False or 2 * len(used) >= count):
+    if layers.chosen is None and not crop and (crop is False or 2 * len(used) >= count):
         return panels, []
-    return [each.keep_layers(used) for each in panels], _left_out("layer", layers, used)
+    return [each.keep_layers(used) for each in panels], layers.left_out("layer", used)
 
 
 def _without_positions(
     panels: Sequence[Panel], positions: Lines, crop: bool | None
 ) -> tuple[Sequence[Panel], list[str]]:
+    if not any(each.positions for each in panels):
+        return panels, []
     count, wide = len(positions.labels), are_wide(panels)
     kept = list(range(count))
-    if crop or (crop is None and wide):
+    if crop or positions.chosen is not None or (crop is None and wide):
         kept = positions.used
     if not wide and len(kept) == count:
         return panels, []
     # Not all columns are there or have room for a label, so that each label says its position.
-    labels = [f"{number} {short(token)}" for number, token in enumerate(positions.labels)]
+    labels = [at_position(number, token) for number, token in enumerate(positions.labels)]
     shown = [each.keep_positions(kept, labels) for each in panels]
-    return shown, _left_out("position", positions, kept)
+    return shown, positions.left_out("position", kept)
 
 
-def short(text: str) -> str:
-    """A label of a column, cut where it is too long."""
-    return text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
+def at_position(number: int, token: str) -> str:
+    """The label of a position where not all are there."""
+    return f"{number} {short(token)}"
 
 
-def _left_out(what: str, lines: Lines, kept: Sequence[int]) -> list[str]:
-    """The lines that are not kept, in words, with the reasons."""
-    out = sorted(set(range(len(lines.labels))) - set(kept))
-    words = []
-    for why in dict.fromkeys(lines.idle[number] for number in out):
-        numbers = [number for number in out if lines.idle[number] == why]
-        several = f"{what} {{}} is" if len(numbers) == 1 else f"{what}s {{}} are"
-        words.append(f"{several.format(ranges(numbers))} left out: {why}")
-    return words
+def short(text: str, letters: int = _LETTERS) -> str:
+    """A label, cut where it is too long."""
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"

@@ -1,133 +1,98 @@
-"""The picture of an outcome: a heatmap for each site name."""
+"""The picture of an outcome: its grids become panels of the right kind."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from nnpatch_core._arguments import check_flags
+from nnpatch_core._arguments import listed
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.results.pictures.crop import Lines, cropped
-from nnpatch_core.results.pictures.heatmap import Sheet, draw
-from nnpatch_core.results.pictures.layout import lay_out
-from nnpatch_core.results.pictures.panels import panel
+from nnpatch_core.results.pictures.draw import draw
+from nnpatch_core.results.pictures.kinds import as_bars, as_heatmaps, as_lines, kind_of
+from nnpatch_core.results.pictures.request import read_request
+from nnpatch_core.results.pictures.scales import scale_of
+from nnpatch_core.results.pictures.seen import see
+from nnpatch_core.results.pictures.sheet import Sheet, strongest
 from nnpatch_core.results.selection import find_names
-from nnpatch_core.results.statistics import cell_values
-from nnpatch_core.results.words import legend, model_name
+from nnpatch_core.results.words import model_name
 
 if TYPE_CHECKING:
+    from nnpatch_core.results.combination import Combination
     from nnpatch_core.results.outcome import Outcome
 
-_NOT_SWEPT = "nothing was swept there"
 
-
-def draw_outcome(
-    outcome: Outcome, *, sites: Any, interactive: Any, title: Any, limit: Any, crop: Any
-) -> Any:
-    """Draw heatmaps with one scale of colours; see `Outcome.plot`.
+def draw_outcome(outcome: Outcome, *, sites: Any, metrics: Any, **asked: Any) -> Any:
+    """Draw an outcome; see `Outcome.plot`.
 
     Raises:
         OutcomeError: see `Outcome.plot`.
     """
-    check_flags(interactive=interactive)
-    if title is not None and not isinstance(title, str):
-        raise OutcomeError(f"title must be a text, got {shown(title)}")
-    if not isinstance(crop, bool | None):
-        raise OutcomeError(f"crop must be True, False or None, got {shown(crop)}")
-    _check_limit(limit)
-    names = find_names(outcome.cells, sites)
+    views = [outcome]
+    if metrics is not None:
+        views = [outcome.for_metric(metric) for metric in _metrics(outcome, metrics)]
+    return _drawn(views, sites, **asked)
+
+
+def draw_combination(combination: Combination, *, sites: Any, **asked: Any) -> Any:
+    """Draw a combination of outcomes; see `Combination.plot`.
+
+    Raises:
+        OutcomeError: see `Outcome.plot`.
+    """
+    return _drawn([combination], sites, **asked)
+
+
+def title_of(views: Sequence[Outcome | Combination]) -> str:
+    """The model, the kind of sweep and the metrics."""
+    metrics = ", ".join(view.metric for view in views)
+    return about(views[0].info, f"{views[0].kind}, {metrics}")
+
+
+def about(info: Mapping[str, str], words: str) -> str:
+    """Words, after the name of the model where it is known; of a combination there may be two."""
+    names = map(model_name, info.get("model", "").split(" | "))
+    model = " and ".join(dict.fromkeys(names))
+    return f"{model}: {words}" if model else words
+
+
+def _drawn(views: Sequence[Outcome | Combination], sites: Any, **asked: Any) -> Any:
+    request = read_request(**asked)
+    first = views[0]
+    names = find_names(first.cells, sites)
     if not names:
         raise OutcomeError("sites is empty: there is nothing to draw")
-    width = outcome.prompts.target_tokens.shape[1]
-    tokens = tuple(outcome.prompts.label(position, strip=True) for position in range(width))
-    panels = [
-        panel(
-            name,
-            outcome.axes(name),
-            outcome.cells[name].place(cell_values(outcome, name), float("nan")),
-            tokens,
-        )
-        for name in names
-    ]
-    values = np.concatenate([each.values.ravel() for each in panels])
-    largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
-    most = _most(outcome, limit, largest)
-    of_colours = legend(outcome.scale, outcome.magnitude)
-    if largest < most:
-        of_colours += f"; the largest is {largest:.3g}"
-    layers, positions = _layers(outcome, names), _positions(outcome, names, tokens)
-    kept, note = cropped(panels, layers, positions, crop)
-    about = f"{model_name(outcome.info['model'])}: {outcome.kind}, {outcome.metric}"
-    own = title is not None
-    sheet = Sheet(kept, lay_out(kept), title or about, own, note, of_colours, most)
-    return draw(sheet, interactive=interactive)
+    kind = kind_of(first, names, request.kind)
+    seen = [see(view, names, request, kind) for view in views]
+    made = {"heatmap": as_heatmaps, "lines": as_lines, "bars": as_bars}[kind](seen, request)
+    panels = made.panels
+    if len(views) > 1 and first.scale != "restored":
+        scales = [
+            scale_of([view], [each for each in panels if each.scale == number], request.limit)
+            for number, view in enumerate(views)
+        ]
+    else:
+        panels = [each.on_scale(0) for each in panels]
+        scales = [scale_of(views, panels, request.limit)]
+    sheet = Sheet(
+        kind,
+        panels,
+        made.layout,
+        request.title or title_of(views),
+        request.title is not None,
+        made.note,
+        scales,
+        strongest(panels, request.mark),
+        request.values,
+        request.size,
+    )
+    return draw(sheet, interactive=request.interactive, ax=request.ax)
 
 
-def _check_limit(limit: Any) -> None:
-    if limit is None or (isinstance(limit, str) and limit == "largest"):
-        return
-    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
-    if not is_number or not 0 < limit <= sys.float_info.max:
-        raise OutcomeError(f"limit must be a positive number or 'largest', got {shown(limit)}")
-
-
-def _most(outcome: Outcome, limit: float | str | None, largest: float) -> float:
-    """The value of the darkest colours."""
-    if isinstance(limit, int | float):
-        return float(limit)
-    return (largest or 1.0) if limit else max(largest, _floor(outcome))
-
-
-def _floor(outcome: Outcome) -> float:
-    """The least value of the darkest colours, unless the user has set it."""
-    if outcome.scale == "restored":
-        return 1.0
-    size = outcome.baseline.target.double().abs().mean().item()
-    return size if 0 < size < float("inf") else 1.0
-
-
-def _layers(outcome: Outcome, names: Sequence[str]) -> Lines:
-    """The model's layers, idle where none of the sites was swept; none without such an axis."""
-    labels: tuple[str, ...] = ()
-    swept: set[int] = set()
-    for name in names:
-        first = outcome.axes(name)[0]
-        if first.name == "layer":
-            labels = tuple(map(str, first.labels))
-            swept.update(outcome.cells[name].index[:, 0].tolist())
-    idle = ("" if number in swept else _NOT_SWEPT for number in range(len(labels)))
-    return Lines(labels, tuple(idle))
-
-
-def _positions(outcome: Outcome, names: Sequence[str], tokens: tuple[str, ...]) -> Lines:
-    """The positions of the prompts, idle where none of the sites was run."""
-    count = len(tokens)
-    swept, run, changed = torch.zeros(3, count, dtype=torch.bool, device="cpu")
-    for name in names:
-        axes = [axis.name for axis in outcome.axes(name)]
-        if "position" in axes:
-            others = [number for number, axis in enumerate(axes) if axis != "position"]
-            swept |= outcome.swept(name).sum(others).bool()
-            cells = outcome.cells[name]
-            known = cells.place(cells.known.all(-1), False)
-            run |= (outcome.swept(name) & ~known).sum(others).bool()
-            changed |= (outcome.swept(name) & ~outcome.elided(name)).sum(others).bool()
-    same = outcome.prompts.same()
-    words = []
-    for position in range(count):
-        if run[position]:
-            words.append("")
-        elif not swept[position]:
-            words.append(_NOT_SWEPT)
-        elif outcome.scale == "restored" and same[position]:
-            words.append("source and target are the same there")
-        elif changed[position]:
-            words.append("nothing reads what is there")
-        else:
-            words.append("nothing changes there")
-    return Lines(tokens, tuple(words))
+def _metrics(outcome: Outcome, asked: Any) -> tuple[str, ...]:
+    if isinstance(asked, str):
+        return outcome.metrics if asked == "all" else (asked,)
+    given = listed(asked)
+    if not given:
+        raise OutcomeError(f"metrics must be names of metrics or 'all', got {shown(asked)}")
+    return given

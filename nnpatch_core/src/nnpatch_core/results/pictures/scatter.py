@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import colorsys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,16 +13,14 @@ from numpy.typing import NDArray
 from nnpatch_core._extras import extra
 from nnpatch_core._html import in_plotly
 from nnpatch_core.errors import OutcomeError
+from nnpatch_core.results.pictures.colours import GUIDE, distinct
 
-# Those of Okabe and Ito, which do not depend on telling red from green.
-_COLOURS = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555", "#b5a800",
-)  # fmt: skip
-_LINES = "#999999"
 #: The least distance of two labels, as a share of the picture's height.
 _GAP = 0.06
 #: The height of plotly's plotting area, in pixels.
 _HEIGHT = 460
+#: As many letters of the title has a phone room for.
+_TITLE = 54
 #: From so many points on, plotly draws by WebGL: one element of the page a point is too slow.
 _MANY = 5000
 
@@ -69,14 +67,14 @@ def _matplotlib(
     x_range, y_range = _ranges(groups)
     axis.set_xlim(x_range)
     axis.set_ylim(y_range)
-    axis.axhline(0, color=_LINES, linewidth=0.5, zorder=0)
-    axis.axvline(0, color=_LINES, linewidth=0.5, zorder=0)
-    axis.axline((0, 0), slope=1, color=_LINES, linewidth=0.8, linestyle="--", zorder=0)
-    for group, colour in zip(groups, _colours(len(groups)), strict=True):
+    axis.axhline(0, color=GUIDE, linewidth=0.5, zorder=0)
+    axis.axvline(0, color=GUIDE, linewidth=0.5, zorder=0)
+    axis.axline((0, 0), slope=1, color=GUIDE, linewidth=0.8, linestyle="--", zorder=0)
+    for group, colour in zip(groups, distinct(len(groups)), strict=True):
         axis.scatter(group.x, group.y, s=16, c=colour, alpha=0.7, linewidths=0, label=group.name)
     # The labels stand in a column of their own, so that they cover neither points nor each other;
     # lines end at their left edge.
-    line = {"arrowstyle": "-", "color": _LINES, "linewidth": 0.6, "shrinkB": 3, "relpos": (0, 0.5)}
+    line = {"arrowstyle": "-", "color": GUIDE, "linewidth": 0.6, "shrinkB": 3, "relpos": (0, 0.5)}
     for x, y, text, height in zip(
         marked.x, marked.y, marked.texts, _heights(marked.y, y_range), strict=True
     ):
@@ -107,7 +105,7 @@ def _plotly(
     many = sum(len(group.texts) for group in groups) > _MANY
     trace = plotly.Scattergl if many else plotly.Scatter
     figure = plotly.Figure()
-    for group, colour in zip(groups, _colours(len(groups)), strict=True):
+    for group, colour in zip(groups, distinct(len(groups)), strict=True):
         figure.add_trace(
             trace(
                 x=group.x.tolist(),
@@ -122,7 +120,7 @@ def _plotly(
     low, high = min(x_range[0], y_range[0]), max(x_range[1], y_range[1])
     figure.add_shape(
         type="line", x0=low, y0=low, x1=high, y1=high, layer="below",
-        line={"color": _LINES, "width": 1, "dash": "dash"},
+        line={"color": GUIDE, "width": 1, "dash": "dash"},
     )  # fmt: skip
     middle = sum(x_range) / 2
     heights = _heights(marked.y, y_range)
@@ -137,19 +135,19 @@ def _plotly(
             xanchor="left" if inward == 1 else "right",
             font={"size": 11},
             bgcolor="rgba(255, 255, 255, 0.7)",
-            arrowcolor=_LINES,
+            arrowcolor=GUIDE,
             arrowwidth=1,
             arrowhead=0,
             standoff=4,
         )
     figure.update_layout(
-        title=title,
+        title={"text": _wrapped(title), "font": {"size": 13}, "x": 0, "pad": {"l": 10}},
         plot_bgcolor="white",
         height=_HEIGHT + 140,
         margin={"t": 70, "b": 70},
         showlegend=True,
     )
-    lines = {"gridcolor": "#eeeeee", "zerolinecolor": _LINES, "zerolinewidth": 1}
+    lines = {"gridcolor": "#eeeeee", "zerolinecolor": GUIDE, "zerolinewidth": 1}
     figure.update_xaxes(title_text=x_title, range=list(x_range), **lines)
     figure.update_yaxes(title_text=y_title, range=list(y_range), **lines)
     return figure
@@ -167,6 +165,11 @@ def _ranges(groups: Sequence[Points]) -> tuple[tuple[float, float], tuple[float,
     return around([group.x for group in groups]), around([group.y for group in groups])
 
 
+def _wrapped(title: str) -> str:
+    """A title in lines that a phone has room for; one with markup is left as it is."""
+    return title if "<" in title else "<br>".join(textwrap.wrap(title, _TITLE))
+
+
 def _share(value: Any, limits: tuple[float, float]) -> Any:
     """The place of a value between the limits, from 0 to 1."""
     return (value - limits[0]) / (limits[1] - limits[0])
@@ -182,11 +185,3 @@ def _heights(y: NDArray[np.float64], limits: tuple[float, float]) -> NDArray[np.
     heights = np.empty(len(y))
     heights[order] = np.clip(wanted, 0, 1 - gap * max(len(y) - 1, 0)) + steps
     return heights
-
-
-def _colours(count: int) -> list[str]:
-    """As many colours, no two alike."""
-    if count <= len(_COLOURS):
-        return list(_COLOURS[:count])
-    hues = (colorsys.hsv_to_rgb(number / count, 0.75, 0.8) for number in range(count))
-    return ["#" + "".join(f"{round(255 * part):02x}" for part in hue) for hue in hues]

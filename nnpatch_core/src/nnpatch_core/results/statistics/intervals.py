@@ -15,6 +15,9 @@ from scipy.special import ndtr, ndtri, stdtrit
 from nnpatch_core.results.statistics.drawing import chunks, counts, side_by_side
 from nnpatch_core.results.statistics.samples import Floats, Samples
 
+#: Sums in another order differ by so much, as a share of their terms' sizes.
+_ROUNDING = 1e-12
+
 
 def intervals(samples: Samples, level: float, seed: int, resamples: int) -> tuple[Floats, Floats]:
     """The ends of each cell's interval, `[cells]` each; nan where its numbers are not finite.
@@ -88,8 +91,10 @@ def redrawn(samples: Samples, seed: int, resamples: int) -> Iterator[Floats]:
 def _bca(samples: Samples, tail: float, seed: int, resamples: int) -> tuple[Floats, Floats]:
     values = samples.values()
     drawn = np.concatenate(list(resampled(samples, seed, resamples)), axis=1)
-    # A draw that equals the value is half below it.
-    below = ((drawn < values[:, None]).mean(1) + (drawn <= values[:, None]).mean(1)) / 2
+    # A draw that equals the value, as one of each prompt once, is half below it.
+    grain = _grain(samples)
+    low, high = (values - grain)[:, None], (values + grain)[:, None]
+    below = ((drawn < low).mean(1) + (drawn <= high).mean(1)) / 2
     bias = ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
     skew = _acceleration(samples)
     drawn.sort(axis=1)
@@ -102,6 +107,16 @@ def _bca(samples: Samples, tail: float, seed: int, resamples: int) -> tuple[Floa
             at = np.where(shrunk > 0, ndtr(bias + moved / shrunk), (moved > 0).astype(float))
         ends.append(_quantiles(drawn, at))
     return ends[0], ends[1]
+
+
+def _grain(samples: Samples) -> Floats:
+    """`[cells]`: how far two values may be apart that are one but for rounding."""
+    sizes = [
+        np.abs(part.weight * part.changes).mean(1) / np.abs(part.whole.mean())
+        for part in samples.parts
+    ]
+    grain: Floats = _ROUNDING * np.add.reduce(sizes)
+    return grain
 
 
 def _acceleration(samples: Samples) -> Floats:
