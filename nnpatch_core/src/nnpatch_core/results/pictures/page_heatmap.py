@@ -116,7 +116,7 @@ def _labels(labels: tuple[str, ...]) -> list[str]:
 
 
 def _texts(sheet: Sheet, panel: Panel, limit: float) -> NDArray[np.str_]:
-    """What stands in the cells: nothing in those that are 0, nor, unless asked for, unsure."""
+    """The texts of the cells: none of those that are 0, nor, unless asked for, unsure."""
     shown = np.isfinite(panel.values) & (panel.values != 0)
     if not sheet.values:
         shown &= ~panel.unsure
@@ -130,7 +130,7 @@ def _texts(sheet: Sheet, panel: Panel, limit: float) -> NDArray[np.str_]:
 
 
 def _told(panel: Panel, up: list[str], across: list[str]) -> list[list[str]]:
-    """What is said of each cell under the mouse: its labels, and its value with its band."""
+    """The words on each cell under the mouse: its labels, and its value with its band."""
     rows = enumerate(up)
     return [
         [f"{line}, {label}<br>{told(panel, row, column)}" for column, label in enumerate(across)]

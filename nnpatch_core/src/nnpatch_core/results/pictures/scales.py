@@ -40,11 +40,13 @@ def scale_of(
     else:
         most = max(largest, *(_floor(outcome) for outcome in outcomes))
     words = words or unit(outcomes[0])
-    return Colours(f"{words}; the largest is {largest:.3g}" if largest < most else words, most)
+    if largest < most and f"{largest:.3g}" != f"{most:.3g}":
+        words += f"; the largest is {largest:.3g}"
+    return Colours(words, most)
 
 
 def unit(outcome: Outcome | Combination) -> str:
-    """What values are, and in which unit; of a combination also of what."""
+    """The words for values, with their unit; of a combination with its outcomes."""
     words = legend(outcome.scale, outcome.magnitude, outcome.metric)
     (first, *others) = outcome.terms
     if not others and first.weight == 1:
