@@ -59,31 +59,33 @@ def quantile(values: Row, share: float) -> float:
     return ordered[below] + (at - below) * (ordered[below + 1] - ordered[below])
 
 
-def bca_of(value: float, values: Row, left: Row, count: int, level: float) -> tuple[float, float]:
-    """Efron's bias-corrected and accelerated interval, at the level of Student's t.
+def ends(value: float, values: Row, bend: float, level: float) -> tuple[float, float]:
+    """The ends of Efron's bias-corrected and accelerated interval.
 
     Args:
         value: of all prompts.
         values: of each resample.
-        left: without each prompt.
-        count: how many prompts.
-        level: that is asked for.
+        bend: the acceleration.
+        level: of the interval, already that of so few prompts.
     """
     # Sums in another order are the same sum.
     slack = 1e-12 * max(map(abs, values))
     below = sum(0.5 if abs(each - value) <= slack else float(each < value) for each in values)
     normal = NormalDist()
     shift = normal.inv_cdf(below / len(values))
+    found = []
+    for tail in ((1 - level) / 2, (1 + level) / 2):
+        reach = shift + normal.inv_cdf(tail)
+        found.append(quantile(values, normal.cdf(shift + reach / (1 - bend * reach))))
+    return found[0], found[1]
+
+
+def bca_of(value: float, values: Row, left: Row, count: int, level: float) -> tuple[float, float]:
+    """The same, given the value without each prompt."""
     centre = mean(left)
     cubes = math.fsum((centre - each) ** 3 for each in left)
     squares = math.fsum((centre - each) ** 2 for each in left)
-    bend = cubes / (6 * squares**1.5)
-    ends = []
-    asked = spread_level(level, count)
-    for tail in ((1 - asked) / 2, (1 + asked) / 2):
-        reach = shift + normal.inv_cdf(tail)
-        ends.append(quantile(values, normal.cdf(shift + reach / (1 - bend * reach))))
-    return ends[0], ends[1]
+    return ends(value, values, cubes / (6 * squares**1.5), spread_level(level, count))
 
 
 def bca(change: Row, whole: Row | None, picks: Picks, level: float) -> tuple[float, float]:

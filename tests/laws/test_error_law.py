@@ -139,9 +139,16 @@ ENTRIES = {
     "save": (on_disk("save"), {"path": "/nowhere/f"}, []),
     "for_metric": (OUT.for_metric, {"metric": "logit_difference"}, []),
     "strongest": (OUT.strongest, {"k": 2}, []),
+    "top": (OUT.top, {"n": 2}, ["name", "distinct"]),
+    "sel": (
+        OUT.sel,
+        {"layer": 0},
+        ["site", "layer", "position", "span", "token", "head", "column", "label"],
+    ),
+    "to_parquet": (OUT.to_parquet, {"path": "/nowhere/f"}, ["per_prompt", "level"]),
     "agreement": (OUT.agreement, {"exact": OUT, "top_k": 1}, []),
     "plot": (OUT.plot, {}, ["sites", "interactive", "title", "limit"]),
-    "to_dataframe": (OUT.to_dataframe, {}, ["per_prompt"]),
+    "to_dataframe": (OUT.to_dataframe, {}, ["per_prompt", "level"]),
     "to_xarray": (OUT.to_xarray, {}, ["per_prompt"]),
     **{
         name: (getattr(OUT, name), {"name": "resid"}, [])

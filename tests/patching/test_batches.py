@@ -218,7 +218,7 @@ def test_means_are_saved_shown_and_drawn(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.standard_error("resid"), out.standard_error("resid"))
     assert f"3 of {made(3).batch.seq_len} tokens" in loaded._repr_html_()
     assert loaded.plot().axes
-    assert len(loaded.to_dataframe()) == len(swept("activation", made(3)).to_dataframe())
+    assert len(loaded.to_dataframe()) == len(swept("activation", made(3)).to_dataframe(level=None))
 
 
 def relative(logits: Tensor, context: MetricContext) -> Tensor:

@@ -196,7 +196,7 @@ def test_the_bound_holds_here(screened: Outcome, full: Outcome) -> None:
 
 
 def test_marks_are_in_every_form(screened: Outcome) -> None:
-    frame = screened.to_dataframe()
+    frame = screened.to_dataframe(level=None)
     assert set(frame.columns) >= {"site", "layer", "position", "head", "token", "value", "exact"}
     swept = frame[frame["value"].notna()]
     assert swept["exact"].sum() == len(known(screened))
@@ -208,7 +208,7 @@ def test_marks_are_in_every_form(screened: Outcome) -> None:
     for row in strongest:
         place = [row[key] for key in ("layer", "position", "head") if key in row]
         assert row["exact"] == bool(screened.exact(row["site"])[tuple(place)])
-    assert "exact" not in sweep(Sites("mlp")).to_dataframe()
+    assert "exact" not in sweep(Sites("mlp")).to_dataframe(level=None)
 
 
 def test_a_file_keeps_marks_and_figures(screened: Outcome, tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_lists_of_sites_and_sites_together() -> None:
         marks = out.exact(name)
         torch.testing.assert_close(out[name][marks], exact[name][marks], rtol=1e-4, atol=2e-5)
         torch.testing.assert_close(out[name][~marks], alone[name][~marks], rtol=1e-4, atol=2e-5)
-    assert set(out.to_dataframe()["exact"]) == {True, False}
+    assert set(out.to_dataframe(level=None)["exact"]) == {True, False}
 
 
 def test_the_first_metric_orders_the_cells() -> None:

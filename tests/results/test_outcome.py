@@ -29,7 +29,13 @@ from nnpatch_core.errors import OutcomeError
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 
 #: Padding is what is tested here, so that what it mixes needs no word.
-pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning"),
+    # And that two prompts say little of others.
+    pytest.mark.filterwarnings("ignore::nnpatch_core.errors.StatisticsWarning"),
+]
+#: The columns of a frame that say how sure a value is.
+SURE = ["value", "low", "high", "p_value"]
 
 SOURCE_TEXTS = ["The capital of France is", "My capital of all Germany is"]
 TARGET_TEXTS = ["The capital of Japan is", "My capital of all Greece is"]
@@ -368,7 +374,7 @@ def test_info_names_the_checkpoint(pairs: PromptPairs) -> None:
 
 def test_dataframe(out: Outcome) -> None:
     frame = out.to_dataframe()
-    assert list(frame.columns) == ["site", "layer", "position", "token", "head", "value"]
+    assert list(frame.columns) == ["site", "layer", "position", "token", "head", *SURE]
     assert len(frame) == sum(int(np.prod(shape)) for shape in SHAPES.values())
     for name, shape in SHAPES.items():
         part = frame[frame["site"] == name]
@@ -416,12 +422,13 @@ def test_dataframe_has_only_the_columns_that_there_are(
     model: Any, pairs: PromptPairs, sites: Sites, columns: list[str]
 ) -> None:
     out = activation_patching(model, None, sites, **pairs.arguments(), progress=False)
-    assert list(out.to_dataframe().columns) == [*columns, "value"]
+    assert list(out.to_dataframe().columns) == [*columns, *SURE]
+    assert list(out.to_dataframe(level=None).columns) == [*columns, "value"]
 
 
 def test_dataframe_of_a_list_of_sites(listed: Outcome) -> None:
     frame = listed.to_dataframe()
-    assert list(frame.columns) == ["site", "label", "value"]
+    assert list(frame.columns) == ["site", "label", *SURE]
     assert frame["site"].tolist() == ["mlp", "mlp", "both"]
     values = dict(zip(frame["label"], frame["value"], strict=True))
     assert values == {

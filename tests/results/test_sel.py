@@ -124,7 +124,7 @@ def test_every_figure_is_of_what_is_left(tmp_path: Path) -> None:
     found = OUT.sel(layer=2, site=["q", "resid"])
     assert [row["layer"] for row in found.strongest(100)] == [2] * 25
     assert {row["layer"] for row in found.top(100)} == {2}
-    assert found.to_dataframe()["value"].notna().sum() == 25
+    assert found.to_dataframe(level=None)["value"].notna().sum() == 25
     assert torch.equal(found.by_group("kind")["a"].swept("q"), found.swept("q"))
     assert torch.equal(found.standard_error("q")[2], OUT.standard_error("q")[2])
     assert found.plot() is not None
@@ -174,6 +174,7 @@ REFUSED = {
     "a fraction": ({"layer": 1.5}, "layer must be one label or a list of numbers, got 1.5"),
     "a slice": ({"layer": slice(1)}, "layer must be one label or a list of numbers"),
     "an empty list": ({"token": []}, "token is empty"),
+    "no site name": ({"site": []}, "site is empty"),
     "a number as a text": ({"token": [5]}, "token is named by a text, got 5"),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,29 +40,37 @@ def numbers(count: int, cells: int = 6, seed: int = 0) -> tuple[Numbers, Numbers
     return shares * whole + 0.7 * noise, whole
 
 
-def places(count: int) -> NDArray[np.int64]:
-    """The order in which prompts are drawn, which is of their tokens."""
-    found = samples.orders([made(np.zeros((1, count)), np.ones(count))])
+def places(tokens: Sequence[int]) -> NDArray[np.int64]:
+    """The order in which prompts of such tokens are drawn."""
+    count = len(tokens)
+    found = samples.orders([made(np.zeros((1, count)), np.ones(count), tokens=tokens)])
     assert found is not None
     assert sorted(found[0]) == list(range(count))
     return found[0]
 
 
-def picked(count: int) -> list[list[int]]:
-    """The prompts of each resample, from the random numbers that are used."""
-    times = np.concatenate(list(drawing.counts(count, DRAWN, SEED, 0))).astype(int)
+def picked(count: int, first: int = 1, stream: int = 0) -> list[list[int]]:
+    """The prompts of each resample, from the random numbers that are used.
+
+    Args:
+        count: how many prompts.
+        first: the token of the first of them.
+        stream: of the numbers; each of two outcomes of other prompts has its own.
+    """
+    times = np.concatenate(list(drawing.counts(count, DRAWN, SEED, stream))).astype(int)
     assert times.shape == (DRAWN, count)
     assert (times.sum(1) == count).all()
-    return [np.repeat(places(count), each).tolist() for each in times]
+    order = places(range(first, first + count))
+    return [np.repeat(order, each).tolist() for each in times]
 
 
-def flipped(count: int) -> list[list[float]]:
+def flipped(count: int, first: int = 1, stream: int = 0) -> list[list[float]]:
     """The signs of each flip, likewise."""
-    drawn = np.concatenate(list(drawing.signs(count, DRAWN, SEED, 0)))
+    drawn = np.concatenate(list(drawing.signs(count, DRAWN, SEED, stream)))
     assert drawn.shape == (DRAWN, count)
     assert set(drawn.ravel()) == {-1.0, 1.0}
     signs = np.empty_like(drawn)
-    signs[:, places(count)] = drawn
+    signs[:, places(range(first, first + count))] = drawn
     return signs.tolist()
 
 
@@ -165,6 +174,83 @@ def test_a_difference_of_other_baselines_is_that_of_a_loop() -> None:
         close(interval.high[cell], high)
 
 
+def apart() -> tuple[tuple[Numbers, Numbers], tuple[Numbers, Numbers], Any]:
+    """Two samples of other prompts, and their difference."""
+    one, other = numbers(12), numbers(15, seed=1)
+    return one, other, made(*one) - made(*other, tokens=range(100, 115))
+
+
+def test_an_interval_of_a_difference_of_other_prompts_is_that_of_a_loop() -> None:
+    (changes, whole), (others, sizes), found = apart()
+    interval = found.interval("mlp", 0.9, SEED, resamples=DRAWN)
+    for cell, (one, other) in enumerate(zip(changes.tolist(), others.tolist(), strict=True)):
+        sides = (one, whole.tolist()), (other, sizes.tolist())
+        value = np.subtract(*(oracle.value_of(*side) for side in sides))
+        values = np.subtract(
+            oracle.resampled(*sides[0], picked(12)),
+            oracle.resampled(*sides[1], picked(15, 100, 1)),
+        )
+        # Each prompt's pull on the difference, as of Efron and Tibshirani (1993), chapter 14.
+        pulls = []
+        for sign, side in zip((1, -1), sides, strict=True):
+            left, count = oracle.without_each(*side), len(side[0])
+            pulls += [sign * (oracle.mean(left) - each) * (count - 1) / count for each in left]
+        bend = math.fsum(pull**3 for pull in pulls) / (
+            6 * math.fsum(pull**2 for pull in pulls) ** 1.5
+        )
+        low, high = oracle.ends(value, values.tolist(), bend, oracle.spread_level(0.9, 12))
+        close(interval.low[cell], low)
+        close(interval.high[cell], high)
+
+
+def test_a_band_of_a_difference_of_other_prompts_is_that_of_a_loop() -> None:
+    (changes, whole), (others, sizes), found = apart()
+    band = found.band("mlp", 0.9, SEED, flips=DRAWN)
+    signs = list(zip(flipped(12), flipped(15, 100, 1), strict=True))
+    cells = list(zip(changes.tolist(), others.tolist(), strict=True))
+
+    def moments(change: list[float], size: list[float], sign: list[float]) -> tuple[float, float]:
+        rest = np.multiply(oracle.residuals(change, size), sign) / oracle.mean(size)
+        return rest.mean(), rest.var(ddof=1) / len(rest)
+
+    def statistic(cell: Any, sign: Any) -> float:
+        one = moments(cell[0], whole.tolist(), sign[0])
+        other = moments(cell[1], sizes.tolist(), sign[1])
+        return abs(one[0] - other[0]) / math.sqrt(one[1] + other[1])
+
+    largest = sorted(max(statistic(cell, sign) for cell in cells) for sign in signs)
+    reach = largest[math.ceil(0.9 * (1 + DRAWN)) - 1]
+    errors = [
+        math.hypot(
+            oracle.standard_error(one, whole.tolist()), oracle.standard_error(other, sizes.tolist())
+        )
+        for one, other in cells
+    ]
+    close((band.high - band.low) / 2, np.multiply(reach, errors))
+
+
+@pytest.mark.parametrize("held", [1, 1_000])
+def test_what_is_held_at_a_time_changes_nothing(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grid that does not fit is done in parts."""
+    changes, whole = numbers(12, cells=11)
+    outcomes = made({"mlp": changes[:7], "attn": changes[7:]}, whole), apart()[2]
+
+    def figures() -> list[Any]:
+        found = []
+        for out in outcomes:
+            for kind, draws in (("interval", "resamples"), ("band", "flips")):
+                each = getattr(out, kind)(None, 0.9, SEED, **{draws: DRAWN})
+                found += [end for interval in each.values() for end in interval]
+        for adjust in (None, "max_t"):
+            found += outcomes[0].pvalues(None, adjust, SEED, flips=DRAWN).values()
+        return found
+
+    expected = figures()
+    monkeypatch.setattr(drawing, "HELD", held)
+    for one, other in zip(figures(), expected, strict=True):
+        close(one, other)
+
+
 def test_the_level_is_that_of_students_t() -> None:
     """Wider by what the plug-in variance and the normal's quantile lack; in the limit, nothing."""
     for count, level in itertools.product((3, 12, 50), (0.5, 0.9, 0.95)):
@@ -185,7 +271,7 @@ def test_an_interval_is_that_of_scipy(count: int, scale: Scale) -> None:
     changes, whole = numbers(count)
     sizes = whole if scale == "restored" else np.ones(count)
     found = made(changes, whole, scale=scale).interval("mlp", 0.9, SEED, resamples=2_000)
-    order = places(count)
+    order = places(range(1, 1 + count))
     for cell, row in enumerate(changes):
         expected = stats.bootstrap(
             (row[order], sizes[order]),

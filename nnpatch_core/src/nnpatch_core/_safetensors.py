@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from nnpatch_core._bytes import bytes_of
-from nnpatch_core._parts import part_of
+from nnpatch_core._files import check_file, reason, write_whole
 from nnpatch_core._printable import named, shown
 from nnpatch_core.errors import PatchingError
 
@@ -41,24 +39,12 @@ def write_file(
         tensors: by name.
         error: raised if it cannot be written.
     """
-    target = check_file(path, error)
-    if not target.parent.is_dir():
-        raise error(f"{named(path)} could not be written: there is no folder {target.parent}")
     # safetensors refuses tensors that share memory, as an ablation's two baselines do.
     apart = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     whole = {**header, "writer": metadata.version(_WRITER)}
     whole["digest"] = _digest(whole, apart)
-    try:
-        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
-        with part_of(target) as part:
-            usual = stat.S_IMODE(part.stat().st_mode)
-            save_file(apart, part, metadata={_KEY: json.dumps(whole)})
-            # Some disks tell only now that they are full.
-            _flush(part)
-            part.chmod(usual if mode is None else mode)
-            part.replace(target)
-    except (OSError, SafetensorError) as cause:
-        raise error(f"{named(path)} could not be written: {_reason(cause)}") from cause
+    entries = {_KEY: json.dumps(whole)}
+    write_whole(path, lambda part: save_file(apart, part, metadata=entries), error)
 
 
 def read_file(
@@ -87,38 +73,11 @@ def read_file(
         raise
     # Anybody may have written the file, and two parsers look at it.
     except Exception as cause:
-        raise error(f"{named(path)} is not {what}: {_reason(cause)}") from cause
+        raise error(f"{named(path)} is not {what}: {reason(cause)}") from cause
     if set(entries) != {_KEY} or not isinstance(writer, str) or written != digest:
         raise error(f"{named(path)} is damaged: its digest is not that of its content")
     del header["writer"]
     return header, tensors
-
-
-def check_file(path: Any, error: type[PatchingError]) -> Path:
-    """The file that a path leads to, links followed, if there is one or can be.
-
-    Args:
-        path: a string or a path.
-        error: raised if it is neither, or leads to something else than a file.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise error(f"a file is named by a string or a path, got {shown(path)}")
-    name = os.fspath(path)
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise error(f"a file is named by a string or a path, got {shown(name)}")
-    try:
-        target = Path(os.path.realpath(name))
-        kind = os.lstat(target).st_mode
-    except FileNotFoundError:
-        if not name.endswith(os.sep):
-            return target
-        raise error(f"{name!r} is not a file: it names a folder") from None
-    except (OSError, ValueError) as cause:
-        raise error(f"{name!r} is not a file: {_reason(cause)}") from cause
-    if not stat.S_ISREG(kind):
-        is_folder = stat.S_ISDIR(kind)
-        raise error(f"{name!r} is not a file" + ": it is a folder" * is_folder)
-    return target
 
 
 def _check_format(
@@ -136,7 +95,15 @@ def _check_format(
         writers = (part.get(key) for part in parts if isinstance(part, dict) for key in _WRITERS)
         writer = next((name for name in writers if isinstance(name, str)), "another version")
         message += f"; it was written by nnpatch-core {shown(writer)}, which reads it"
+        if _number(written) > _number(form):
+            message += ": pip install --upgrade nnpatch-core"
     raise error(message)
+
+
+def _number(form: str) -> int:
+    """Which of the formats of its kind this is; 0 of one that has no number."""
+    number = form.rpartition(" ")[2]
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 9 else 0
 
 
 #: Where a header has the version of nnpatch-core that wrote it.
@@ -152,15 +119,3 @@ def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     for _, tensor in in_order:
         digest.update(bytes_of(tensor).numpy().data)
     return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _reason(cause: BaseException) -> str:
-    """Give the message of another library's error in one line."""
-    message = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
-    line = " ".join(message.split())[:200].rstrip()
-    return named(line) if line else type(cause).__name__

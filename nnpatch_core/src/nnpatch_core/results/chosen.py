@@ -52,6 +52,8 @@ def choose(outcome: Outcome, site: Any, labels: dict[str, Any]) -> Outcome:
         NotSweptError: a site name that was not swept.
     """
     names = tuple(dict.fromkeys(find_names(outcome.cells, site, "site")))
+    if not names:
+        raise OutcomeError("site is empty: it matches no cell")
     asked = [_read(argument, value) for argument, value in labels.items() if value is not None]
     kept = {
         name: torch.ones(len(outcome.cells[name].index), dtype=torch.bool, device="cpu")

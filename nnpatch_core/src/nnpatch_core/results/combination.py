@@ -17,7 +17,7 @@ from nnpatch_core.results.compare import check_axes
 from nnpatch_core.results.parts import Cells, Prompts, Scale
 from nnpatch_core.results.pictures import PictureKind, draw_combination
 from nnpatch_core.results.stability import Stability, stability
-from nnpatch_core.results.statistics import Term, cell_values, orders
+from nnpatch_core.results.statistics import Term, cell_values, orders, read_level
 from nnpatch_core.results.sureness import band, interval, pvalues
 from nnpatch_core.results.top import Top, make_top
 from nnpatch_core.sites import Axis
@@ -214,9 +214,10 @@ class Combination(Mapping[str, Tensor]):
         """See `Outcome.stability`."""
         return stability(self, k, name, distinct, seed, resamples)
 
-    def to_dataframe(self) -> pandas.DataFrame:
+    def to_dataframe(self, *, level: float | None = 0.95) -> pandas.DataFrame:
         """One row a cell; see `Outcome.to_dataframe`."""
-        return tables.frame(tables.cell_blocks(self), self.tokens)
+        read = None if level is None else read_level(level)
+        return tables.frame(tables.cell_blocks(self, level=read), self.tokens)
 
     def plot(
         self,

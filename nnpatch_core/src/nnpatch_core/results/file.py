@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor
 
 from nnpatch_core._bytes import bytes_of
+from nnpatch_core._files import check_file
 from nnpatch_core._parts import clean_up
 from nnpatch_core._printable import shown
-from nnpatch_core._safetensors import check_file, read_file, write_file
+from nnpatch_core._safetensors import read_file, write_file
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.formats import FLAGS, Array, Json, Names, Part, are_names
 from nnpatch_core.results.whole import check_whole
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _Outcome = TypeVar("_Outcome", bound="Outcome")
 
-_FORMAT = "nnpatch outcome 4"
+FORMAT = "nnpatch outcome 4"
 
 
 def write(path: str | os.PathLike[str], outcome: Outcome) -> None:
@@ -41,7 +42,7 @@ def write(path: str | os.PathLike[str], outcome: Outcome) -> None:
         content = dict(Part(type(outcome)).apart(outcome, "", {**names, "means": means}))
         tensors = {way: value for way, value in content.items() if isinstance(value, Tensor)}
         rest = {way: value for way, value in content.items() if way not in tensors}
-        header = {"format": _FORMAT, **names, **rest}
+        header = {"format": FORMAT, **names, **rest}
         _check_content(header, tensors, type(outcome))
         check_whole(outcome)
     except OutcomeError as error:
@@ -57,7 +58,7 @@ def read(path: str | os.PathLike[str], kind: type[_Outcome]) -> _Outcome:
         OutcomeError: the file is not an outcome, not of this version, damaged, or its parts do not
             fit together.
     """
-    header, tensors = read_file(path, _FORMAT, "an outcome", OutcomeError)
+    header, tensors = read_file(path, FORMAT, "an outcome", OutcomeError)
     try:
         names = _check_content(header, tensors, kind)
         outcome: _Outcome = Part(kind).together({**header, **tensors}, "", names)

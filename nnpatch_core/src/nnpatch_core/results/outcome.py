@@ -20,7 +20,7 @@ from nnpatch_core._arguments import check_flags
 from nnpatch_core._integers import strict_int
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.results import file, grouping, selection, tables
+from nnpatch_core.results import file, grouping, parquet, selection, tables
 from nnpatch_core.results.agreement import Agreement
 from nnpatch_core.results.chosen import choose
 from nnpatch_core.results.combination import Combination, combined, divided, scaled
@@ -45,7 +45,13 @@ from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.pictures import PictureKind, PlotOptions, draw_beside, draw_outcome
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability, stability
-from nnpatch_core.results.statistics import Term, cell_values, flat_cells, prompt_values
+from nnpatch_core.results.statistics import (
+    Term,
+    cell_values,
+    flat_cells,
+    prompt_values,
+    read_level,
+)
 from nnpatch_core.results.sureness import Adjust, band, check_prompts, interval, needed, pvalues
 from nnpatch_core.results.top import Top, make_top
 from nnpatch_core.sites import Axis
@@ -675,9 +681,9 @@ class Outcome(Mapping[str, Tensor]):
         Args:
             n: the number of rows, at most.
             name: a site name, or several, such as `["q", "o"]` for heads alone; None is all.
-            distinct: whether neighbouring layers of one component, position and head share a row,
-                if their values are within 5 percent of the strongest one's, which the row shows;
-                `layers` has all of them. False gives each cell a row.
+            distinct: whether neighbours among the swept layers of one component, position and head
+                share a row, if their values are within 5 percent of the strongest one's, which the
+                row shows; `layers` has all of them. False gives each cell a row.
 
         Raises:
             OutcomeError: an `n` that is no number of rows, or a site name that was not swept (a
@@ -792,31 +798,92 @@ class Outcome(Mapping[str, Tensor]):
         """
         return compare(self, exact, top_k)
 
-    def to_dataframe(self, per_prompt: bool = False) -> pandas.DataFrame:
-        """One row a cell: site, layer, position, token, head, value; nan where not swept.
+    def to_dataframe(
+        self, per_prompt: bool = False, *, level: float | None = 0.95
+    ) -> pandas.DataFrame:
+        """One row a cell: site, layer, position, token, head, value, low, high, p_value.
 
-        Sites of a list of your own have a `label` in place of layer, position and head. Where some
-        values are estimates, `exact` says which are not.
+        What was not swept is nan. Sites of a list of your own have a `label` in place of layer,
+        position and head. Where some values are estimates, `exact` says which are not. `low` and
+        `high` are the ends of `interval`, `p_value` is that of `pvalues` over all cells (max-T),
+        nan where a cell has none; of one prompt they are -inf, inf and nan. Of means alone (see
+        `keep=`) the interval is by `standard_error` and Student's t.
 
         Args:
             per_prompt: one row a cell and prompt instead, with the prompt's own value, and the
                 metric of the patched, the source and the target run in its unit.
+            level: of the intervals; None leaves `low`, `high` and `p_value` out, which take
+                seconds on a grid of thousands of cells.
+
+        Warns:
+            StatisticsWarning: the intervals of several prompts are (-inf, inf), or there are too
+                few prompts for them.
 
         Raises:
-            OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`).
+            OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`), or no level.
 
         Examples:
-            >>> list(out.to_dataframe())
+            >>> list(out.to_dataframe())[-4:]
+            ['value', 'low', 'high', 'p_value']
+            >>> list(out.to_dataframe(level=None))
             ['site', 'layer', 'position', 'token', 'head', 'value']
         """
         check_flags(per_prompt=per_prompt)
+        read = None if level is None else read_level(level)
         if per_prompt:
             check_prompts(self, "per_prompt=True")
-        made = tables.prompt_blocks if per_prompt else tables.cell_blocks
-        return tables.frame(made(self), self.tokens)
+            return tables.frame(tables.prompt_blocks(self), self.tokens)
+        return tables.frame(tables.cell_blocks(self, level=read), self.tokens)
+
+    def to_parquet(
+        self,
+        path: str | os.PathLike[str],
+        per_prompt: bool = False,
+        *,
+        level: float | None = 0.95,
+    ) -> None:
+        """Write a Parquet file: one row a cell that was swept, one column a metric.
+
+        Beside the labels of a cell a row has `exact` (it is no estimate), `elided` (its patch put
+        nothing else there) and for each metric, under its name, the value, with `_low`, `_high` and
+        `_p` behind the name the interval and the p-value of `to_dataframe`. The metadata of the
+        file's schema has under `nnpatch` what the numbers are of, as JSON: kind, scale, the number
+        of prompts and all of `info`. The file is written whole or not at all.
+
+        Args:
+            path: the file; a link is followed.
+            per_prompt: one row a cell and prompt instead, with `prompt`, and for each metric the
+                prompt's own value, and with `_patched`, `_source` and `_target` behind the name the
+                metric of these runs in its unit.
+            level: of the intervals; None leaves them and the p-values out.
+
+        Warns:
+            StatisticsWarning: as in `to_dataframe`.
+
+        Raises:
+            OutcomeError: pyarrow is not installed (`pip install nnpatch-core[parquet]`), the file
+                cannot be written, two columns have one name, or no level.
+
+        Examples:
+            >>> import tempfile
+            >>> import pyarrow.parquet
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     out.to_parquet(f"{folder}/cells.parquet")
+            ...     table = pyarrow.parquet.read_table(f"{folder}/cells.parquet")
+            >>> table.num_rows, table.column_names[-4:-2]
+            (27, ['logit_difference', 'logit_difference_low'])
+        """
+        check_flags(per_prompt=per_prompt)
+        read = None if level is None else read_level(level)
+        if per_prompt:
+            check_prompts(self, "per_prompt=True")
+        parquet.write(path, self, bool(per_prompt), read)
 
     def to_xarray(self, per_prompt: bool = False) -> xarray.Dataset:
         """One variable a site name, with labelled axes; nan where not swept.
+
+        Its attributes say what the numbers are of, with all of `info`, and can be written:
+        `to_xarray().to_netcdf(path)`, for which the extra brings h5netcdf.
 
         Args:
             per_prompt: with a last axis `prompt`, and each prompt's own value.

@@ -11,9 +11,11 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import torch
 
 from nnpatch_core._extras import extra
 from nnpatch_core.results.axes import AXES, LABELS, NUMBERED
+from nnpatch_core.results.columns import sure_columns
 from nnpatch_core.results.statistics import Figured, cell_values, prompt_values
 from nnpatch_core.sites import Axis
 
@@ -92,23 +94,32 @@ def frame(blocks: Iterable[Block], tokens: Sequence[str]) -> pandas.DataFrame:
 
 
 def cell_blocks(
-    outcome: Figured, places: Mapping[str, Sequence[Sequence[int]]] | None = None
+    outcome: Figured,
+    places: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    level: float | None = None,
 ) -> Iterator[Block]:
     """An outcome's cells with their values; `exact` says which are none, if some are estimates.
 
     Args:
         outcome: the outcome, or a combination.
         places: site name to the places of some cells; None is the whole grid of every site name.
+        level: of intervals, which have columns then, beside p-values.
     """
     estimated = outcome.estimated
-    for name in outcome.cells if places is None else places:
+    names = list(outcome.cells if places is None else places)
+    sure = {} if level is None else sure_columns(outcome, names, level)
+    for name in names:
         cells = outcome.cells[name]
         chosen = _every_place(cells.axes) if places is None else places[name]
-        values = cells.place(cell_values(outcome, name), _NAN)
-        columns = {"value": [values[tuple(place)].item() for place in chosen]}
+        places_of = torch.tensor(chosen, dtype=torch.int64, device="cpu")
+        index = tuple(places_of.reshape(-1, len(cells.axes)).T)
+        figures = {"value": cell_values(outcome, name)}
+        figures |= {column: torch.from_numpy(each) for column, each in sure.get(name, {}).items()}
+        columns: dict[str, list[Any]] = {}
         if estimated:
-            exact = cells.place(cells.exact, False)
-            columns = {"exact": [bool(exact[tuple(place)]) for place in chosen], **columns}
+            columns["exact"] = cells.place(cells.exact, False)[index].tolist()
+        for column, figure in figures.items():
+            columns[column] = cells.place(figure, _NAN)[index].tolist()
         yield Block(name, cells.axes, chosen, columns)
 
 
@@ -158,8 +169,16 @@ def dataset(outcome: Outcome, per_prompt: bool) -> xarray.Dataset:
         if "position" in dims:
             array = array.assign_coords(token=("position", list(outcome.tokens)))
         arrays[name] = array
-    about = {"kind": outcome.kind, "scale": outcome.scale, "metric": outcome.metric}
-    made: xarray.Dataset = module.Dataset(arrays, attrs={**about, **outcome.info})
+    about = {
+        "kind": outcome.kind,
+        "scale": outcome.scale,
+        "metric": outcome.metric,
+        "magnitude": int(outcome.magnitude),
+        "prompts": outcome.count,
+    }
+    # Plain texts: netCDF takes nothing that is more than one.
+    info = {key: str(words) for key, words in outcome.info.items()}
+    made: xarray.Dataset = module.Dataset(arrays, attrs={**about, **info})
     return made
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, overload
 from unicodedata import combining, east_asian_width
 
 import attrs
-from scipy.special import stdtrit
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._extras import extra
@@ -20,8 +19,8 @@ from nnpatch_core._ranges import ranges
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import tables
 from nnpatch_core.results.axes import NUMBERED
+from nnpatch_core.results.columns import DRAWS, ends_by_means, only_means
 from nnpatch_core.results.distinct import by_strength, distinct_cells
-from nnpatch_core.results.moments import standard_errors
 from nnpatch_core.results.selection import find_names
 from nnpatch_core.results.statistics import (
     Draws,
@@ -32,13 +31,12 @@ from nnpatch_core.results.statistics import (
     least_pvalue,
     pvalues_of,
 )
-from nnpatch_core.results.words import legend
+from nnpatch_core.results.words import unit_of
 
 if TYPE_CHECKING:
     import pandas
 
 LEVEL = 0.95
-_DRAWS = 10_000
 #: How long a line of words is in a terminal.
 _WIDE = 100
 #: The columns of a row, in their order; a row has those that say something of its cell.
@@ -149,7 +147,9 @@ def written(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     return [_written(name, row[name]) if name in row else "" for name in columns]
 
 
-def make_top(figured: Figured, n: Any, name: Any, distinct: Any, *, flips: int = _DRAWS) -> Top:
+def make_top(
+    figured: Figured, n: Any, name: Any, distinct: Any, *, flips: int = DRAWS.count
+) -> Top:
     """The strongest cells; see `Outcome.top`.
 
     Args:
@@ -185,8 +185,10 @@ _Group: TypeAlias = tuple[str, list[int]]
 def _title(figured: Figured, names: Sequence[str]) -> str:
     cells = sum(len(figured.cells[name].index) for name in names)
     prompts = "1 prompt" if figured.count == 1 else f"{figured.count} prompts"
-    unit = legend(figured.scale, figured.magnitude)
-    return f"The strongest of {cells} cells: {figured.kind}, {figured.metric}, {unit}, {prompts}"
+    words = [figured.metric, unit_of(figured), prompts]
+    if len(figured.terms) == 1:
+        words = [figured.kind, *words]
+    return f"The strongest of {cells} cells: {', '.join(words)}"
 
 
 def strongest_groups(
@@ -220,14 +222,15 @@ def strongest_groups(
 def _labelled(figured: Figured, groups: Sequence[_Group], distinct: bool) -> list[dict[str, Any]]:
     """A row for each group, with the labels and the value of its strongest cell."""
     found = []
+    tokens, estimated = figured.tokens, figured.estimated
     values = {name: cell_values(figured, name).tolist() for name in {name for name, _ in groups}}
     for name, numbers in groups:
         cells, first = figured.cells[name], numbers[0]
         columns: dict[str, list[Any]] = {"value": [values[name][first]]}
-        if figured.estimated:
+        if estimated:
             columns["exact"] = [bool(cells.exact[first])]
         place = tables.Block(name, cells.axes, [cells.index[first].tolist()], columns)
-        row = next(tables.rows([place], figured.tokens))
+        row = next(tables.rows([place], tokens))
         if distinct and "layer" in row:
             row["layers"] = ranges(sorted(cells.index[numbers, 0].tolist()))
         found.append({column: row[column] for column in _COLUMNS if column in row})
@@ -241,14 +244,8 @@ def _how_sure(
     if figured.count < 2:
         return {}, ["Of one prompt: nothing tells how much other prompts would change a value."]
     level, like = f"{100 * LEVEL:g} %", f"prompts like these {figured.count}"
-    if any(term.outcome.moments is not None for term in figured.terms):
-        if len(figured.terms) > 1 or figured.magnitude:
-            return {}, ["Only means were kept: there are no intervals and no p-values."]
-        return _by_means(figured, groups), [
-            f"low to high: {level} interval of the value for {like}, each row by itself, from its "
-            "standard error by Student's t. Only means were kept: there are no p-values.",
-            "It takes the prompts to be drawn independently of one another.",
-        ]
+    if only_means(figured):
+        return _by_means(figured, groups, f"{level} interval of the value for {like}")
     notes = [
         f"low to high: {level} interval of the value for {like}, each row by itself, from drawing "
         "the prompts again and again (BCa bootstrap)."
@@ -265,22 +262,26 @@ def _how_sure(
         )
     which = "Both take" if "p_value" in columns else "It takes"
     notes.append(f"{which} the prompts to be drawn independently of one another.")
-    doubt = doubts(figured, LEVEL, Draws(_DRAWS, 0))
+    doubt = doubts(figured, LEVEL, DRAWS)
     return columns, [*notes, *([f"Beware: {doubt}."] if doubt else [])]
 
 
-def _by_means(figured: Figured, groups: Sequence[_Group]) -> dict[str, list[float]]:
-    wide = float(stdtrit(figured.count - 1, (1 + LEVEL) / 2))
-    outcome = figured.terms[0].outcome
-    names = {name for name, _ in groups}
-    values = {name: cell_values(figured, name).tolist() for name in names}
-    errors = {name: standard_errors(outcome, name).tolist() for name in names}
-    halves = [wide * errors[name][first] for name, (first, *_) in groups]
-    ends = [
-        (values[name][first] - half, values[name][first] + half)
-        for (name, (first, *_)), half in zip(groups, halves, strict=True)
+def _by_means(
+    figured: Figured, groups: Sequence[_Group], what: str
+) -> tuple[dict[str, list[float]], list[str]]:
+    found = {name: ends_by_means(figured, name, LEVEL) for name in {name for name, _ in groups}}
+    columns: dict[str, list[float]] = {"low": [], "high": []}
+    for name, (first, *_) in groups:
+        ends = found[name]
+        if ends is None:
+            return {}, ["Only means were kept: there are no intervals and no p-values."]
+        for column, end in zip(columns.values(), ends, strict=True):
+            column.append(float(end[first]))
+    return columns, [
+        f"low to high: {what}, each row by itself, from its standard error by Student's t. Only "
+        "means were kept: there are no p-values.",
+        "It takes the prompts to be drawn independently of one another.",
     ]
-    return {"low": [low for low, _ in ends], "high": [high for _, high in ends]}
 
 
 def _resampled(figured: Figured, groups: Sequence[_Group]) -> dict[str, list[float]]:
@@ -292,7 +293,7 @@ def _resampled(figured: Figured, groups: Sequence[_Group]) -> dict[str, list[flo
     for name, numbers in rows.items():
         firsts = [groups[number][1][0] for number in numbers]
         for found, ends in zip(
-            (low, high), ends_of(figured, name, firsts, LEVEL, Draws(_DRAWS, 0)), strict=True
+            (low, high), ends_of(figured, name, firsts, LEVEL, DRAWS), strict=True
         ):
             for number, end in zip(numbers, ends.tolist(), strict=True):
                 found[number] = end

@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from nnpatch_core._files import check_file
 from nnpatch_core._parts import check_folder, clean_up
 from nnpatch_core._printable import shown
-from nnpatch_core._safetensors import check_file, read_file, write_file
+from nnpatch_core._safetensors import read_file, write_file
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning
 from nnpatch_core.sweep.identity import UNTOLD, Identity

@@ -97,8 +97,9 @@ def outcome(
 def versions() -> dict[str, str]:
     """The releases that numbers depend on."""
     # Asking the library itself is a hundred times faster than reading its whole metadata.
+    # torch's is more than a text, which files cannot take.
     libraries = {
-        library.__name__: library.__version__ for library in (nnsight, torch, transformers)
+        library.__name__: str(library.__version__) for library in (nnsight, torch, transformers)
     }
     return {"nnpatch-core": _own_version(), **libraries}
 

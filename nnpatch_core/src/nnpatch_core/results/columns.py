@@ -1,0 +1,96 @@
+"""Columns of a table that say how sure each value is: `low`, `high`, `p_value`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from nnpatch_core._warnings import warn
+from nnpatch_core.errors import OutcomeError, StatisticsWarning
+from nnpatch_core.results.moments import standard_errors
+from nnpatch_core.results.statistics import (
+    Draws,
+    Figured,
+    cell_values,
+    doubts,
+    ends_of,
+    pvalues_of,
+)
+
+Numbers: TypeAlias = NDArray[np.float64]
+#: The draws of tables, which are those of `Outcome.interval` and `Outcome.pvalues`.
+DRAWS = Draws(10_000, 0)
+
+
+def only_means(figured: Figured) -> bool:
+    """Whether the prompts' own numbers were not kept."""
+    return any(term.outcome.moments is not None for term in figured.terms)
+
+
+def ends_by_means(figured: Figured, name: str, level: float) -> tuple[Numbers, Numbers] | None:
+    """The ends of each cell's interval, `[cells]`, by Student's t; None where there is none.
+
+    Of an outcome of means alone: of sizes, and of sums of such outcomes, too little is kept.
+    """
+    if len(figured.terms) > 1 or figured.magnitude:
+        return None
+    values = cell_values(figured, name).double().numpy()
+    errors = standard_errors(figured.terms[0].outcome, name).numpy()
+    half = float(stdtrit(figured.count - 1, (1 + level) / 2)) * errors
+    return values - half, values + half
+
+
+def sure_columns(
+    figured: Figured, names: Sequence[str], level: float
+) -> dict[str, dict[str, Numbers]]:
+    """Site name to the columns of its cells, `[cells]` each; nan where there is no such number.
+
+    Args:
+        figured: an outcome, or a combination.
+        names: its site names, which are one family for p-values, adjusted by max-T.
+        level: of intervals.
+
+    Warns:
+        StatisticsWarning: the intervals of several prompts are not what they should be.
+    """
+    cells = {name: len(figured.cells[name].index) for name in names}
+    ends = {name: _ends(figured, name, level) for name in names}
+    found = pvalues(figured, names)
+    if figured.count > 1 and not only_means(figured) and names:
+        doubt = doubts(figured, level, DRAWS)
+        if doubt:
+            warn(doubt, StatisticsWarning)
+    return {
+        name: {
+            "low": ends[name][0],
+            "high": ends[name][1],
+            "p_value": found.get(name, np.full(cells[name], math.nan)),
+        }
+        for name in names
+    }
+
+
+def pvalues(figured: Figured, names: Sequence[str]) -> dict[str, Numbers]:
+    """Site name to the p-value of each cell, `[cells]`; empty where there are none."""
+    if figured.count < 2 or only_means(figured) or not names:
+        return {}
+    try:
+        found = pvalues_of(figured, names, "max_t", DRAWS)
+    except OutcomeError:
+        return {}
+    return {name: found[name][tuple(figured.cells[name].index.T)].numpy() for name in names}
+
+
+def _ends(figured: Figured, name: str, level: float) -> tuple[Numbers, Numbers]:
+    count = len(figured.cells[name].index)
+    if figured.count < 2:
+        return np.full(count, -math.inf), np.full(count, math.inf)
+    if only_means(figured):
+        nothing = np.full(count, math.nan)
+        return ends_by_means(figured, name, level) or (nothing, nothing)
+    return ends_of(figured, name, range(count), level, DRAWS)
