@@ -75,7 +75,7 @@ def on_disk(name: str) -> Callable[..., Any]:
         path = arguments.pop("path")
         if isinstance(path, str) and path and not Path(path).is_absolute():
             path = f"/nowhere/{path}"
-        return getattr(OUT, name)(path)
+        return getattr(OUT, name)(path, **arguments)
 
     return call
 
@@ -96,6 +96,10 @@ TEXTS = {
     "source": ["a b", "a c"], "target": ["a d", "a b"], "source_answers": ["c", "d"],
     "target_answers": ["d", "c"], "tokenizer": tiny_tokenizer([" a b c d"]),
 }  # fmt: skip
+PICTURE = [
+    *("sites", "interactive", "title", "limit", "crop", "layers", "positions", "size", "values"),
+    *("mark", "mute"),
+]
 #: What is called, with what it takes by default, and what else it may be given.
 ENTRIES = {
     "activation": (
@@ -145,9 +149,13 @@ ENTRIES = {
         {"layer": 0},
         ["site", "layer", "position", "span", "token", "head", "column", "label"],
     ),
-    "to_parquet": (OUT.to_parquet, {"path": "/nowhere/f"}, ["per_prompt", "level"]),
+    "to_parquet": (on_disk("to_parquet"), {"path": "/nowhere/f"}, ["per_prompt", "level"]),
     "agreement": (OUT.agreement, {"exact": OUT, "top_k": 1}, []),
-    "plot": (OUT.plot, {}, ["sites", "interactive", "title", "limit"]),
+    "plot": (OUT.plot, {}, [*PICTURE, "metrics", "kind", "ax"]),
+    "page": (OUT.plot, {"interactive": True}, ["size", "layers", "positions", "values", "mark"]),
+    "lines": (OUT.plot, {"kind": "lines"}, ["size", "crop", "layers", "positions", "mark"]),
+    "plot_beside": (OUT.plot_beside, {"other": OUT}, [*PICTURE, "labels", "limit_difference"]),
+    "combination": ((OUT - OUT).plot, {}, ["kind", "mute", "limit"]),
     "to_dataframe": (OUT.to_dataframe, {}, ["per_prompt", "level"]),
     "to_xarray": (OUT.to_xarray, {}, ["per_prompt"]),
     **{
