@@ -484,7 +484,9 @@ def test_worst_cells_are_not_those_of_the_largest_values() -> None:
 def test_dataframe(out: Outcome, estimate: Outcome) -> None:
     frame = estimate.agreement(out).to_dataframe()
     expected = out.to_dataframe(level=None).rename(columns={"value": "exact"})
-    expected.insert(expected.columns.get_loc("exact"), "estimate", estimate.to_dataframe(level=None)["value"])
+    expected.insert(
+        expected.columns.get_loc("exact"), "estimate", estimate.to_dataframe(level=None)["value"]
+    )
     pd.testing.assert_frame_equal(frame, expected)
     assert frame["token"].unique().tolist() == list(TOKENS)
 

@@ -66,9 +66,9 @@ def test_heads_of_one_position_are_layers_and_heads(interactive: bool) -> None:
     figure = out.plot(interactive=interactive, values=False, mute=None)
     assert titles(figure) == ["o [13] 'to'"]
     if interactive:
-        shown = np.array(figure.data[0].z, dtype=float)
+        shown = np.array(figure.data[0].z, dtype=np.float64)
     else:
-        shown = figure.axes[0].images[0].get_array()
+        shown = np.asarray(figure.axes[0].images[0].get_array())
     assert np.allclose(shown, out["o"][:, 13].numpy())
 
 

@@ -56,11 +56,13 @@ def reference(cells: dict[tuple[str, int], float]) -> list[tuple[tuple[str, int]
         strongest = (nans or [max(left, key=lambda key: size(left[key]))])[0]
         value, (other, layer) = left[strongest], strongest
         group = {strongest}
-        for step in (-1, 1):
-            number = 1
-            while (key := (other, layer + step * number)) in left and near(left[key], value):
+        swept = sorted(each for name, each in cells if name == other)
+        for beside in (swept[swept.index(layer) + 1 :], swept[: swept.index(layer)][::-1]):
+            for each in beside:
+                key = (other, each)
+                if key not in left or not near(left[key], value):
+                    break
                 group.add(key)
-                number += 1
         groups.append((strongest, group))
         left = {key: value for key, value in left.items() if key not in group}
     return groups
@@ -83,8 +85,11 @@ def test_groups_are_those_of_a_plain_reference(
     for numbers in found:
         layers = [keys[number][1] for number in numbers[1:]]
         assert layers == sorted(layers)
+        other = keys[numbers[0]][0]
+        swept = sorted(layer for name, layer in keys if name == other)
         every = sorted(keys[number][1] for number in numbers)
-        assert every == list(range(every[0], every[-1] + 1))
+        first = swept.index(every[0])
+        assert every == swept[first : first + len(every)]
 
 
 @given(cells=CELLS)

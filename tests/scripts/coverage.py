@@ -40,11 +40,9 @@ ROUNDING = 1e-4
 #: Draws of prompts, resamples and flips in each: for coverage, and for p-values.
 DRAWS, RESAMPLES = 2_000, 2_000
 NULL_DRAWS, FLIPS = 10_000, 10_000
-#: Of one draw in so many, other intervals are compared too.
-COMPARED = 4
 SEED = 0
-
-Mask = NDArray[np.bool_]
+#: Kinds of intervals that were not chosen.
+STUDENT, WIDER = "standard error, Student's t", "`interval` and Student's t, the wider end"
 
 
 def labels_of(axes: Sequence[Axis], place: Sequence[int]) -> Iterator[Any]:
@@ -112,24 +110,63 @@ def draws(size: int, count: int, number: int, seed: int) -> Iterator[NDArray[np.
 # Coverage ----------------------------------------------------------------------------------------
 
 
-def others(sample: Sample, seed: int, resamples: int) -> dict[str, tuple[Floats, Floats]]:
-    """Intervals that were not chosen, by name."""
+@attrs.frozen
+class Others:
+    """Intervals and bands that were not chosen: by name the two ends, `[cells]`."""
+
+    intervals: dict[str, tuple[Floats, Floats]]
+    bands: dict[str, tuple[Floats, Floats]]
+
+    @classmethod
+    def of(cls, sample: Sample, seed: int, resamples: int) -> Others:
+        """Those of some prompts."""
+        count = len(sample.whole)
+        picks = np.random.default_rng((SEED, 1, seed)).integers(0, count, (resamples, count))
+        times = (picks[:, :, None] == np.arange(count)).sum(1).astype(float)
+        drawn = (sample.changes @ times.T) / (times @ sample.whole)
+        value, error = sample.values()[:, None], error_of(sample)[:, None]
+        # In each resample the standard error is its own.
+        squares = (sample.changes**2) @ times.T + drawn**2 * (times @ sample.whole**2)
+        squares -= 2 * drawn * ((sample.changes * sample.whole) @ times.T)
+        own = np.sqrt(np.maximum(squares, 0) * count / (count - 1)) / np.abs(times @ sample.whole)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = np.nan_to_num(np.abs(drawn - value) / own, nan=0.0, posinf=np.inf)
+        drawn.sort(axis=1)
+        tail, quantile = (1 - LEVEL) / 2, stdtrit(count - 1, (1 + LEVEL) / 2)
+        wide = float(ndtr(-np.sqrt(count / (count - 1)) * quantile))
+        strict = stdtrit(count - 1, 1 - tail / len(value))
+        alone = np.quantile(ratios, LEVEL, axis=1, keepdims=True, method="higher")
+        largest = np.quantile(ratios.max(0), LEVEL, method="higher")
+
+        def around(reach: Any) -> tuple[Floats, Floats]:
+            return (value - reach * error)[:, 0], (value + reach * error)[:, 0]
+
+        return cls(
+            {
+                "percentiles": ends(drawn, tail),
+                "percentiles at Student's level": ends(drawn, wide),
+                "symmetric bootstrap-t": around(alone),
+                STUDENT: around(quantile),
+            },
+            {
+                "largest bootstrap-t": around(largest),
+                "Student's t by Bonferroni": around(strict),
+            },
+        )
+
+
+def ends(ordered: Floats, tail: float) -> tuple[Floats, Floats]:
+    """What a share of each row is below, and above."""
+    at = tail * (ordered.shape[1] - 1)
+    low, high = int(np.floor(at)), int(np.ceil(ordered.shape[1] - 1 - at))
+    return ordered[:, low], ordered[:, high]
+
+
+def error_of(sample: Sample) -> Floats:
+    """`[cells]`: the standard error, by the delta method."""
     count = len(sample.whole)
-    picks = np.random.default_rng((SEED, 1, seed)).integers(0, count, (resamples, count))
-    times = (picks[:, :, None] == np.arange(count)).sum(1).astype(float)
-    drawn = (sample.changes @ times.T) / (times @ sample.whole)
-    quantile = stdtrit(count - 1, (1 + LEVEL) / 2)
-    wide = float(ndtr(-np.sqrt(count / (count - 1)) * quantile))
-    value = sample.values()
-    reach = quantile * np.sqrt((sample.residuals() ** 2).sum(1) / (count - 1) / count)
-    plain, wider = (
-        np.quantile(drawn, (tail, 1 - tail), axis=1) for tail in ((1 - LEVEL) / 2, wide)
-    )
-    return {
-        "percentiles": (plain[0], plain[1]),
-        "percentiles, Student's level": (wider[0], wider[1]),
-        "standard error, Student's t": (value - reach, value + reach),
-    }
+    errors: Floats = np.sqrt((sample.residuals() ** 2).sum(1) / (count - 1) / count)
+    return errors
 
 
 @attrs.define
@@ -140,12 +177,14 @@ class Tally:
         below, above: `[cells]`, in how many draws the truth was below and above them.
         length: `[cells]`, of all of them together.
         number: of draws.
+        whole: how many of them held all cells.
     """
 
     below: Floats
     above: Floats
     length: Floats
     number: int = 0
+    whole: int = 0
 
     @classmethod
     def empty(cls, cells: int) -> Tally:
@@ -154,8 +193,10 @@ class Tally:
 
     def add(self, truth: Floats, low: Floats, high: Floats) -> None:
         """Add those of a draw, `[cells]`."""
-        self.below += truth < low
-        self.above += truth > high
+        below, above = truth < low, truth > high
+        self.below += below
+        self.above += above
+        self.whole += not (below | above).any()
         self.length += high - low
         self.number += 1
 
@@ -172,33 +213,33 @@ class Covered:
 
     Args:
         count: how many prompts.
-        kinds: name of a kind of interval to its tally.
-        all_held: in how many draws the band held all cells.
-        band: its tally.
+        intervals: name of a kind of interval to its tally.
+        bands: the same of bands.
     """
 
     count: int
-    kinds: dict[str, Tally]
-    band: Tally
-    all_held: int
+    intervals: dict[str, Tally]
+    bands: dict[str, Tally]
 
 
 def cover(cells: Cells, count: int, number: int, resamples: int) -> Covered:
     """Draw `count` prompts `number` times, and see what holds the truth."""
     truth = cells.values
-    kinds: dict[str, Tally] = {}
-    band, all_held = Tally.empty(len(truth)), 0
+    found = Covered(count, {}, {})
     for at, chosen in enumerate(told(draws(len(cells.whole), count, number, SEED), number)):
         samples = cells.draw(chosen)
-        found = {"`interval`": intervals(samples, LEVEL, at, resamples)}
-        if at % COMPARED == 0:
-            found.update(others(samples.parts[0], at, resamples))
-        for kind, (low, high) in found.items():
-            kinds.setdefault(kind, Tally.empty(len(truth))).add(truth, low, high)
         value, half = samples.values(), half_widths(samples, LEVEL, at, resamples)
-        band.add(truth, value - half, value + half)
-        all_held += bool((np.abs(value - truth) <= half).all())
-    return Covered(count, kinds, band, all_held)
+        kinds = {"`interval`": intervals(samples, LEVEL, at, resamples)}
+        bands = {"`band`": (value - half, value + half)}
+        others = Others.of(samples.parts[0], at, resamples)
+        both = zip(kinds["`interval`"], others.intervals[STUDENT], strict=True)
+        (low, also_low), (high, also_high) = both
+        others.intervals[WIDER] = np.minimum(low, also_low), np.maximum(high, also_high)
+        kinds, bands = kinds | others.intervals, bands | others.bands
+        for tallies, each in ((found.intervals, kinds), (found.bands, bands)):
+            for kind, (low, high) in each.items():
+                tallies.setdefault(kind, Tally.empty(len(truth))).add(truth, low, high)
+    return found
 
 
 # Family-wise error -------------------------------------------------------------------------------
@@ -236,17 +277,17 @@ def coverage_table(found: Iterable[Covered], cells: Cells) -> str:
         "prompts",
         "interval",
         "mean",
-        "5 % of cells below",
-        "half below",
-        "95 % below",
+        "5 % of cells",
+        "50 %",
+        "95 %",
         f"{TOP} strongest",
-        "truth below / above",
+        "below / above",
         "length",
     )
     rows = []
     for each in found:
-        first = next(iter(each.kinds.values()))
-        for kind, tally in each.kinds.items():
+        first = each.intervals["`interval`"]
+        for kind, tally in each.intervals.items():
             held = tally.held
             length = (tally.length / tally.number) / (first.length / first.number)
             rows.append(
@@ -266,13 +307,13 @@ def coverage_table(found: Iterable[Covered], cells: Cells) -> str:
 
 def cells_table(found: Sequence[Covered], cells: Cells) -> str:
     """Of single cells: the strongest, and those that were held least."""
-    middle = found[len(found) // 2].kinds["`interval`"].held
+    middle = found[len(found) // 2].intervals["`interval`"].held
     strongest, least = cells.strongest[:NAMED], np.argsort(middle)[:NAMED]
     rows = []
     for told_as, chosen in (("strongest", strongest), ("least often held", least)):
         for cell in chosen:
-            shares = [percent(each.kinds["`interval`"].held[cell]) for each in found]
-            rows.append((told_as, cells.names[cell], f"{cells.values[cell]:.4f}", *shares))
+            shares = [percent(each.intervals["`interval`"].held[cell]) for each in found]
+            rows.append((told_as, cells.names[cell], f"{cells.values[cell]:.3g}", *shares))
     return table(("", "cell", "value", *(f"{each.count} prompts" for each in found)), rows)
 
 
@@ -280,17 +321,12 @@ def band_table(found: Iterable[Covered]) -> str:
     """Of bands."""
     rows = []
     for each in found:
-        pointwise = each.kinds["`interval`"]
-        length = (each.band.length / each.band.number) / (pointwise.length / pointwise.number)
-        rows.append(
-            (
-                str(each.count),
-                percent(each.all_held / each.band.number),
-                percent(each.band.held.mean()),
-                f"{np.median(length):.2f}",
-            )
-        )
-    return table(("prompts", "all cells at once", "one cell, on average", "length"), rows)
+        pointwise = each.intervals["`interval`"]
+        for kind, tally in each.bands.items():
+            length = (tally.length / tally.number) / (pointwise.length / pointwise.number)
+            held = percent(tally.whole / tally.number), percent(tally.held.mean())
+            rows.append((str(each.count), kind, *held, f"{np.median(length):.2f}"))
+    return table(("prompts", "band", "all cells at once", "one cell, on average", "length"), rows)
 
 
 def null_table(found: dict[int, dict[str, int]], number: int) -> str:
@@ -349,10 +385,10 @@ def main() -> None:
     report = "\n\n".join(
         (
             f"Of {number:,} draws of each size, with {RESAMPLES:,} resamples each, the share whose "
-            f"{percent(LEVEL)} interval holds a cell's value in the population; over the "
-            f"{len(cells.names)} cells their mean, and where 5, 50 and 95 percent of the cells lie "
-            f"below; one draw in {COMPARED} for the intervals that nnpatch does not use. Length is "
-            "the median over the cells, in lengths of `interval`:",
+            f"{LEVEL:.0%} interval holds a cell's value in the population: over the "
+            f"{len(cells.names)} cells the mean, and the shares that 5, 50 and 95 percent of the "
+            "cells lie below. The truth may lie below the interval, or above. Length is the median "
+            "over the cells, in lengths of `interval`. The other kinds are there to compare:",
             coverage_table(covered, cells),
             "Single cells, by `interval`:",
             cells_table(covered, cells),

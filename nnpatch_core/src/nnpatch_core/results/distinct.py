@@ -30,8 +30,8 @@ def distinct_cells(
 ) -> list[list[int]]:
     """Groups of cells that say one thing, strongest first, of each the numbers of its cells.
 
-    A group grows from the strongest cell that is in none yet, layer by layer up and down, as far as
-    the next layer's value is within 5 percent of that cell's.
+    A group grows from the strongest cell that is in none yet, up and down from one swept layer to
+    the next, as far as the next one's value is within 5 percent of that cell's.
 
     Args:
         values: of each cell.
@@ -47,7 +47,7 @@ def distinct_cells(
         >>> distinct_cells([0.2, 0.97, 1.0, 0.99], [0, 1, 2, 3], ["resid"] * 4, 2)
         [[2, 1, 3], [0]]
     """
-    at = {key: number for number, key in enumerate(zip(others, layers, strict=True))}
+    columns = _columns(layers, others)
     taken: set[int] = set()
     groups: list[list[int]] = []
     for strongest in by_strength(values):
@@ -56,20 +56,32 @@ def distinct_cells(
         if strongest in taken:
             continue
         taken.add(strongest)
-        layer = layers[strongest]
+        column, own = columns[strongest]
         below: list[int] = []
         above: list[int] = []
-        if layer is not None:
-            for found, step in ((below, -1), (above, 1)):
-                beside = layer + step
-                while (number := at.get((others[strongest], beside))) is not None:
-                    if number in taken or not _is_near(values[number], values[strongest]):
-                        break
-                    taken.add(number)
-                    found.append(number)
-                    beside += step
+        for found, side in ((below, column[:own][::-1]), (above, column[own + 1 :])):
+            for number in side:
+                if number in taken or not _is_near(values[number], values[strongest]):
+                    break
+                taken.add(number)
+                found.append(number)
         groups.append([strongest, *reversed(below), *above])
     return groups
+
+
+def _columns(
+    layers: Sequence[int | None], others: Sequence[Hashable]
+) -> list[tuple[list[int], int]]:
+    """For each cell those that differ from it in their layer alone, in order, and its place."""
+    alike: dict[Hashable, list[int]] = {}
+    for number, (layer, other) in enumerate(zip(layers, others, strict=True)):
+        alike.setdefault((other,) if layer is not None else number, []).append(number)
+    found: list[tuple[list[int], int]] = [([], 0)] * len(layers)
+    for column in alike.values():
+        column.sort(key=lambda number: layers[number] or 0)
+        for place, number in enumerate(column):
+            found[number] = column, place
+    return found
 
 
 def _is_near(value: float, strongest: float) -> bool:

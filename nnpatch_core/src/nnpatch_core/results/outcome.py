@@ -681,9 +681,9 @@ class Outcome(Mapping[str, Tensor]):
         Args:
             n: the number of rows, at most.
             name: a site name, or several, such as `["q", "o"]` for heads alone; None is all.
-            distinct: whether neighbouring layers of one component, position and head share a row,
-                if their values are within 5 percent of the strongest one's, which the row shows;
-                `layers` has all of them. False gives each cell a row.
+            distinct: whether neighbours among the swept layers of one component, position and head
+                share a row, if their values are within 5 percent of the strongest one's, which the
+                row shows; `layers` has all of them. False gives each cell a row.
 
         Raises:
             OutcomeError: an `n` that is no number of rows, or a site name that was not swept (a

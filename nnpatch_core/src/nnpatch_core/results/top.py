@@ -31,7 +31,7 @@ from nnpatch_core.results.statistics import (
     least_pvalue,
     pvalues_of,
 )
-from nnpatch_core.results.words import legend
+from nnpatch_core.results.words import unit_of
 
 if TYPE_CHECKING:
     import pandas
@@ -185,8 +185,10 @@ _Group: TypeAlias = tuple[str, list[int]]
 def _title(figured: Figured, names: Sequence[str]) -> str:
     cells = sum(len(figured.cells[name].index) for name in names)
     prompts = "1 prompt" if figured.count == 1 else f"{figured.count} prompts"
-    unit = legend(figured.scale, figured.magnitude)
-    return f"The strongest of {cells} cells: {figured.kind}, {figured.metric}, {unit}, {prompts}"
+    words = [figured.metric, unit_of(figured), prompts]
+    if len(figured.terms) == 1:
+        words = [figured.kind, *words]
+    return f"The strongest of {cells} cells: {', '.join(words)}"
 
 
 def strongest_groups(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnpatch_core.metrics import METRIC_UNITS
 from nnpatch_core.results.parts import Scale
+
+if TYPE_CHECKING:
+    from nnpatch_core.results.statistics import Figured
 
 
 def legend(scale: Scale, magnitude: bool, metric: str | None = None) -> str:
@@ -30,6 +33,16 @@ def legend(scale: Scale, magnitude: bool, metric: str | None = None) -> str:
     if magnitude:
         return "size of the change" + (of or " (1: source - target)" * (scale == "restored"))
     return "restored (0 target, 1 source)" if scale == "restored" else f"change{of}"
+
+
+def unit_of(figured: Figured) -> str:
+    """The unit of the values of an outcome, or of a combination; of this also their kinds."""
+    words = legend(figured.scale, figured.magnitude, figured.metric)
+    first, *others = figured.terms
+    if not others and first.weight == 1:
+        return words
+    # 0 and 1 are no runs there.
+    return f"{figured.kind}, {'restored' if figured.scale == 'restored' else words}"
 
 
 def model_name(model: str) -> str:

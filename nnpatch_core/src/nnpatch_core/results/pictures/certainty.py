@@ -17,7 +17,7 @@ _DRAWS = Draws(10_000, 0)
 
 @attrs.frozen(eq=False)
 class Certainty:
-    """What is known of the values of a picture.
+    """How far the values of a picture are known.
 
     Args:
         bands: site name to `[2, *shape]`, nan where nothing was swept, or a cell is known; empty if

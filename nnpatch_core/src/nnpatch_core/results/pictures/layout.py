@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import attrs
@@ -13,6 +14,8 @@ from nnpatch_core.results.pictures.panels import Panel
 _WIDEST, _COLUMN, _LEAST_COLUMN = 16.0, 0.42, 0.15
 #: Inches: a label of a column or row, and what is beside a panel and beside them all.
 _LABEL, _BESIDE, _BAR = 0.15, 1.1, 1.0
+#: Inches: a letter of such a label.
+_LETTER = 0.09
 #: Inches: a row, the lowest panel and the highest picture.
 _ROW, _LOWEST, _HIGHEST = 0.2, 3.0, 32.0
 #: Inches: a chart of lines, and the bars of a chart with the room for their labels.
@@ -110,6 +113,30 @@ def ticks(count: int, inches: float) -> list[int]:
     """The columns or rows, each so many inches, that have room for a label; the last has one."""
     step = max(1, math.ceil(_LABEL / inches))
     return list(range((count - 1) % step, count, step))
+
+
+def is_slanted(labels: Sequence[str], inches: float) -> bool:
+    """Tell whether labels of columns are too long to stand beside one another, so many inches each.
+
+    Numbers of heads are not, tokens are.
+    """
+    longest = max(map(len, labels))
+    marked = ticks(len(labels), inches)
+    apart = inches * (marked[1] - marked[0]) if len(marked) > 1 else inches
+    return longest > 3 or longest * _LETTER > apart
+
+
+def in_lines(words: str, letters: int) -> list[str]:
+    """The words beside a scale in lines, where need be, what comes after a semicolon on its own.
+
+    Examples:
+        >>> in_lines("restored (0 target, 1 source); the largest is 0.2", 30)
+        ['restored (0 target, 1 source);', 'the largest is 0.2']
+    """
+    if len(words) <= letters:
+        return [words]
+    parts = words.replace("; ", ";\n").split("\n")
+    return [line for part in parts for line in textwrap.wrap(part, letters)]
 
 
 def _widths(count: int, columns: int | None) -> list[int]:

@@ -33,7 +33,7 @@ class Legend:
 
     @property
     def entries(self) -> tuple[Line, ...]:
-        """What a legend lists; nothing for a single line, which the title names."""
+        """The lines of a legend; none for a single line, which the title names."""
         if not self.others:
             return self.named if len(self.named) > 1 else ()
         others = "1 other" if self.others == 1 else f"{self.others} others"

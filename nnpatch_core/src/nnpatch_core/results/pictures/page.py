@@ -10,7 +10,7 @@ from nnpatch_core._extras import extra
 from nnpatch_core._html import in_plotly
 from nnpatch_core.results.pictures.colours import DIVERGING, washed
 from nnpatch_core.results.pictures.crop import short
-from nnpatch_core.results.pictures.layout import Layout, ticks
+from nnpatch_core.results.pictures.layout import Layout, in_lines, ticks
 from nnpatch_core.results.pictures.lines import legend_of
 from nnpatch_core.results.pictures.page_charts import add_bars, add_lines
 from nnpatch_core.results.pictures.page_heatmap import PHONE_PANEL, add_heatmap, axis_name
@@ -49,7 +49,7 @@ def draw_page(sheet: Sheet) -> Any:
     layout, panels, size = sheet.layout, sheet.panels, sheet.size
     fits_phone = layout.across == 1 and not size and _labels_fit(sheet)
     fixed = None if fits_phone else max(_PHONE, round(layout.width * _INCH))
-    title, note = _texts(sheet, fixed or _PHONE)
+    title, note = _texts(sheet)
     named = _NAME if any(each.name for each in panels) else 22
     above = 14 + _TITLE * len(title) + _NOTE * len(note) + named
     below = _below(sheet)
@@ -95,17 +95,16 @@ def draw_page(sheet: Sheet) -> Any:
     return figure
 
 
-def _texts(sheet: Sheet, width: int) -> tuple[list[str], list[str]]:
-    """The lines of the title and of the note, for a page of so many pixels."""
-    if sheet.own:
-        title = [sheet.title]
-    else:
-        title = [in_plotly(line) for line in _wrap(sheet.title, width, _TITLE_LETTER)]
-    return title, [in_plotly(line) for line in _wrap(sheet.note, width, _NOTE_LETTER)]
+def _texts(sheet: Sheet) -> tuple[list[str], list[str]]:
+    """The lines of the title and of the note, none wider than a phone."""
+    title = [sheet.title]
+    if not sheet.own:
+        title = [in_plotly(line) for line in _wrap(sheet.title, _TITLE_LETTER)]
+    return title, [in_plotly(line) for line in _wrap(sheet.note, _NOTE_LETTER)]
 
 
-def _wrap(text: str, width: float, letter: float) -> list[str]:
-    return textwrap.wrap(text, max(14, int((width - 20) / letter)), break_on_hyphens=False)
+def _wrap(text: str, letter: float) -> list[str]:
+    return textwrap.wrap(text, int((_PHONE - 20) / letter), break_on_hyphens=False)
 
 
 def _height(sheet: Sheet) -> float:
@@ -162,7 +161,7 @@ def _colour_axes(figure: Any, sheet: Sheet, high: float) -> dict[str, Any]:
         taken = sum(low < end and top > begin for begin, end in rows)
         rows.append((low, top))
         pixels = high * (top - low) * sheet.layout.down
-        words = textwrap.wrap(colours.legend, max(14, int(pixels / _WORD)))
+        words = in_lines(colours.legend, max(14, int(pixels / _WORD)))
         bar = {
             "title": {"text": "<br>".join(map(in_plotly, words)), "side": "right"},
             "thickness": 14,

@@ -11,7 +11,7 @@ from nnpatch_core._extras import extra
 from nnpatch_core._html import in_plotly
 from nnpatch_core.results.pictures.colours import INK, NOT_SWEPT, PAPER, ink
 from nnpatch_core.results.pictures.crop import short
-from nnpatch_core.results.pictures.layout import ticks
+from nnpatch_core.results.pictures.layout import is_slanted, ticks
 from nnpatch_core.results.pictures.panels import Panel
 from nnpatch_core.results.pictures.sheet import Sheet
 from nnpatch_core.results.pictures.written import told, written
@@ -87,7 +87,7 @@ def add_heatmap(figure: Any, sheet: Sheet, number: int, high: float) -> None:
     figure.update_xaxes(
         title_text=in_plotly(panel.across_title),
         title_standoff=6,
-        tickangle=-45,
+        tickangle=-45 if is_slanted(panel.across, layout.column) else 0,
         tickvals=marked,
         ticktext=[across[tick] for tick in marked],
         tickfont_size=11,
@@ -116,7 +116,7 @@ def _labels(labels: tuple[str, ...]) -> list[str]:
 
 
 def _texts(sheet: Sheet, panel: Panel, limit: float) -> NDArray[np.str_]:
-    """What stands in the cells: nothing in those that are 0, nor, unless asked for, unsure."""
+    """The texts of the cells: none of those that are 0, nor, unless asked for, unsure."""
     shown = np.isfinite(panel.values) & (panel.values != 0)
     if not sheet.values:
         shown &= ~panel.unsure
@@ -130,7 +130,7 @@ def _texts(sheet: Sheet, panel: Panel, limit: float) -> NDArray[np.str_]:
 
 
 def _told(panel: Panel, up: list[str], across: list[str]) -> list[list[str]]:
-    """What is said of each cell under the mouse: its labels, and its value with its band."""
+    """The words on each cell under the mouse: its labels, and its value with its band."""
     rows = enumerate(up)
     return [
         [f"{line}, {label}<br>{told(panel, row, column)}" for column, label in enumerate(across)]

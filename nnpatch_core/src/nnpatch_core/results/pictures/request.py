@@ -1,4 +1,4 @@
-"""What is asked of a picture, read once and without trust."""
+"""The arguments of a picture, read once and without trust."""
 
 from __future__ import annotations
 

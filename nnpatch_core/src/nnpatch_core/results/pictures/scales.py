@@ -9,7 +9,7 @@ import numpy as np
 
 from nnpatch_core.results.pictures.panels import Panel
 from nnpatch_core.results.pictures.sheet import Colours
-from nnpatch_core.results.words import legend
+from nnpatch_core.results.words import unit_of
 
 if TYPE_CHECKING:
     from nnpatch_core.results.combination import Combination
@@ -39,18 +39,10 @@ def scale_of(
         most = largest or 1.0
     else:
         most = max(largest, *(_floor(outcome) for outcome in outcomes))
-    words = words or unit(outcomes[0])
-    return Colours(f"{words}; the largest is {largest:.3g}" if largest < most else words, most)
-
-
-def unit(outcome: Outcome | Combination) -> str:
-    """What values are, and in which unit; of a combination also of what."""
-    words = legend(outcome.scale, outcome.magnitude, outcome.metric)
-    (first, *others) = outcome.terms
-    if not others and first.weight == 1:
-        return words
-    # 0 and 1 are no runs there.
-    return f"{outcome.kind}, {words.partition(' (')[0] if outcome.scale == 'restored' else words}"
+    words = words or unit_of(outcomes[0])
+    if largest < most and f"{largest:.3g}" != f"{most:.3g}":
+        words += f"; the largest is {largest:.3g}"
+    return Colours(words, most)
 
 
 def ends(panels: Sequence[Panel], colours: Colours) -> tuple[float, float]:

@@ -50,7 +50,7 @@ class Seen:
         return sum(int((~np.isnan(band[0])).sum()) for band in self.certainty.bands.values())
 
     def words(self, there: str, missing: str) -> list[str]:
-        """What is said of certainty, if it was asked for.
+        """Words on certainty, if it was asked for.
 
         Args:
             there: what is said of bands, with `{percent}` and `{cells}` in it.
@@ -103,11 +103,10 @@ def are_lists(outcome: Outcome | Combination, names: Sequence[str]) -> bool:
     return all(outcome.axes(name)[0].name == "site" for name in names)
 
 
-def _values(
-    outcome: Outcome | Combination, name: str
-) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _values(outcome: Outcome | Combination, name: str) -> NDArray[np.float64]:
+    """The values of a site name's grid, nan where nothing was swept."""
     values = torch.where(outcome.swept(name), outcome[name].double(), torch.nan)
-    made: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = values.numpy()
+    made: NDArray[np.float64] = values.numpy()
     return made
 
 

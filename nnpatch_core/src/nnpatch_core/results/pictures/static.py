@@ -12,6 +12,7 @@ import matplotlib as mpl
 from nnpatch_core.results.pictures.crop import short
 from nnpatch_core.results.pictures.figure import Picture
 from nnpatch_core.results.pictures.fonts import Letters
+from nnpatch_core.results.pictures.layout import in_lines
 from nnpatch_core.results.pictures.lines import legend_of
 from nnpatch_core.results.pictures.panels import Panel
 from nnpatch_core.results.pictures.sheet import Sheet
@@ -138,7 +139,7 @@ def _colour_bar(figure: Any, sheet: Sheet, image: Any, axes: Sequence[Any], numb
     alone = len(sheet.scales) == 1
     rows = layout.down if alone else max(1, round(len(axes) / layout.across))
     high = rows * layout.height
-    words = textwrap.wrap(sheet.scales[number].legend, max(14, int(high * _LETTERS_AN_INCH)))
+    words = in_lines(sheet.scales[number].legend, max(14, int(high * _LETTERS_AN_INCH)))
     # The bar has a share of the width of its panels, which labels make less yet.
     places = [axis.get_position() for axis in axes]
     share = max(place.x1 for place in places) - min(place.x0 for place in places)

@@ -11,11 +11,12 @@ from matplotlib.patheffects import withStroke
 
 from nnpatch_core.results.pictures.colours import DIVERGING, INK, NOT_SWEPT, PAPER, ink, washed
 from nnpatch_core.results.pictures.crop import short
-from nnpatch_core.results.pictures.layout import ticks
+from nnpatch_core.results.pictures.layout import is_slanted, ticks
 from nnpatch_core.results.pictures.sheet import Sheet
 from nnpatch_core.results.pictures.written import written
 
 _SHADES = 511
+_SLANTED: dict[str, Any] = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
 #: Letters of the label of a row.
 _ROW_LABEL = 40
 
@@ -45,9 +46,7 @@ def draw_heatmap(axis: Any, sheet: Sheet, number: int) -> Any:
     axis.set_xticks(
         marked,
         [short(panel.across[tick]) for tick in marked],
-        rotation=60,
-        ha="right",
-        rotation_mode="anchor",
+        **(_SLANTED if is_slanted(panel.across, layout.column) else {}),
     )
     row = layout.height / len(panel.up)
     marked = ticks(len(panel.up), row)

@@ -24,7 +24,7 @@ def written(value: float, limit: float) -> str:
 
 
 def told(panel: Panel, up: int, across: int) -> str:
-    """What is said of a cell under the mouse: its value, with the ends of its band."""
+    """The words on a cell under the mouse: its value, with the ends of its band."""
     words = f"{panel.values[up, across]:.3f}"
     if panel.band is not None and not np.isnan(panel.band[0, up, across]):
         low, high = panel.band[:, up, across]
