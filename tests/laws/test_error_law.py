@@ -96,6 +96,10 @@ TEXTS = {
     "source": ["a b", "a c"], "target": ["a d", "a b"], "source_answers": ["c", "d"],
     "target_answers": ["d", "c"], "tokenizer": tiny_tokenizer([" a b c d"]),
 }  # fmt: skip
+PICTURE = [
+    *("sites", "interactive", "title", "limit", "crop", "layers", "positions", "size", "values"),
+    *("mark", "mute"),
+]
 #: What is called, with what it takes by default, and what else it may be given.
 ENTRIES = {
     "activation": (
@@ -160,20 +164,11 @@ ENTRIES = {
         ["level", "seed"],
     ),
     "by_group": (OUT.by_group, {"column": ["a", "b"]}, []),
-    "plot": (OUT.plot, {}, ["sites", "interactive", "title", "limit"]),
-    "plot of": (
-        OUT.plot,
-        {},
-        [
-            *("metrics", "kind", "crop", "layers", "positions", "size", "values", "mark", "mute"),
-            "ax",
-        ],
-    ),
-    "plot_beside": (
-        OUT.plot_beside,
-        {"other": OUT},
-        ["sites", "labels", "limit_difference", "layers", "positions", "mark", "mute"],
-    ),
+    "plot": (OUT.plot, {}, [*PICTURE, "metrics", "kind", "ax"]),
+    "page": (OUT.plot, {"interactive": True}, ["size", "layers", "positions", "values", "mark"]),
+    "lines": (OUT.plot, {"kind": "lines"}, ["size", "crop", "layers", "positions", "mark"]),
+    "plot_beside": (OUT.plot_beside, {"other": OUT}, [*PICTURE, "labels", "limit_difference"]),
+    "combination": ((OUT - OUT).plot, {}, ["kind", "mute", "limit"]),
     "to_dataframe": (OUT.to_dataframe, {}, ["per_prompt", "level"]),
     "to_xarray": (OUT.to_xarray, {}, ["per_prompt"]),
     **{

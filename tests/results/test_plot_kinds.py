@@ -303,7 +303,7 @@ def test_axes_have_room_for_one_panel() -> None:
     ("options", "says"),
     [
         ({"kind": "pie"}, "kind must be .* got 'pie'"),
-        ({"size": 3}, r"size must be \(width, height\) in inches, got 3"),
+        ({"size": 3}, r"size must be \(width, height\), each from 1 to 200 inches, got 3"),
         ({"size": (3, -1)}, "size must be"),
         ({"mark": -1}, "mark must be at least 0, got -1"),
         ({"mark": 1.5}, "mark must be an integer, got 1.5"),

@@ -90,7 +90,7 @@ def draw_beside(
 
 def _names(one: Outcome, other: Outcome, sites: Any) -> tuple[str, ...]:
     """The site names of both outcomes that are drawn."""
-    if not hasattr(other, "sel"):
+    if not isinstance(other, type(one)):
         raise OutcomeError(f"an outcome stands beside another, got {shown(other)}")
     if sites is not None:
         return find_names(one.cells, sites)

@@ -91,7 +91,7 @@ def read_request(
         OutcomeError: one of them is none, or two that exclude each other.
     """
     check_flags(interactive=interactive)
-    if kind is not None and kind not in get_args(PictureKind):
+    if kind is not None and not (isinstance(kind, str) and kind in get_args(PictureKind)):
         raise OutcomeError(f"kind must be 'heatmap', 'lines', 'bars' or None, got {shown(kind)}")
     check_title(title)
     check_limit(limit, "limit")
@@ -174,7 +174,9 @@ def _size(size: Any) -> tuple[float, float] | None:
     if (
         given is None
         or len(given) != 2
-        or not all(_is_number(side) and 0 < side <= _LARGEST for side in given)
+        or not all(_is_number(side) and 1 <= side <= _LARGEST for side in given)
     ):
-        raise OutcomeError(f"size must be (width, height) in inches, got {shown(size)}")
+        raise OutcomeError(
+            f"size must be (width, height), each from 1 to {_LARGEST:.0f} inches, got {shown(size)}"
+        )
     return (float(given[0]), float(given[1]))
