@@ -75,7 +75,7 @@ def on_disk(name: str) -> Callable[..., Any]:
         path = arguments.pop("path")
         if isinstance(path, str) and path and not Path(path).is_absolute():
             path = f"/nowhere/{path}"
-        return getattr(OUT, name)(path)
+        return getattr(OUT, name)(path, **arguments)
 
     return call
 
@@ -145,9 +145,35 @@ ENTRIES = {
         {"layer": 0},
         ["site", "layer", "position", "span", "token", "head", "column", "label"],
     ),
-    "to_parquet": (OUT.to_parquet, {"path": "/nowhere/f"}, ["per_prompt", "level"]),
+    "to_parquet": (on_disk("to_parquet"), {"path": "/nowhere/f"}, ["per_prompt", "level"]),
     "agreement": (OUT.agreement, {"exact": OUT, "top_k": 1}, []),
+    **{
+        name: (getattr(OUT, name), {"name": "resid", draws: 100}, ["level", "seed"])
+        for name, draws in (("interval", "resamples"), ("band", "flips"))
+    },
+    "pvalues": (OUT.pvalues, {"name": "resid", "flips": 100}, ["adjust", "seed"]),
+    "stability": (OUT.stability, {"k": 2, "resamples": 100}, ["name", "distinct", "seed"]),
+    "prompts_needed": (OUT.prompts_needed, {"name": "resid", "width": 0.1}, ["level"]),
+    "agreement.interval": (
+        OUT.agreement(OUT).interval,
+        {"figure": "recall", "resamples": 100},
+        ["level", "seed"],
+    ),
+    "by_group": (OUT.by_group, {"column": ["a", "b"]}, []),
     "plot": (OUT.plot, {}, ["sites", "interactive", "title", "limit"]),
+    "plot of": (
+        OUT.plot,
+        {},
+        [
+            *("metrics", "kind", "crop", "layers", "positions", "size", "values", "mark", "mute"),
+            "ax",
+        ],
+    ),
+    "plot_beside": (
+        OUT.plot_beside,
+        {"other": OUT},
+        ["sites", "labels", "limit_difference", "layers", "positions", "mark", "mute"],
+    ),
     "to_dataframe": (OUT.to_dataframe, {}, ["per_prompt", "level"]),
     "to_xarray": (OUT.to_xarray, {}, ["per_prompt"]),
     **{

@@ -417,3 +417,18 @@ def test_outcome_without_a_model() -> None:
     out: Outcome = outcome(LISTED)
     out.info.pop("model")
     assert out.plot().get_suptitle() == "activation, logit_difference"
+
+
+@BOTH
+def test_bars_have_room_for_their_labels(interactive: bool) -> None:
+    out = outcome(BLOCKS)
+    small = out.plot(kind="bars", size=(6, 3), interactive=interactive)
+    count = len(small.data[0].x) if interactive else len(small.axes[0].patches)
+    assert count == 9
+    assert note(small).startswith("the 9 strongest of 336 cells")
+    many = {"mine": (Axis("site", tuple(f"site {number}" for number in range(50))),)}
+    listed = outcome(many).plot(size=(6, 4), interactive=interactive)
+    count = len(listed.data[0].x) if interactive else len(listed.axes[0].patches)
+    assert count == 50, "of a list none is left out"
+    labels = listed.layout.yaxis.ticktext if interactive else listed.axes[0].get_yticklabels()
+    assert len(labels) < 25

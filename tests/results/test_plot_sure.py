@@ -145,6 +145,18 @@ def test_a_page_tells_a_band_under_the_mouse() -> None:
     assert told[2][0].endswith("<br>0.000"), "what is known has no band"
 
 
+@BOTH
+@pytest.mark.parametrize("kind", ["heatmap", "lines", "bars"])
+@pytest.mark.parametrize("mute", [None, 0.95])
+def test_a_cell_that_is_nan_is_told(kind: Any, interactive: bool, mute: Any) -> None:
+    out = outcome(BLOCKS)
+    out.raw[out.metric]["attn"][100, 3] = torch.nan
+    figure = out.plot(kind=kind, interactive=interactive, mute=mute)
+    assert "1 cell is nan" in note(figure)
+    out.raw[out.metric]["resid"][60, 3] = torch.nan
+    assert "2 cells are nan" in note(out.plot(kind=kind, interactive=interactive, mute=mute))
+
+
 # Two outcomes ------------------------------------------------------------------------------------
 
 

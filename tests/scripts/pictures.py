@@ -113,6 +113,9 @@ def gallery() -> dict[str, Figures]:
         "spans": lambda page: spans.plot(interactive=page),
         "spans-heads": lambda page: span_heads.plot(interactive=page),
         "lines": lambda page: over_layers.plot(interactive=page, mark=2),
+        "lines-low": lambda page: spans.plot(
+            interactive=page, kind="lines", sites=["attn"], size=(5, 3)
+        ),
         "lines-spans": lambda page: spans.plot(interactive=page, kind="lines"),
         "lines-positions": lambda page: plain.plot(interactive=page, kind="lines"),
         "lines-heads": lambda page: heads.plot(interactive=page, kind="lines"),
@@ -120,6 +123,8 @@ def gallery() -> dict[str, Figures]:
             interactive=page, kind="lines", sites=["resid"]
         ),
         "bars": lambda page: listed.plot(interactive=page, mark=1),
+        "bars-values": lambda page: listed.plot(interactive=page, values=True),
+        "bars-low": lambda page: plain.plot(interactive=page, kind="bars", size=(5, 3)),
         "bars-one": lambda page: one_list.plot(interactive=page),
         "bars-of-grids": lambda page: plain.plot(interactive=page, kind="bars"),
         "bars-strange": lambda page: strange.plot(interactive=page, kind="bars", mute=None),

@@ -137,4 +137,4 @@ def _words(one: Seen, other: Seen, difference: Seen) -> list[str]:
         lacking = [each for each in columns if each.certainty.lacks == why]
         where = f" in {', '.join(each.name for each in lacking)}" if len(lacking) < 3 else ""
         notes += lacking[0].words("", f"nothing is washed out{where}")
-    return notes
+    return list(dict.fromkeys(notes))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: As many bars are drawn of grids, which have more cells than can be read as bars.
 _BARS = 30
+#: Inches: the least height of one.
+_BAR = 0.17
 
 
 @attrs.frozen(eq=False)
@@ -100,6 +102,7 @@ def as_lines(seen: Sequence[Seen], request: Request) -> Made:
 def as_bars(seen: Sequence[Seen], request: Request) -> Made:
     """A bar for each site of a list, or for the strongest cells of grids."""
     made, notes = [], []
+    most = min(_BARS, request.room(_BAR) // len(seen))
     for number, each in enumerate(seen):
         labels, values, band = _bars(each)
         listed = all(grid.axes[0].name == "site" for grid in each.grids)
@@ -107,9 +110,9 @@ def as_bars(seen: Sequence[Seen], request: Request) -> Made:
         if not listed:
             sizes = np.abs(values)
             order = np.argsort(-np.where(np.isnan(sizes), np.inf, sizes), kind="stable").tolist()
-            if len(order) > _BARS:
-                notes.append(f"the {_BARS} strongest of {len(order):,} cells")
-                order = order[:_BARS]
+            if len(order) > most:
+                notes.append(f"the {most} strongest of {len(order):,} cells")
+                order = order[:most]
         title = each.name if len(seen) > 1 else ""
         made.append(
             Panel(

@@ -25,9 +25,9 @@ _ROW, _BAR, _CHART = 17, 26, 300
 #: Pixels: lines of the title and of the note, the title of a panel, and that of an axis.
 _TITLE, _NOTE, _NAME, _AXIS = 20, 16, 30, 34
 #: Pixels: a letter of the title, of the note, of a slanted label downwards, of a scale's words.
-_TITLE_LETTER, _NOTE_LETTER, _SLANTED, _WORD = 7.4, 6.4, 5.2, 6.6
-#: Pixels: a row of a legend.
-_ENTRY = 22
+_TITLE_LETTER, _NOTE_LETTER, _SLANTED, _WORD = 7.0, 6.2, 5.2, 6.6
+#: Pixels: a row of a legend, and the values beside bars.
+_ENTRY, _VALUES = 22, 60
 #: Pixels: the colour bar with its words, and the narrowest page, a phone's.
 _SCALE, _PHONE = 84, 390
 #: Pixels: from one slanted label to the next.
@@ -57,7 +57,7 @@ def draw_page(sheet: Sheet) -> Any:
     gap = below + named
     area = layout.down * high + (layout.down - 1) * gap
     if size is not None:
-        area = max(size[1] * _INCH - above - below, 60.0 * layout.down)
+        area = max(size[1] * _INCH - above - below, 120.0 * layout.down)
     figure = subplots.make_subplots(
         rows=layout.down,
         cols=layout.across,
@@ -69,6 +69,7 @@ def draw_page(sheet: Sheet) -> Any:
     for number in range(len(panels)):
         _ADD[sheet.kind](figure, sheet, number, area / layout.down / 100)
     figure.update_annotations(font_size=13)
+    written = sheet.kind == "bars" and sheet.values
     figure.update_layout(
         title={
             "text": "<br>".join(title),
@@ -78,7 +79,7 @@ def draw_page(sheet: Sheet) -> Any:
             "pad": {"l": 10, "t": 8 + _TITLE * (len(title) - 1)},
             "y": 1, "yanchor": "top", "yref": "container",
         },
-        margin={"t": above, "b": below, "l": 50, "r": 20},
+        margin={"t": above, "b": below, "l": 50, "r": _VALUES if written else 20},
         height=round(area + above + below),
         width=fixed,
         autosize=fixed is None,

@@ -10,6 +10,7 @@ from nnpatch_core._extras import extra
 from nnpatch_core._html import in_plotly
 from nnpatch_core.results.pictures.colours import FAINT, GUIDE, INK, distinct, washed
 from nnpatch_core.results.pictures.crop import short
+from nnpatch_core.results.pictures.layout import in_lines, ticks
 from nnpatch_core.results.pictures.lines import legend_of
 from nnpatch_core.results.pictures.panels import Panel
 from nnpatch_core.results.pictures.scales import ends
@@ -21,6 +22,8 @@ _GRID = "#eeeeee"
 _LAST = 2000
 #: Letters of a bar's label that a phone has room for.
 _LABEL = 24
+#: Letters of the words beside an axis that an inch has room for.
+_LETTERS_AN_INCH = 15
 _SIGNS = {
     "o": "circle", "s": "square", "^": "triangle-up", "D": "diamond",
     "v": "triangle-down", "P": "cross", "X": "x", "*": "star",
@@ -86,9 +89,10 @@ def add_lines(figure: Any, sheet: Sheet, number: int, high: float) -> None:
         )  # fmt: skip
     _plain(figure)
     figure.update_xaxes(title_text="layer", title_standoff=6, matches=_first("x", number), **place)
+    words = in_lines(sheet.scales[panel.scale].legend, max(14, int(high * _LETTERS_AN_INCH)))
     same = next(at for at, each in enumerate(sheet.panels) if each.scale == panel.scale)
     figure.update_yaxes(
-        title_text=in_plotly(sheet.scales[panel.scale].legend).replace("; ", ";<br>"),
+        title_text="<br>".join(map(in_plotly, words)),
         title_font_size=12,
         range=list(limits),
         matches=None if same == number else f"y{same + 1 if same else ''}",
@@ -116,6 +120,7 @@ def add_bars(figure: Any, sheet: Sheet, number: int, high: float) -> None:
             "arrayminus": (values - low).clip(min=0).tolist(),
         }  # fmt: skip
     names = [in_plotly(label) for label in panel.up]
+    shown = ticks(len(places), high / len(places))
     figure.add_trace(
         plotly.Bar(
             x=values.tolist(),
@@ -138,7 +143,7 @@ def add_bars(figure: Any, sheet: Sheet, number: int, high: float) -> None:
         for row, value in enumerate(panel.values[:, 0]):
             figure.add_annotation(
                 x=1, xref="x domain", xanchor="left", y=row, showarrow=False,
-                text=written(value, colours.limit), **place,
+                text=written(value, colours.limit), font_size=11, **place,
             )  # fmt: skip
     _plain(figure)
     figure.update_xaxes(
@@ -152,8 +157,8 @@ def add_bars(figure: Any, sheet: Sheet, number: int, high: float) -> None:
         **place,
     )
     figure.update_yaxes(
-        tickvals=places,
-        ticktext=[in_plotly(short(label, _LABEL)) for label in panel.up],
+        tickvals=shown,
+        ticktext=[in_plotly(short(panel.up[place], _LABEL)) for place in shown],
         tickfont_size=11,
         range=[len(values) - 0.4, -0.6],
         zeroline=False,

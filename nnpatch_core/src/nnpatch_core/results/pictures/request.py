@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PictureKind: TypeAlias = Literal["heatmap", "lines", "bars"]
 #: The widest and highest picture that is drawn, in inches.
 _LARGEST = 200.0
+#: Inches: what stands above and below a chart.
+_AROUND = 1.4
 
 
 class PlotOptions(TypedDict, total=False):
@@ -56,6 +58,16 @@ class Request:
     mark: int
     mute: float | None
     ax: Any
+
+    def room(self, height: float) -> int:
+        """How many lines of so many inches the user's size or axes have room for, one at least."""
+        if self.ax is not None:
+            inches = self.ax.get_window_extent().height / self.ax.figure.figure.dpi
+        elif self.size is not None:
+            inches = self.size[1] - _AROUND
+        else:
+            return sys.maxsize
+        return max(1, int(inches / height))
 
 
 def read_request(

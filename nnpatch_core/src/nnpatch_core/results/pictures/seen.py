@@ -33,6 +33,7 @@ class Seen:
         grids: the numbers of each site name.
         certainty: how sure they are.
         level: of the certainty; None where none was asked for.
+        broken: how many cells were swept and have no number.
         layers: the layers of the model.
         positions: the positions of the prompts.
     """
@@ -41,6 +42,7 @@ class Seen:
     grids: tuple[Grid, ...]
     certainty: Certainty
     level: float | None
+    broken: int
     layers: Lines
     positions: Lines
 
@@ -50,18 +52,21 @@ class Seen:
         return sum(int((~np.isnan(band[0])).sum()) for band in self.certainty.bands.values())
 
     def words(self, there: str, missing: str) -> list[str]:
-        """Words on certainty, if it was asked for.
+        """Words on cells without a number, and on certainty, if it was asked for.
 
         Args:
             there: what is said of bands, with `{percent}` and `{cells}` in it.
             missing: what is said before the reason why there are none.
         """
+        said = []
+        if self.broken:
+            said.append("1 cell is nan" if self.broken == 1 else f"{self.broken:,} cells are nan")
         if self.level is None:
-            return []
+            return said
         if self.certainty.lacks:
-            return [f"{missing}: {self.certainty.lacks}"]
-        words = there.format(percent=share(self.level), cells=f"{self.cells:,}")
-        return [words, self.certainty.doubt] if self.certainty.doubt else [words]
+            return [*said, f"{missing}: {self.certainty.lacks}"]
+        said.append(there.format(percent=share(self.level), cells=f"{self.cells:,}"))
+        return [*said, self.certainty.doubt] if self.certainty.doubt else said
 
 
 def see(
@@ -93,6 +98,7 @@ def see(
         grids=grids,
         certainty=sure,
         level=request.mute,
+        broken=sum(int((outcome.swept(n) & outcome[n].isnan()).sum()) for n in names),
         layers=attrs.evolve(layers, chosen=chosen(request.layers, len(layers.labels), "layers")),
         positions=attrs.evolve(positions, chosen=chosen(request.positions, width, "positions")),
     )

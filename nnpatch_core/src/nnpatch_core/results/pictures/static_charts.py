@@ -9,12 +9,15 @@ from matplotlib.ticker import MaxNLocator
 
 from nnpatch_core.results.pictures.colours import FAINT, GUIDE, distinct, washed
 from nnpatch_core.results.pictures.crop import short
+from nnpatch_core.results.pictures.layout import in_lines, ticks
 from nnpatch_core.results.pictures.lines import legend_of
 from nnpatch_core.results.pictures.scales import ends
 from nnpatch_core.results.pictures.sheet import Sheet
 from nnpatch_core.results.pictures.written import written
 
 _LABEL = 40
+#: Letters of the words beside an axis that an inch has room for.
+_LETTERS_AN_INCH = 11.5
 
 
 def draw_lines(axis: Any, sheet: Sheet, number: int) -> None:
@@ -43,7 +46,8 @@ def draw_lines(axis: Any, sheet: Sheet, number: int) -> None:
     axis.set_ylim(ends(alike, colours))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("layer", fontsize=9)
-    axis.set_ylabel(_wrapped(colours.legend), fontsize=9).set_parse_math(False)
+    words = in_lines(colours.legend, max(14, int(sheet.layout.height * _LETTERS_AN_INCH)))
+    axis.set_ylabel("\n".join(words), fontsize=9).set_parse_math(False)
     axis.set_title(panel.name, fontsize=11).set_parse_math(False)
     _plain(axis)
 
@@ -69,7 +73,8 @@ def draw_bars(axis: Any, sheet: Sheet, number: int) -> None:
             values[known], places[known], xerr=around, fmt="none", ecolor="black",
             elinewidth=0.9, capsize=2,
         )  # fmt: skip
-    axis.set_yticks(places, [short(label, _LABEL) for label in panel.up])
+    shown = ticks(len(panel.up), sheet.layout.height / len(panel.up))
+    axis.set_yticks(shown, [short(panel.up[place], _LABEL) for place in shown])
     for label in axis.get_yticklabels():
         label.set_parse_math(False)
     axis.set_xlim(low_end, high_end)
@@ -77,22 +82,18 @@ def draw_bars(axis: Any, sheet: Sheet, number: int) -> None:
     axis.set_xlabel(colours.legend, fontsize=9, wrap=True).set_parse_math(False)
     axis.set_title(panel.name, fontsize=11).set_parse_math(False)
     if sheet.values is not False:
-        _write(axis, panel, values, colours.limit)
+        _write(axis, shown, values, colours.limit)
     _plain(axis)
 
 
-def _write(axis: Any, panel: Any, values: Any, limit: float) -> None:
+def _write(axis: Any, places: Any, values: Any, limit: float) -> None:
     """The values in a column of their own, beyond the bars and their error bars."""
-    for place, value in enumerate(values):
-        if np.isfinite(value):
+    for place in places:
+        if np.isfinite(values[place]):
             axis.annotate(
-                written(value, limit), (1.01, place), xycoords=("axes fraction", "data"),
+                written(values[place], limit), (1.01, place), xycoords=("axes fraction", "data"),
                 va="center", fontsize=8,
             )  # fmt: skip
-
-
-def _wrapped(words: str) -> str:
-    return words.replace("; ", ";\n")
 
 
 def _plain(axis: Any) -> None:
