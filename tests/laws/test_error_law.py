@@ -151,6 +151,19 @@ ENTRIES = {
     ),
     "to_parquet": (on_disk("to_parquet"), {"path": "/nowhere/f"}, ["per_prompt", "level"]),
     "agreement": (OUT.agreement, {"exact": OUT, "top_k": 1}, []),
+    **{
+        name: (getattr(OUT, name), {"name": "resid", draws: 100}, ["level", "seed"])
+        for name, draws in (("interval", "resamples"), ("band", "flips"))
+    },
+    "pvalues": (OUT.pvalues, {"name": "resid", "flips": 100}, ["adjust", "seed"]),
+    "stability": (OUT.stability, {"k": 2, "resamples": 100}, ["name", "distinct", "seed"]),
+    "prompts_needed": (OUT.prompts_needed, {"name": "resid", "width": 0.1}, ["level"]),
+    "agreement.interval": (
+        OUT.agreement(OUT).interval,
+        {"figure": "recall", "resamples": 100},
+        ["level", "seed"],
+    ),
+    "by_group": (OUT.by_group, {"column": ["a", "b"]}, []),
     "plot": (OUT.plot, {}, [*PICTURE, "metrics", "kind", "ax"]),
     "page": (OUT.plot, {"interactive": True}, ["size", "layers", "positions", "values", "mark"]),
     "lines": (OUT.plot, {"kind": "lines"}, ["size", "crop", "layers", "positions", "mark"]),

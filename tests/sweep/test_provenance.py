@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -85,7 +86,7 @@ def test_every_sweep_says_where_it_comes_from(name: str) -> None:
     out = SWEEPS[name](model=model)
     taken = datetime.now(UTC) - before
     info = out.info
-    assert all(isinstance(words, str) for words in info.values())
+    assert {type(words) for words in info.values()} == {str}
     assert info["weights"] == checksum(model)
     assert info["adapter_from"] == source_of(tiny_api())
     started = datetime.fromisoformat(info["started"])
@@ -171,15 +172,16 @@ class Holder(nn.Module):
 def by_hand(weight: Tensor, piece: int = 2**18) -> int:
     """The sum that stands for a weight, number by number."""
     octets = weight.contiguous().flatten().view(torch.uint8).tolist()
-    octets += [0] * (-len(octets) % 8)
+    octets += [0] * (-len(octets) % 4)
     numbers = [
-        int.from_bytes(bytes(octets[first : first + 8]), "little")
-        for first in range(0, len(octets), 8)
+        int.from_bytes(bytes(octets[first : first + 4]), "little", signed=True)
+        for first in range(0, len(octets), 4)
     ]
+    factors = np.random.PCG64(0).random_raw(min(len(numbers), piece)).tolist()
     total = 0
     for first in range(0, len(numbers), piece):
         some = numbers[first : first + piece]
-        own = sum(number * (2 * at + 1) * 0x9E3779B1 for at, number in enumerate(some))
+        own = sum(number * (factor | 1) for number, factor in zip(some, factors, strict=False))
         # What torch sums up has a sign.
         total = total * 0x9E3779B1 + own
     return total % 2**64
@@ -218,6 +220,18 @@ def test_pieces_that_change_places_are_told() -> None:
     )
     one, other = torch.ones(4), torch.zeros(4)
     assert checksum(Holder(one, other)) != checksum(Holder(other, one))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    "where", [(slice(None),), (slice(None), 3), (slice(None), slice(32)), (5,), ([0, 9], [7, 7])]
+)
+def test_signs_that_change_are_told(kind: torch.dtype, where: Any) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(64, 64).to(kind)
+    word = checksum(Holder(weight))
+    weight[where] *= -1
+    assert checksum(Holder(weight)) != word
 
 
 # Adapters ---------------------------------------------------------------------------------------

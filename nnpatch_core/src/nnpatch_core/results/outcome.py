@@ -990,7 +990,7 @@ class Outcome(Mapping[str, Tensor]):
         Examples:
             >>> [axis.get_title() for axis in out.plot().axes]
             ['mlp', 'k', '']
-            >>> out.plot(kind="bars", mark=1).axes[0].get_xlabel()
+            >>> out.plot(kind="bars", mark=1).axes[0].get_xlabel()  # doctest: +ELLIPSIS
             'restored (0 target, 1 source); the largest is ...'
         """
         return draw_outcome(

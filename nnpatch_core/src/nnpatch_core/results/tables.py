@@ -176,9 +176,7 @@ def dataset(outcome: Outcome, per_prompt: bool) -> xarray.Dataset:
         "magnitude": int(outcome.magnitude),
         "prompts": outcome.count,
     }
-    # Plain texts: netCDF takes nothing that is more than one.
-    info = {key: str(words) for key, words in outcome.info.items()}
-    made: xarray.Dataset = module.Dataset(arrays, attrs={**about, **info})
+    made: xarray.Dataset = module.Dataset(arrays, attrs={**about, **outcome.info})
     return made
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnpatch_core._bytes import bytes_of
 from nnpatch_core._wrappers import offloaded
 
-#: Numbers of eight bytes that are summed up together: few enough to stay near the processor.
+#: Numbers of four bytes that are summed up together: few enough to stay near the processor.
 _PIECE = 2**18
 #: Odd, as what is multiplied by an odd number modulo a power of 2 can be told from it.
 _FACTOR = 0x9E3779B1
@@ -33,7 +34,11 @@ def checksum(model: nn.Module) -> str:
 
 
 class _Factors:
-    """For each place in a piece an odd number, so that numbers that change places are told."""
+    """For each place in a piece an odd number, so that numbers that change places are told.
+
+    They are random, and of eight bytes: so what is done to a weight on purpose, as to change the
+    sign of a column, does not add up to nothing.
+    """
 
     def __init__(self) -> None:
         self._made: dict[torch.device, Tensor] = {}
@@ -42,8 +47,10 @@ class _Factors:
         """As many as there are numbers, on their device."""
         made = self._made.get(numbers.device)
         if made is None or len(made) < len(numbers):
-            places = torch.arange(len(numbers), device=numbers.device, dtype=torch.int64)
-            made = self._made[numbers.device] = (places * 2 + 1) * _FACTOR
+            # The raw numbers of a generator are the same in every version of numpy.
+            drawn = np.random.PCG64(0).random_raw(len(numbers)).astype(np.uint64)
+            odd = torch.from_numpy((drawn | np.uint64(1)).view(np.int64))
+            made = self._made[numbers.device] = odd.to(numbers.device)
         return made[: len(numbers)]
 
 
@@ -68,10 +75,10 @@ def _sum(weight: Tensor, factors: _Factors) -> int:
     whole = weight.contiguous()
     octets = (torch.view_as_real(whole) if whole.is_complex() else whole).flatten()
     octets = octets.view(torch.uint8)
-    if len(octets) % 8 or octets.storage_offset() % 8:
-        # A copy, which begins where a number of eight bytes may.
-        octets = torch.nn.functional.pad(octets, (0, -len(octets) % 8)).clone()
-    bits, total = octets.view(torch.int64), 0
+    if len(octets) % 4 or octets.storage_offset() % 4:
+        # A copy, which begins where a number of four bytes may.
+        octets = torch.nn.functional.pad(octets, (0, -len(octets) % 4)).clone()
+    bits, total = octets.view(torch.int32), 0
     for first in range(0, len(bits), _PIECE):
         piece = bits[first : first + _PIECE]
         total = (total * _FACTOR + int((piece * factors.of(piece)).sum())) % 2**64

@@ -97,7 +97,7 @@ def outcome(
 def versions() -> dict[str, str]:
     """The releases that numbers depend on."""
     # Asking the library itself is a hundred times faster than reading its whole metadata.
-    # torch's is more than a text, which files cannot take.
+    # torch's is more than a text, which netCDF does not take.
     libraries = {
         library.__name__: str(library.__version__) for library in (nnsight, torch, transformers)
     }

@@ -96,7 +96,8 @@ def bands_of(
         low[finite], high[finite] = values[finite], values[finite]
         family = finite & ~known
         if family.any():
-            half = flipping.half_widths(samples.cells(family), level, draws.seed, draws.count)
+            own = samples.cells(family)
+            half = flipping.half_widths(own, own.varies(), level, draws.seed, draws.count)
             low[family], high[family] = values[family] - half, values[family] + half
     ends = zip(_split(low, lengths), _split(high, lengths), strict=True)
     return {name: _placed(figured, name, each) for name, each in zip(names, ends, strict=True)}
@@ -134,7 +135,9 @@ def pvalues_of(
     family = np.isfinite(effects).all(1) & measured
     found = np.full(len(effects), np.nan)
     if family.any():
-        alone, together = flipping.raw_pvalues(effects[family], draws.seed, draws.count)
+        # Without the rounding of cells that nothing moves.
+        moves = np.where(samples.moves()[family, None], effects[family], 0.0)
+        alone, together = flipping.raw_pvalues(moves, draws.seed, draws.count)
         found[family] = _adjusted(alone, together, adjust)
     return {
         name: figured.cells[name].place(torch.from_numpy(each.copy()), float("nan"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nnpatch_core.results.statistics.drawing import chunks, side_by_side, signs
 from nnpatch_core.results.statistics.samples import Floats, Samples
@@ -20,12 +21,23 @@ _ROUNDING = 1e-9
 _STILL = 1e-13
 
 
-def half_widths(samples: Samples, level: float, seed: int, flips: int) -> Floats:
+def half_widths(
+    samples: Samples, counted: NDArray[np.bool_], level: float, seed: int, flips: int
+) -> Floats:
     """`[cells]`: how far a band that holds all cells at once reaches to each side.
 
     Flipped are the residuals, each cell's studentised; the cells' numbers are finite.
+
+    Args:
+        samples: the cells in their prompts.
+        counted: `[cells]`: the cells that say how many standard errors the band reaches.
+        level: of the band.
+        seed: of the draws.
+        flips: the number of draws.
     """
     residuals = samples.residuals()
+    errors = _variance([(each**2).mean(1) for each in residuals], samples.counts)
+    residuals = [each[counted] for each in residuals]
     spreads = [(each**2).mean(1) for each in residuals]
     variance = _variance(spreads, samples.counts)
     highest = np.empty(0)
@@ -48,7 +60,7 @@ def half_widths(samples: Samples, level: float, seed: int, flips: int) -> Floats
     rank = math.ceil(level * (1 + flips))
     most = np.inf if rank > flips else np.partition(highest, rank - 1)[rank - 1]
     with np.errstate(invalid="ignore"):
-        return np.where(variance > 0, most * np.sqrt(variance), 0.0)
+        return np.where(errors > 0, most * np.sqrt(errors), 0.0)
 
 
 def raw_pvalues(effects: Floats, seed: int, flips: int) -> tuple[Floats, Floats]:

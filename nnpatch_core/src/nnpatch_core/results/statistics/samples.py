@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from nnpatch_core.results.statistics.values import Figured, changes_of
+from nnpatch_core.results.statistics.values import Figured, changes_of, size_of
 
 if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Floats: TypeAlias = NDArray[np.float64]
 #: Of a difference, as a share of what is taken apart.
 _ROUNDING = 1e-13
+#: Logits in float32 that should be equal differ by less than this share of a metric.
+_STILL = 1e-5
 
 
 @attrs.frozen(eq=False)
@@ -28,11 +30,13 @@ class Sample:
         changes: `[cells, prompts]`, how far a patch moved the metric of the target run.
         whole: `[prompts]`, how far the source run is from it; 1 where values are changes.
         weight: of these prompts' value in a sum of several.
+        size: of the metric, of which rounding is a share; 0 where nothing is known of it.
     """
 
     changes: Floats
     whole: Floats
     weight: float = 1.0
+    size: float = 0.0
 
     def values(self) -> Floats:
         """`[cells]`."""
@@ -87,6 +91,30 @@ class Samples:
         """`[cells]`."""
         return _summed([part.values() for part in self.parts])
 
+    def moves(self) -> NDArray[np.bool_]:
+        """`[cells]`, bool: whether a patch moves the metric of some prompt by more than rounding.
+
+        Statistics of what is rounding would be about the machine, and other ones by each engine.
+        """
+        found: NDArray[np.bool_] = np.logical_or.reduce(
+            [np.abs(part.changes).max(1) > _STILL * part.size for part in self.parts]
+        )
+        return found
+
+    def varies(self) -> NDArray[np.bool_]:
+        """`[cells]`, bool: whether prompts differ in the value by more than rounding.
+
+        A cell that is the source run does not.
+        """
+        found: NDArray[np.bool_] = np.logical_or.reduce(
+            [
+                np.abs(part.residuals()).max(1) * np.abs(part.whole.mean())
+                > _STILL * np.abs(part.weight) * part.size
+                for part in self.parts
+            ]
+        )
+        return found
+
     def residuals(self) -> list[Floats]:
         """For each draw `[cells, prompts]`, of mean 0: how far each prompt pulls the value."""
         return [_summed([part.residuals() for part in parts]) for parts in self.drawn]
@@ -118,7 +146,8 @@ def samples_of(figured: Figured, name: str) -> Samples:
     for term, order in zip(terms, each, strict=True):
         changes, whole = changes_of(term.outcome, name)
         changes = changes if term.rows is None else changes[term.rows[name].numpy()]
-        parts.append(Sample(changes[:, order], whole[order], term.weight))
+        size = size_of(term.outcome)
+        parts.append(Sample(changes[:, order], whole[order], term.weight, size))
     return Samples(tuple(parts), together is not None)
 
 

@@ -122,6 +122,13 @@ def changes_of(outcome: Outcome, name: str) -> tuple[NDArray[np.float64], NDArra
     return changes.numpy(), whole.numpy()
 
 
+def size_of(outcome: Outcome) -> float:
+    """The mean size of that of which changes are shares, or of the metric that they change."""
+    baseline = outcome.baseline
+    source, target = baseline.source.double(), baseline.target.double()
+    return float((target if outcome.scale == "change" else source - target).abs().mean())
+
+
 def prompt_values(outcome: Outcome, name: str) -> Tensor:
     """The value of each cell in each prompt, `[cells, batch]`; nan where it has no token."""
     patched, baseline = outcome.raw[outcome.metric][name], outcome.baseline
