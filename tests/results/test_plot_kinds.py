@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from nnpatch_core import Outcome
 from nnpatch_core.errors import OutcomeError
+from nnpatch_core.results.pictures.panels import Panel
+from nnpatch_core.results.pictures.sheet import strongest
 from nnpatch_core.sites import Axis
 from tests.helpers.made_up import PLAIN, STRANGE, head_axis, layer_axis, outcome, position_axis
 
@@ -437,3 +439,14 @@ def test_bars_have_room_for_their_labels(interactive: bool) -> None:
     assert count == 50, "of a list none is left out"
     labels = listed.layout.yaxis.ticktext if interactive else listed.axes[0].get_yticklabels()
     assert len(labels) < 25
+
+
+def test_heads_that_are_rows_are_facts_of_their_own() -> None:
+    rows = {"up": ("0.0", "0.1", "1.0", "1.1"), "across": ("a",), "layers": (0, 0, 1, 1)}
+
+    def outlined(*values: float) -> Any:
+        made = Panel("v", np.array(values)[:, None], up_title="", across_title="", **rows)
+        return [up for up, _ in strongest([made], 2)[0]]
+
+    assert outlined(1.0, 0.1, 0.2, 0.99) == [0, 3], "another head"
+    assert outlined(1.0, 0.1, 0.99, 0.2) == [0, 3], "the same head, one layer further"
