@@ -1,8 +1,10 @@
 """Pictures of outcomes and of agreements, as matplotlib or as interactive plotly figures.
 
-A picture is made in steps: the cells become panels or points (`outcome`, `agreement`), lines where
-nothing was swept or run are left out (`crop`), panels find their places (`layout`), and a library
-draws (`heatmap`, `scatter`). Both libraries are optional, and imported where they draw.
+A picture is made in steps: the arguments are read once (`request`), an outcome becomes grids and
+how sure they are (`seen`, `certainty`), grids become panels of a kind (`kinds`, `panels`), lines
+where nothing was swept or run are left out (`crop`), panels find their places (`layout`) and scales
+(`scales`) on a sheet (`sheet`), and a library draws it: matplotlib in `static`, plotly in `page`.
+Both libraries are optional, and imported where they draw.
 """
 
 from nnpatch_core.results.pictures.agreement import draw_agreement
