@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from nnpatch_core import Outcome
 from nnpatch_core.errors import OutcomeError
+from nnpatch_core.results.pictures.panels import Panel
+from nnpatch_core.results.pictures.sheet import strongest
 from nnpatch_core.sites import Axis
 from tests.helpers.made_up import PLAIN, STRANGE, head_axis, layer_axis, outcome, position_axis
 
@@ -134,12 +136,17 @@ def test_lines_that_are_not_told_from_0_are_grey(interactive: bool) -> None:
 
 @BOTH
 def test_of_many_lines_those_that_reach_furthest_have_colours(interactive: bool) -> None:
-    figure = outcome(BLOCKS).plot(interactive=interactive, kind="lines", mute=None)
+    out = outcome(BLOCKS)
+    figure = out.plot(interactive=interactive, kind="lines", mute=None)
     assert "the lines that reach furthest have colours" in note(figure)
     if interactive:
-        assert sum(bool(each.showlegend) for each in figure.data) == 9
+        named = [each.name for each in figure.data if each.showlegend]
     else:
-        assert len(figure.legends[0].get_texts()) == 9
+        named = [text.get_text() for text in figure.legends[0].get_texts()]
+    reach = torch.stack([out[name].abs().amax(0) for name in BLOCKS]).amax(0)
+    furthest = reach.topk(8).indices.tolist()
+    assert {name.partition(" ")[0] for name in named} == {*map(str, furthest), "3"}
+    assert {"3 others", "3 Paul|John"} <= set(named)
 
 
 @BOTH
@@ -432,3 +439,14 @@ def test_bars_have_room_for_their_labels(interactive: bool) -> None:
     assert count == 50, "of a list none is left out"
     labels = listed.layout.yaxis.ticktext if interactive else listed.axes[0].get_yticklabels()
     assert len(labels) < 25
+
+
+def test_heads_that_are_rows_are_facts_of_their_own() -> None:
+    rows = {"up": ("0.0", "0.1", "1.0", "1.1"), "across": ("a",), "layers": (0, 0, 1, 1)}
+
+    def outlined(*values: float) -> Any:
+        made = Panel("v", np.array(values)[:, None], up_title="", across_title="", **rows)
+        return [up for up, _ in strongest([made], 2)[0]]
+
+    assert outlined(1.0, 0.1, 0.2, 0.99) == [0, 3], "another head"
+    assert outlined(1.0, 0.1, 0.99, 0.2) == [0, 3], "the same head, one layer further"

@@ -130,7 +130,7 @@ def _words(one: Seen, other: Seen, difference: Seen) -> list[str]:
     told = [each for each in columns if not each.certainty.lacks]
     notes = []
     if told:
-        counts = ", ".join(dict.fromkeys(f"{each.cells:,}" for each in told))
+        counts = " or ".join(dict.fromkeys(f"{each.cells:,}" for each in told))
         words = f"washed out: the {{percent}} band over all {counts} cells of a column holds 0"
         notes += told[0].words(words, "")
     for why in dict.fromkeys(each.certainty.lacks for each in columns if each not in told):
