@@ -1,0 +1,100 @@
+"""Numbers that were wrong and nobody was told: each test is a fault that was found by looking."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+from nnpatch_core import Outcome
+from nnpatch_core.errors import StatisticsWarning
+from tests.helpers.made import made
+
+RANDOM = np.random.default_rng(0)
+PROMPTS = 20
+WHOLE = 4 + RANDOM.normal(0, 0.5, PROMPTS)
+ONE = RANDOM.normal(1, 1, (2, PROMPTS))
+#: Of the same prompts: almost what the first has.
+TWIN = ONE + RANDOM.normal(0, 0.1, (2, PROMPTS))
+APART = RANDOM.normal(1, 1, (2, PROMPTS))
+OTHERS = list(range(500, 500 + PROMPTS))
+
+
+def widths(figured: Any) -> Any:
+    return figured.interval("mlp").width.numpy()
+
+
+def reordered(out: Outcome, order: list[int]) -> Outcome:
+    """The same sweep, its prompts in another order."""
+    rows = torch.tensor(order)
+    tokens = ("source_tokens", "source_mask", "target_tokens", "target_mask")
+    prompts = {name: getattr(out.prompts, name)[rows] for name in tokens}
+    return attrs.evolve(
+        out,
+        raw={
+            metric: {name: each[:, rows] for name, each in raw.items()}
+            for metric, raw in out.raw.items()
+        },
+        baselines={
+            metric: attrs.evolve(each, source=each.source[rows], target=each.target[rows])
+            for metric, each in out.baselines.items()
+        },
+        prompts=attrs.evolve(out.prompts, **prompts),
+    )
+
+
+# Which prompts are drawn together ---------------------------------------------------------------
+
+
+def test_of_three_terms_those_of_the_same_prompts_are_drawn_together() -> None:
+    one, twin = made(ONE, WHOLE), made(TWIN, WHOLE)
+    other = made(APART, WHOLE, tokens=OTHERS)
+    # Drawn by themselves, the errors of two that are almost one would be taken to cancel.
+    mixed = (one + twin) / 2 - other
+    alone = np.hypot(widths((one + twin) / 2), widths(other))
+    np.testing.assert_allclose(widths(mixed), alone, rtol=0.06)
+    np.testing.assert_allclose(
+        mixed.band("mlp").width.numpy(), (one - other).band("mlp").width.numpy(), rtol=0.06
+    )
+    little = one - twin + 1e-4 * other
+    np.testing.assert_allclose(widths(little), widths(one - twin), rtol=0.06)
+    assert not mixed.paired
+    assert repr(mixed).endswith("; 2 sets of prompts)")
+
+
+def test_padding_makes_no_other_prompts() -> None:
+    one = made(ONE, WHOLE)
+    padded = {
+        name: torch.nn.functional.pad(getattr(one.prompts, name), (2, 0))
+        for name in ("source_tokens", "source_mask", "target_tokens", "target_mask")
+    }
+    wider = attrs.evolve(one, prompts=attrs.evolve(one.prompts, **padded))
+    assert (one - wider).paired
+    assert (widths(one - wider) == 0).all()
+    assert (widths(wider) == widths(one)).all()
+
+
+@pytest.mark.parametrize("start", [[1, 0], [5, 1, 0, 2, 3, 4], [0, 1]])
+def test_a_prompt_that_occurs_twice_is_paired_by_what_its_runs_have(start: list[int]) -> None:
+    # One prompt with two answers.
+    out = made(ONE, WHOLE, tokens=[1, 1, *range(2, PROMPTS)])
+    other = reordered(out, [*start, *range(len(start), PROMPTS)])
+    assert (out - other).paired
+    assert (widths(out - other) == 0).all()
+
+
+def test_outcomes_that_share_some_prompts_say_so() -> None:
+    out = made(ONE, WHOLE)
+    groups = out.by_group(["a"] * 10 + ["b"] * 10)
+    for mixed in (out - groups["a"], out + groups["b"]):
+        with pytest.warns(StatisticsWarning, match="^10 prompts are in outcomes that do not have"):
+            mixed.interval("mlp")
+        assert any("10 prompts are in outcomes" in note for note in mixed.top(1).notes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (groups["a"] - groups["b"]).interval("mlp")
+        (out - made(TWIN, WHOLE)).interval("mlp")
