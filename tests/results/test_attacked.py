@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnpatch_core import Outcome
+from nnpatch_core import Outcome, Sites, activation_patching
 from nnpatch_core.errors import StatisticsWarning
+from nnpatch_core.testing import tiny_model
 from tests.helpers.made import made
 
 RANDOM = np.random.default_rng(0)
@@ -98,3 +99,29 @@ def test_outcomes_that_share_some_prompts_say_so() -> None:
         warnings.simplefilter("error")
         (groups["a"] - groups["b"]).interval("mlp")
         (out - made(TWIN, WHOLE)).interval("mlp")
+
+
+# What is printed --------------------------------------------------------------------------------
+
+
+def test_a_token_sends_nothing_to_the_terminal() -> None:
+    source = torch.tensor([[5, 6, last] for last in range(10, 18)])
+    target = torch.tensor([[5, 9, last] for last in range(10, 18)])
+    answers = torch.full((8,), 1), torch.full((8,), 2)
+    out = activation_patching(
+        tiny_model("llama"),
+        None,
+        Sites("attn", seq_pos_type="each"),
+        *(source, target, *answers),
+        progress=False,
+    )
+    texts = {5: "a", 6: "\x1b[31m", 9: "\t\u202e", **dict.fromkeys(range(10, 18), "\u4e2d\u6587")}
+    out = attrs.evolve(out, prompts=attrs.evolve(out.prompts, strings=texts))
+    stable = out.stability(6, distinct=False, resamples=100)
+    printed = [*str(stable).split("\n"), *str(out.top(6)).split("\n")]
+    assert all(line.isprintable() for line in printed)
+    assert "\u202e" not in stable._repr_html_()
+    # A wide letter takes two places.
+    lines = [line for line in str(stable).split("\n") if line.startswith("attn")]
+    wide = [len(line) + line.count("\u4e2d") + line.count("\u6587") for line in lines]
+    assert len(set(wide)) == 1, lines
