@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from nnpatch_core import Outcome, Sites, activation_patching
-from nnpatch_core.errors import StatisticsWarning
+from nnpatch_core.errors import OutcomeError, StatisticsWarning
 from nnpatch_core.testing import tiny_model
 from tests.helpers.made import made
 
@@ -45,6 +46,17 @@ def reordered(out: Outcome, order: list[int]) -> Outcome:
             for metric, each in out.baselines.items()
         },
         prompts=attrs.evolve(out.prompts, **prompts),
+    )
+
+
+@functools.cache
+def sweep(*names: str) -> Outcome:
+    source = torch.tensor([[5, 6, last] for last in range(10, 18)])
+    target = torch.tensor([[5, 9, last] for last in range(10, 18)])
+    answers = torch.full((8,), 1), torch.full((8,), 2)
+    sites = Sites(list(names), seq_pos_type="each")
+    return activation_patching(
+        *(tiny_model("llama"), None, sites, source, target, *answers), progress=False
     )
 
 
@@ -105,16 +117,7 @@ def test_outcomes_that_share_some_prompts_say_so() -> None:
 
 
 def test_a_token_sends_nothing_to_the_terminal() -> None:
-    source = torch.tensor([[5, 6, last] for last in range(10, 18)])
-    target = torch.tensor([[5, 9, last] for last in range(10, 18)])
-    answers = torch.full((8,), 1), torch.full((8,), 2)
-    out = activation_patching(
-        tiny_model("llama"),
-        None,
-        Sites("attn", seq_pos_type="each"),
-        *(source, target, *answers),
-        progress=False,
-    )
+    out = sweep("attn")
     texts = {5: "a", 6: "\x1b[31m", 9: "\t\u202e", **dict.fromkeys(range(10, 18), "\u4e2d\u6587")}
     out = attrs.evolve(out, prompts=attrs.evolve(out.prompts, strings=texts))
     stable = out.stability(6, distinct=False, resamples=100)
@@ -125,3 +128,44 @@ def test_a_token_sends_nothing_to_the_terminal() -> None:
     lines = [line for line in str(stable).split("\n") if line.startswith("attn")]
     wide = [len(line) + line.count("\u4e2d") + line.count("\u6587") for line in lines]
     assert len(set(wide)) == 1, lines
+
+
+# Pictures ---------------------------------------------------------------------------------------
+
+
+def labels_of_bars(figure: Any) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
+def test_bars_are_of_the_layers_and_positions_that_are_asked_for() -> None:
+    out = sweep("attn", "mlp")
+    for layers, positions in (([2], None), (None, [1]), ([0, 2], [2])):
+        chosen = out.sel(layer=layers, position=positions)
+        found = out.plot(kind="bars", layers=layers, positions=positions)
+        assert labels_of_bars(found) == labels_of_bars(chosen.plot(kind="bars"))
+        page = out.plot(kind="bars", layers=layers, positions=positions, interactive=True)
+        assert len(page.data[0].x) == len(labels_of_bars(found))
+    with pytest.raises(OutcomeError, match="nothing was swept in these layers and positions"):
+        out.sel(position=2).plot(kind="bars", positions=[1])
+
+
+def test_a_position_that_is_asked_for_is_the_one_that_is_drawn() -> None:
+    heads = sweep("q").sel(position=2)
+    (panel, *_) = heads.plot(positions=[1]).axes
+    assert panel.get_title().startswith("q [1] ")
+    assert np.isnan(np.ma.filled(panel.images[0].get_array(), np.nan)).all()
+
+
+def test_an_empty_title_is_no_title() -> None:
+    out = sweep("attn")
+    assert out.plot(title="").get_suptitle() == ""
+    assert out.plot(title="", interactive=True).layout.title.text == ""
+    assert out.plot_beside(out, title="").get_suptitle() == ""
+
+
+def test_colours_that_end_before_the_values_say_so() -> None:
+    out = sweep("attn")
+    largest = out["attn"].abs().max().item()
+    assert largest > 0.1
+    words = out.plot(limit=0.1).axes[-1].get_ylabel().replace("\n", " ")
+    assert words.endswith(f"the largest is {largest:.3g}")
