@@ -130,6 +130,42 @@ def test_a_token_sends_nothing_to_the_terminal() -> None:
     assert len(set(wide)) == 1, lines
 
 
+def test_small_values_are_told_as_they_are() -> None:
+    out = sweep("attn")
+    raw = {"given": {"attn": 1e-6 * (out.raw[out.metric]["attn"] - out.baseline.target)}}
+    nothing = torch.zeros(8)
+    small = attrs.evolve(
+        out,
+        scale="change",
+        raw=raw,
+        baselines={"given": attrs.evolve(out.baseline, source=nothing, target=nothing)},
+        metric="given",
+    )
+    assert 0 < small["attn"].abs().max().item() < 1e-3
+    # Both the values and their ends.
+    for told in (
+        str(small.stability(2, resamples=100)),
+        small._repr_html_(),
+        *small.plot(interactive=True).data[0].customdata[0],
+        *small.plot(kind="bars", interactive=True).data[0].customdata[:3],
+    ):
+        assert "0.000" not in told.replace("<br>0.000", "")
+        assert "e-0" in told or "<br>0.000" in told
+
+
+def test_a_metric_sends_nothing_to_the_terminal() -> None:
+    out = sweep("attn")
+    evil = "m\x1b[31m\n"
+    named = attrs.evolve(
+        out,
+        raw={evil: out.raw[out.metric]},
+        baselines={evil: out.baseline},
+        metric=evil,
+    )
+    for told in (repr(named), repr(named - named), *str(named.top(1)).split("\n")):
+        assert told.isprintable()
+
+
 # Pictures ---------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnpatch_core._printable import shown
+from nnpatch_core._printable import printable, shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import selection, tables
 from nnpatch_core.results.compare import check_axes
@@ -85,7 +85,7 @@ class Combination(Mapping[str, Tensor]):
         groups = len(alike([term.outcome for term in self.terms]))
         own = "prompts of their own" if groups == len(self.terms) else f"{groups} sets of prompts"
         apart = "" if groups == 1 else f"; {own}"
-        return f"Combination({self.kind}, {self.metric}: {shapes}{apart})"
+        return printable(f"Combination({self.kind}, {self.metric}: {shapes}{apart})")
 
     def __add__(self, other: Any) -> Combination:
         return combined(self, other, 1.0)

@@ -18,7 +18,7 @@ from nnpatch_core.results import tables
 from nnpatch_core.results.statistics import Draws, Figured, cell_values, top_shares
 from nnpatch_core.results.sureness import check_prompts, chosen_names
 from nnpatch_core.results.top import padded, strongest_groups, width_of
-from nnpatch_core.results.words import cell_name
+from nnpatch_core.results.words import cell_name, in_digits
 
 #: A cell that comes in in so large a share of draws is told.
 _OFTEN = 0.05
@@ -90,7 +90,7 @@ class Stability:
     @staticmethod
     def _lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
         return [
-            (printable(cell_name(row)), f"{row['value']:.3f}", f"{row['share']:.0%}")
+            (printable(cell_name(row)), in_digits(row["value"]), f"{row['share']:.0%}")
             for row in rows
         ]
 

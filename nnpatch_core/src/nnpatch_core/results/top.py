@@ -31,7 +31,7 @@ from nnpatch_core.results.statistics import (
     least_pvalue,
     pvalues_of,
 )
-from nnpatch_core.results.words import unit_of
+from nnpatch_core.results.words import in_digits, unit_of
 
 if TYPE_CHECKING:
     import pandas
@@ -188,7 +188,7 @@ def _title(figured: Figured, names: Sequence[str]) -> str:
     words = [figured.metric, unit_of(figured), prompts]
     if len(figured.terms) == 1:
         words = [figured.kind, *words]
-    return f"The strongest of {cells} cells: {', '.join(words)}"
+    return printable(f"The strongest of {cells} cells: {', '.join(words)}")
 
 
 def strongest_groups(
@@ -336,8 +336,7 @@ def _written(column: str, value: Any) -> str:
         return f"'{text}'" if column == "token" else text
     if column == "p_value":
         return "" if value != value else f"{value:.4f}"
-    small = 0 < abs(value) < 0.001
-    return f"{value:.1e}" if small else f"{value:.3f}"
+    return in_digits(value)
 
 
 def width_of(text: str) -> int:
