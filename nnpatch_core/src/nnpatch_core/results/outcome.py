@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._integers import strict_int
-from nnpatch_core._printable import shown
+from nnpatch_core._printable import printable, shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import file, grouping, parquet, selection, tables
 from nnpatch_core.results.agreement import Agreement
@@ -147,7 +147,7 @@ class Outcome(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {list(cells.shape)}" for name, cells in self.cells.items())
         means = "" if self.moments is None else f", means of {self.moments.count} prompts"
-        return f"Outcome({self.kind}, {self.metric}: {shapes}{means})"
+        return printable(f"Outcome({self.kind}, {self.metric}: {shapes}{means})")
 
     def _repr_html_(self) -> str:
         return as_html(self)

@@ -18,7 +18,7 @@ from nnpatch_core.results.interval import Interval
 from nnpatch_core.results.statistics import flips as flipping
 from nnpatch_core.results.statistics import intervals as resampling
 from nnpatch_core.results.statistics.ranking import shares_among_largest
-from nnpatch_core.results.statistics.samples import Floats, Samples, joined, samples_of
+from nnpatch_core.results.statistics.samples import Floats, Samples, joined, samples_of, shared
 from nnpatch_core.results.statistics.values import Figured
 
 #: How p-values may be adjusted for the number of cells.
@@ -177,6 +177,14 @@ def doubts(figured: Figured, level: float, draws: Draws) -> str:
             "the source and the target run may not differ at all in the metric with prompts like "
             f"these (the {level:.0%} interval of their mean difference holds 0), so that a value "
             "may be anything: every interval is (-inf, inf)"
+        )
+    common = shared([term.outcome for term in figured.terms])
+    if common:
+        prompts = "1 prompt is" if common == 1 else f"{common} prompts are"
+        return (
+            f"{prompts} in outcomes that do not have all prompts in common: each outcome's are "
+            "drawn by themselves, so that intervals of a sum are too narrow and those of a "
+            "difference too wide. Take outcomes of all the same prompts, or of none"
         )
     if resampling.too_few(level, few):
         return (
