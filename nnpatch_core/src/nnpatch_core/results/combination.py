@@ -184,16 +184,28 @@ class Combination(Mapping[str, Tensor]):
         return cells.place(cells.exact, False)
 
     def interval(
-        self, name: Any = None, level: float = 0.95, seed: int = 0, *, resamples: int = 10_000
+        self,
+        name: Any = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        resamples: int = 10_000,
+        wider: bool = False,
     ) -> Any:
         """See `Outcome.interval`."""
-        return interval(self, name, level, seed, resamples)
+        return interval(self, name, level, seed, resamples, wider)
 
     def band(
-        self, name: Any = None, level: float = 0.95, seed: int = 0, *, flips: int = 10_000
+        self,
+        name: Any = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+        wider: bool = False,
     ) -> Any:
         """See `Outcome.band`."""
-        return band(self, name, level, seed, flips)
+        return band(self, name, level, seed, flips, wider)
 
     def pvalues(
         self, name: Any = None, adjust: str | None = "max_t", seed: int = 0, *, flips: int = 10_000

@@ -66,10 +66,12 @@ def read_level(level: Any) -> float:
     return float(level)
 
 
-def interval_of(figured: Figured, name: str, level: float, draws: Draws) -> Interval:
+def interval_of(
+    figured: Figured, name: str, level: float, draws: Draws, *, wider: bool = False
+) -> Interval:
     """The interval of each cell; see `Outcome.interval`."""
     samples = samples_of(figured, name)
-    ends = resampling.intervals(samples, level, draws.seed, draws.count)
+    ends = resampling.intervals(samples, level, draws.seed, draws.count, wider=wider)
     return _placed(figured, name, ends)
 
 
@@ -82,7 +84,7 @@ def ends_of(
 
 
 def bands_of(
-    figured: Figured, names: Sequence[str], level: float, draws: Draws
+    figured: Figured, names: Sequence[str], level: float, draws: Draws, *, wider: bool = False
 ) -> dict[str, Interval]:
     """The bands of all cells of some site names at once; see `Outcome.band`."""
     samples, lengths = _joined(figured, names)
@@ -98,6 +100,9 @@ def bands_of(
         if family.any():
             own = samples.cells(family)
             half = flipping.half_widths(own, own.varies(), level, draws.seed, draws.count)
+            if wider:
+                reach = resampling.student(min(own.counts), level, int(own.varies().sum()) or 1)
+                half = np.maximum(half, reach * own.standard_errors())
             low[family], high[family] = values[family] - half, values[family] + half
     ends = zip(_split(low, lengths), _split(high, lengths), strict=True)
     return {name: _placed(figured, name, each) for name, each in zip(names, ends, strict=True)}

@@ -125,6 +125,14 @@ class Samples:
         """For each draw `[cells, prompts]`, of mean 0: how far each prompt pulls the value."""
         return [_summed([part.residuals() for part in parts]) for parts in self.drawn]
 
+    def standard_errors(self) -> Floats:
+        """`[cells]`, by the delta method."""
+        variances = [
+            (pulls**2).sum(1) / (count * (count - 1))
+            for pulls, count in zip(self.residuals(), self.counts, strict=True)
+        ]
+        return np.sqrt(_summed(variances))
+
     def without_each(self) -> list[Floats]:
         """For each draw `[cells, prompts]`: its part of the value without each prompt."""
         return [_summed([part.without_each() for part in parts]) for parts in self.drawn]
