@@ -53,7 +53,7 @@ PAGES = [
     *sorted((ROOT / ".github").rglob("*.[my]*")),
 ]
 #: What may follow `nnpatch ` besides a command: the words of file formats and of prose.
-PROSE = {"checkpoint", "outcome", "plugin", "finds", "was", "and"}
+PROSE = {"cells", "checkpoint", "outcome", "plugin", "finds", "was", "and"}
 #: Of others, whom a message names: each argument, and whose it is.
 OTHERS: dict[str, Any] = {
     "dispatch": TransformersModel.__mro__,

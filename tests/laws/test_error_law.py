@@ -152,7 +152,7 @@ ENTRIES = {
     "to_parquet": (on_disk("to_parquet"), {"path": "/nowhere/f"}, ["per_prompt", "level"]),
     "agreement": (OUT.agreement, {"exact": OUT, "top_k": 1}, []),
     **{
-        name: (getattr(OUT, name), {"name": "resid", draws: 100}, ["level", "seed"])
+        name: (getattr(OUT, name), {"name": "resid", draws: 100}, ["level", "seed", "wider"])
         for name, draws in (("interval", "resamples"), ("band", "flips"))
     },
     "pvalues": (OUT.pvalues, {"name": "resid", "flips": 100}, ["adjust", "seed"]),

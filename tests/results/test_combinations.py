@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from nnpatch_core import Sites, activation_patching, attribution_patching
 from nnpatch_core.errors import OutcomeError, StatisticsWarning
@@ -177,6 +178,43 @@ def test_bands_of_other_prompts_add_the_variances_of_both() -> None:
     half = (other - one).band("mlp").width[0].item() / 2
     errors = [each.standard_error("mlp")[0].item() for each in (one, other)]
     assert 1.9 < half / math.hypot(*errors) < 2.25
+
+
+@pytest.mark.parametrize("figured", [made(ONE, WHOLE), paired(), apart()])
+def test_the_wider_end_is_that_of_students_t_or_the_plain_one(figured: Any) -> None:
+    few = figured.count
+    errors = {
+        made_by: [each.standard_error("mlp") for each in outcomes]
+        for made_by, outcomes in {
+            "one": [made(ONE, WHOLE)],
+            "apart": [made(APART, APART_WHOLE), made(ONE, WHOLE)],
+        }.items()
+    }
+    for figure, cells in (("interval", 1), ("band", 3)):
+        plain, wider = getattr(figured, figure)("mlp"), getattr(figured, figure)("mlp", wider=True)
+        assert (wider.low <= plain.low).all()
+        assert (wider.high >= plain.high).all()
+        reach = float(student.ppf(1 - 0.025 / cells, few - 1))
+        if hasattr(figured, "patched"):
+            error = errors["one"][0]
+        elif not figured.paired:
+            error = torch.stack(errors["apart"]).square().sum(0).sqrt()
+        else:
+            # Of numbers that only this test makes: the spread of what pairs differ by.
+            pulls = [
+                (change - change.mean() / whole.mean() * whole) / whole.mean()
+                for changes, whole in ((OTHER, WHOLE * 1.5), (ONE, WHOLE))
+                for change in changes
+            ]
+            spread = np.array([pulls[cell] - pulls[cell + 3] for cell in range(3)]).std(1, ddof=1)
+            error = torch.from_numpy(spread / math.sqrt(PROMPTS))
+        value = figured["mlp"].double()
+        torch.testing.assert_close(
+            wider.low, torch.minimum(plain.low, value - reach * error), rtol=1e-5, atol=1e-6
+        )
+        torch.testing.assert_close(
+            wider.high, torch.maximum(plain.high, value + reach * error), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_p_values_of_pairs_flip_their_differences() -> None:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnpatch_core._printable import shown
+from nnpatch_core._printable import printable, shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import selection, tables
 from nnpatch_core.results.compare import check_axes
 from nnpatch_core.results.parts import Cells, Prompts, Scale
 from nnpatch_core.results.pictures import PictureKind, draw_combination
 from nnpatch_core.results.stability import Stability, stability
-from nnpatch_core.results.statistics import Term, cell_values, orders, read_level
+from nnpatch_core.results.statistics import Term, alike, cell_values, read_level
 from nnpatch_core.results.sureness import band, interval, pvalues
 from nnpatch_core.results.top import Top, make_top
 from nnpatch_core.sites import Axis
@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 class Combination(Mapping[str, Tensor]):
     """Outcomes whose values add up, each with a weight: a mapping from site name to tensor.
 
-    `one - other`, `(one + other) / 2` and the like make it, of outcomes with the same grids. Where
-    all are of the same prompts, these are drawn together in its statistics; each outcome's are
-    drawn by themselves otherwise.
+    `one - other`, `(one + other) / 2` and the like make it, of outcomes with the same grids. Those
+    that are of the same prompts, in whatever order, have these drawn together in its statistics;
+    those of others are drawn by themselves. Outcomes that share some prompts and not all are taken
+    to be of others, with a `StatisticsWarning`.
 
     Args:
         terms: the outcomes with their weights.
@@ -81,8 +82,10 @@ class Combination(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {list(cells.shape)}" for name, cells in self.cells.items())
-        apart = "" if self.paired else "; prompts of their own"
-        return f"Combination({self.kind}, {self.metric}: {shapes}{apart})"
+        groups = len(alike([term.outcome for term in self.terms]))
+        own = "prompts of their own" if groups == len(self.terms) else f"{groups} sets of prompts"
+        apart = "" if groups == 1 else f"; {own}"
+        return printable(f"Combination({self.kind}, {self.metric}: {shapes}{apart})")
 
     def __add__(self, other: Any) -> Combination:
         return combined(self, other, 1.0)
@@ -104,7 +107,7 @@ class Combination(Mapping[str, Tensor]):
     @property
     def paired(self) -> bool:
         """Whether all outcomes are of the same prompts, in whatever order."""
-        return orders([term.outcome for term in self.terms]) is not None
+        return len(alike([term.outcome for term in self.terms])) == 1
 
     @property
     def scale(self) -> Scale:
@@ -181,16 +184,28 @@ class Combination(Mapping[str, Tensor]):
         return cells.place(cells.exact, False)
 
     def interval(
-        self, name: Any = None, level: float = 0.95, seed: int = 0, *, resamples: int = 10_000
+        self,
+        name: Any = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        resamples: int = 10_000,
+        wider: bool = False,
     ) -> Any:
         """See `Outcome.interval`."""
-        return interval(self, name, level, seed, resamples)
+        return interval(self, name, level, seed, resamples, wider)
 
     def band(
-        self, name: Any = None, level: float = 0.95, seed: int = 0, *, flips: int = 10_000
+        self,
+        name: Any = None,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+        wider: bool = False,
     ) -> Any:
         """See `Outcome.band`."""
-        return band(self, name, level, seed, flips)
+        return band(self, name, level, seed, flips, wider)
 
     def pvalues(
         self, name: Any = None, adjust: str | None = "max_t", seed: int = 0, *, flips: int = 10_000

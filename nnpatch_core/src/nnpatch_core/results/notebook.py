@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnpatch_core._html import block, heading, table
 from nnpatch_core.results.top import make_top, pieces
-from nnpatch_core.results.words import legend
+from nnpatch_core.results.words import in_digits, legend
 
 if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
@@ -46,4 +46,4 @@ def _grid(outcome: Outcome) -> Any:
 
 
 def _written(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return in_digits(value) if isinstance(value, float) else str(value)

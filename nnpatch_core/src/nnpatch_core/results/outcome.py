@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._integers import strict_int
-from nnpatch_core._printable import shown
+from nnpatch_core._printable import printable, shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import file, grouping, parquet, selection, tables
 from nnpatch_core.results.agreement import Agreement
@@ -147,7 +147,7 @@ class Outcome(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {list(cells.shape)}" for name, cells in self.cells.items())
         means = "" if self.moments is None else f", means of {self.moments.count} prompts"
-        return f"Outcome({self.kind}, {self.metric}: {shapes}{means})"
+        return printable(f"Outcome({self.kind}, {self.metric}: {shapes}{means})")
 
     def _repr_html_(self) -> str:
         return as_html(self)
@@ -364,7 +364,13 @@ class Outcome(Mapping[str, Tensor]):
 
     @overload
     def interval(
-        self, name: str, level: float = 0.95, seed: int = 0, *, resamples: int = 10_000
+        self,
+        name: str,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        resamples: int = 10_000,
+        wider: bool = False,
     ) -> Interval: ...
 
     @overload
@@ -375,6 +381,7 @@ class Outcome(Mapping[str, Tensor]):
         seed: int = 0,
         *,
         resamples: int = 10_000,
+        wider: bool = False,
     ) -> dict[str, Interval]: ...
 
     def interval(
@@ -384,6 +391,7 @@ class Outcome(Mapping[str, Tensor]):
         seed: int = 0,
         *,
         resamples: int = 10_000,
+        wider: bool = False,
     ) -> Interval | dict[str, Interval]:
         """The interval in which a value would lie with all prompts like these, for each cell alone.
 
@@ -399,6 +407,9 @@ class Outcome(Mapping[str, Tensor]):
             level: the share of such intervals that hold the truth.
             seed: of the draws; the order of the prompts does not matter.
             resamples: how often the prompts are drawn.
+            wider: take the wider end of this and of value +- Student's t x `standard_error`: safer
+                where a few prompts have far larger effects than the others. On 25 prompts of
+                SmolLM2 95 percent intervals held the truth in 92 percent of draws, these in 96.
 
         Returns:
             Two tensors, each shaped as `out[name]`, nan where nothing was swept; for several names
@@ -420,11 +431,17 @@ class Outcome(Mapping[str, Tensor]):
             >>> low.shape, high[0, 0].item()
             (torch.Size([3, 3]), inf)
         """
-        return interval(self, name, level, seed, resamples)
+        return interval(self, name, level, seed, resamples, wider)
 
     @overload
     def band(
-        self, name: str, level: float = 0.95, seed: int = 0, *, flips: int = 10_000
+        self,
+        name: str,
+        level: float = 0.95,
+        seed: int = 0,
+        *,
+        flips: int = 10_000,
+        wider: bool = False,
     ) -> Interval: ...
 
     @overload
@@ -435,6 +452,7 @@ class Outcome(Mapping[str, Tensor]):
         seed: int = 0,
         *,
         flips: int = 10_000,
+        wider: bool = False,
     ) -> dict[str, Interval]: ...
 
     def band(
@@ -444,6 +462,7 @@ class Outcome(Mapping[str, Tensor]):
         seed: int = 0,
         *,
         flips: int = 10_000,
+        wider: bool = False,
     ) -> Interval | dict[str, Interval]:
         """Intervals that hold the truth in all cells at once, in a share `level` of such sweeps.
 
@@ -458,6 +477,9 @@ class Outcome(Mapping[str, Tensor]):
             level: the share of such sweeps in which every cell's interval holds the truth.
             seed: of the flips.
             flips: how often the signs are drawn.
+            wider: reach at least as far as Student's t does for all cells, by Bonferroni. On 25
+                prompts of SmolLM2 95 percent bands held all cells in 89 percent of draws,
+                Bonferroni's in 95.
 
         Returns:
             As `interval`.
@@ -476,7 +498,7 @@ class Outcome(Mapping[str, Tensor]):
             ...     list(out.band(["mlp", "k"]))
             ['mlp', 'k']
         """
-        return band(self, name, level, seed, flips)
+        return band(self, name, level, seed, flips, wider)
 
     @overload
     def pvalues(

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._html import block, heading, table
 from nnpatch_core._integers import strict_int
+from nnpatch_core._printable import printable
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import tables
 from nnpatch_core.results.statistics import Draws, Figured, cell_values, top_shares
 from nnpatch_core.results.sureness import check_prompts, chosen_names
-from nnpatch_core.results.top import strongest_groups
-from nnpatch_core.results.words import cell_name
+from nnpatch_core.results.top import padded, strongest_groups, width_of
+from nnpatch_core.results.words import cell_name, in_digits
 
 #: A cell that comes in in so large a share of draws is told.
 _OFTEN = 0.05
@@ -57,16 +58,16 @@ class Stability:
 
     def __str__(self) -> str:
         written = [*self._lines(self.rows), *self._lines(self.others)]
-        width = max(len(name) for name, *_ in [("others",), *written])
+        width = max(width_of(name) for name, *_ in [("others",), *written])
         lines = [self._sentence(), f"{'':{width}}  value  stays"]
         lines += [
-            f"{name:{width}} {value:>6} {share:>6}"
+            f"{padded(name, width, left=True)} {value:>6} {share:>6}"
             for name, value, share in written[: len(self.rows)]
         ]
         if self.others:
             lines.append(f"{'others':{width}}  value comes in")
             lines += [
-                f"{name:{width}} {value:>6} {share:>6}"
+                f"{padded(name, width, left=True)} {value:>6} {share:>6}"
                 for name, value, share in written[len(self.rows) :]
             ]
         return "\n".join(lines)
@@ -88,7 +89,10 @@ class Stability:
 
     @staticmethod
     def _lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
-        return [(cell_name(row), f"{row['value']:.3f}", f"{row['share']:.0%}") for row in rows]
+        return [
+            (printable(cell_name(row)), in_digits(row["value"]), f"{row['share']:.0%}")
+            for row in rows
+        ]
 
 
 def stability(

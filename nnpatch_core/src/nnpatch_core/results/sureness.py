@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnpatch_core._arguments import check_flags
 from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import OutcomeError, StatisticsWarning
@@ -36,26 +37,28 @@ _USUAL = 0.05
 
 
 def interval(
-    figured: Figured, name: Any, level: Any, seed: Any, resamples: Any
+    figured: Figured, name: Any, level: Any, seed: Any, resamples: Any, wider: Any
 ) -> Interval | dict[str, Interval]:
     """See `Outcome.interval`."""
+    check_flags(wider=wider)
     check_prompts(figured, "interval()")
     level, draws = read_level(level), Draws.read(resamples, seed, "resamples")
     names, alone = chosen_names(figured, name)
     _warn(figured, level, draws)
-    found = {each: interval_of(figured, each, level, draws) for each in names}
+    found = {each: interval_of(figured, each, level, draws, wider=bool(wider)) for each in names}
     return found[names[0]] if alone else found
 
 
 def band(
-    figured: Figured, name: Any, level: Any, seed: Any, flips: Any
+    figured: Figured, name: Any, level: Any, seed: Any, flips: Any, wider: Any
 ) -> Interval | dict[str, Interval]:
     """See `Outcome.band`."""
+    check_flags(wider=wider)
     check_prompts(figured, "band()")
     level, draws = read_level(level), Draws.read(flips, seed, "flips")
     names, alone = chosen_names(figured, name)
     _warn(figured, level, draws)
-    found = bands_of(figured, names, level, draws)
+    found = bands_of(figured, names, level, draws, wider=bool(wider))
     return found[names[0]] if alone else found
 
 

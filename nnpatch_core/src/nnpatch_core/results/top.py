@@ -31,7 +31,7 @@ from nnpatch_core.results.statistics import (
     least_pvalue,
     pvalues_of,
 )
-from nnpatch_core.results.words import unit_of
+from nnpatch_core.results.words import in_digits, unit_of
 
 if TYPE_CHECKING:
     import pandas
@@ -125,10 +125,10 @@ class Top(Sequence[Mapping[str, Any]]):
         """The table as a terminal shows it, column under column."""
         columns = self.columns
         lines = [list(columns), *(written(row, columns) for row in self.rows)]
-        widths = [max(map(_width, cells)) for cells in zip(*lines, strict=True)]
+        widths = [max(map(width_of, cells)) for cells in zip(*lines, strict=True)]
         return [
             "  ".join(
-                _padded(cell, width, left=name in _TEXTS)
+                padded(cell, width, left=name in _TEXTS)
                 for name, cell, width in zip(columns, line, widths, strict=True)
             ).rstrip()
             for line in lines
@@ -188,7 +188,7 @@ def _title(figured: Figured, names: Sequence[str]) -> str:
     words = [figured.metric, unit_of(figured), prompts]
     if len(figured.terms) == 1:
         words = [figured.kind, *words]
-    return f"The strongest of {cells} cells: {', '.join(words)}"
+    return printable(f"The strongest of {cells} cells: {', '.join(words)}")
 
 
 def strongest_groups(
@@ -336,17 +336,17 @@ def _written(column: str, value: Any) -> str:
         return f"'{text}'" if column == "token" else text
     if column == "p_value":
         return "" if value != value else f"{value:.4f}"
-    small = 0 < abs(value) < 0.001
-    return f"{value:.1e}" if small else f"{value:.3f}"
+    return in_digits(value)
 
 
-def _width(text: str) -> int:
+def width_of(text: str) -> int:
     """The columns of a terminal that a text takes."""
     return sum(
         0 if combining(letter) else 2 if east_asian_width(letter) in "WF" else 1 for letter in text
     )
 
 
-def _padded(text: str, width: int, *, left: bool) -> str:
-    space = " " * (width - _width(text))
+def padded(text: str, width: int, *, left: bool) -> str:
+    """A text with spaces to so many columns of a terminal."""
+    space = " " * (width - width_of(text))
     return text + space if left else space + text

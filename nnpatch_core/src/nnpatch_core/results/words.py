@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,18 @@ def unit_of(figured: Figured) -> str:
         return words
     # 0 and 1 are no runs there.
     return f"{figured.kind}, {'restored' if figured.scale == 'restored' else words}"
+
+
+def in_digits(value: float) -> str:
+    """A value in words and tables: three digits after the point, or as many as it needs.
+
+    Examples:
+        >>> [in_digits(value) for value in (0.9471, -7.6e-06, -1e30, -0.0)]
+        ['0.947', '-7.6e-06', '-1.0e+30', '0.000']
+    """
+    size = abs(value)
+    written = f"{value:.1e}" if 0 < size < 0.001 or 1e6 <= size < math.inf else f"{value:.3f}"
+    return written if value else "0.000"
 
 
 def model_name(model: str) -> str:

@@ -72,7 +72,7 @@ def draw_beside(
     notes += _words(first, second, difference)
     own_title = request.title is not None
     metrics = " and ".join(dict.fromkeys((one.metric, other.metric)))
-    title = request.title or about(minus.info, metrics)
+    title = about(minus.info, metrics) if request.title is None else request.title
     sheet = Sheet(
         "heatmap",
         panels,

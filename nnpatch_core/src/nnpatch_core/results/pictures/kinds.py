@@ -105,6 +105,8 @@ def as_bars(seen: Sequence[Seen], request: Request) -> Made:
     most = min(_BARS, request.room(_BAR) // len(seen))
     for number, each in enumerate(seen):
         labels, values, band = _bars(each)
+        if not labels:
+            raise OutcomeError("nothing was swept in these layers and positions: no bar is left")
         listed = all(grid.axes[0].name == "site" for grid in each.grids)
         order = list(range(len(values)))
         if not listed:
@@ -156,7 +158,7 @@ def _places(grid: Grid, seen: Seen, crop: bool | None) -> list[int]:
         return []
     every = range(len(seen.positions.labels))
     run = list(every) if crop is False and seen.positions.chosen is None else seen.positions.used
-    return grid.places(run)
+    return grid.places(run, seen.positions.chosen is not None)
 
 
 def _title(name: str, seen: Seen, several: bool) -> str:
@@ -204,7 +206,7 @@ def _charts(seen: Seen) -> Iterator[Panel]:
 
 def _lines_by_head(grid: Grid, seen: Seen) -> Panel:
     """A line for each head at each place."""
-    places = grid.places(seen.positions.used)
+    places = grid.places(seen.positions.used, seen.positions.chosen is not None)
     axis, last = grid.axes[1:]
     tokens = seen.positions.labels
     heads = AXES[last.name].title
@@ -251,6 +253,10 @@ def _bars(seen: Seen) -> tuple[list[str], NDArray[np.float64], NDArray[np.float6
     several = len(seen.grids) > 1
     for grid in seen.grids:
         swept = np.argwhere(~np.isnan(grid.values))
+        for axis, lines in (("layer", seen.layers), ("position", seen.positions)):
+            names = [each.name for each in grid.axes]
+            if lines.chosen is not None and axis in names:
+                swept = swept[np.isin(swept[:, names.index(axis)], list(lines.chosen))]
         for place in map(tuple, swept.tolist()):
             labels.append(_cell_name(grid, place, seen.positions.labels, several))
         at = tuple(swept.T)

@@ -78,7 +78,7 @@ def _drawn(views: Sequence[Outcome | Combination], sites: Any, **asked: Any) -> 
         kind,
         panels,
         made.layout,
-        request.title or title_of(views),
+        title_of(views) if request.title is None else request.title,
         request.title is not None,
         made.note,
         scales,

@@ -105,12 +105,15 @@ class Grid:
         """Whether there are layers, positions (or spans) and heads."""
         return len(self.axes) == 3
 
-    def places(self, run: Sequence[int]) -> list[int]:
+    def places(self, run: Sequence[int], asked: bool = False) -> list[int]:
         """The indices on the second of three axes at which anything was swept.
 
         Args:
             run: the positions among which it is, if they are positions.
+            asked: whether the user wants these, whatever was swept there.
         """
+        if asked and self.axes[1].name == "position":
+            return list(run)
         places = range(self.values.shape[1])
         chosen = [place for place in places if not np.isnan(self.values[:, place]).all()]
         if self.axes[1].name == "position":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
 
 import attrs
 
@@ -91,7 +91,8 @@ def read_request(
         OutcomeError: one of them is none, or two that exclude each other.
     """
     check_flags(interactive=interactive)
-    if kind is not None and not (isinstance(kind, str) and kind in get_args(PictureKind)):
+    # A list has no hash, and is no name.
+    if kind is not None and (not isinstance(kind, str) or kind not in get_args(PictureKind)):
         raise OutcomeError(f"kind must be 'heatmap', 'lines', 'bars' or None, got {shown(kind)}")
     check_title(title)
     check_limit(limit, "limit")
@@ -109,7 +110,7 @@ def read_request(
     if ax is not None and not (hasattr(ax, "imshow") and hasattr(ax, "figure")):
         raise OutcomeError(f"ax must be the axes of a matplotlib figure, got {shown(ax)}")
     return Request(
-        kind=kind,
+        kind=cast(PictureKind | None, kind),
         interactive=bool(interactive),
         title=title,
         limit=limit,

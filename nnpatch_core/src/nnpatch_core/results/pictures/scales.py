@@ -40,7 +40,7 @@ def scale_of(
     else:
         most = max(largest, *(_floor(outcome) for outcome in outcomes))
     words = words or unit_of(outcomes[0])
-    if largest < most and f"{largest:.3g}" != f"{most:.3g}":
+    if f"{largest:.3g}" != f"{most:.3g}":
         words += f"; the largest is {largest:.3g}"
     return Colours(words, most)
 

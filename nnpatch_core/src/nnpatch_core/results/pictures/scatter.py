@@ -114,7 +114,7 @@ def _plotly(
                 name=in_plotly(group.name),
                 mode="markers",
                 marker={"color": colour, "size": 7, "opacity": 0.7},
-                hovertemplate="%{text}<br>exact %{x:.3f}, estimate %{y:.3f}<extra></extra>",
+                hovertemplate="%{text}<br>exact %{x:.3g}, estimate %{y:.3g}<extra></extra>",
             )
         )
     low, high = min(x_range[0], y_range[0]), max(x_range[1], y_range[1])

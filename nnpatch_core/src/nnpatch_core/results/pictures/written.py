@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from nnpatch_core.results.pictures.panels import Panel
+from nnpatch_core.results.words import in_digits
 
 
 def written(value: float, limit: float) -> str:
@@ -25,8 +26,8 @@ def written(value: float, limit: float) -> str:
 
 def told(panel: Panel, up: int, across: int) -> str:
     """The words on a cell under the mouse: its value, with the ends of its band."""
-    words = f"{panel.values[up, across]:.3f}"
+    words = in_digits(panel.values[up, across])
     if panel.band is not None and not np.isnan(panel.band[0, up, across]):
         low, high = panel.band[:, up, across]
-        words += f" ({low:.3f} to {high:.3f})"
+        words += f" ({in_digits(low)} to {in_digits(high)})"
     return words

@@ -22,7 +22,7 @@ from nnpatch_core.results.statistics.faces import (
 )
 from nnpatch_core.results.statistics.intervals import redrawn, tail_of
 from nnpatch_core.results.statistics.needed import prompts_needed
-from nnpatch_core.results.statistics.samples import Samples, joined, orders, samples_of
+from nnpatch_core.results.statistics.samples import Samples, alike, joined, orders, samples_of
 from nnpatch_core.results.statistics.values import (
     Figured,
     Term,
@@ -36,6 +36,7 @@ __all__ = [
     "Figured",
     "Samples",
     "Term",
+    "alike",
     "bands_of",
     "cell_values",
     "doubts",

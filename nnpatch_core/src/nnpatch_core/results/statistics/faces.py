@@ -18,7 +18,7 @@ from nnpatch_core.results.interval import Interval
 from nnpatch_core.results.statistics import flips as flipping
 from nnpatch_core.results.statistics import intervals as resampling
 from nnpatch_core.results.statistics.ranking import shares_among_largest
-from nnpatch_core.results.statistics.samples import Floats, Samples, joined, samples_of
+from nnpatch_core.results.statistics.samples import Floats, Samples, joined, samples_of, shared
 from nnpatch_core.results.statistics.values import Figured
 
 #: How p-values may be adjusted for the number of cells.
@@ -66,10 +66,12 @@ def read_level(level: Any) -> float:
     return float(level)
 
 
-def interval_of(figured: Figured, name: str, level: float, draws: Draws) -> Interval:
+def interval_of(
+    figured: Figured, name: str, level: float, draws: Draws, *, wider: bool = False
+) -> Interval:
     """The interval of each cell; see `Outcome.interval`."""
     samples = samples_of(figured, name)
-    ends = resampling.intervals(samples, level, draws.seed, draws.count)
+    ends = resampling.intervals(samples, level, draws.seed, draws.count, wider=wider)
     return _placed(figured, name, ends)
 
 
@@ -82,7 +84,7 @@ def ends_of(
 
 
 def bands_of(
-    figured: Figured, names: Sequence[str], level: float, draws: Draws
+    figured: Figured, names: Sequence[str], level: float, draws: Draws, *, wider: bool = False
 ) -> dict[str, Interval]:
     """The bands of all cells of some site names at once; see `Outcome.band`."""
     samples, lengths = _joined(figured, names)
@@ -98,6 +100,9 @@ def bands_of(
         if family.any():
             own = samples.cells(family)
             half = flipping.half_widths(own, own.varies(), level, draws.seed, draws.count)
+            if wider:
+                reach = resampling.student(min(own.counts), level, int(own.varies().sum()) or 1)
+                half = np.maximum(half, reach * own.standard_errors())
             low[family], high[family] = values[family] - half, values[family] + half
     ends = zip(_split(low, lengths), _split(high, lengths), strict=True)
     return {name: _placed(figured, name, each) for name, each in zip(names, ends, strict=True)}
@@ -177,6 +182,14 @@ def doubts(figured: Figured, level: float, draws: Draws) -> str:
             "the source and the target run may not differ at all in the metric with prompts like "
             f"these (the {level:.0%} interval of their mean difference holds 0), so that a value "
             "may be anything: every interval is (-inf, inf)"
+        )
+    common = shared([term.outcome for term in figured.terms])
+    if common:
+        prompts = "1 prompt is" if common == 1 else f"{common} prompts are"
+        return (
+            f"{prompts} in outcomes that do not have all prompts in common: each outcome's are "
+            "drawn by themselves, so that intervals of a sum are too narrow and those of a "
+            "difference too wide. Take outcomes of all the same prompts, or of none"
         )
     if resampling.too_few(level, few):
         return (

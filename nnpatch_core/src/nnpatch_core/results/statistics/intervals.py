@@ -19,7 +19,9 @@ from nnpatch_core.results.statistics.samples import Floats, Samples
 _ROUNDING = 1e-12
 
 
-def intervals(samples: Samples, level: float, seed: int, resamples: int) -> tuple[Floats, Floats]:
+def intervals(
+    samples: Samples, level: float, seed: int, resamples: int, *, wider: bool = False
+) -> tuple[Floats, Floats]:
     """The ends of each cell's interval, `[cells]` each; nan where its numbers are not finite.
 
     Prompts are drawn again, a pair as one unit, and the ratio of means is computed anew. Of fewer
@@ -37,6 +39,9 @@ def intervals(samples: Samples, level: float, seed: int, resamples: int) -> tupl
         rows = found[part]
         ends = _bca(samples.cells(rows), tail, seed, resamples)
         low[rows], high[rows] = ends
+    if wider:
+        half = student(min(samples.counts), level) * samples.standard_errors()
+        low, high = np.minimum(low, values - half), np.maximum(high, values + half)
     return low, high
 
 
@@ -59,6 +64,14 @@ def tail_of(level: float, count: int) -> float:
     """The share of draws beyond each end: as Student's t would have it for so many prompts."""
     wide = math.sqrt(count / (count - 1)) * stdtrit(count - 1, (1 + level) / 2)
     return float(ndtr(-wide))
+
+
+def student(count: int, level: float, cells: int = 1) -> float:
+    """How many standard errors an interval of so many prompts reaches to each side, by Student's t.
+
+    That of several cells holds in all of them at once, by Bonferroni.
+    """
+    return float(stdtrit(count - 1, 1 - (1 - level) / (2 * cells)))
 
 
 def too_few(level: float, count: int) -> bool:

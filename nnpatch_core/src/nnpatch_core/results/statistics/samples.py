@@ -65,17 +65,23 @@ class Samples:
 
     Args:
         parts: the samples, of the same cells.
-        paired: whether all are of the same prompts, in the same order, so that these are drawn
-            together; each is drawn by itself otherwise.
+        groups: the numbers of the samples that are of the same prompts, in the same order, so that
+            these are drawn together; empty where all are.
     """
 
     parts: tuple[Sample, ...]
-    paired: bool = True
+    groups: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def paired(self) -> bool:
+        """Whether all are of the same prompts."""
+        return len(self.groups) < 2
 
     @property
     def drawn(self) -> tuple[tuple[Sample, ...], ...]:
         """The samples, those that are drawn together side by side."""
-        return (self.parts,) if self.paired else tuple((part,) for part in self.parts)
+        groups = self.groups or (tuple(range(len(self.parts))),)
+        return tuple(tuple(self.parts[number] for number in group) for group in groups)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -119,6 +125,14 @@ class Samples:
         """For each draw `[cells, prompts]`, of mean 0: how far each prompt pulls the value."""
         return [_summed([part.residuals() for part in parts]) for parts in self.drawn]
 
+    def standard_errors(self) -> Floats:
+        """`[cells]`, by the delta method."""
+        variances = [
+            (pulls**2).sum(1) / (count * (count - 1))
+            for pulls, count in zip(self.residuals(), self.counts, strict=True)
+        ]
+        return np.sqrt(_summed(variances))
+
     def without_each(self) -> list[Floats]:
         """For each draw `[cells, prompts]`: its part of the value without each prompt."""
         return [_summed([part.without_each() for part in parts]) for parts in self.drawn]
@@ -140,15 +154,20 @@ def samples_of(figured: Figured, name: str) -> Samples:
     Prompts stand in an order of their own, so that the user's order changes no figure.
     """
     terms = figured.terms
-    together = orders([term.outcome for term in terms])
-    each = together or [_order(term.outcome, _marks(term.outcome)) for term in terms]
+    outcomes = [term.outcome for term in terms]
+    groups = alike(outcomes)
+    each: dict[int, NDArray[np.int64]] = {}
+    for group in groups:
+        found = orders([outcomes[number] for number in group])
+        assert found is not None
+        each |= dict(zip(group, found, strict=True))
     parts = []
-    for term, order in zip(terms, each, strict=True):
+    for number, term in enumerate(terms):
         changes, whole = changes_of(term.outcome, name)
         changes = changes if term.rows is None else changes[term.rows[name].numpy()]
-        size = size_of(term.outcome)
+        size, order = size_of(term.outcome), each[number]
         parts.append(Sample(changes[:, order], whole[order], term.weight, size))
-    return Samples(tuple(parts), together is not None)
+    return Samples(tuple(parts), groups)
 
 
 def joined(samples: Sequence[Samples]) -> Samples:
@@ -157,32 +176,72 @@ def joined(samples: Sequence[Samples]) -> Samples:
         attrs.evolve(part, changes=np.concatenate([one.parts[number].changes for one in samples]))
         for number, part in enumerate(samples[0].parts)
     )
-    return Samples(parts, samples[0].paired)
+    return Samples(parts, samples[0].groups)
+
+
+def alike(outcomes: Sequence[Outcome]) -> tuple[tuple[int, ...], ...]:
+    """The numbers of the outcomes that are of the same prompts, in whatever order."""
+    groups: dict[bytes, list[int]] = {}
+    for number, outcome in enumerate(outcomes):
+        groups.setdefault(np.sort(_marks(outcome)).tobytes(), []).append(number)
+    return tuple(map(tuple, groups.values()))
+
+
+def shared(outcomes: Sequence[Outcome]) -> int:
+    """How many prompts are in several of the outcomes, of those that are not of the same ones."""
+    firsts = [np.unique(_marks(outcomes[group[0]])) for group in alike(outcomes)]
+    _, times = np.unique(np.concatenate(firsts), return_counts=True)
+    return int((times > 1).sum())
 
 
 def orders(outcomes: Sequence[Outcome]) -> list[NDArray[np.int64]] | None:
     """For each outcome an order of its prompts, by which all have the same; None if they do not."""
     marks = [_marks(outcome) for outcome in outcomes]
-    if all(np.array_equal(marks[0], each) for each in marks):
-        return [_order(outcomes[0], marks[0])] * len(outcomes)
     found = [_order(outcome, each) for outcome, each in zip(outcomes, marks, strict=True)]
-    first = marks[0][found[0]]
-    same = all(np.array_equal(first, each[order]) for each, order in zip(marks, found, strict=True))
-    return found if same else None
+    first, own = marks[0][found[0]], found[0]
+    sides = list(zip(outcomes, marks, found, strict=True))
+    if not all(np.array_equal(first, each[order]) for _, each, order in sides):
+        return None
+    in_place = all(np.array_equal(marks[0], each) for each in marks)
+    # Prompts that occur twice, with other answers, are told by the metric of their runs alone.
+    if in_place and (
+        all(_agree(outcomes[0], own, each, own) for each in outcomes)
+        or not all(_agree(outcomes[0], own, each, order) for each, _, order in sides)
+    ):
+        return [own] * len(outcomes)
+    return found
+
+
+def _agree(
+    one: Outcome, first: NDArray[np.int64], other: Outcome, second: NDArray[np.int64]
+) -> bool:
+    """Tell whether the unpatched runs of two outcomes, each in an order, have the same metric."""
+    if one.metric != other.metric:
+        return False
+    sides = (
+        (one.baseline.source, other.baseline.source),
+        (one.baseline.target, other.baseline.target),
+    )
+    return all(
+        np.allclose(its.numpy()[first], others.numpy()[second], rtol=1e-3, equal_nan=True)
+        for its, others in sides
+    )
 
 
 def _marks(outcome: Outcome) -> NDArray[np.uint64]:
-    """`[batch]`: another number for another pair of prompts."""
+    """`[batch]`: another number for another pair of prompts; padding of both does not count."""
     prompts = outcome.prompts
-    tensors = (
-        prompts.target_tokens * prompts.target_mask,
-        prompts.source_tokens * prompts.source_mask,
-        prompts.target_mask,
-        prompts.source_mask,
+    masks = (prompts.target_mask.bool(), prompts.source_mask.bool())
+    rows = (
+        prompts.target_tokens * masks[0],
+        prompts.source_tokens * masks[1],
+        *masks,
     )
+    numbers = np.stack([each.long().numpy() for each in rows])
+    firsts = (masks[0] | masks[1]).int().argmax(1).tolist()
     digests = (
-        hashlib.blake2b(b"".join(row.numpy().tobytes() for row in rows), digest_size=8).digest()
-        for rows in zip(*(tensor.long() for tensor in tensors), strict=True)
+        hashlib.blake2b(numbers[:, row, first:].tobytes(), digest_size=8).digest()
+        for row, first in enumerate(firsts)
     )
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 

@@ -1,0 +1,207 @@
+"""Numbers that were wrong and nobody was told: each test is a fault that was found by looking."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+from nnpatch_core import Outcome, Sites, activation_patching
+from nnpatch_core.errors import OutcomeError, StatisticsWarning
+from nnpatch_core.testing import tiny_model
+from tests.helpers.made import made
+
+RANDOM = np.random.default_rng(0)
+PROMPTS = 20
+WHOLE = 4 + RANDOM.normal(0, 0.5, PROMPTS)
+ONE = RANDOM.normal(1, 1, (2, PROMPTS))
+#: Of the same prompts: almost what the first has.
+TWIN = ONE + RANDOM.normal(0, 0.1, (2, PROMPTS))
+APART = RANDOM.normal(1, 1, (2, PROMPTS))
+OTHERS = list(range(500, 500 + PROMPTS))
+
+
+def widths(figured: Any) -> Any:
+    return figured.interval("mlp").width.numpy()
+
+
+def reordered(out: Outcome, order: list[int]) -> Outcome:
+    """The same sweep, its prompts in another order."""
+    rows = torch.tensor(order)
+    tokens = ("source_tokens", "source_mask", "target_tokens", "target_mask")
+    prompts = {name: getattr(out.prompts, name)[rows] for name in tokens}
+    return attrs.evolve(
+        out,
+        raw={
+            metric: {name: each[:, rows] for name, each in raw.items()}
+            for metric, raw in out.raw.items()
+        },
+        baselines={
+            metric: attrs.evolve(each, source=each.source[rows], target=each.target[rows])
+            for metric, each in out.baselines.items()
+        },
+        prompts=attrs.evolve(out.prompts, **prompts),
+    )
+
+
+@functools.cache
+def sweep(*names: str) -> Outcome:
+    source = torch.tensor([[5, 6, last] for last in range(10, 18)])
+    target = torch.tensor([[5, 9, last] for last in range(10, 18)])
+    answers = torch.full((8,), 1), torch.full((8,), 2)
+    sites = Sites(list(names), seq_pos_type="each")
+    return activation_patching(
+        *(tiny_model("llama"), None, sites, source, target, *answers), progress=False
+    )
+
+
+# Which prompts are drawn together ---------------------------------------------------------------
+
+
+def test_of_three_terms_those_of_the_same_prompts_are_drawn_together() -> None:
+    one, twin = made(ONE, WHOLE), made(TWIN, WHOLE)
+    other = made(APART, WHOLE, tokens=OTHERS)
+    # Drawn by themselves, the errors of two that are almost one would be taken to cancel.
+    mixed = (one + twin) / 2 - other
+    alone = np.hypot(widths((one + twin) / 2), widths(other))
+    np.testing.assert_allclose(widths(mixed), alone, rtol=0.06)
+    np.testing.assert_allclose(
+        mixed.band("mlp").width.numpy(), (one - other).band("mlp").width.numpy(), rtol=0.06
+    )
+    little = one - twin + 1e-4 * other
+    np.testing.assert_allclose(widths(little), widths(one - twin), rtol=0.06)
+    assert not mixed.paired
+    assert repr(mixed).endswith("; 2 sets of prompts)")
+
+
+def test_padding_makes_no_other_prompts() -> None:
+    one = made(ONE, WHOLE)
+    padded = {
+        name: torch.nn.functional.pad(getattr(one.prompts, name), (2, 0))
+        for name in ("source_tokens", "source_mask", "target_tokens", "target_mask")
+    }
+    wider = attrs.evolve(one, prompts=attrs.evolve(one.prompts, **padded))
+    assert (one - wider).paired
+    assert (widths(one - wider) == 0).all()
+    assert (widths(wider) == widths(one)).all()
+
+
+@pytest.mark.parametrize("start", [[1, 0], [5, 1, 0, 2, 3, 4], [0, 1]])
+def test_a_prompt_that_occurs_twice_is_paired_by_what_its_runs_have(start: list[int]) -> None:
+    # One prompt with two answers.
+    out = made(ONE, WHOLE, tokens=[1, 1, *range(2, PROMPTS)])
+    other = reordered(out, [*start, *range(len(start), PROMPTS)])
+    assert (out - other).paired
+    assert (widths(out - other) == 0).all()
+
+
+def test_outcomes_that_share_some_prompts_say_so() -> None:
+    out = made(ONE, WHOLE)
+    groups = out.by_group(["a"] * 10 + ["b"] * 10)
+    for mixed in (out - groups["a"], out + groups["b"]):
+        with pytest.warns(StatisticsWarning, match="^10 prompts are in outcomes that do not have"):
+            mixed.interval("mlp")
+        assert any("10 prompts are in outcomes" in note for note in mixed.top(1).notes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (groups["a"] - groups["b"]).interval("mlp")
+        (out - made(TWIN, WHOLE)).interval("mlp")
+
+
+# What is printed --------------------------------------------------------------------------------
+
+
+def test_a_token_sends_nothing_to_the_terminal() -> None:
+    out = sweep("attn")
+    texts = {5: "a", 6: "\x1b[31m", 9: "\t\u202e", **dict.fromkeys(range(10, 18), "\u4e2d\u6587")}
+    out = attrs.evolve(out, prompts=attrs.evolve(out.prompts, strings=texts))
+    stable = out.stability(6, distinct=False, resamples=100)
+    printed = [*str(stable).split("\n"), *str(out.top(6)).split("\n")]
+    assert all(line.isprintable() for line in printed)
+    assert "\u202e" not in stable._repr_html_()
+    # A wide letter takes two places.
+    lines = [line for line in str(stable).split("\n") if line.startswith("attn")]
+    wide = [len(line) + line.count("\u4e2d") + line.count("\u6587") for line in lines]
+    assert len(set(wide)) == 1, lines
+
+
+def test_small_values_are_told_as_they_are() -> None:
+    out = sweep("attn")
+    raw = {"given": {"attn": 1e-6 * (out.raw[out.metric]["attn"] - out.baseline.target)}}
+    nothing = torch.zeros(8)
+    small = attrs.evolve(
+        out,
+        scale="change",
+        raw=raw,
+        baselines={"given": attrs.evolve(out.baseline, source=nothing, target=nothing)},
+        metric="given",
+    )
+    assert 0 < small["attn"].abs().max().item() < 1e-3
+    # Both the values and their ends.
+    for told in (
+        str(small.stability(2, resamples=100)),
+        small._repr_html_(),
+        *small.plot(interactive=True).data[0].customdata[0],
+        *small.plot(kind="bars", interactive=True).data[0].customdata[:3],
+    ):
+        assert "0.000" not in told.replace("<br>0.000", "")
+        assert "e-0" in told or "<br>0.000" in told
+
+
+def test_a_metric_sends_nothing_to_the_terminal() -> None:
+    out = sweep("attn")
+    evil = "m\x1b[31m\n"
+    named = attrs.evolve(
+        out,
+        raw={evil: out.raw[out.metric]},
+        baselines={evil: out.baseline},
+        metric=evil,
+    )
+    for told in (repr(named), repr(named - named), *str(named.top(1)).split("\n")):
+        assert told.isprintable()
+
+
+# Pictures ---------------------------------------------------------------------------------------
+
+
+def labels_of_bars(figure: Any) -> list[str]:
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
+def test_bars_are_of_the_layers_and_positions_that_are_asked_for() -> None:
+    out = sweep("attn", "mlp")
+    for layers, positions in (([2], None), (None, [1]), ([0, 2], [2])):
+        chosen = out.sel(layer=layers, position=positions)
+        found = out.plot(kind="bars", layers=layers, positions=positions)
+        assert labels_of_bars(found) == labels_of_bars(chosen.plot(kind="bars"))
+        page = out.plot(kind="bars", layers=layers, positions=positions, interactive=True)
+        assert len(page.data[0].x) == len(labels_of_bars(found))
+    with pytest.raises(OutcomeError, match="nothing was swept in these layers and positions"):
+        out.sel(position=2).plot(kind="bars", positions=[1])
+
+
+def test_a_position_that_is_asked_for_is_the_one_that_is_drawn() -> None:
+    heads = sweep("q").sel(position=2)
+    (panel, *_) = heads.plot(positions=[1]).axes
+    assert panel.get_title().startswith("q [1] ")
+    assert np.isnan(np.ma.filled(panel.images[0].get_array(), np.nan)).all()
+
+
+def test_an_empty_title_is_no_title() -> None:
+    out = sweep("attn")
+    assert out.plot(title="").get_suptitle() == ""
+    assert out.plot(title="", interactive=True).layout.title.text == ""
+    assert out.plot_beside(out, title="").get_suptitle() == ""
+
+
+def test_colours_that_end_before_the_values_say_so() -> None:
+    out = sweep("attn")
+    largest = out["attn"].abs().max().item()
+    assert largest > 0.1
+    words = out.plot(limit=0.1).axes[-1].get_ylabel().replace("\n", " ")
+    assert words.endswith(f"the largest is {largest:.3g}")
