@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -100,6 +100,9 @@ def assert_same(found: Outcome, expected: Outcome) -> None:
 def test_batches_are_one_sweep(entry: str, sites: str, count: int, size: int, seed: int) -> None:
     pairs = made(count, seed)
     whole = swept(entry, pairs, sites)
+    gaps = whole.baseline.source - whole.baseline.target
+    # A value is a share of their mean: where they cancel out, rounding is all that is left of it.
+    assume(whole.scale == "change" or gaps.mean().abs() > 0.01 * gaps.abs().mean())
     joined = swept(entry, pairs.batches(size), sites)
     assert_same(joined, whole)
     for name in whole:

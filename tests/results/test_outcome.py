@@ -31,8 +31,6 @@ from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 #: Padding is what is tested here, so that what it mixes needs no word.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning"),
-    # And that two prompts say little of others.
-    pytest.mark.filterwarnings("ignore::nnpatch_core.errors.StatisticsWarning"),
 ]
 #: The columns of a frame that say how sure a value is.
 SURE = ["value", "low", "high", "p_value"]

@@ -97,10 +97,15 @@ def test_one_prompt_says_nothing_of_others() -> None:
     assert frame["p_value"].isna().all()
 
 
-def test_few_prompts_are_told() -> None:
+def test_too_few_prompts_for_an_interval_have_none() -> None:
+    out = sweep(pairs=PAIRS[:3])
+    frame = out.to_dataframe().dropna(subset="value")
+    assert (frame["low"] == -math.inf).all()
+    assert (frame["high"] == math.inf).all()
+    assert frame["p_value"].notna().any()
     with pytest.warns(StatisticsWarning, match="3 prompts are too few"):
-        sweep(pairs=PAIRS[:3]).to_dataframe()
-    assert len(sweep(pairs=PAIRS[:3]).to_dataframe(level=None)) == 36
+        out.interval()
+    assert len(out.to_dataframe(level=None)) == 36
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from nnpatch_core._warnings import warn
-from nnpatch_core.errors import OutcomeError, StatisticsWarning
+from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results.moments import standard_errors
 from nnpatch_core.results.statistics import (
     Draws,
@@ -53,18 +52,13 @@ def sure_columns(
     Args:
         figured: an outcome, or a combination.
         names: its site names, which are one family for p-values, adjusted by max-T.
-        level: of intervals.
-
-    Warns:
-        StatisticsWarning: the intervals of several prompts are not what they should be.
+        level: of intervals; these are (-inf, inf) where they would not be what they should, as a
+            table has no place for words about them.
     """
     cells = {name: len(figured.cells[name].index) for name in names}
-    ends = {name: _ends(figured, name, level) for name in names}
+    doubtful = bool(names) and not only_means(figured) and bool(doubts(figured, level, DRAWS))
+    ends = {name: _ends(figured, name, level, doubtful) for name in names}
     found = pvalues(figured, names)
-    if figured.count > 1 and not only_means(figured) and names:
-        doubt = doubts(figured, level, DRAWS)
-        if doubt:
-            warn(doubt, StatisticsWarning)
     return {
         name: {
             "low": ends[name][0],
@@ -86,9 +80,9 @@ def pvalues(figured: Figured, names: Sequence[str]) -> dict[str, Numbers]:
     return {name: found[name][tuple(figured.cells[name].index.T)].numpy() for name in names}
 
 
-def _ends(figured: Figured, name: str, level: float) -> tuple[Numbers, Numbers]:
+def _ends(figured: Figured, name: str, level: float, doubtful: bool) -> tuple[Numbers, Numbers]:
     count = len(figured.cells[name].index)
-    if figured.count < 2:
+    if figured.count < 2 or doubtful:
         return np.full(count, -math.inf), np.full(count, math.inf)
     if only_means(figured):
         nothing = np.full(count, math.nan)

@@ -828,18 +828,15 @@ class Outcome(Mapping[str, Tensor]):
         What was not swept is nan. Sites of a list of your own have a `label` in place of layer,
         position and head. Where some values are estimates, `exact` says which are not. `low` and
         `high` are the ends of `interval`, `p_value` is that of `pvalues` over all cells (max-T),
-        nan where a cell has none; of one prompt they are -inf, inf and nan. Of means alone (see
-        `keep=`) the interval is by `standard_error` and Student's t.
+        nan where a cell has none. Where prompts are too few, or source and target run may not
+        differ, so that `interval` warns, the ends are -inf and inf. Of means alone (see `keep=`)
+        the interval is by `standard_error` and Student's t.
 
         Args:
             per_prompt: one row a cell and prompt instead, with the prompt's own value, and the
                 metric of the patched, the source and the target run in its unit.
             level: of the intervals; None leaves `low`, `high` and `p_value` out, which take
                 seconds on a grid of thousands of cells.
-
-        Warns:
-            StatisticsWarning: the intervals of several prompts are (-inf, inf), or there are too
-                few prompts for them.
 
         Raises:
             OutcomeError: pandas is not installed (`pip install nnpatch-core[pandas]`), or no level.
@@ -878,9 +875,6 @@ class Outcome(Mapping[str, Tensor]):
                 prompt's own value, and with `_patched`, `_source` and `_target` behind the name the
                 metric of these runs in its unit.
             level: of the intervals; None leaves them and the p-values out.
-
-        Warns:
-            StatisticsWarning: as in `to_dataframe`.
 
         Raises:
             OutcomeError: pyarrow is not installed (`pip install nnpatch-core[parquet]`), the file
