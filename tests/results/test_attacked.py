@@ -113,6 +113,27 @@ def test_outcomes_that_share_some_prompts_say_so() -> None:
         (out - made(TWIN, WHOLE)).interval("mlp")
 
 
+def test_one_prompt_is_not_stable() -> None:
+    out = made(ONE[:, :1], WHOLE[:1])
+    with pytest.warns(StatisticsWarning, match="there is one prompt, which says nothing"):
+        out.stability(1)
+    with pytest.warns(StatisticsWarning, match="^with 1 prompt, 2 cells"):
+        out.pvalues("mlp")
+
+
+def test_cells_without_a_number_are_told() -> None:
+    broken = ONE.copy()
+    broken[0, 3] = np.nan
+    out = made(broken, WHOLE)
+    for kind in ("heatmap", "lines", "bars"):
+        words = out.plot(kind=kind).get_supxlabel()
+        assert "1 cell has no number: some prompts gave nan or inf there" in words, kind
+        assert "no number" not in made(ONE, WHOLE).plot(kind=kind).get_supxlabel()
+    nothing = made(np.full((2, PROMPTS), np.nan), WHOLE)
+    assert str(nothing.stability(2)).startswith("No cell has a value that is a number.")
+    assert "There are no p-values: runs gave nan or inf." in nothing.top(1).notes
+
+
 # What is printed --------------------------------------------------------------------------------
 
 

@@ -74,8 +74,9 @@ def pvalues(
         advice = (
             "take 6 prompts or more" if few else "take adjust='max_t', or more prompts and flips"
         )
+        prompts = "1 prompt" if figured.count == 1 else f"{figured.count} prompts"
         warn(
-            f"with {figured.count} prompts, {cells} cells and {draws.count} flips no p-value can "
+            f"with {prompts}, {cells} cells and {draws.count} flips no p-value can "
             f"be below {least:.2g}, whatever the effect: {advice}",
             StatisticsWarning,
         )

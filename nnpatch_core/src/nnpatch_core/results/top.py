@@ -311,7 +311,9 @@ def _p_values(
         return {}, [f"There are no p-values: {error}."]
     family = sum(int(values.isfinite().sum()) for values in found.values())
     if not family:
-        return {}, ["There are no p-values: no patch put something else anywhere."]
+        ran = any(not bool(figured.cells[name].known.all(-1).all()) for name in names)
+        why = "runs gave nan or inf" if ran else "no patch put something else anywhere"
+        return {}, [f"There are no p-values: {why}."]
     column = [
         found[name][tuple(figured.cells[name].index[first].tolist())].item()
         for name, (first, *_) in groups

@@ -35,6 +35,7 @@ class Seen:
         level: of the certainty; None where none was asked for.
         layers: the layers of the model.
         positions: the positions of the prompts.
+        broken: how many cells were swept and have no number.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Seen:
     level: float | None
     layers: Lines
     positions: Lines
+    broken: int = 0
 
     @property
     def cells(self) -> int:
@@ -56,12 +58,16 @@ class Seen:
             there: what is said of bands, with `{percent}` and `{cells}` in it.
             missing: what is said before the reason why there are none.
         """
+        told = []
+        if self.broken:
+            cells = "1 cell has" if self.broken == 1 else f"{self.broken:,} cells have"
+            told.append(f"{cells} no number: some prompts gave nan or inf there")
         if self.level is None:
-            return []
+            return told
         if self.certainty.lacks:
-            return [f"{missing}: {self.certainty.lacks}"]
-        words = there.format(percent=share(self.level), cells=f"{self.cells:,}")
-        return [words, self.certainty.doubt] if self.certainty.doubt else [words]
+            return [*told, f"{missing}: {self.certainty.lacks}"]
+        told.append(there.format(percent=share(self.level), cells=f"{self.cells:,}"))
+        return [*told, self.certainty.doubt] if self.certainty.doubt else told
 
 
 def see(
@@ -95,6 +101,7 @@ def see(
         level=request.mute,
         layers=attrs.evolve(layers, chosen=chosen(request.layers, len(layers.labels), "layers")),
         positions=attrs.evolve(positions, chosen=chosen(request.positions, width, "positions")),
+        broken=sum(int((outcome.swept(name) & ~outcome[name].isfinite()).sum()) for name in names),
     )
 
 
