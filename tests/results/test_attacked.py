@@ -13,6 +13,7 @@ import torch
 
 from nnpatch_core import Outcome, Sites, activation_patching
 from nnpatch_core.errors import OutcomeError, StatisticsWarning
+from nnpatch_core.results import means_of
 from nnpatch_core.testing import tiny_model
 from tests.helpers.made import made
 
@@ -132,6 +133,24 @@ def test_cells_without_a_number_are_told() -> None:
     nothing = made(np.full((2, PROMPTS), np.nan), WHOLE)
     assert str(nothing.stability(2)).startswith("No cell has a value that is a number.")
     assert "There are no p-values: runs gave nan or inf." in nothing.top(1).notes
+
+
+def test_means_alone_know_a_denominator_that_may_be_zero() -> None:
+    whole = RANDOM.normal(0.1, 1, PROMPTS)
+    for out, infinite in ((made(ONE, whole), True), (made(ONE, WHOLE), False)):
+        means = means_of(out)
+        assert {row["high"] == np.inf for row in means.top(2)} == {infinite}
+        assert any("Beware" in note for note in means.top(1).notes) == infinite
+        for each in (out, means):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                frame = each.to_dataframe()
+                needed = each.prompts_needed("mlp", 0.1)
+            assert (frame["low"] == -np.inf).all() == infinite
+            assert bool(needed.isinf().all()) == infinite
+            assert [one.category for one in told] == [StatisticsWarning] * 2 * infinite
+    sizes = made(ONE, whole, scale="change")
+    assert means_of(sizes).top(1)[0]["high"] < np.inf
 
 
 # What is printed --------------------------------------------------------------------------------

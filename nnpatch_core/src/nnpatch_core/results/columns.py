@@ -12,10 +12,11 @@ from scipy.special import stdtrit
 
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import OutcomeError, StatisticsWarning
-from nnpatch_core.results.moments import standard_errors
+from nnpatch_core.results.moments import denominator_may_be_zero, standard_errors
 from nnpatch_core.results.statistics import (
     Draws,
     Figured,
+    any_value,
     cell_values,
     doubts,
     ends_of,
@@ -41,8 +42,20 @@ def ends_by_means(figured: Figured, name: str, level: float) -> tuple[Numbers, N
         return None
     values = cell_values(figured, name).double().numpy()
     errors = standard_errors(figured.terms[0].outcome, name).numpy()
+    if denominator_may_be_zero(figured.terms[0].outcome, level):
+        return np.full(values.shape, -np.inf), np.full(values.shape, np.inf)
     half = float(stdtrit(figured.count - 1, (1 + level) / 2)) * errors
     return values - half, values + half
+
+
+def doubt_of(figured: Figured, level: float) -> str:
+    """The reason why the intervals of several prompts are not what they should be, if any."""
+    if not only_means(figured):
+        return doubts(figured, level, DRAWS)
+    if len(figured.terms) > 1 or figured.magnitude:
+        return ""
+    infinite = denominator_may_be_zero(figured.terms[0].outcome, level)
+    return any_value(level) if infinite else ""
 
 
 def sure_columns(
@@ -61,8 +74,8 @@ def sure_columns(
     cells = {name: len(figured.cells[name].index) for name in names}
     ends = {name: _ends(figured, name, level) for name in names}
     found = pvalues(figured, names)
-    if figured.count > 1 and not only_means(figured) and names:
-        doubt = doubts(figured, level, DRAWS)
+    if figured.count > 1 and names:
+        doubt = doubt_of(figured, level)
         if doubt:
             warn(doubt, StatisticsWarning)
     return {

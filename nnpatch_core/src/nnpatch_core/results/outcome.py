@@ -558,6 +558,9 @@ class Outcome(Mapping[str, Tensor]):
             Whole numbers, float64, shaped as `out[name]`; nan where not swept, inf where these
             prompts do not tell.
 
+        Warns:
+            StatisticsWarning: the denominator may be 0, so that all are inf.
+
         Raises:
             NotSweptError: the site name was not swept.
             OutcomeError: a width that is not positive, no level, or values that are sizes.
