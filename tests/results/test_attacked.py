@@ -245,3 +245,16 @@ def test_colours_that_end_before_the_values_say_so() -> None:
     assert largest > 0.1
     words = out.plot(limit=0.1).axes[-1].get_ylabel().replace("\n", " ")
     assert words.endswith(f"the largest is {largest:.3g}")
+
+
+def test_a_token_is_no_template() -> None:
+    out = sweep("attn")
+    texts = {5: "%{y}", 6: "%{x}", 9: "%{z}", **dict.fromkeys(range(10, 18), "%{customdata}")}
+    out = attrs.evolve(out, prompts=attrs.evolve(out.prompts, strings=texts))
+    own = {"title": "%{z}", "labels": ("%{y}", "%{z}")}
+    lines = out.plot(kind="lines", interactive=True)
+    for page in (lines, out.plot(interactive=True), out.plot_beside(out, interactive=True, **own)):
+        for trace in page.data:
+            template = (trace.hovertemplate or "").replace("%{customdata}<extra>", "<extra>")
+            assert "%{" not in template.replace("layer %{x}", "")
+    assert any("&#37;{x}" in (trace.hovertemplate or "") for trace in lines.data)
