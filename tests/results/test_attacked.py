@@ -13,6 +13,7 @@ import torch
 
 from nnpatch_core import Outcome, Sites, activation_patching
 from nnpatch_core.errors import OutcomeError, StatisticsWarning
+from nnpatch_core.results import means_of
 from nnpatch_core.testing import tiny_model
 from tests.helpers.made import made
 
@@ -113,6 +114,46 @@ def test_outcomes_that_share_some_prompts_say_so() -> None:
         (out - made(TWIN, WHOLE)).interval("mlp")
 
 
+def test_one_prompt_is_not_stable() -> None:
+    out = made(ONE[:, :1], WHOLE[:1])
+    with pytest.warns(StatisticsWarning, match="there is one prompt, which says nothing"):
+        out.stability(1)
+    with pytest.warns(StatisticsWarning, match="^with 1 prompt, 2 cells"):
+        out.pvalues("mlp")
+
+
+def test_cells_without_a_number_are_told() -> None:
+    broken = ONE.copy()
+    broken[0, 3] = np.nan
+    out = made(broken, WHOLE)
+    for kind in ("heatmap", "lines", "bars"):
+        words = out.plot(kind=kind).get_supxlabel()
+        assert "1 cell has no number: some prompts gave nan or inf there" in words, kind
+        assert "no number" not in made(ONE, WHOLE).plot(kind=kind).get_supxlabel()
+    nothing = made(np.full((2, PROMPTS), np.nan), WHOLE)
+    assert str(nothing.stability(2)).startswith("No cell has a value that is a number.")
+    assert "There are no p-values: runs gave nan or inf." in nothing.top(1).notes
+
+
+def test_means_alone_know_a_denominator_that_may_be_zero() -> None:
+    whole = RANDOM.normal(0.1, 1, PROMPTS)
+    for out, infinite in ((made(ONE, whole), True), (made(ONE, WHOLE), False)):
+        means = means_of(out)
+        assert {row["high"] == np.inf for row in means.top(2)} == {infinite}
+        assert any("Beware" in note for note in means.top(1).notes) == infinite
+        for each in (out, means):
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                frame = each.to_dataframe()
+                needed = each.prompts_needed("mlp", 0.1)
+            assert (frame["low"] == -np.inf).all() == infinite
+            assert bool(needed.isinf().all()) == infinite
+            # A table has its ends to say so; a number of prompts has not.
+            assert [one.category for one in told] == [StatisticsWarning] * infinite
+    sizes = made(ONE, whole, scale="change")
+    assert means_of(sizes).top(1)[0]["high"] < np.inf
+
+
 # What is printed --------------------------------------------------------------------------------
 
 
@@ -205,3 +246,16 @@ def test_colours_that_end_before_the_values_say_so() -> None:
     assert largest > 0.1
     words = out.plot(limit=0.1).axes[-1].get_ylabel().replace("\n", " ")
     assert words.endswith(f"the largest is {largest:.3g}")
+
+
+def test_a_token_is_no_template() -> None:
+    out = sweep("attn")
+    texts = {5: "%{y}", 6: "%{x}", 9: "%{z}", **dict.fromkeys(range(10, 18), "%{customdata}")}
+    out = attrs.evolve(out, prompts=attrs.evolve(out.prompts, strings=texts))
+    own = {"title": "%{z}", "labels": ("%{y}", "%{z}")}
+    lines = out.plot(kind="lines", interactive=True)
+    for page in (lines, out.plot(interactive=True), out.plot_beside(out, interactive=True, **own)):
+        for trace in page.data:
+            template = (trace.hovertemplate or "").replace("%{customdata}<extra>", "<extra>")
+            assert "%{" not in template.replace("layer %{x}", "")
+    assert any("&#37;{x}" in (trace.hovertemplate or "") for trace in lines.data)

@@ -152,9 +152,9 @@ def test_a_cell_that_is_nan_is_told(kind: Any, interactive: bool, mute: Any) -> 
     out = outcome(BLOCKS)
     out.raw[out.metric]["attn"][100, 3] = torch.nan
     figure = out.plot(kind=kind, interactive=interactive, mute=mute)
-    assert "1 cell is nan" in note(figure)
+    assert "1 cell has no number" in note(figure)
     out.raw[out.metric]["resid"][60, 3] = torch.nan
-    assert "2 cells are nan" in note(out.plot(kind=kind, interactive=interactive, mute=mute))
+    assert "2 cells have no number" in note(out.plot(kind=kind, interactive=interactive, mute=mute))
 
 
 # Two outcomes ------------------------------------------------------------------------------------

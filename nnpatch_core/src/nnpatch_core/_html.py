@@ -56,6 +56,16 @@ def in_plotly(text: str) -> str:
     return written.replace("$", "&#36;") if text.count("$") > 1 else written
 
 
+def in_template(text: str) -> str:
+    """The same in a template of plotly's, which would put a number for a token such as %{y}.
+
+    Examples:
+        >>> in_template("%{y}"), in_template("5 %")
+        ('&#37;{y}', '5 %')
+    """
+    return in_plotly(text).replace("%{", "&#37;{")
+
+
 def _row(tag: str, cells: Sequence[object]) -> str:
     written = (f'<{tag} style="{_CELL}">{html.escape(str(cell))}</{tag}>' for cell in cells)
     return f"<tr>{''.join(written)}</tr>"

@@ -153,7 +153,7 @@ def _texts(outcome: Outcome, names: Iterable[str], argument: str) -> list[str]:
         places = _labels(outcome, names, "position")
         texts = {text: None for place in places for text in sorted(outcome.prompts.texts(place))}
         # Of a token with and without its spaces one is enough.
-        return list(dict.fromkeys(map(str.strip, texts)))
+        return [text for text in dict.fromkeys(map(str.strip, texts)) if text]
     return _labels(outcome, names, argument)
 
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.results.moments import standard_errors
+from nnpatch_core.results.moments import denominator_may_be_zero, standard_errors
 from nnpatch_core.results.statistics import (
     Draws,
     Figured,
+    any_value,
     cell_values,
     doubts,
     ends_of,
@@ -40,8 +41,20 @@ def ends_by_means(figured: Figured, name: str, level: float) -> tuple[Numbers, N
         return None
     values = cell_values(figured, name).double().numpy()
     errors = standard_errors(figured.terms[0].outcome, name).numpy()
+    if denominator_may_be_zero(figured.terms[0].outcome, level):
+        return np.full(values.shape, -np.inf), np.full(values.shape, np.inf)
     half = float(stdtrit(figured.count - 1, (1 + level) / 2)) * errors
     return values - half, values + half
+
+
+def doubt_of(figured: Figured, level: float) -> str:
+    """The reason why the intervals of several prompts are not what they should be, if any."""
+    if not only_means(figured):
+        return doubts(figured, level, DRAWS)
+    if len(figured.terms) > 1 or figured.magnitude:
+        return ""
+    infinite = denominator_may_be_zero(figured.terms[0].outcome, level)
+    return any_value(level) if infinite else ""
 
 
 def sure_columns(
@@ -56,7 +69,7 @@ def sure_columns(
             table has no place for words about them.
     """
     cells = {name: len(figured.cells[name].index) for name in names}
-    doubtful = bool(names) and not only_means(figured) and bool(doubts(figured, level, DRAWS))
+    doubtful = bool(names) and bool(doubt_of(figured, level))
     ends = {name: _ends(figured, name, level, doubtful) for name in names}
     found = pvalues(figured, names)
     return {

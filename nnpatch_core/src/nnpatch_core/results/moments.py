@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from nnpatch_core.errors import OutcomeError
@@ -85,3 +86,14 @@ def standard_errors(outcome: Outcome, name: str) -> Tensor:
         spread = pp - 2 * pt + tt - 2 * value * cross + value.square() * square
     errors: Tensor = (spread.clamp(min=0) / (count - 1)).sqrt() / size.abs()
     return errors
+
+
+def denominator_may_be_zero(outcome: Outcome, level: float) -> bool:
+    """Tell whether the interval of mean source - mean target, by Student's t, holds 0."""
+    moments = Moments.of(outcome) if outcome.moments is None else outcome.moments
+    if outcome.scale == "change" or moments.count < 2:
+        return False
+    s, t, ss, tt, st = moments.unpatched[outcome.metric].tolist()
+    spread = max(ss - 2 * st + tt - (s - t) ** 2, 0.0)
+    reach = float(stdtrit(moments.count - 1, (1 + level) / 2))
+    return not abs(s - t) > reach * float((spread / (moments.count - 1)) ** 0.5)

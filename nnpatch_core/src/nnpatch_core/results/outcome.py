@@ -470,7 +470,8 @@ class Outcome(Mapping[str, Tensor]):
         from many. Each is the value and so many of its standard errors to both sides; how many says
         the largest studentised mean over all cells (max-T) where the signs of the prompts'
         residuals, (patched - target) - value x (source - target), are flipped at random, for all
-        cells together. Assumed is what `interval` assumes.
+        cells together. Assumed is what `interval` assumes, and that prompts lie evenly around the
+        value: where a few reach far to one side, and prompts are few, bands hold less often.
 
         Args:
             name: a site name, or several; None is all. The band holds over all of their cells.
@@ -579,6 +580,9 @@ class Outcome(Mapping[str, Tensor]):
             Whole numbers, float64, shaped as `out[name]`; nan where not swept, inf where these
             prompts do not tell.
 
+        Warns:
+            StatisticsWarning: the denominator may be 0, so that all are inf.
+
         Raises:
             NotSweptError: the site name was not swept.
             OutcomeError: a width that is not positive, no level, or values that are sizes.
@@ -610,13 +614,19 @@ class Outcome(Mapping[str, Tensor]):
             seed: of the draws.
             resamples: how often the prompts are drawn.
 
+        Warns:
+            StatisticsWarning: there is one prompt, so that all draws are the same.
+
         Raises:
             NotSweptError: a site name was not swept.
             OutcomeError: a `k` that is not positive, a wrong number of draws, or only means were
                 kept.
 
         Examples:
-            >>> out.stability(2, name="k").kept  # of one prompt each draw is the same
+            >>> import warnings
+            >>> with warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")  # there is one prompt
+            ...     out.stability(2, name="k").kept
             1.0
         """
         return stability(self, k, name, distinct, seed, resamples)

@@ -13,7 +13,8 @@ from nnpatch_core._arguments import check_flags
 from nnpatch_core._html import block, heading, table
 from nnpatch_core._integers import strict_int
 from nnpatch_core._printable import printable
-from nnpatch_core.errors import OutcomeError
+from nnpatch_core._warnings import warn
+from nnpatch_core.errors import OutcomeError, StatisticsWarning
 from nnpatch_core.results import tables
 from nnpatch_core.results.statistics import Draws, Figured, cell_values, top_shares
 from nnpatch_core.results.sureness import check_prompts, chosen_names
@@ -82,6 +83,8 @@ class Stability:
         return block(*parts)
 
     def _sentence(self) -> str:
+        if not self.rows:
+            return "No cell has a value that is a number."
         return (
             f"The strongest {len(self.rows)} keep {self.kept:.0%} of their places when the prompts "
             f"are drawn again ({self.draws} draws)."
@@ -105,6 +108,11 @@ def stability(
         raise OutcomeError(f"k must be at least 1, got {k}")
     check_flags(distinct=distinct)
     names, _ = chosen_names(figured, name)
+    if figured.count < 2:
+        warn(
+            "there is one prompt, which says nothing about others: each draw is the same",
+            StatisticsWarning,
+        )
     kept = {each: np.full(len(figured.cells[each].index), not distinct) for each in names}
     if distinct:
         every = sum(len(each) for each in kept.values())

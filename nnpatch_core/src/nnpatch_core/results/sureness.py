@@ -14,10 +14,11 @@ from nnpatch_core._warnings import warn
 from nnpatch_core.errors import OutcomeError, StatisticsWarning
 from nnpatch_core.results import selection
 from nnpatch_core.results.interval import Interval
-from nnpatch_core.results.moments import standard_errors
+from nnpatch_core.results.moments import denominator_may_be_zero, standard_errors
 from nnpatch_core.results.statistics import (
     Draws,
     Figured,
+    any_value,
     bands_of,
     doubts,
     interval_of,
@@ -77,8 +78,9 @@ def pvalues(
         advice = (
             "take 6 prompts or more" if few else "take adjust='max_t', or more prompts and flips"
         )
+        prompts = "1 prompt" if figured.count == 1 else f"{figured.count} prompts"
         warn(
-            f"with {figured.count} prompts, {cells} cells and {draws.count} flips no p-value can "
+            f"with {prompts}, {cells} cells and {draws.count} flips no p-value can "
             f"be below {least:.2g}, whatever the effect: {advice}",
             StatisticsWarning,
         )
@@ -93,6 +95,12 @@ def needed(outcome: Outcome, name: Any, width: Any, level: Any) -> Tensor:
         raise OutcomeError(f"width must be a positive number, got {shown(width)}")
     key = selection.find_name(outcome.cells, name)
     deviations = standard_errors(outcome, key).numpy() * outcome.count**0.5
+    if denominator_may_be_zero(outcome, level):
+        deviations = np.where(np.isnan(deviations), np.nan, np.inf)
+        warn(
+            f"{any_value(level).rpartition(':')[0]}: no number of prompts is told",
+            StatisticsWarning,
+        )
     found = torch.from_numpy(prompts_needed(deviations, float(width), level))
     return outcome.cells[key].place(found, float("nan"))
 

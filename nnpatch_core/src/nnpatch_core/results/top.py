@@ -19,14 +19,13 @@ from nnpatch_core._ranges import ranges
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import tables
 from nnpatch_core.results.axes import NUMBERED
-from nnpatch_core.results.columns import DRAWS, ends_by_means, only_means
+from nnpatch_core.results.columns import DRAWS, doubt_of, ends_by_means, only_means
 from nnpatch_core.results.distinct import by_strength, distinct_cells
 from nnpatch_core.results.selection import find_names
 from nnpatch_core.results.statistics import (
     Draws,
     Figured,
     cell_values,
-    doubts,
     ends_of,
     least_pvalue,
     pvalues_of,
@@ -262,7 +261,7 @@ def _how_sure(
         )
     which = "Both take" if "p_value" in columns else "It takes"
     notes.append(f"{which} the prompts to be drawn independently of one another.")
-    doubt = doubts(figured, LEVEL, DRAWS)
+    doubt = doubt_of(figured, LEVEL)
     return columns, [*notes, *([f"Beware: {doubt}."] if doubt else [])]
 
 
@@ -271,6 +270,7 @@ def _by_means(
 ) -> tuple[dict[str, list[float]], list[str]]:
     found = {name: ends_by_means(figured, name, LEVEL) for name in {name for name, _ in groups}}
     columns: dict[str, list[float]] = {"low": [], "high": []}
+    doubt = doubt_of(figured, LEVEL)
     for name, (first, *_) in groups:
         ends = found[name]
         if ends is None:
@@ -281,6 +281,7 @@ def _by_means(
         f"low to high: {what}, each row by itself, from its standard error by Student's t. Only "
         "means were kept: there are no p-values.",
         "It takes the prompts to be drawn independently of one another.",
+        *([f"Beware: {doubt}."] if doubt else []),
     ]
 
 
@@ -311,7 +312,9 @@ def _p_values(
         return {}, [f"There are no p-values: {error}."]
     family = sum(int(values.isfinite().sum()) for values in found.values())
     if not family:
-        return {}, ["There are no p-values: no patch put something else anywhere."]
+        ran = any(not bool(figured.cells[name].known.all(-1).all()) for name in names)
+        why = "runs gave nan or inf" if ran else "no patch put something else anywhere"
+        return {}, [f"There are no p-values: {why}."]
     column = [
         found[name][tuple(figured.cells[name].index[first].tolist())].item()
         for name, (first, *_) in groups

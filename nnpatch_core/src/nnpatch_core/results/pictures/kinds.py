@@ -105,7 +105,7 @@ def as_bars(seen: Sequence[Seen], request: Request) -> Made:
     most = min(_BARS, request.room(_BAR) // len(seen))
     for number, each in enumerate(seen):
         labels, values, band = _bars(each)
-        if not labels:
+        if not labels and (request.layers is not None or request.positions is not None):
             raise OutcomeError("nothing was swept in these layers and positions: no bar is left")
         listed = all(grid.axes[0].name == "site" for grid in each.grids)
         order = list(range(len(values)))

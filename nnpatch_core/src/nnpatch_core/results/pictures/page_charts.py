@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nnpatch_core._extras import extra
-from nnpatch_core._html import in_plotly
+from nnpatch_core._html import in_plotly, in_template
 from nnpatch_core.results.pictures.colours import FAINT, GUIDE, INK, distinct, washed
 from nnpatch_core.results.pictures.crop import short
 from nnpatch_core.results.pictures.layout import in_lines, ticks
@@ -73,7 +73,9 @@ def add_lines(figure: Any, sheet: Sheet, number: int, high: float) -> None:
                 legendgroup=group,
                 showlegend=named and in_legend,
                 customdata=[told(panel, row, column) for row in range(len(layers))],
-                hovertemplate=f"{shown}, layer %{{x}}<br>%{{customdata}}<extra></extra>",
+                hovertemplate=(
+                    f"{in_template(short(label))}, layer %{{x}}<br>%{{customdata}}<extra></extra>"
+                ),
                 **options,
             ),
             **place,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnpatch_core._extras import extra
-from nnpatch_core._html import in_plotly
+from nnpatch_core._html import in_plotly, in_template
 from nnpatch_core.results.pictures.colours import INK, NOT_SWEPT, PAPER, ink
 from nnpatch_core.results.pictures.crop import short
 from nnpatch_core.results.pictures.layout import is_slanted, ticks
@@ -73,8 +73,8 @@ def add_heatmap(figure: Any, sheet: Sheet, number: int, high: float) -> None:
         INK,
         customdata=_told(panel, up, across),
         hovertemplate=(
-            f"{in_plotly(panel.name)}: {in_plotly(panel.up_title)}, "
-            f"{in_plotly(panel.across_title)} %{{customdata}}<extra></extra>"
+            f"{in_template(panel.name)}: {in_template(panel.up_title)}, "
+            f"{in_template(panel.across_title)} %{{customdata}}<extra></extra>"
         ),
     )
     if unsure.any():

@@ -33,18 +33,18 @@ class Seen:
         grids: the numbers of each site name.
         certainty: how sure they are.
         level: of the certainty; None where none was asked for.
-        broken: how many cells were swept and have no number.
         layers: the layers of the model.
         positions: the positions of the prompts.
+        broken: how many cells were swept and have no number.
     """
 
     name: str
     grids: tuple[Grid, ...]
     certainty: Certainty
     level: float | None
-    broken: int
     layers: Lines
     positions: Lines
+    broken: int = 0
 
     @property
     def cells(self) -> int:
@@ -58,15 +58,16 @@ class Seen:
             there: what is said of bands, with `{percent}` and `{cells}` in it.
             missing: what is said before the reason why there are none.
         """
-        said = []
+        told = []
         if self.broken:
-            said.append("1 cell is nan" if self.broken == 1 else f"{self.broken:,} cells are nan")
+            cells = "1 cell has" if self.broken == 1 else f"{self.broken:,} cells have"
+            told.append(f"{cells} no number: some prompts gave nan or inf there")
         if self.level is None:
-            return said
+            return told
         if self.certainty.lacks:
-            return [*said, f"{missing}: {self.certainty.lacks}"]
-        said.append(there.format(percent=share(self.level), cells=f"{self.cells:,}"))
-        return [*said, self.certainty.doubt] if self.certainty.doubt else said
+            return [*told, f"{missing}: {self.certainty.lacks}"]
+        told.append(there.format(percent=share(self.level), cells=f"{self.cells:,}"))
+        return [*told, self.certainty.doubt] if self.certainty.doubt else told
 
 
 def see(
@@ -98,9 +99,9 @@ def see(
         grids=grids,
         certainty=sure,
         level=request.mute,
-        broken=sum(int((outcome.swept(n) & outcome[n].isnan()).sum()) for n in names),
         layers=attrs.evolve(layers, chosen=chosen(request.layers, len(layers.labels), "layers")),
         positions=attrs.evolve(positions, chosen=chosen(request.positions, width, "positions")),
+        broken=sum(int((outcome.swept(name) & ~outcome[name].isfinite()).sum()) for name in names),
     )
 
 

@@ -11,6 +11,7 @@ puts them on the grids of outcomes.
 from nnpatch_core.results.statistics.comparison import recall, sign_agreement, spearman
 from nnpatch_core.results.statistics.faces import (
     Draws,
+    any_value,
     bands_of,
     doubts,
     ends_of,
@@ -37,6 +38,7 @@ __all__ = [
     "Samples",
     "Term",
     "alike",
+    "any_value",
     "bands_of",
     "cell_values",
     "doubts",

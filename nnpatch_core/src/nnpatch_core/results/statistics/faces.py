@@ -178,11 +178,7 @@ def doubts(figured: Figured, level: float, draws: Draws) -> str:
     if few < 2:
         return "there is one prompt, which says nothing about others: every interval is (-inf, inf)"
     if resampling.denominator_may_be_zero(samples, level, draws.seed, draws.count):
-        return (
-            "the source and the target run may not differ at all in the metric with prompts like "
-            f"these (the {level:.0%} interval of their mean difference holds 0), so that a value "
-            "may be anything: every interval is (-inf, inf)"
-        )
+        return any_value(level)
     common = shared([term.outcome for term in figured.terms])
     if common:
         prompts = "1 prompt is" if common == 1 else f"{common} prompts are"
@@ -197,6 +193,15 @@ def doubts(figured: Figured, level: float, draws: Draws) -> str:
             "least to the largest that a prompt has, and hold the truth less often than they say"
         )
     return ""
+
+
+def any_value(level: float) -> str:
+    """The words on a denominator whose interval holds 0."""
+    return (
+        "the source and the target run may not differ at all in the metric with prompts like "
+        f"these (the {level:.0%} interval of their mean difference holds 0), so that a value "
+        "may be anything: every interval is (-inf, inf)"
+    )
 
 
 def least_pvalue(cells: int, prompts: int, adjust: str | None, draws: Draws) -> float:
