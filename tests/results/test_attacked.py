@@ -101,6 +101,14 @@ def test_a_prompt_that_occurs_twice_is_paired_by_what_its_runs_have(start: list[
     assert (widths(out - other) == 0).all()
 
 
+def test_a_number_of_numpy_may_stand_on_the_left() -> None:
+    one = made(ONE, WHOLE)
+    for each in (one, one - made(TWIN, WHOLE)):
+        torch.testing.assert_close((np.float64(0.5) * each)["mlp"], 0.5 * each["mlp"])
+        with pytest.raises(TypeError):
+            np.float64(0.5) + each
+
+
 def test_outcomes_that_share_some_prompts_say_so() -> None:
     out = made(ONE, WHOLE)
     groups = out.by_group(["a"] * 10 + ["b"] * 10)

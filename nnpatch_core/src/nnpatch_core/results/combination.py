@@ -66,6 +66,9 @@ class Combination(Mapping[str, Tensor]):
     terms: tuple[Term, ...]
     cells: Mapping[str, Cells]
 
+    # So that a number of numpy leaves its product with this to `__rmul__`.
+    __array_ufunc__ = None
+
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 

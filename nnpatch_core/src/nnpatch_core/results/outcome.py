@@ -126,6 +126,9 @@ class Outcome(Mapping[str, Tensor]):
     screening: Screening | None = attrs.field(default=None, metadata=stored(record(Screening)))
     moments: Moments | None = attrs.field(default=None, metadata=stored(IfMeans(Part(Moments))))
 
+    # So that a number of numpy leaves its product with this to `__rmul__`.
+    __array_ufunc__ = None
+
     # Two outcomes are compared by their tensors, not by `==` on a mapping of them.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
