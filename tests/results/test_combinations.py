@@ -353,3 +353,29 @@ def test_an_estimate_against_what_is_exact() -> None:
     assert perfect.interval("rank_correlation") == pytest.approx((1, 1))
     with pytest.raises(OutcomeError, match="figure must be one of"):
         agreement.interval("precision")
+
+
+def test_an_agreement_pairs_prompts_and_says_where_it_cannot() -> None:
+    changes = RANDOM.normal(1, 1, (30, PROMPTS))
+    about = {"model": "made by hand"}
+    exact = attrs.evolve(made(changes, WHOLE), info=about)
+    cells = exact.cells["mlp"]
+    estimates = {"mlp": attrs.evolve(cells, exact=torch.zeros(30, dtype=torch.bool))}
+    estimate = attrs.evolve(
+        made(changes + RANDOM.normal(0, 0.3, (30, PROMPTS)), WHOLE), cells=estimates
+    )
+    plain = estimate.agreement(exact).interval()
+    order = RANDOM.permutation(PROMPTS)
+    tokens = [int(each) + 1 for each in order]
+    mixed = attrs.evolve(made(changes[:, order], WHOLE[order], tokens=tokens), info=about)
+    assert estimate.agreement(mixed).interval() == pytest.approx(plain)
+    # A prompt that occurs twice, with another answer: the two have changed places in one outcome.
+    twice = [1, 1, *range(3, PROMPTS + 1)]
+    swapped = [1, 0, *range(2, PROMPTS)]
+    own = made(changes, WHOLE, tokens=twice)
+    turned = attrs.evolve(made(changes[:, swapped], WHOLE[swapped], tokens=twice), info=about)
+    of_same = attrs.evolve(own, cells=estimates).agreement(turned).interval()
+    assert of_same == pytest.approx((1, 1))
+    others = attrs.evolve(made(changes, WHOLE, tokens=list(range(11, PROMPTS + 11))), info=about)
+    with pytest.warns(StatisticsWarning, match="10 of the prompts are in both"):
+        estimate.agreement(others).interval()

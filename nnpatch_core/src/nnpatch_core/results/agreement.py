@@ -223,6 +223,9 @@ class Agreement:
             seed: of the draws.
             resamples: how often prompts are drawn.
 
+        Warns:
+            StatisticsWarning: the outcomes share some of their prompts and not all.
+
         Raises:
             OutcomeError: another figure, no level, a wrong number of draws, or only means were
                 kept.

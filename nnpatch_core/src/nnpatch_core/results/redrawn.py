@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from nnpatch_core._printable import shown
-from nnpatch_core.errors import OutcomeError
+from nnpatch_core._warnings import warn
+from nnpatch_core.errors import OutcomeError, StatisticsWarning
 from nnpatch_core.results.selection import find_name
 from nnpatch_core.results.statistics import (
     Draws,
@@ -19,6 +21,7 @@ from nnpatch_core.results.statistics import (
     read_level,
     redrawn,
     samples_of,
+    shared,
     tail_of,
 )
 from nnpatch_core.results.sureness import check_prompts
@@ -45,6 +48,14 @@ def figure_interval(
     found = found[np.isfinite(found)]
     if not len(found):
         return float("nan"), float("nan")
+    common = shared(agreement.outcomes)
+    if common:
+        warn(
+            f"{common} of the prompts are in both outcomes and others in one alone: each outcome's "
+            "are drawn by themselves, so that the interval is too wide. Compare outcomes of the "
+            "same prompts",
+            StatisticsWarning,
+        )
     tail = tail_of(level, min(outcome.count for outcome in agreement.outcomes))
     low, high = np.quantile(found, [tail, 1 - tail])
     return float(low), float(high)
@@ -52,12 +63,14 @@ def figure_interval(
 
 def _drawn(agreement: Agreement, draws: Draws) -> Iterator[Agreement]:
     """The agreement in prompts that are drawn again."""
-    paired = orders(agreement.outcomes) is not None
+    paired = orders(agreement.outcomes)
     # Other draws for prompts that are others.
-    seeds = (draws.seed, draws.seed if paired else draws.seed + 1)
+    seeds = (draws.seed, draws.seed + 1 if paired is None else draws.seed)
     sides = [
-        redrawn(_samples(agreement, outcome), seed, draws.count)
-        for outcome, seed in zip(agreement.outcomes, seeds, strict=True)
+        redrawn(_samples(agreement, outcome, order), seed, draws.count)
+        for outcome, order, seed in zip(
+            agreement.outcomes, paired or (None, None), seeds, strict=True
+        )
     ]
     ends = np.cumsum([len(one.index) for one in agreement.sites.values()])[:-1]
     for estimate, exact in zip(*sides, strict=True):
@@ -69,12 +82,12 @@ def _drawn(agreement: Agreement, draws: Draws) -> Iterator[Agreement]:
         yield attrs.evolve(agreement, sites=sites)
 
 
-def _samples(agreement: Agreement, outcome: Outcome) -> Samples:
+def _samples(agreement: Agreement, outcome: Outcome, order: NDArray[np.int64] | None) -> Samples:
     """The prompts of an outcome, in the cells that are compared."""
     chosen = []
     for name, one in agreement.sites.items():
         key = find_name(outcome.cells, name)
         rows = {tuple(place): row for row, place in enumerate(outcome.cells[key].index.tolist())}
         of_compared = np.array([rows[tuple(place)] for place in one.index.tolist()], dtype=int)
-        chosen.append(samples_of(outcome, key).cells(of_compared))
+        chosen.append(samples_of(outcome, key, order).cells(of_compared))
     return joined(chosen)

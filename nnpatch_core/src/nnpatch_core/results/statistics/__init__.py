@@ -23,7 +23,14 @@ from nnpatch_core.results.statistics.faces import (
 )
 from nnpatch_core.results.statistics.intervals import redrawn, tail_of
 from nnpatch_core.results.statistics.needed import prompts_needed
-from nnpatch_core.results.statistics.samples import Samples, alike, joined, orders, samples_of
+from nnpatch_core.results.statistics.samples import (
+    Samples,
+    alike,
+    joined,
+    orders,
+    samples_of,
+    shared,
+)
 from nnpatch_core.results.statistics.values import (
     Figured,
     Term,
@@ -55,6 +62,7 @@ __all__ = [
     "recall",
     "redrawn",
     "samples_of",
+    "shared",
     "sign_agreement",
     "spearman",
     "tail_of",

@@ -148,10 +148,11 @@ class Samples:
         ]
 
 
-def samples_of(figured: Figured, name: str) -> Samples:
+def samples_of(figured: Figured, name: str, order: NDArray[np.int64] | None = None) -> Samples:
     """The samples of an outcome's site name, or of a combination's, `[swept cells]`.
 
-    Prompts stand in an order of their own, so that the user's order changes no figure.
+    Prompts stand in an order of their own, so that the user's order changes no figure; or in
+    `order`, where an outcome is set against another.
     """
     terms = figured.terms
     outcomes = [term.outcome for term in terms]
@@ -165,8 +166,8 @@ def samples_of(figured: Figured, name: str) -> Samples:
     for number, term in enumerate(terms):
         changes, whole = changes_of(term.outcome, name)
         changes = changes if term.rows is None else changes[term.rows[name].numpy()]
-        size, order = size_of(term.outcome), each[number]
-        parts.append(Sample(changes[:, order], whole[order], term.weight, size))
+        size, own = size_of(term.outcome), each[number] if order is None else order
+        parts.append(Sample(changes[:, own], whole[own], term.weight, size))
     return Samples(tuple(parts), groups)
 
 
