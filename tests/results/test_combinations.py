@@ -83,6 +83,14 @@ def test_it_says_how_it_was_made() -> None:
     assert (named[0] - named[1]).info == {"model": "x | y", "a": "b"}
 
 
+def test_a_notebook_shows_it() -> None:
+    page = (made(OTHER, WHOLE) - made(ONE, WHOLE))._repr_html_()
+    for words in ("Combination: activation - activation", "20 of 1 tokens", "The strongest", "low"):
+        assert words in page, words
+    assert "14, 20 of 1 tokens" in apart()._repr_html_()
+    assert (made(OTHER, WHOLE) - made(ONE, WHOLE))._ipython_key_completions_() == ["mlp"]
+
+
 # Which prompts are drawn together ----------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from nnpatch_core._printable import printable, shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import selection, tables
 from nnpatch_core.results.compare import check_axes
+from nnpatch_core.results.notebook import as_html
 from nnpatch_core.results.parts import Cells, Prompts, Scale
 from nnpatch_core.results.pictures import PictureKind, draw_combination
 from nnpatch_core.results.stability import Stability, stability
@@ -89,6 +90,12 @@ class Combination(Mapping[str, Tensor]):
         own = "prompts of their own" if groups == len(self.terms) else f"{groups} sets of prompts"
         apart = "" if groups == 1 else f"; {own}"
         return printable(f"Combination({self.kind}, {self.metric}: {shapes}{apart})")
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self.cells)
 
     def __add__(self, other: Any) -> Combination:
         return combined(self, other, 1.0)
