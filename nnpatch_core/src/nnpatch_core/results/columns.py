@@ -39,9 +39,10 @@ def ends_by_means(figured: Figured, name: str, level: float) -> tuple[Numbers, N
     """
     if len(figured.terms) > 1 or figured.magnitude:
         return None
+    (term,) = figured.terms
     values = cell_values(figured, name).double().numpy()
-    errors = standard_errors(figured.terms[0].outcome, name).numpy()
-    if denominator_may_be_zero(figured.terms[0].outcome, level):
+    errors = abs(term.weight) * standard_errors(term.outcome, name).numpy()
+    if denominator_may_be_zero(term.outcome, level):
         return np.full(values.shape, -np.inf), np.full(values.shape, np.inf)
     half = float(stdtrit(figured.count - 1, (1 + level) / 2)) * errors
     return values - half, values + half
