@@ -387,3 +387,26 @@ def test_an_agreement_pairs_prompts_and_says_where_it_cannot() -> None:
     others = attrs.evolve(made(changes, WHOLE, tokens=list(range(11, PROMPTS + 11))), info=about)
     with pytest.warns(StatisticsWarning, match="10 of the prompts are in both"):
         estimate.agreement(others).interval()
+
+
+def test_a_scaled_outcome_of_means_has_scaled_intervals() -> None:
+    kept = means_of(made(ONE, WHOLE))
+    plain, scaled = kept.to_dataframe(), (kept * -3).to_dataframe()
+    np.testing.assert_allclose(scaled["low"], -3 * plain["high"], rtol=1e-6)
+    np.testing.assert_allclose(scaled["high"], -3 * plain["low"], rtol=1e-6)
+    rows = {row["layer"]: row for row in (kept * -3).top(3, distinct=False)}
+    for layer, low in enumerate(scaled["low"]):
+        assert rows[layer]["low"] == pytest.approx(low)
+
+
+def test_rounding_is_no_difference() -> None:
+    noise = RANDOM.choice([0.0, 2e-7], ONE.shape)
+    clear = OTHER[:1] - ONE[:1]
+    with_noise = made(np.vstack([OTHER[:1], ONE[1:] + noise[1:]]), WHOLE) - made(ONE, WHOLE)
+    alone = made(clear, WHOLE)
+    # Two cells are the same but for rounding, of one sign: no finding, and no word in the first.
+    assert with_noise.pvalues("mlp", None)[1:].tolist() == [1, 1]
+    assert with_noise.pvalues("mlp")[0] == alone.pvalues("mlp")[0]
+    ends = (with_noise.band("mlp"), alone.band("mlp"))
+    for one, other in zip(*ends, strict=True):
+        assert one[0].item() == pytest.approx(other[0].item(), rel=1e-6)

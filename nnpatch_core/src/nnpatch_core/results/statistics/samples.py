@@ -98,13 +98,12 @@ class Samples:
         return _summed([part.values() for part in self.parts])
 
     def moves(self) -> NDArray[np.bool_]:
-        """`[cells]`, bool: whether a patch moves the metric of some prompt by more than rounding.
+        """`[cells]`, bool: whether some prompt's effect is more than rounding; of paired samples.
 
         Statistics of what is rounding would be about the machine, and other ones by each engine.
         """
-        found: NDArray[np.bool_] = np.logical_or.reduce(
-            [np.abs(part.changes).max(1) > _STILL * part.size for part in self.parts]
-        )
+        (least,) = self._roundings()
+        found: NDArray[np.bool_] = np.abs(self.effects()).max(1) > least
         return found
 
     def varies(self) -> NDArray[np.bool_]:
@@ -114,12 +113,18 @@ class Samples:
         """
         found: NDArray[np.bool_] = np.logical_or.reduce(
             [
-                np.abs(part.residuals()).max(1) * np.abs(part.whole.mean())
-                > _STILL * np.abs(part.weight) * part.size
-                for part in self.parts
+                np.abs(pulls).max(1) > least
+                for pulls, least in zip(self.residuals(), self._roundings(), strict=True)
             ]
         )
         return found
+
+    def _roundings(self) -> list[float]:
+        """For each draw how far a prompt's part of the value may be off by rounding."""
+        return [
+            sum(_STILL * abs(part.weight * part.size / part.whole.mean()) for part in parts)
+            for parts in self.drawn
+        ]
 
     def residuals(self) -> list[Floats]:
         """For each draw `[cells, prompts]`, of mean 0: how far each prompt pulls the value."""
