@@ -164,14 +164,14 @@ def samples_of(figured: Figured, name: str, order: NDArray[np.int64] | None = No
     groups = alike(outcomes)
     each: dict[int, NDArray[np.int64]] = {}
     for group in groups:
-        found = orders([outcomes[number] for number in group])
+        found = [order] if order is not None else orders([outcomes[number] for number in group])
         assert found is not None
         each |= dict(zip(group, found, strict=True))
     parts = []
     for number, term in enumerate(terms):
         changes, whole = changes_of(term.outcome, name)
         changes = changes if term.rows is None else changes[term.rows[name].numpy()]
-        size, own = size_of(term.outcome), each[number] if order is None else order
+        size, own = size_of(term.outcome), each[number]
         parts.append(Sample(changes[:, own], whole[own], term.weight, size))
     return Samples(tuple(parts), groups)
 
@@ -187,6 +187,8 @@ def joined(samples: Sequence[Samples]) -> Samples:
 
 def alike(outcomes: Sequence[Outcome]) -> tuple[tuple[int, ...], ...]:
     """The numbers of the outcomes that are of the same prompts, in whatever order."""
+    if len(outcomes) == 1:
+        return ((0,),)
     groups: dict[bytes, list[int]] = {}
     for number, outcome in enumerate(outcomes):
         groups.setdefault(np.sort(_marks(outcome)).tobytes(), []).append(number)
@@ -195,7 +197,10 @@ def alike(outcomes: Sequence[Outcome]) -> tuple[tuple[int, ...], ...]:
 
 def shared(outcomes: Sequence[Outcome]) -> int:
     """How many prompts are in several of the outcomes, of those that are not of the same ones."""
-    firsts = [np.unique(_marks(outcomes[group[0]])) for group in alike(outcomes)]
+    groups = alike(outcomes)
+    if len(groups) == 1:
+        return 0
+    firsts = [np.unique(_marks(outcomes[group[0]])) for group in groups]
     _, times = np.unique(np.concatenate(firsts), return_counts=True)
     return int((times > 1).sum())
 
