@@ -69,6 +69,9 @@ def test_a_cell_without_a_number_takes_no_place() -> None:
     changes[0, 3] = np.nan
     found = made(changes, WHOLE).stability(2)
     assert [row["layer"] for row in found.rows] == [1, 2]
+    for shown in (str(found), found._repr_html_()):
+        assert "1 cell has no number" in shown
+    assert "no number" not in str(made(CHANGES, WHOLE).stability(2))
 
 
 def test_differences_have_one_too() -> None:

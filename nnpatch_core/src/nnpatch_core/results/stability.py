@@ -33,6 +33,7 @@ class Stability:
         rows: the strongest cells, each with the `share` of draws in which it is one of them too.
         others: further cells that are in at least 5 percent of draws, the most frequent first.
         draws: how often prompts were drawn again.
+        broken: how many cells have no number, and so no place.
 
     Examples:
         >>> row = {"site": "resid", "layer": 3, "value": 0.9, "share": 0.75}
@@ -48,6 +49,7 @@ class Stability:
     rows: tuple[dict[str, Any], ...]
     others: tuple[dict[str, Any], ...]
     draws: int
+    broken: int = 0
 
     @property
     def kept(self) -> float:
@@ -85,10 +87,14 @@ class Stability:
     def _sentence(self) -> str:
         if not self.rows:
             return "No cell has a value that is a number."
-        return (
+        words = (
             f"The strongest {len(self.rows)} keep {self.kept:.0%} of their places when the prompts "
             f"are drawn again ({self.draws} draws)."
         )
+        if not self.broken:
+            return words
+        cells = "1 cell has" if self.broken == 1 else f"{self.broken:,} cells have"
+        return f"{words} {cells} no number: some prompts gave nan or inf there."
 
     @staticmethod
     def _lines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -151,4 +157,5 @@ def _ranked(
             made += tables.rows(blocks, figured.tokens)
         return tuple(made)
 
-    return Stability(rows(first), rows(often), draws.count)
+    broken = int((~np.isfinite(values)).sum())
+    return Stability(rows(first), rows(often), draws.count, broken)
