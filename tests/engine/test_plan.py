@@ -428,7 +428,7 @@ def changes(
         array = torch.zeros(batch, SEQ, heads, dtype=torch.bool)
         for prompt, position, *head in where.get((each.place.name, each.place.layer), []):
             array[(prompt, position, *(head or [slice(None)]))] = True
-        found._known[each.place, None] = array
+        found._known[each.place, None, None] = array
     return found
 
 
@@ -535,7 +535,7 @@ def test_rows_are_those_of_a_naive_count(given_cells: list[list[Any]], seed: int
                 (position, each.place.stage)
                 for each in cell
                 for position in each.positions.group(prompt)
-                if changed._known[each.place, None][prompt, position, slice(None)
+                if changed._known[each.place, None, None][prompt, position, slice(None)
                     if each.head is None else each.head].any()
             ]  # fmt: skip
             if hits:

@@ -19,6 +19,8 @@ FLOORS = (
     ("scaffold",),
     ("infer", "testing"),
     ("conformance",),
+    ("subspace",),
+    ("steering",),
     ("patching",),
     ("interventions",),
     ("sweep",),
@@ -33,6 +35,7 @@ FLOORS = (
     ("prompts",),
     ("metrics",),
     ("seq_pos",),
+    ("spaces",),
     ("_", "batch", "components", "errors", "names"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -69,6 +69,10 @@ class GradientError(PatchingError):
     """A model through which no gradient flows, so that nothing can be attributed."""
 
 
+class SubspaceError(PatchingError):
+    """A subspace that is none, does not fit its site, or cannot be learned, read or written."""
+
+
 class EngineError(PatchingError):
     """An engine that cannot run this sweep: its message says why."""
 

@@ -48,7 +48,17 @@ from nnpatch_core.seq_pos import (
     resolved,
     spread,
 )
-from nnpatch_core.tracing import BoundSite, Cell, PatchedTokens, Patches, put_site, read, write
+from nnpatch_core.spaces import Space, as_space
+from nnpatch_core.tracing import (
+    BoundSite,
+    Cell,
+    PatchedTokens,
+    Patches,
+    check_space,
+    put_site,
+    read,
+    write,
+)
 
 #: Of how many prompts a label shows the positions.
 _PROMPTS = 2
@@ -81,6 +91,8 @@ class Site:
         seq_pos: positions, counted from the start or (negative) from the end, of all prompts or of
             each apart; None is all.
         source_seq_pos: where the values for these are taken; None is the same positions.
+        subspace: the part of the activation that is patched: a `Subspace`, or an object with
+            `encode` and `decode`; None is all of it.
         asked: the synonym by which the component was asked for, which an outcome keeps.
         where: a name for the positions, which a label shows in their place.
     """
@@ -91,6 +103,7 @@ class Site:
     head: int | None = None
     seq_pos: Group | PromptGroups | None = None
     source_seq_pos: Group | PromptGroups | None = attrs.field(default=None, kw_only=True)
+    subspace: Space | None = attrs.field(default=None, kw_only=True, converter=as_space)
     asked: str | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
     where: str | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
     _memory: _Memory = attrs.field(factory=_Memory, init=False, eq=False, repr=False)
@@ -104,6 +117,7 @@ class Site:
         head: int | None = None,
         seq_pos: Any = None,
         source_seq_pos: Any = None,
+        subspace: Any = None,
     ) -> Site:
         """A site, checked as far as it can be without a model.
 
@@ -116,12 +130,16 @@ class Site:
                 each prompt; None is every position.
             source_seq_pos: of the same shape, where the source's values for them are taken: `cache`
                 looks there. None is the same positions.
+            subspace: a `Subspace` of the activation (of a head's, where one is named), or another
+                object with `encode` and `decode`: patching changes its coordinates alone. None is
+                all of the activation.
 
         Raises:
             UnknownNameError: the adapter has no such component.
             LayerError: `layer` is negative or no integer.
             HeadError: `head` is negative, no integer, or the component has no heads.
             PositionError: positions that are no integers, duplicated or none at all.
+            SubspaceError: `subspace` is none.
 
         Examples:
             >>> from nnpatch_core.testing import tiny_api
@@ -140,7 +158,16 @@ class Site:
         if sources is not None and positions is None:
             raise PositionError("source_seq_pos means nothing without seq_pos")
         check_alike(positions, sources)
-        return cls(adapter, name, layer, head, positions, source_seq_pos=sources, asked=site_name)
+        return cls(
+            adapter,
+            name,
+            layer,
+            head,
+            positions,
+            source_seq_pos=sources,
+            subspace=subspace,
+            asked=site_name,
+        )
 
     @property
     def name(self) -> str:
@@ -156,7 +183,8 @@ class Site:
     def label(self) -> str:
         """A short name for a table or a picture."""
         head = "" if self.head is None else f" H{self.head}"
-        return f"{self.name} L{self.layer}{head}{self._where}"
+        part = "" if self.subspace is None else f" {_part_of(self.subspace)}"
+        return f"{self.name} L{self.layer}{head}{self._where}{part}"
 
     @property
     def _where(self) -> str:
@@ -292,7 +320,8 @@ class Site:
         Raises:
             PatchingError: one of its kinds, if the model or the prompts lack it.
         """
-        return BoundSite(self._place(nnmodel), self.head, self.positions(seq_len))
+        positions = self.positions(seq_len)
+        return BoundSite(self._place(nnmodel), self.head, positions, self.subspace)
 
     def read(self, nnmodel: Any, run: Sequence[int] | None = None) -> Tensor:
         """The whole activation `[batch, seq, width]` at the site's component, inside a trace.
@@ -507,7 +536,7 @@ def bind_cells(
         if place is None:
             place = places[at] = place_of(site.api, model, site.layer, site.component)
         where = positions[id(site.seq_pos), id(site.source_seq_pos)]
-        return BoundSite(place, site.head, where)
+        return BoundSite(place, site.head, where, site.subspace)
 
     def bound_cell(cell: AnySite) -> Cell:
         sites = tuple(map(bound, cell.sites))
@@ -568,6 +597,11 @@ def _short(positions: Group | PromptGroups) -> str:
     return f"[{', '.join(rows)}{', …' if len(positions) > _PROMPTS else ''}]"
 
 
+def _part_of(space: Space) -> str:
+    """A space in a few letters."""
+    return "in all of its features" if space.rank is None else f"in rank {space.rank}"
+
+
 def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:
     """Raise the fitting error if `model`, or a prompt of `seq_len` tokens, lacks the site."""
     find_component(site.api, site.component)
@@ -577,5 +611,8 @@ def check_site(site: Site, model: Any, seq_len: int | None = None) -> None:
         heads = component.heads
         count = site.api.n_heads(model.config, heads, site.layer) if heads else None
         check_head(site.head, site.component, component, count)
+    if site.subspace is not None:
+        place = place_of(site.api, module_of(model), site.layer, site.component)
+        check_space(site.subspace, place, site.head)
     if seq_len is not None:
         site.positions(seq_len)

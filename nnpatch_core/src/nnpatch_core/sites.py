@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -23,6 +23,7 @@ from nnpatch_core.adapters import (
     layers_with,
     n_heads,
     n_layers,
+    place_of,
 )
 from nnpatch_core.batch import GivenTokens, check_tokens, pack_left, unpack
 from nnpatch_core.components import canonical_name
@@ -31,6 +32,7 @@ from nnpatch_core.errors import (
     LayerError,
     PatchingError,
     PositionError,
+    SubspaceError,
     UnknownNameError,
 )
 from nnpatch_core.names import ComponentName, SeqPosName
@@ -38,6 +40,8 @@ from nnpatch_core.plugins import find_adapter, find_seq_pos
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import Expansion, PlacedSeqPos, PromptBatch, SeqPos, expansion_of
 from nnpatch_core.site import AnySite, MultiSite, Site, check_site
+from nnpatch_core.spaces import Space, by_layer
+from nnpatch_core.tracing import check_space
 
 _HEAD_AXES = {"query": "head", "key_value": "kv_head"}
 
@@ -97,10 +101,14 @@ class Sites:
         heads: of components with heads, which ones; None is each of them.
         source_seq_pos: for `"custom"` and `"custom_constant"`, of the shape of `seq_pos`: where the
             source run's values for these positions are taken. None is the same positions.
+        subspace: the part of each activation that is patched: a `Subspace` (of one head's, where
+            the components have heads), an object with `encode` and `decode`, or a mapping from
+            layers to those; None is all of it. Of a mapping, the layers are its own.
 
     Raises:
         UnknownNameError: no component named, one named twice, or an unknown strategy.
         LayerError, HeadError, PositionError: malformed numbers; `seq_pos` missing or not wanted.
+        SubspaceError: `subspace` is none, or lacks a layer that is asked for.
 
     Examples:
         >>> Sites(["resid", "o"], layers=[1, 2], seq_pos_type="lastk", seq_pos=3).strategy
@@ -111,6 +119,7 @@ class Sites:
     layers: tuple[int, ...] | None
     strategy: SeqPos | PlacedSeqPos
     heads: tuple[int, ...] | None
+    subspace: Space | Mapping[int, Space] | None = attrs.field(hash=False)
 
     def __init__(
         self,
@@ -121,12 +130,15 @@ class Sites:
         heads: Sequence[int] | None = None,
         *,
         source_seq_pos: Any = None,
+        subspace: Any = None,
     ) -> None:
+        spaces, wanted = by_layer(subspace), _ascending(layers, "layers", LayerError)
         self.__attrs_init__(
             site_names=_component_names(site_names),
-            layers=_ascending(layers, "layers", LayerError),
+            layers=_layers_of(spaces, wanted),
             strategy=_strategy(seq_pos_type, seq_pos, source_seq_pos),
             heads=_ascending(heads, "heads", HeadError),
+            subspace=spaces,
         )
 
     @staticmethod
@@ -190,6 +202,11 @@ class Sites:
             raise LayerError(f"no layer of this model has {name!r}")
         for layer in having if self.layers is None else self.layers:
             heads = self._heads(api, model, layer, name)
+            space = (
+                self.subspace.get(layer) if isinstance(self.subspace, Mapping) else self.subspace
+            )
+            if space is not None:
+                check_space(space, place_of(api, model, layer, component), heads[0])
             for cell in expansion.cells:
                 place = [] if cell.label is None else [cell.label]
                 for head in heads:
@@ -202,6 +219,7 @@ class Sites:
                             head,
                             cell.seq_pos,
                             source_seq_pos=cell.source,
+                            subspace=space,
                             asked=name,
                             where=cell.name,
                         )
@@ -287,6 +305,18 @@ def _ascending(
 ) -> tuple[int, ...] | None:
     """In execution order, whatever order they were named in."""
     return None if numbers is None else tuple(sorted(strict_ints(numbers, what, error)))
+
+
+def _layers_of(spaces: Any, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The layers that are swept: those that have a space of their own, where each has one."""
+    if not isinstance(spaces, Mapping):
+        return layers
+    lacking = sorted(set(layers or ()) - set(spaces))
+    if lacking:
+        raise SubspaceError(
+            f"subspace= has none for layers {lacking}; it has those of layers {sorted(spaces)}"
+        )
+    return tuple(sorted(spaces)) if layers is None else layers
 
 
 def _component_names(names: Any) -> tuple[str, ...]:

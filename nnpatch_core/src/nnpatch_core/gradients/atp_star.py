@@ -18,6 +18,7 @@ from nnpatch_core.gradients.attention import Attention, AttentionPlaces, attenti
 from nnpatch_core.gradients.first_order import Estimator
 from nnpatch_core.gradients.terms import Terms
 from nnpatch_core.seq_pos import Positions
+from nnpatch_core.spaces import Limit
 from nnpatch_core.tracing import Patches
 
 #: The components that the QK fix is for.
@@ -155,12 +156,13 @@ class AtPStar:
     def _add_fixed(self, total: Tensor, layer: int, gradients: Tensor) -> None:
         """Add the effects of a layer's queries and keys to `total` `[many, cells, batch]`."""
         estimator = self.estimator
-        by_alignment: dict[Positions | None, dict[str, Terms]] = {}
+        by_values: dict[tuple[Positions | None, Limit | None], dict[str, Terms]] = {}
         for terms in estimator.terms:
             if terms.place.layer == layer and terms.place.name in FIXED:
-                by_alignment.setdefault(terms.alignment, {})[terms.place.name] = terms
+                at = terms.alignment, terms.limit
+                by_values.setdefault(at, {})[terms.place.name] = terms
         kind = torch.promote_types(gradients.dtype, torch.float32)
-        for alignment, here in by_alignment.items():
+        for (alignment, limit), here in by_values.items():
             groups = here["k"].groups if "k" in here else ()
             attention = Attention(
                 estimator.patches.nnmodel,
@@ -168,6 +170,7 @@ class AtPStar:
                 self.fixed[layer],
                 estimator.intervention,
                 alignment,
+                limit,
                 self.rows,
             )
             queries, keys = attention.effects(gradients.to(kind), "q" in here, groups)

@@ -19,8 +19,8 @@ from nnpatch_core._rounding import as_typed, rounding
 from nnpatch_core.adapters import Location, ModelAPI, Place, heads_of, place_of, table_of
 from nnpatch_core.errors import GradientError
 from nnpatch_core.gradients.graph import Graph
-from nnpatch_core.gradients.terms import own_columns
 from nnpatch_core.seq_pos import Positions
+from nnpatch_core.spaces import Limit
 from nnpatch_core.tracing import (
     Intervention,
     PatchedTokens,
@@ -97,6 +97,7 @@ class Attention:
         places: its places.
         intervention: what is put at its queries and keys.
         alignment: where that comes from; None is each token's own position.
+        limit: to which part of them it is limited; None is all.
         rows: how many rows may run together.
     """
 
@@ -105,6 +106,7 @@ class Attention:
     places: AttentionPlaces
     intervention: Intervention
     alignment: Positions | None
+    limit: Limit | None
     rows: int
 
     def effects(
@@ -235,8 +237,19 @@ class Attention:
                 tokens = PatchedTokens(
                     rows, torch.zeros_like(rows), prompts, positions, sources[prompts, positions]
                 )
-                own = own_columns(place, None, value).nonzero().flatten()
-                put(value, place, tokens, self.intervention, columns=own[None].cpu())
+                heads, space = place.columns(value.shape[-1]), None
+                if self.limit is not None:
+                    space = self.limit.space
+                if heads is not None and (self.limit is None or not self.limit.by_head):
+                    heads = heads.flatten()
+                put(
+                    value,
+                    place,
+                    tokens,
+                    self.intervention,
+                    columns=None if heads is None else heads[None],
+                    space=space,
+                )
         return values
 
 

@@ -82,8 +82,10 @@ def joint(
             if location not in leaves:
                 leaves[location] = activation.detach().clone().requires_grad_()
                 patched[location] = torch.zeros_like(own)
-                differences[location] = change(intervention, place, activation, at, cell)
-            moved = change(intervention, place, leaves[location], at, cell)
+                differences[location] = change(
+                    intervention, place, activation, at, cell, site.limit
+                )
+            moved = change(intervention, place, leaves[location], at, cell, site.limit)
             differences[location] = torch.where(own, moved, differences[location])
             patched[location] = patched[location] | own
             write(traced, place, torch.where(patched[location], leaves[location], activation))

@@ -128,7 +128,9 @@ class Paths:
                 with as_typed(each):
                     mean = torch.einsum("s,sbpw->bpw", weight.to(each), each)
                 means[name] = means[name] + mean if name in means else mean
-        difference = change(self.intervention, terms.place, there, terms.alignment)
+        difference = change(
+            self.intervention, terms.place, there, terms.alignment, limit=terms.limit
+        )
         columns = terms.place.columns(difference.shape[-1])
         return {name: effect(mean, difference, columns) for name, mean in means.items()}
 
@@ -219,7 +221,9 @@ class Paths:
             write_component(envoy, LAYER_INPUT, start[which.to(start.device)])
             there = read(traced, place, shape)
             kind = torch.promote_types(there.dtype, torch.float32)
-            moved = change(self.intervention, place, there[:count], terms.alignment)
+            moved = change(
+                self.intervention, place, there[:count], terms.alignment, limit=terms.limit
+            )
             # All heads of the component, and of no other that shares its activation.
             moved = torch.where(own_columns(place, None, there), moved, 0.0)
             along = share.to(there.device, kind)[:, None, None, None] * moved

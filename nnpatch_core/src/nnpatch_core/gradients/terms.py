@@ -14,6 +14,7 @@ from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.components import OWN_TOKEN
 from nnpatch_core.seq_pos import NONE, Positions
+from nnpatch_core.spaces import Limit
 from nnpatch_core.tracing import (
     BoundSite,
     Intervention,
@@ -36,6 +37,7 @@ class Terms:
             each prompt has a position of its own, -1 for none.
         heads: `[terms]`, a head, or -1 for all columns.
         groups: the groups that `slots` number; empty where they are positions.
+        limit: to which part of the activation patching is limited, in all of these.
     """
 
     place: Place
@@ -44,6 +46,7 @@ class Terms:
     slots: Tensor
     heads: Tensor
     groups: tuple[Positions, ...] = ()
+    limit: Limit | None = None
 
     def add(self, total: Tensor, effects: Tensor) -> None:
         """Add effects `[..., batch, slots, heads + 1]` to `total` `[..., cells, batch]`."""
@@ -120,17 +123,17 @@ def terms_of(
         grouped: components of which a group of positions is one term.
         apart: whether what is put elsewhere matters, so that each positions are aligned alone.
     """
-    gathered: dict[tuple[Place, Positions | None], _Gathered] = defaultdict(_Gathered)
+    gathered: dict[tuple[Place, Positions | None, Limit | None], _Gathered] = defaultdict(_Gathered)
     # Looked up by place and positions, of which there are far fewer than cells.
-    known: dict[tuple[int, int], tuple[_Gathered, list[Any]]] = {}
+    known: dict[tuple[int, int, Limit | None], tuple[_Gathered, list[Any]]] = {}
     for number in cells:
         for site in patches.cells[number].sites:
-            place, at = site.place, site.positions
-            found = known.get((id(place), id(at)))
+            place, at, limit = site.place, site.positions, site.limit
+            found = known.get((id(place), id(at), limit))
             if found is None:
-                key = (place, patches.apart[at] if apart else patches.alignment(at))
-                own = gathered[key]
-                found = known[id(place), id(at)] = own, own.slots_of(at, place.name in grouped)
+                own = gathered[place, patches.apart[at] if apart else patches.alignment(at), limit]
+                found = own, own.slots_of(at, place.name in grouped)
+                known[id(place), id(at), limit] = found
             own, slots = found
             own.slots += slots
             own.cells += [number] * len(slots)
@@ -143,8 +146,9 @@ def terms_of(
             own.numbers(),
             torch.tensor(own.heads, dtype=torch.int64, device="cpu"),
             tuple(own.groups),
+            limit,
         )
-        for (place, alignment), own in gathered.items()
+        for (place, alignment, limit), own in gathered.items()
         # A lone prompt that lacks the positions has no terms.
         if own.cells
     )
@@ -199,6 +203,7 @@ def change(
     activation: Tensor,
     positions: Positions | None = None,
     cell: int = 0,
+    limit: Limit | None = None,
 ) -> Tensor:
     """The value put less the one that was there, `[batch, seq, width]`, in float32 at least.
 
@@ -210,10 +215,11 @@ def change(
         activation: `[batch, seq, width]`, what was there.
         positions: only at these, with their sources; None is all.
         cell: the number of the cell, for an intervention that looks at it.
+        limit: only this part of the activation; None is all of it.
     """
     kind = torch.promote_types(activation.dtype, torch.float32)
     before = activation.detach().to(kind)
-    difference = as_patched(before, place, intervention, positions, cell) - before
+    difference = as_patched(before, place, intervention, positions, cell, limit) - before
     real = intervention.mask.bool().to(difference.device)
     # Chosen, not subtracted: padding may hold anything, nan included.
     return torch.where(real[..., None], difference, 0.0)
@@ -233,7 +239,9 @@ def add_effects(
     """
     columns = terms.place.columns(activation.shape[-1])
     for cell, own in terms.by_cell(intervention):
-        difference = change(intervention, terms.place, activation, terms.alignment, cell)
+        difference = change(
+            intervention, terms.place, activation, terms.alignment, cell, terms.limit
+        )
         own.add(total, effect(gradient, difference, columns))
 
 
@@ -265,7 +273,7 @@ def still(
     for each in terms:
         place, activation = each.place, activations[each.place.location]
         for cell, own in each.by_cell(intervention):
-            other = differs(activation, place, intervention, each.alignment, cell).cpu()
+            other = differs(activation, place, intervention, each.alignment, cell, each.limit).cpu()
             own_token = place.layer == place.n_layers - 1 and place.name in OWN_TOKEN
             # After the last layer only the tokens are looked at whose logits are read.
             seen = batch.looked_at if own_token else batch.reaching

@@ -180,9 +180,9 @@ def _sites(
                     raise MetricError(f"metric {name!r} reads {site.label}: {error}") from error
                 at = bound.positions.at.expand(len(prompts), -1)
                 came = bound.positions.source
-                targets.append(ReadSite(bound.place, bound.head, at))
+                targets.append(ReadSite(bound.place, bound.head, at, bound.space))
                 there = at if came is None else came.expand(len(prompts), -1)
-                sources.append(ReadSite(bound.place, bound.head, there))
+                sources.append(ReadSite(bound.place, bound.head, there, bound.space))
                 known[site] = tuple(range(first, first + at.shape[1]))
                 first += at.shape[1]
             places.setdefault(name, {})[site] = known[site]

@@ -15,10 +15,12 @@ from nnpatch_core.errors import AdapterError
 from nnpatch_core.metrics import MetricContext, columns_given
 from nnpatch_core.results import Baseline
 from nnpatch_core.seq_pos import Positions
+from nnpatch_core.spaces import Space
 from nnpatch_core.sweep.checksum import digest, word
 from nnpatch_core.sweep.fingerprint import fingerprint, settings
 from nnpatch_core.sweep.labels import versions
 from nnpatch_core.sweep.runs import Runs, Values, kind_of
+from nnpatch_core.sweep.spaces_told import space_word, spaces_told
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.tracing import forward_functions
 
@@ -88,6 +90,7 @@ def identity(
         **_told(runs),
         "sites": f"{len(cells)} {_word(cells)}",
         **({"positions": _positions(sweep, own)} if own else {}),
+        **_spaces(sweep, untold),
         "adapter": ", ".join(sorted(set(adapters.values()))),
         "metric": f"{', '.join(sweep.metrics)} {_word(metrics)}",
         "hooks": _word([[words, each.digest] for words, each in hooks]) if hooks else "none",
@@ -103,6 +106,17 @@ def identity(
     }
 
 
+def _spaces(sweep: Sweep, untold: set[str]) -> Identity:
+    """The subspaces, and which site has which, if any has one."""
+    told = spaces_told(sweep.patches)
+    if told is None:
+        return {}
+    untold.update(told.untold)
+    sites = [site for cell in sweep.patches.cells for site in cell.sites]
+    which = [told.number.get(id(site.space)) for site in sites]
+    return {"subspace": f"{', '.join(dict.fromkeys(told.words))} {_word([told.words, which])}"}
+
+
 def _told(runs: Runs) -> Identity:
     """The data that metrics are given, and where they read logits, if there is any."""
     told = {}
@@ -113,12 +127,16 @@ def _told(runs: Runs) -> Identity:
         columns = sorted(runs.reading.columns.items())
         word_of = digest(runs.reading.source, runs.reading.target)
         sites = [
-            [name, site.api.name, site.label, site.source_seq_pos]
+            [name, site.api.name, site.label, site.source_seq_pos, _part(site.subspace)]
             for name, each in sorted(runs.reading.sites.items())
             for site in each
         ]
         told["positions read"] = f"{word_of} {_word([columns, runs.reading.last, sites])}"
     return told
+
+
+def _part(space: Space | None) -> str | None:
+    return None if space is None else space_word(space).digest
 
 
 def _positions(sweep: Sweep, own: Mapping[Positions, int]) -> str:

@@ -24,6 +24,7 @@ from nnpatch_core.results import (
     runs_known,
 )
 from nnpatch_core.sweep.provenance import provenance
+from nnpatch_core.sweep.spaces_told import spaces_told
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.sweep.tally import Tally
 from nnpatch_core.tracing import forward_hooks
@@ -86,12 +87,18 @@ def outcome(
             "model_type": str(getattr(config, "model_type", None)),
             "dtype": str(getattr(model, "dtype", None)),
             **({} if sweep.options.seed is None else {"seed": str(sweep.options.seed)}),
+            **_subspaces(sweep),
             "elided": known_in_words(*runs_known(cells.values())),
             **provenance(sweep.options.call, model, adapters),
             **versions(),
         },
         screening=None,
     )
+
+
+def _subspaces(sweep: Sweep) -> dict[str, str]:
+    told = spaces_told(sweep.patches)
+    return {} if told is None else {"subspace": "; ".join(dict.fromkeys(told.words))}
 
 
 def versions() -> dict[str, str]:

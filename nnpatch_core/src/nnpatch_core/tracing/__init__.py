@@ -37,6 +37,7 @@ from nnpatch_core.tracing.sites_read import (
     widths_of,
 )
 from nnpatch_core.tracing.trace import Kept, call, forward, picked, record
+from nnpatch_core.tracing.widths import check_space, width_of
 
 __all__ = [
     "LAYER_INPUT",
@@ -54,6 +55,7 @@ __all__ = [
     "backward_hooks",
     "call",
     "check_forwards",
+    "check_space",
     "columns_of",
     "differs",
     "forward",
@@ -73,6 +75,7 @@ __all__ = [
     "tokens_of",
     "traces",
     "watching",
+    "width_of",
     "widths_of",
     "write",
     "write_component",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nnpatch_core._models import module_of
 from nnpatch_core.adapters import ModelAPI, Place, in_order
 from nnpatch_core.seq_pos import NONE, Positions, are_per_prompt, spread
+from nnpatch_core.spaces import Limit, Space
 
 
 def columns_of(place: Place, head: int | None, width: int) -> Tensor | None:
@@ -31,11 +32,18 @@ class BoundSite:
         place: where the whole activation is.
         head: one head, or None for the whole component.
         positions: the token positions.
+        space: the part of the activation that is patched; None is all of it.
     """
 
     place: Place
     head: int | None
     positions: Positions
+    space: Space | None = None
+
+    @property
+    def limit(self) -> Limit | None:
+        """To which part of the activation it is limited."""
+        return None if self.space is None else Limit(self.space, self.head is not None)
 
     def columns(self, width: int) -> Tensor | None:
         """`[columns]` of its head or of its component; None is all of the activation."""
@@ -147,12 +155,13 @@ class Patches:
         return _whole(own)
 
     @cached_property
-    def aligned_at(self) -> Mapping[Place, tuple[Positions | None, ...]]:
-        """For each place the alignments of the sites there."""
-        found: dict[Place, dict[Positions | None, None]] = {}
+    def put_at(self) -> Mapping[Place, tuple[tuple[Positions | None, Limit | None], ...]]:
+        """For each place the alignments of the sites there, and to what each is limited."""
+        found: dict[Place, dict[tuple[Positions | None, Limit | None], None]] = {}
         for cell in self.cells:
             for site in cell.sites:
-                found.setdefault(site.place, {})[self._aligned[id(site.positions)]] = None
+                key = self._aligned[id(site.positions)], site.limit
+                found.setdefault(site.place, {})[key] = None
         return {place: tuple(each) for place, each in found.items()}
 
     @property

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnpatch_core.adapters import Place
 from nnpatch_core.seq_pos import Positions, spread
+from nnpatch_core.spaces import Limit, Space
 from nnpatch_core.tracing.patches import BoundSite
 
 
@@ -69,6 +70,7 @@ def put(
     *,
     start: int = 0,
     columns: Tensor | None = None,
+    space: Space | None = None,
 ) -> None:
     """Put an intervention's values into an activation, in place.
 
@@ -78,19 +80,29 @@ def put(
         tokens: which tokens are patched.
         intervention: what is put there.
         start: the position of the activation's first token.
-        columns: `[columns]` that are put at every token, or `[tokens, columns]`, those of each;
-            None is all.
+        columns: `[columns]` that are put at every token, or `[tokens, columns]`, those of each, or
+            `[tokens, heads, columns]`; None is all.
+        space: the part of these columns that is put; None is all of them.
     """
     if not len(tokens.rows):
         return
     device = activation.device
     rows, offsets = tokens.rows.to(device), (tokens.positions - start).to(device)
-    values = intervention.patched(place, activation[rows, offsets], tokens)
+    there = activation[rows, offsets]
+    values = intervention.patched(place, there, tokens)
     if columns is None:
-        activation[rows, offsets] = values
+        activation[rows, offsets] = values if space is None else space.interchange(values, there)
         return
-    chosen = columns.to(device).expand(len(rows), -1)
-    activation[rows[:, None], offsets[:, None], chosen] = values.gather(1, chosen)
+    chosen = columns.to(device)
+    chosen = chosen[None] if chosen.ndim == 1 else chosen
+    chosen = chosen.expand(len(rows), *chosen.shape[1:])
+    # Each of them an index, of as many axes as the columns have.
+    numbers = torch.arange(len(rows), device=device), rows, offsets
+    every, rows, offsets = (each.view(-1, *[1] * (chosen.ndim - 1)) for each in numbers)
+    own = values[every, chosen]
+    if space is not None:
+        own = space.interchange(own, there[every, chosen])
+    activation[rows, offsets, chosen] = own
 
 
 def tokens_of(mask: Tensor, positions: Positions | None = None, cell: int = 0) -> PatchedTokens:
@@ -118,6 +130,7 @@ def as_patched(
     intervention: Intervention,
     positions: Positions | None = None,
     cell: int = 0,
+    limit: Limit | None = None,
 ) -> Tensor:
     """A copy of `[batch, seq, width]` in which all that may be patched is.
 
@@ -127,9 +140,16 @@ def as_patched(
         intervention: what is put there.
         positions: only at these, with their sources; None is all.
         cell: the cell's number, for an intervention that looks at it.
+        limit: only this part of the component, or of each of its heads; None is all of it.
     """
-    patched = activation.detach().clone()
-    put(patched, place, tokens_of(intervention.mask, positions, cell), intervention)
+    patched, tokens = activation.detach().clone(), tokens_of(intervention.mask, positions, cell)
+    if limit is None:
+        put(patched, place, tokens, intervention)
+        return patched
+    columns = place.columns(activation.shape[-1])
+    if columns is not None:
+        columns = (columns if limit.by_head else columns.flatten())[None]
+    put(patched, place, tokens, intervention, columns=columns, space=limit.space)
     return patched
 
 
@@ -139,12 +159,13 @@ def differs(
     intervention: Intervention,
     positions: Positions | None = None,
     cell: int = 0,
+    limit: Limit | None = None,
 ) -> Tensor:
     """`[batch, seq, heads or 1]`, bool: where patching changes the activation, bitwise.
 
     Arguments are those of `as_patched`.
     """
-    patched = as_patched(activation, place, intervention, positions, cell)
+    patched = as_patched(activation, place, intervention, positions, cell, limit)
     other = _bits(activation) != _bits(patched)
     columns = place.columns(activation.shape[-1])
     by_head = other[..., None, :] if columns is None else other[..., columns.to(other.device)]
@@ -166,4 +187,5 @@ def put_site(activation: Tensor, site: BoundSite, cell: int, intervention: Inter
         intervention: what is put there.
     """
     tokens = tokens_of(intervention.mask, site.positions, cell)
-    put(activation, site.place, tokens, intervention, columns=site.columns(activation.shape[-1]))
+    columns = site.columns(activation.shape[-1])
+    put(activation, site.place, tokens, intervention, columns=columns, space=site.space)

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from nnpatch_core._upstream import noting_inputs
 from nnpatch_core.adapters import Location, Place
 from nnpatch_core.errors import AdapterError, MetricError
+from nnpatch_core.spaces import Space
 from nnpatch_core.tracing.patches import columns_of
 
 #: Location to the activation `[rows, tokens, width]` that was there.
@@ -32,11 +33,13 @@ class ReadSite:
         place: where it is.
         head: one head, or None for the whole component.
         positions: `[batch, places]`, from 0; -1 where there is none.
+        space: the part that is read, as coordinates; None is all of it.
     """
 
     place: Place
     head: int | None
     positions: Tensor
+    space: Space | None = None
 
     def rows(self, rows: slice | Tensor) -> ReadSite:
         """See `WantedSite.rows`."""
@@ -48,9 +51,10 @@ class ReadSite:
         return there & (self.positions >= 0)
 
     def part(self, activation: Tensor) -> Tensor:
-        """`[..., width]` of the whole activation, its own columns."""
+        """`[..., width]` of the whole activation, its own columns, or their coordinates."""
         columns = columns_of(self.place, self.head, activation.shape[-1])
-        return activation if columns is None else activation[..., columns.to(activation.device)]
+        own = activation if columns is None else activation[..., columns.to(activation.device)]
+        return own if self.space is None else self.space.encode(own)
 
 
 def taken(site: ReadSite, activation: Tensor, rows: Tensor, at: Tensor, vocab: int) -> Tensor:

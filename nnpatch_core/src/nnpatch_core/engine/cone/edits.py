@@ -12,7 +12,8 @@ from torch import Tensor
 from nnpatch_core._arrays import Booleans
 from nnpatch_core.adapters import Place
 from nnpatch_core.engine.cone.plan import Bucket
-from nnpatch_core.tracing import Cell, Intervention, PatchedTokens, put
+from nnpatch_core.spaces import Space
+from nnpatch_core.tracing import BoundSite, Cell, Intervention, PatchedTokens, put
 
 
 @attrs.frozen(eq=False)
@@ -23,18 +24,28 @@ class Edit:
         place: where the activation is.
         tokens: the tokens.
         heads: `[tokens]`, the head at each; None is each column of the component.
+        space: the part of these columns that is patched; None is all of them.
     """
 
     place: Place
     tokens: PatchedTokens
     heads: Tensor | None
+    space: Space | None
 
     def apply(self, activation: Tensor, start: int, intervention: Intervention) -> None:
         """Patch `activation` `[rows, tokens from start, width]`, in place."""
         columns = self.place.columns(activation.shape[-1])
         if columns is not None:
             columns = columns.flatten()[None] if self.heads is None else columns[self.heads]
-        put(activation, self.place, self.tokens, intervention, start=start, columns=columns)
+        put(
+            activation,
+            self.place,
+            self.tokens,
+            intervention,
+            start=start,
+            columns=columns,
+            space=self.space,
+        )
 
 
 #: Stage to the edits there, in the order in which a forward reaches them.
@@ -49,7 +60,10 @@ def edits_of(bucket: Bucket, cells: Sequence[Cell], real: Booleans) -> Edits:
         cells: all cells of the sweep.
         real: `[batch, seq]`: where a prompt can be patched.
     """
-    gathered: dict[tuple[int, int, int, str, bool], tuple[Place, list[tuple[int, ...]]]] = {}
+    gathered: dict[
+        tuple[int, int, int, str, bool, int], tuple[BoundSite, list[tuple[int, ...]]]
+    ] = {}
+    spaces: dict[int, int] = {}
     runs = bucket.runs
     numbered = zip(runs.cell.tolist(), runs.prompt.tolist(), runs.stage.tolist(), strict=True)
     for row, (cell, prompt, stage) in enumerate(numbered):
@@ -61,8 +75,9 @@ def edits_of(bucket: Bucket, cells: Sequence[Cell], real: Booleans) -> Edits:
                 continue
             # Sites of a cell at one activation are put there one after the other.
             turn = sum(before.place.location == place.location for before in sites[:number])
-            key = (place.stage, place.order, turn, place.name, site.head is None)
-            _, items = gathered.setdefault(key, (place, []))
+            space = spaces.setdefault(id(site.space), len(spaces))
+            key = (place.stage, place.order, turn, place.name, site.head is None, space)
+            _, items = gathered.setdefault(key, (site, []))
             head = -1 if site.head is None else site.head
             at = site.positions
             items += [
@@ -72,9 +87,10 @@ def edits_of(bucket: Bucket, cells: Sequence[Cell], real: Booleans) -> Edits:
             ]
     edits: dict[int, list[Edit]] = {}
     for key in sorted(gathered):
-        place, items = gathered[key]
+        site, items = gathered[key]
         numbers = torch.tensor(items, dtype=torch.int64, device="cpu").reshape(-1, 6)
         *tokens, heads = numbers.T.contiguous()
-        edit = Edit(place, PatchedTokens(*tokens), None if key[-1] else heads)
-        edits.setdefault(place.stage, []).append(edit)
+        whole = None if site.head is None else heads
+        edit = Edit(site.place, PatchedTokens(*tokens), whole, site.space)
+        edits.setdefault(site.place.stage, []).append(edit)
     return edits

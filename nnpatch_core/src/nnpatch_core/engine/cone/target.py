@@ -114,20 +114,20 @@ class _Changes:
     def note(self, place: Place, activation: Tensor) -> None:
         """Compare what stands at a place with what is put there."""
         if not self.intervention.by_cell:
-            for alignment in self.patches.aligned_at[place]:
-                changed = differs(activation, place, self.intervention, alignment)
-                self._known[place, alignment] = changed.cpu() & self.reaching
+            for alignment, limit in self.patches.put_at[place]:
+                changed = differs(activation, place, self.intervention, alignment, limit=limit)
+                self._known[place, alignment, limit] = changed.cpu() & self.reaching
             return
         for number, cell in enumerate(self.patches.cells):
             for site in cell.sites:
                 if site.place is place:
                     at = site.positions
-                    changed = differs(activation, place, self.intervention, at, number)
+                    changed = differs(activation, place, self.intervention, at, number, site.limit)
                     self._known[number, site] = changed.cpu() & self.reaching
 
     def at(self, cell: int, site: BoundSite) -> Booleans:
         """`[batch, positions]` at one site of a cell."""
-        key: object = (site.place, self.patches.alignment(site.positions))
+        key: object = (site.place, self.patches.alignment(site.positions), site.limit)
         if self.intervention.by_cell:
             key = (cell, site)
         by_head = site.positions.picked(self._known[key])

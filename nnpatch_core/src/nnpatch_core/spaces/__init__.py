@@ -1,0 +1,18 @@
+"""Parts of activations: subspaces, and features of autoencoders."""
+
+from nnpatch_core.spaces.features import Features
+from nnpatch_core.spaces.space import Limit, Space, check_width
+from nnpatch_core.spaces.spelling import as_space, by_layer
+from nnpatch_core.spaces.subspace import SiteRecord, Subspace, site_record
+
+__all__ = [
+    "Features",
+    "Limit",
+    "SiteRecord",
+    "Space",
+    "Subspace",
+    "as_space",
+    "by_layer",
+    "check_width",
+    "site_record",
+]

@@ -1,0 +1,364 @@
+"""A linear subspace of activations, by an orthonormal basis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core._integers import strict_int, strict_seed
+from nnpatch_core._printable import shown
+from nnpatch_core._rounding import as_typed
+from nnpatch_core.components import canonical_name
+from nnpatch_core.errors import SubspaceError
+from nnpatch_core.spaces.space import check_width
+
+#: By type, how far the products of basis vectors may be from 0 and 1.
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
+
+
+@attrs.frozen
+class SiteRecord:
+    """Where a subspace was made: a site, without the adapter and the positions of each prompt.
+
+    Args:
+        component: the component's name.
+        layer: 0 is the first.
+        head: one head, or None for the component as a whole.
+        seq_pos: the positions, if all prompts have the same; None is all of them, or positions that
+            `where` tells of.
+        where: what the positions are, in words.
+    """
+
+    component: str = attrs.field(converter=canonical_name)
+    layer: int
+    head: int | None = None
+    seq_pos: tuple[int, ...] | None = None
+    where: str | None = None
+
+    def __str__(self) -> str:
+        head = "" if self.head is None else f" H{self.head}"
+        at = "" if self.seq_pos is None else f" {list(self.seq_pos)}"
+        return (
+            f"{self.component} L{self.layer}{head}{at if self.where is None else ' ' + self.where}"
+        )
+
+
+def site_record(site: Any) -> SiteRecord | None:
+    """The record of a `Site`; a record stays, and None.
+
+    Raises:
+        SubspaceError: it is no site.
+    """
+    if site is None or isinstance(site, SiteRecord):
+        return site
+    if not all(hasattr(site, name) for name in ("component", "layer", "head", "seq_pos")):
+        raise SubspaceError(f"site must be a Site, got {shown(site)}")
+    positions = site.seq_pos
+    own = positions is None or all(isinstance(each, int) for each in positions)
+    named = getattr(site, "where", None)
+    where = repr(named) if named is not None else None if own else "positions of each prompt"
+    return SiteRecord(site.component, site.layer, site.head, positions if own else None, where)
+
+
+def _basis(value: Any) -> Tensor:
+    """A basis as it was given, in float32 at least: a copy, so that nobody changes it later."""
+    if not isinstance(value, Tensor):
+        raise SubspaceError(f"a basis must be a tensor [width, rank], got {shown(value)}")
+    if value.is_meta or not value.is_floating_point():
+        got = "no numbers" if value.is_meta else str(value.dtype)
+        raise SubspaceError(f"a basis must be real numbers [width, rank], got {got}")
+    if value.ndim != 2 or not value.shape[1]:
+        raise SubspaceError(
+            f"a basis must have the shape [width, rank], got {list(value.shape)}"
+            + ("; a single vector is basis[:, None]" if value.ndim == 1 else "")
+        )
+    width, rank = value.shape
+    if rank > width:
+        raise SubspaceError(
+            f"a basis [width, rank] has at most as many vectors as they are wide, got "
+            f"{rank} of width {width}; basis.T has the shape {[rank, width]}"
+        )
+    kind = torch.promote_types(value.dtype, torch.float32)
+    own: Tensor = value.detach().to("cpu", kind, copy=True).contiguous()
+    return own
+
+
+def check_rank(rank: Any, width: int) -> int:
+    """`rank` as an integer from 1 to `width`, or `SubspaceError`."""
+    number = strict_int(rank, "rank", SubspaceError)
+    if not 1 <= number <= width:
+        raise SubspaceError(f"rank must be from 1 to the width {width}, got {number}")
+    return number
+
+
+def as_vectors(name: str, value: Any) -> Tensor:
+    """Activations `[..., width]` as `[many, width]` in float64, or `SubspaceError`."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim < 2:
+        got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        raise SubspaceError(f"{name} must be activations [many, width], got {got}")
+    flat = value.detach().to("cpu", torch.float64).flatten(0, -2)
+    if not len(flat):
+        raise SubspaceError(f"{name} has no activations")
+    if not bool(flat.isfinite().all()):
+        raise SubspaceError(f"{name} has numbers that are not finite")
+    return flat
+
+
+@attrs.frozen(eq=False, repr=False, init=False)
+class Subspace:
+    """A linear subspace of activations.
+
+    Args:
+        basis: `[width, rank]`, orthonormal columns. It is never made so silently: others are
+            refused.
+        mean: `[width]`, the activation whose coordinates are 0; None is the zero vector.
+        site: the `Site` where it was made; only its names and numbers are kept.
+        info: what a model card says of it, by name: text, numbers, and lists of them.
+
+    Raises:
+        SubspaceError: the basis or the mean is of a wrong shape or type, or not orthonormal.
+
+    Examples:
+        >>> s = Subspace(torch.tensor([[1.0], [0.0], [0.0]]))
+        >>> s.project(torch.tensor([3.0, 4.0, 5.0]))
+        tensor([3.])
+        >>> s.interchange(torch.tensor([3.0, 4.0, 5.0]), torch.tensor([0.0, 1.0, 2.0]))
+        tensor([3., 1., 2.])
+    """
+
+    basis: Tensor
+    mean: Tensor | None
+    site: SiteRecord | None
+    info: Mapping[str, Any]
+    _placed: dict[Any, tuple[Tensor, Tensor | None]] = attrs.field(factory=dict, init=False)
+
+    def __init__(
+        self,
+        basis: Tensor,
+        *,
+        mean: Tensor | None = None,
+        site: Any = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        own = _basis(basis)
+        _check_orthonormal(own)
+        self.__attrs_init__(own, _mean(mean, own), site_record(site), dict(info or {}))
+
+    @classmethod
+    def random(cls, width: int, rank: int = 1, seed: int = 0, *, site: Any = None) -> Subspace:
+        """A subspace drawn at random, each as likely as another.
+
+        Args:
+            width: of the activations.
+            rank: how many basis vectors.
+            seed: of the draw.
+            site: see `Subspace`.
+
+        Examples:
+            >>> Subspace.random(8, rank=2)
+            Subspace(rank 2 of width 8)
+        """
+        width = strict_int(width, "width", SubspaceError)
+        rank = check_rank(rank, width)
+        generator = torch.Generator().manual_seed(strict_seed(seed))
+        drawn = torch.randn(width, rank, generator=generator, dtype=torch.float64, device="cpu")
+        return cls(_orthonormal(drawn).float(), site=site)
+
+    @classmethod
+    def pca(cls, activations: Tensor, rank: int = 1, *, site: Any = None) -> Subspace:
+        """The directions in which activations vary most, from their mean: principal components.
+
+        Args:
+            activations: `[..., width]`.
+            rank: how many directions, at most as many as there are activations less one.
+            site: see `Subspace`.
+
+        Raises:
+            SubspaceError: there are too few activations, or they vary in fewer directions.
+
+        Examples:
+            >>> x = torch.tensor([[0.0, 1.0], [0.0, -1.0], [0.1, 0.0], [-0.1, 0.0]])
+            >>> Subspace.pca(x).basis.abs().round()
+            tensor([[0.],
+                    [1.]])
+        """
+        flat = as_vectors("activations", activations)
+        rank = check_rank(rank, flat.shape[1])
+        mean = flat.mean(0)
+        _, sizes, directions = torch.linalg.svd(flat - mean, full_matrices=False)
+        floor = 1e-7 * float(sizes.max()) if len(sizes) else 0.0
+        varied = int((sizes > floor).sum())
+        if rank > varied:
+            raise SubspaceError(
+                f"{len(flat)} activations vary in {varied} direction{'s' * (varied != 1)}, and "
+                f"rank={rank} was asked for: give more of them, or a lower rank"
+            )
+        return cls(directions[:rank].T.float(), mean=mean.float(), site=site)
+
+    @classmethod
+    def mean_difference(cls, source: Tensor, target: Tensor, *, site: Any = None) -> Subspace:
+        """The direction from the mean of some activations to that of others, from their middle.
+
+        Args:
+            source: `[..., width]`.
+            target: `[..., width]`; there may be another number of them.
+            site: see `Subspace`.
+
+        Raises:
+            SubspaceError: both means are the same.
+
+        Examples:
+            >>> one, other = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+            >>> Subspace.mean_difference(one, other).basis
+            tensor([[1.],
+                    [0.]])
+        """
+        one, other = as_vectors("source", source), as_vectors("target", target)
+        if one.shape[1] != other.shape[1]:
+            raise SubspaceError(
+                f"source is {one.shape[1]} wide, and target {other.shape[1]}: give activations of "
+                "one site"
+            )
+        difference = one.mean(0) - other.mean(0)
+        size = float(difference.norm())
+        if size <= 1e-7 * max(float(one.norm(dim=1).max()), float(other.norm(dim=1).max())):
+            raise SubspaceError(
+                "the means of source and target are the same: no direction parts them"
+            )
+        middle = (one.mean(0) + other.mean(0)) / 2
+        return cls((difference / size)[:, None].float(), mean=middle.float(), site=site)
+
+    @property
+    def width(self) -> int:
+        """The width of the activations."""
+        return self.basis.shape[0]
+
+    @property
+    def rank(self) -> int:
+        """How many coordinates there are."""
+        return self.basis.shape[1]
+
+    def project(self, x: Tensor) -> Tensor:
+        """The coordinates `[..., rank]` of activations `[..., width]`: (x - mean) B."""
+        basis, mean = self._at(x)
+        with as_typed(x):
+            x = x.to(basis.dtype)
+            return (x if mean is None else x - mean) @ basis
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The same as `project`."""
+        return self.project(x)
+
+    def decode(self, c: Tensor) -> Tensor:
+        """The point `[..., width]` of the subspace that has coordinates `[..., rank]`."""
+        basis, mean = self._placed_at(c)
+        if c.shape[-1] != self.rank:
+            raise SubspaceError(
+                f"{self} has {self.rank} coordinate{'s' * (self.rank != 1)}, got the shape "
+                f"{list(c.shape)}"
+            )
+        with as_typed(c):
+            point = c.to(basis.dtype) @ basis.T
+        return point if mean is None else point + mean
+
+    def interchange(self, source: Tensor, target: Tensor) -> Tensor:
+        """`target` with the coordinates of `source`: target + (source - target) B B^T.
+
+        Args:
+            source: `[..., width]`.
+            target: `[..., width]`.
+
+        Returns:
+            `[..., width]`, in the dtype of `target`.
+        """
+        basis, _ = self._at(target)
+        with as_typed(target):
+            moved = source.to(target.device, basis.dtype) - target.to(basis.dtype)
+            return added(target, (moved @ basis) @ basis.T)
+
+    def set(self, target: Tensor, values: Tensor) -> Tensor:
+        """`target` with other coordinates: target + (values - project(target)) B^T.
+
+        Args:
+            target: `[..., width]`.
+            values: `[..., rank]`, or what can be expanded to it.
+
+        Returns:
+            `[..., width]`, in the dtype of `target`.
+        """
+        basis, _ = self._at(target)
+        with as_typed(target):
+            moved = values.to(target.device, basis.dtype) - self.project(target)
+            return added(target, moved @ basis.T)
+
+    def _at(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Basis and mean for these activations."""
+        check_width(self, x.shape[-1], "the activation")
+        return self._placed_at(x)
+
+    def _placed_at(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Basis and mean where `x` is, in a type that loses nothing of either."""
+        key = x.device, torch.promote_types(x.dtype, self.basis.dtype)
+        if key not in self._placed:
+            mean = None if self.mean is None else self.mean.to(*key)
+            self._placed[key] = self.basis.to(*key), mean
+        return self._placed[key]
+
+    def __repr__(self) -> str:
+        at = "" if self.site is None else f" at {self.site}"
+        return f"Subspace(rank {self.rank} of width {self.width}{at})"
+
+
+def added(target: Tensor, moved: Tensor) -> Tensor:
+    """`target` and what moves it, in the dtype of `target`; bitwise itself where nothing does."""
+    whole = (target.to(moved.dtype) + moved).to(target.dtype)
+    # Of -0.0 and 0.0 the sum is another number.
+    return torch.where(moved == 0, target, whole)
+
+
+def _orthonormal(vectors: Tensor) -> Tensor:
+    """An orthonormal basis of the span of `[width, rank]`, of which none is preferred."""
+    basis, factor = torch.linalg.qr(vectors)
+    own: Tensor = basis * factor.diagonal().sign()
+    return own
+
+
+def _check_orthonormal(basis: Tensor) -> None:
+    """Raise `SubspaceError` unless columns have the length 1 and are at right angles."""
+    if not bool(basis.isfinite().all()):
+        raise SubspaceError("the basis has numbers that are not finite")
+    products = basis.T @ basis
+    gap = (products - torch.eye(len(products), dtype=basis.dtype, device="cpu")).abs()
+    tolerance = _TOLERANCES[basis.dtype]
+    if float(gap.max()) <= tolerance:
+        return
+    row, column = divmod(int(gap.argmax()), len(products))
+    told = (
+        f"vector {row} has the length {math.sqrt(float(products[row, row])):.6g}"
+        if row == column
+        else f"vectors {row} and {column} have the product {float(products[row, column]):.3g}"
+    )
+    raise SubspaceError(
+        f"the basis is not orthonormal: {told}, beyond {tolerance:g}; if you mean the subspace "
+        "that it spans, give torch.linalg.qr(basis.double()).Q"
+    )
+
+
+def _mean(mean: Any, basis: Tensor) -> Tensor | None:
+    if mean is None:
+        return None
+    if not isinstance(mean, Tensor) or mean.is_meta or not mean.is_floating_point():
+        raise SubspaceError(f"mean must be a tensor of real numbers [width], got {shown(mean)}")
+    if mean.shape != basis.shape[:1]:
+        raise SubspaceError(
+            f"mean must have the shape [width] = [{len(basis)}], got {list(mean.shape)}"
+        )
+    own = mean.detach().to("cpu", basis.dtype, copy=True)
+    if not bool(own.isfinite().all()):
+        raise SubspaceError("the mean has numbers that are not finite")
+    return own

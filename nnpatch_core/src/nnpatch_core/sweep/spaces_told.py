@@ -1,0 +1,49 @@
+"""The subspaces of a sweep in words: for its outcome, and for its checkpoint."""
+
+from __future__ import annotations
+
+import attrs
+
+from nnpatch_core.spaces import Space, Subspace
+from nnpatch_core.sweep.checksum import digest
+from nnpatch_core.sweep.fingerprint import Fingerprint, fingerprint
+from nnpatch_core.tracing import Patches
+
+
+@attrs.frozen
+class SpacesTold:
+    """The spaces that sites are limited to.
+
+    Args:
+        words: each of them in words, with a word for its numbers.
+        number: of each space, by identity, which of them it is.
+        untold: what they depend on and was not looked into.
+    """
+
+    words: tuple[str, ...]
+    number: dict[int, int]
+    untold: tuple[str, ...]
+
+
+def spaces_told(patches: Patches) -> SpacesTold | None:
+    """The spaces of a sweep, in the order in which they are met; None where there are none."""
+    spaces = {
+        id(site.space): site.space
+        for cell in patches.cells
+        for site in cell.sites
+        if site.space is not None
+    }
+    if not spaces:
+        return None
+    told = [space_word(space) for space in spaces.values()]
+    words = [f"{space} {each.digest}" for space, each in zip(spaces.values(), told, strict=True)]
+    untold = {name: None for each in told for name in each.untold}
+    return SpacesTold(tuple(words), {at: number for number, at in enumerate(spaces)}, tuple(untold))
+
+
+def space_word(space: Space) -> Fingerprint:
+    """A word for the numbers of a space."""
+    if isinstance(space, Subspace):
+        mean = [] if space.mean is None else [space.mean]
+        return Fingerprint(digest(space.basis, *mean), ())
+    return fingerprint(space)
