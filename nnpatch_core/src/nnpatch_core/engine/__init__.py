@@ -2,6 +2,7 @@
 
 from nnpatch_core.engine.cone import Plan, joined, plan_patches
 from nnpatch_core.engine.execution import Execution, Part
+from nnpatch_core.engine.replay import Replay
 from nnpatch_core.engine.table import ENGINES, Choice, Engine, check_engine, choose_engines
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Execution",
     "Part",
     "Plan",
+    "Replay",
     "check_engine",
     "choose_engines",
     "joined",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -51,20 +51,24 @@ class FullExecution:
         prompts = np.arange(len(self.target))
         for number in range(len(self.patches.cells)):
             if not done[number].all():
-                logits = forward(self.patches.nnmodel, self.target, self._patching(number))
+                visit = patching(self.patches, number, self.target, self.intervention)
+                logits = forward(self.patches.nnmodel, self.target, visit)
                 yield Part(np.full_like(prompts, number), prompts, logits, None, 1.0)
 
-    def _patching(self, number: int) -> Any:
-        """Patches one cell, inside a trace."""
-        shape = (len(self.target), self.target.seq_len)
 
-        def visit(traced: Any) -> None:
-            for site in self.patches.cells[number].sites:
-                activation = read(traced, site.place, shape).clone()
-                put_site(activation, site, number, self.intervention)
-                write(traced, site.place, activation)
+def patching(
+    patches: Patches, number: int, target: Batch, intervention: Intervention
+) -> Callable[[Any], None]:
+    """A function that patches one cell, inside a trace of `target`."""
+    shape = (len(target), target.seq_len)
 
-        return visit
+    def visit(traced: Any) -> None:
+        for site in patches.cells[number].sites:
+            activation = read(traced, site.place, shape).clone()
+            put_site(activation, site, number, intervention)
+            write(traced, site.place, activation)
+
+    return visit
 
 
 def no_reason(_: Patches) -> None:

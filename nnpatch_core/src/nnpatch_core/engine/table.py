@@ -6,11 +6,18 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import attrs
+from torch import Tensor
 
 from nnpatch_core._printable import shown
-from nnpatch_core.engine.cone import open_cone, why_not_cone, why_rather_not_cone
+from nnpatch_core.engine.cone import (
+    open_cone,
+    open_cone_replay,
+    why_not_cone,
+    why_rather_not_cone,
+)
 from nnpatch_core.engine.execution import Execution
 from nnpatch_core.engine.full import no_reason, open_full
+from nnpatch_core.engine.replay import Replay, open_full_replay
 from nnpatch_core.errors import EngineError, UnknownNameError
 from nnpatch_core.tracing import Patches
 
@@ -29,18 +36,22 @@ class Engine:
         open: opens it on some prompts: `(patches, target, intervention, limits, logits)`, where
             `logits` are those of the unpatched target run, or None if it was not run. It raises
             `EngineError` where the model turns out not to suit it.
+        open_replay: opens it for one cell with one site, to be patched over and over:
+            `(patches, target, values, chunks, store)`. With the replay it gives the logits of the
+            unpatched target run, or None; it raises as `open` does.
     """
 
     name: str
     why_not: Reason
     why_rather_not: Reason
     open: Callable[..., Execution]
+    open_replay: Callable[..., tuple[Replay, Tensor | None]] = open_full_replay
 
 
 #: In the order in which `engine="auto"` prefers them; the last one runs every sweep.
 ENGINES = (
-    Engine("cone", why_not_cone, why_rather_not_cone, open_cone),
-    Engine("full", no_reason, no_reason, open_full),
+    Engine("cone", why_not_cone, why_rather_not_cone, open_cone, open_cone_replay),
+    Engine("full", no_reason, no_reason, open_full, open_full_replay),
 )
 
 

@@ -17,6 +17,7 @@ from nnpatch_core.interventions.averages import cache_average
 from nnpatch_core.interventions.constants import Recorded, Zeros
 from nnpatch_core.interventions.inputs import Remembered, read_batch, read_spans
 from nnpatch_core.interventions.pairs import (
+    PairRuns,
     check_denominators,
     differs_of,
     patchable,
@@ -28,6 +29,7 @@ __all__ = [
     "AS_TARGET",
     "Ablation",
     "PairArguments",
+    "PairRuns",
     "Recorded",
     "Remembered",
     "RunArguments",

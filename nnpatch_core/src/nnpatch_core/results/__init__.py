@@ -16,6 +16,7 @@ from nnpatch_core.results.joined import Joined, Keep, means_of
 from nnpatch_core.results.moments import Moments
 from nnpatch_core.results.outcome import Outcome
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
+from nnpatch_core.results.pictures import new_figure
 from nnpatch_core.results.provenance import known_in_words, runs_known
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability
@@ -38,5 +39,6 @@ __all__ = [
     "Top",
     "known_in_words",
     "means_of",
+    "new_figure",
     "runs_known",
 ]

@@ -3,7 +3,13 @@
 from nnpatch_core.spaces.features import Features
 from nnpatch_core.spaces.space import Limit, Space, check_width
 from nnpatch_core.spaces.spelling import as_space, by_layer
-from nnpatch_core.spaces.subspace import SiteRecord, Subspace, site_record
+from nnpatch_core.spaces.subspace import (
+    SiteRecord,
+    Subspace,
+    check_rank,
+    interchanged,
+    site_record,
+)
 
 __all__ = [
     "Features",
@@ -13,6 +19,8 @@ __all__ = [
     "Subspace",
     "as_space",
     "by_layer",
+    "check_rank",
     "check_width",
+    "interchanged",
     "site_record",
 ]

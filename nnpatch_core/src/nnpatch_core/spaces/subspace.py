@@ -276,10 +276,7 @@ class Subspace:
         Returns:
             `[..., width]`, in the dtype of `target`.
         """
-        basis, _ = self._at(target)
-        with as_typed(target):
-            moved = source.to(target.device, basis.dtype) - target.to(basis.dtype)
-            return added(target, (moved @ basis) @ basis.T)
+        return interchanged(self._at(target)[0], source, target)
 
     def set(self, target: Tensor, values: Tensor) -> Tensor:
         """`target` with other coordinates: target + (values - project(target)) B^T.
@@ -312,6 +309,15 @@ class Subspace:
     def __repr__(self) -> str:
         at = "" if self.site is None else f" at {self.site}"
         return f"Subspace(rank {self.rank} of width {self.width}{at})"
+
+
+def interchanged(basis: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Target + (source - target) B B^T `[..., width]`, in the dtype of `target`."""
+    kind = torch.promote_types(target.dtype, basis.dtype)
+    basis = basis.to(target.device, kind)
+    with as_typed(target):
+        moved = source.to(target.device, kind) - target.to(kind)
+        return added(target, (moved @ basis) @ basis.T)
 
 
 def added(target: Tensor, moved: Tensor) -> Tensor:

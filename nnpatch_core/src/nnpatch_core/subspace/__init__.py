@@ -1,5 +1,23 @@
 """Subspaces of activations: learn one, patch it, steer with it."""
 
 from nnpatch_core.spaces import Features, SiteRecord, Subspace
+from nnpatch_core.subspace.controls import Control
+from nnpatch_core.subspace.evaluation import Evaluation, Measured, evaluate_subspace
+from nnpatch_core.subspace.learning import Epoch
+from nnpatch_core.subspace.proportion import Proportion
+from nnpatch_core.subspace.trained import Trained
+from nnpatch_core.subspace.training import train_subspace
 
-__all__ = ["Features", "SiteRecord", "Subspace"]
+__all__ = [
+    "Control",
+    "Epoch",
+    "Evaluation",
+    "Features",
+    "Measured",
+    "Proportion",
+    "SiteRecord",
+    "Subspace",
+    "Trained",
+    "evaluate_subspace",
+    "train_subspace",
+]

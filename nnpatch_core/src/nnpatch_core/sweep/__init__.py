@@ -1,10 +1,11 @@
 """A sweep as it runs: what is patched, measured or estimated, and what is kept of it."""
 
 from nnpatch_core.sweep.checkpoint import Checkpoint, budget_of
+from nnpatch_core.sweep.checksum import digest
 from nnpatch_core.sweep.cost import plan_of
 from nnpatch_core.sweep.estimated import estimate_sweep
 from nnpatch_core.sweep.estimation import Repairs, check_repairs
-from nnpatch_core.sweep.labels import label_prompts
+from nnpatch_core.sweep.labels import label_prompts, versions
 from nnpatch_core.sweep.layout import Layout, lay_out
 from nnpatch_core.sweep.lined_up import warn_of_columns
 from nnpatch_core.sweep.measured import measure_sweep
@@ -32,6 +33,7 @@ __all__ = [
     "check_finite",
     "check_padding",
     "check_repairs",
+    "digest",
     "estimate_sweep",
     "label_prompts",
     "lay_out",
@@ -40,6 +42,7 @@ __all__ = [
     "plan_of",
     "prepare",
     "run_unpatched",
+    "versions",
     "warn_of_chunks",
     "warn_of_columns",
 ]

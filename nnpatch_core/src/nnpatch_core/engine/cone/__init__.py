@@ -5,6 +5,7 @@ from nnpatch_core.engine.cone.patched_runs import Changed
 from nnpatch_core.engine.cone.plan import Plan, joined
 from nnpatch_core.engine.cone.planning import plan_patches
 from nnpatch_core.engine.cone.reasons import why_not_cone, why_rather_not_cone
+from nnpatch_core.engine.cone.replay import open_cone_replay
 
 __all__ = [
     "Changed",
@@ -12,6 +13,7 @@ __all__ = [
     "Plan",
     "joined",
     "open_cone",
+    "open_cone_replay",
     "plan_patches",
     "why_not_cone",
     "why_rather_not_cone",

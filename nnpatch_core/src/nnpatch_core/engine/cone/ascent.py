@@ -18,7 +18,16 @@ from nnpatch_core.engine.cone.prefix import prefix
 from nnpatch_core.engine.cone.reading import read_from
 from nnpatch_core.engine.cone.target import TargetRun
 from nnpatch_core.engine.cone.unembedding import Unembedding
-from nnpatch_core.tracing import Intervention, Patches, forward, of_rows, read, skip, write
+from nnpatch_core.tracing import (
+    Intervention,
+    Kept,
+    Patches,
+    forward,
+    of_rows,
+    read,
+    skip,
+    write,
+)
 
 
 class Ascent:
@@ -67,8 +76,13 @@ class Ascent:
                 target, self.prompts, self.start, ids, restricted, self._entered_at
             )
 
-    def run(self) -> Tensor:
-        """The logits `[rows, ids]` at each run's last token, or `[rows, places, ids]`."""
+    def run(self, kept: Kept | None = None, *, gradients: bool = False) -> Tensor:
+        """The logits `[rows, ids]` at each run's last token, or `[rows, places, ids]`.
+
+        Args:
+            kept: what is kept of them; None is what the prompts ask for, on the CPU.
+            gradients: whether they have their graph.
+        """
         target = self.target
         inside = [self.prompts[: self._entered(layer, INSIDE)] for layer in range(self.n_layers)]
         cache = {target.keyword: prefix(target.kept, self.start, inside)}
@@ -78,7 +92,8 @@ class Ascent:
             self._visit,
             cache=cache,
             start=self.start,
-            kept=None if self.read is None else self.read.kept,
+            kept=self.read.kept if kept is None and self.read is not None else kept,
+            gradients=gradients,
         )
 
     def _entered(self, layer: int, stage: int) -> int:

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import attrs
 import numpy as np
+import torch
+from torch import Tensor
 
 from nnpatch_core._arrays import Booleans, Integers
+from nnpatch_core._rounding import rounding
 from nnpatch_core.engine.cone.patched_runs import PatchedRuns
 from nnpatch_core.engine.cone.plan import Bucket, Plan
+from nnpatch_core.engine.cone.target import TargetRun
+from nnpatch_core.errors import EngineError
 
 
 @attrs.frozen(eq=False)
@@ -71,3 +76,44 @@ def controls_of(plan: Plan, number: int, bucket: Bucket, lengths: Integers) -> C
     entering = np.where(before <= lowest, stage[0], entering)
     none, numbers = np.full(len(before), -1), np.array(prompts)
     return Controls(PatchedRuns(none, numbers, np.full_like(none, bucket.start), entering), before)
+
+
+def check_unpatched(
+    target: TargetRun,
+    runs: PatchedRuns,
+    logits: Tensor,
+    ids: Tensor | None,
+    dtype: torch.dtype,
+) -> None:
+    """Raise `EngineError` unless the logits of unpatched rows are those of the target run.
+
+    Args:
+        target: the recorded target run.
+        runs: the rows.
+        logits: `[rows, ids]` or `[rows, places, ids]`, of these.
+        ids: which ids of the vocabulary they are of; None is all.
+        dtype: of the model.
+    """
+    whole = target.logits[torch.from_numpy(runs.prompt)]
+    if target.batch.read is not None:
+        read = target.batch.read.shape[1]
+        nothing = whole.isnan() & logits.isnan() if ids is None else whole.isnan()
+        # Logits have none but at padding; an activation is not as wide as the vocabulary.
+        padding = target.batch.read_padding[torch.from_numpy(runs.prompt), :, None]
+        nothing[:, :read] = padding
+        whole = whole.masked_fill(nothing, 0.0)
+        if ids is not None:
+            nothing = nothing[..., ids]
+        logits = logits.masked_fill(nothing, 0.0)
+    expected = whole if ids is None else whole[..., ids]
+    largest = whole.abs().flatten(1).amax(1)
+    allowed = rounding(dtype) * largest
+    gaps = (logits - expected).abs().flatten(1).amax(1)
+    wrong = ~(gaps <= allowed)
+    if wrong.any():
+        worst = int(gaps.nan_to_num(torch.inf).where(wrong, -1.0).argmax())
+        raise EngineError(
+            "run from the middle of a prompt, the model gives other logits than run as a "
+            f"whole: off by {float(gaps[worst]):.3g}, where rounding explains "
+            f"{float(allowed[worst]):.3g}"
+        )

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Booleans, Integers
-from nnpatch_core._rounding import rounding
 from nnpatch_core._warnings import warn
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone.ascent import Ascent
-from nnpatch_core.engine.cone.controls import Controls, controls_of
-from nnpatch_core.engine.cone.patched_runs import PatchedRuns
+from nnpatch_core.engine.cone.controls import Controls, check_unpatched, controls_of
 from nnpatch_core.engine.cone.plan import Bucket, Plan
 from nnpatch_core.engine.cone.planning import plan_patches
 from nnpatch_core.engine.cone.target import TargetRun, record_target
@@ -132,39 +130,18 @@ class ConeExecution:
         if len(bucket.runs) + len(controls) <= bucket.fitting:
             runs, unpatched = controls.within(bucket.runs)
             logits = self._run(attrs.evolve(bucket, runs=runs), ids)
-            self._compare(controls.runs, logits[unpatched], ids)
+            check_unpatched(self.target, controls.runs, logits[unpatched], ids, self._dtype)
             return logits[~unpatched]
         # There is no room for them among the others: they run before, a few at a time.
         for first in range(0, len(controls), bucket.fitting):
             some = controls.runs.take(slice(first, first + bucket.fitting))
-            self._compare(some, self._run(attrs.evolve(bucket, runs=some), ids), ids)
+            logits = self._run(attrs.evolve(bucket, runs=some), ids)
+            check_unpatched(self.target, some, logits, ids, self._dtype)
         return self._run(bucket, ids)
 
-    def _compare(self, runs: PatchedRuns, logits: Tensor, ids: Tensor | None) -> None:
-        """Raise `EngineError` unless the logits of unpatched rows are those of the target run."""
-        whole = self.target.logits[torch.from_numpy(runs.prompt)]
-        if self.target.batch.read is not None:
-            read = self.target.batch.read.shape[1]
-            nothing = whole.isnan() & logits.isnan() if ids is None else whole.isnan()
-            # Logits have none but at padding; an activation is not as wide as the vocabulary.
-            padding = self.target.batch.read_padding[torch.from_numpy(runs.prompt), :, None]
-            nothing[:, :read] = padding
-            whole = whole.masked_fill(nothing, 0.0)
-            if ids is not None:
-                nothing = nothing[..., ids]
-            logits = logits.masked_fill(nothing, 0.0)
-        expected = whole if ids is None else whole[..., ids]
-        largest = whole.abs().flatten(1).amax(1)
-        allowed = rounding(next(self.patches.model.parameters()).dtype) * largest
-        gaps = (logits - expected).abs().flatten(1).amax(1)
-        wrong = ~(gaps <= allowed)
-        if wrong.any():
-            worst = int(gaps.nan_to_num(torch.inf).where(wrong, -1.0).argmax())
-            raise EngineError(
-                "run from the middle of a prompt, the model gives other logits than run as a "
-                f"whole: off by {float(gaps[worst]):.3g}, where rounding explains "
-                f"{float(allowed[worst]):.3g}"
-            )
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.patches.model.parameters()).dtype
 
     def _within_memory(
         self, bucket: Bucket, ids: Tensor | None, controls: Controls | None

@@ -10,6 +10,7 @@ Both libraries are optional, and imported where they draw.
 from nnpatch_core.results.pictures.agreement import draw_agreement
 from nnpatch_core.results.pictures.beside import draw_beside
 from nnpatch_core.results.pictures.outcome import draw_combination, draw_outcome
+from nnpatch_core.results.pictures.plain import new_figure
 from nnpatch_core.results.pictures.request import PictureKind, PlotOptions
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "draw_beside",
     "draw_combination",
     "draw_outcome",
+    "new_figure",
 ]

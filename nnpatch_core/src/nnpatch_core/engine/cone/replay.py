@@ -1,0 +1,158 @@
+"""One cell patched over and over, in the cone engine: what the patch cannot reach is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnpatch_core._arrays import Integers
+from nnpatch_core.batch import Batch
+from nnpatch_core.engine.cone.ascent import Ascent
+from nnpatch_core.engine.cone.controls import check_unpatched
+from nnpatch_core.engine.cone.patched_runs import PatchedRuns, first_layer
+from nnpatch_core.engine.cone.plan import Bucket
+from nnpatch_core.engine.cone.target import TargetRun, record_target
+from nnpatch_core.engine.cone.unembedding import find_unembedding
+from nnpatch_core.engine.replay import ValuesOf, last_logits, within
+from nnpatch_core.errors import EngineError
+from nnpatch_core.spaces import Space
+from nnpatch_core.tracing import Intervention, Patches
+
+#: How many unpatched runs are compared with the target run.
+_CONTROLS = 4
+
+
+@attrs.frozen(eq=False)
+class ConeReplay:
+    """Each time the layers above the site, from the first token that it patches on.
+
+    Args:
+        patches: the cell, which has one site.
+        target: the recorded target run of all prompts.
+        intervention: what is put there.
+        starts: `[prompts]`, the first position that is patched in each.
+    """
+
+    patches: Patches
+    target: TargetRun
+    intervention: Intervention
+    starts: Integers
+    name: str = attrs.field(default="cone", init=False)
+
+    def logits(self, prompts: Tensor, space: Space | None, *, gradients: bool = False) -> Tensor:
+        """See `Replay.logits`."""
+        return self._run(prompts.numpy(), within(self.patches, space), 0, gradients)
+
+    def _run(
+        self, prompts: Integers, patches: Patches, cell: int, gradients: bool = False
+    ) -> Tensor:
+        stage = patches.cells[0].sites[0].place.stage
+        starts = self.starts[prompts]
+        runs = PatchedRuns(
+            np.full_like(prompts, cell), prompts, starts, np.full_like(prompts, stage)
+        )
+        bucket = Bucket(int(starts.min()), runs, 0, len(runs))
+        unembedding = find_unembedding(patches.model)
+        ascent = Ascent(patches, self.intervention, self.target, unembedding, bucket, None)
+        return ascent.run(last_logits(), gradients=gradients)
+
+    def check(self) -> None:
+        """Raise `EngineError` unless unpatched runs come out as the target run did."""
+        # Of those that begin furthest left and right.
+        order = np.argsort(self.starts, kind="stable")
+        half = _CONTROLS // 2
+        some = np.unique(np.concatenate([order[:half], order[-half:]]))
+        try:
+            logits = self._run(some, self.patches, -1).to("cpu", torch.float32)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise EngineError(
+                "the model does not run from the middle of a prompt: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        none = np.zeros_like(some)
+        runs = PatchedRuns(none - 1, some, none, none)
+        dtype = next(self.patches.model.parameters()).dtype
+        check_unpatched(self.target, runs, logits, None, dtype)
+
+
+def open_cone_replay(
+    patches: Patches,
+    target: Batch,
+    values: ValuesOf,
+    chunks: Sequence[slice],
+    store: torch.device | None,
+) -> tuple[ConeReplay, Tensor]:
+    """Record `target`, and keep what runs that are patched at the one site of a cell need.
+
+    Args:
+        patches: the cell.
+        target: the prompts.
+        values: what is put there.
+        chunks: the prompts that run together.
+        store: where what is kept lies; None is where it was computed.
+
+    Returns:
+        The replay, and the logits `[prompts, vocab]` of the unpatched runs, which it does not keep.
+
+    Raises:
+        EngineError: the model cannot be recorded, or run from the middle of a prompt.
+    """
+    (site,) = patches.cells[0].sites
+    starts = np.array([_first(site.positions.group(prompt)) for prompt in range(len(target))])
+    lowest = int(first_layer(np.array([site.place.stage]))[0])
+    most = int(starts.max())
+    parts = []
+    for chunk in chunks:
+        numbers = torch.arange(chunk.start, chunk.stop, device="cpu")
+        own = patches.rows(numbers)
+        run = record_target(own, target.rows(chunk), values(numbers), store)
+        kept = [
+            None if pair is None or layer < lowest else (_left(pair[0], most), _left(pair[1], most))
+            for layer, pair in enumerate(run.kept)
+        ]
+        parts.append(attrs.evolve(run, kept=kept))
+    everyone = torch.arange(len(target), device="cpu")
+    replay = ConeReplay(patches, _joined(parts, target), values(everyone), starts)
+    replay.check()
+    logits = replay.target.logits
+    return attrs.evolve(replay, target=attrs.evolve(replay.target, logits=logits[:0])), logits
+
+
+def _joined(parts: Sequence[TargetRun], target: Batch) -> TargetRun:
+    """The recorded runs of several chunks as one."""
+    first = parts[0]
+
+    def layers(name: str) -> dict[int, Tensor]:
+        return {
+            layer: torch.cat([getattr(part, name)[layer] for part in parts])
+            for layer in getattr(first, name)
+        }
+
+    kept: list[Any] = []
+    for pairs in zip(*(part.kept for part in parts), strict=True):
+        some = [pair for pair in pairs if pair is not None]
+        kept.append(tuple(map(torch.cat, zip(*some, strict=True))) if some else None)
+    return attrs.evolve(
+        first,
+        batch=target,
+        logits=torch.cat([part.logits for part in parts]),
+        inputs=layers("inputs"),
+        outputs=layers("outputs"),
+        kept=kept,
+    )
+
+
+def _first(positions: Iterable[int]) -> int:
+    return min(positions)
+
+
+def _left(kept: Tensor, most: int) -> Tensor:
+    """The first keys or values of `[batch, heads, seq, dim]`."""
+    return kept[:, :, :most].clone()

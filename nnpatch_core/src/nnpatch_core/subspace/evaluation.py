@@ -1,0 +1,256 @@
+"""How well a subspace carries what is said to be in it, beside what should not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core._extras import extra
+from nnpatch_core._integers import strict_int, strict_seed
+from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
+from nnpatch_core._warnings import warn
+from nnpatch_core.errors import PromptWarning, SubspaceError
+from nnpatch_core.spaces import Space, Subspace, as_space
+from nnpatch_core.subspace.interchange import Interchange, open_interchange, site_of
+from nnpatch_core.subspace.learning import tops_of
+from nnpatch_core.subspace.proportion import Proportion
+
+#: The name of the space that is evaluated, among its controls.
+OWN = "subspace"
+
+
+@attrs.frozen
+class Measured:
+    """What patched runs answered.
+
+    Args:
+        accuracy: the share of pairs whose most likely next token, over the whole vocabulary, is the
+            source answer: interchange intervention accuracy.
+        target: the share in which it is the target answer still.
+    """
+
+    accuracy: Proportion
+    target: Proportion
+
+
+@attrs.frozen(eq=False, repr=False)
+class Evaluation(Mapping[str, Measured]):
+    """A subspace and its controls on some pairs: what is patched to what came of it.
+
+    `"subspace"` is what was evaluated. `"random subspace"`: others of its rank, the mean of several
+    draws. `"whole component"`: all of the activation. `"nothing"`: the target run itself. Of what
+    was learned here there are `"difference of means"` and `"random labels"` too, see
+    `train_subspace`.
+
+    Args:
+        rows: by what is patched, with the subspace first.
+        site: where, in words.
+        pairs: how many pairs tell something.
+        source: the share of the source prompts after which the model gives their answer.
+        engine: which engine ran.
+        notes: what is missing, and why.
+    """
+
+    rows: Mapping[str, Measured]
+    site: str
+    pairs: int
+    source: Proportion
+    engine: str
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Measured:
+        return self.rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def accuracy(self) -> Proportion:
+        """The interchange accuracy of the subspace."""
+        return self.rows[OWN].accuracy
+
+    @property
+    def target_accuracy(self) -> Proportion:
+        """The share of pairs in which the patched run still gives the target answer."""
+        return self.rows[OWN].target
+
+    def to_dataframe(self) -> Any:
+        """A frame of pandas: a row for each of `rows`, with the ends of 95 percent intervals.
+
+        Raises:
+            OutcomeError: pandas is not installed.
+        """
+        rows = [
+            {
+                "patched": name,
+                "accuracy": each.accuracy.value,
+                "low": each.accuracy.low,
+                "high": each.accuracy.high,
+                "target_accuracy": each.target.value,
+                "target_low": each.target.low,
+                "target_high": each.target.high,
+                "pairs": each.accuracy.count,
+            }
+            for name, each in self.rows.items()
+        ]
+        return extra("pandas", "pandas").DataFrame(rows)
+
+    def __str__(self) -> str:
+        width = max(map(len, self.rows))
+        lines = [f"{'patched at ' + self.site:<{width}}  source answer         target answer"]
+        width = max(width, len(lines[0].partition("  source")[0]))
+        lines[0] = f"{'patched at ' + self.site:<{width}}  source answer         target answer"
+        lines += [
+            f"{name:<{width}}  {each.accuracy!s:<20}  {each.target}"
+            for name, each in self.rows.items()
+        ]
+        told = f"{self.pairs} pairs, 95 percent intervals; source prompts answered: {self.source}"
+        return "\n".join([*lines, told, *self.notes])
+
+    def __repr__(self) -> str:
+        return f"Evaluation(accuracy {self.accuracy} of {self.pairs} pairs at {self.site})"
+
+
+@in_one_thread
+def evaluate_subspace(
+    nnmodel: Any,
+    api: Any,
+    site: Any,
+    pairs: Any,
+    subspace: Any = None,
+    *,
+    draws: int = 5,
+    seed: int = 0,
+    engine: str = "auto",
+    memory_budget: int | str | None = None,
+) -> Evaluation:
+    """Measure on some pairs how well a subspace carries what tells source from target prompts.
+
+    Each target prompt is run with the coordinates of its source prompt, and its most likely next
+    token is looked at (interchange intervention accuracy; Geiger et al., 2023). The controls beside
+    it say how much of that any subspace of this rank would do, and how much the whole activation.
+
+    Args:
+        nnmodel: the model, as for `activation_patching`.
+        api: an adapter, its name, or None to find it by the model.
+        site: a `Site`, or `Sites` of one cell, perhaps with `subspace=`; or a `Subspace`, or what
+            `train_subspace` gave, for the site where it was made.
+        pairs: a `PromptPairs`, best of pairs that the subspace was not made from.
+        subspace: what is measured, where `site` does not bring it: a `Subspace`, what
+            `train_subspace` gave, or an object with `encode` and `decode`.
+        draws: how many random subspaces are averaged; of 0 there is no such control.
+        seed: of these.
+        engine: as for `activation_patching`.
+        memory_budget: as for `activation_patching`.
+
+    Raises:
+        SubspaceError: no subspace, one of another width than the site, or no site; no pair tells
+            something.
+        PatchingError: another kind of it, before anything runs.
+
+    Warns:
+        PromptWarning: the subspace was learned from some of these pairs; some pairs tell nothing.
+
+    Examples:
+        >>> from nnpatch_core import PromptPairs, Site
+        >>> from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
+        >>> words = [" red", " blue", " green", " black"]
+        >>> others = words[1:] + words[:1]
+        >>> pairs = PromptPairs.from_texts(words, others, words, others, tiny_tokenizer(words))
+        >>> model = tiny_model()
+        >>> site = Site.get_site(tiny_api(), "resid", layer=1, seq_pos=[-1])
+        >>> found = evaluate_subspace(model, None, site, pairs, Subspace.random(32), draws=2)
+        >>> list(found)
+        ['subspace', 'random subspace', 'whole component', 'nothing']
+    """
+    many = strict_int(draws, "draws", SubspaceError)
+    if many < 0:
+        raise SubspaceError(f"draws must be at least 0, got {many}")
+    first = strict_seed(seed)
+    learned = next((each for each in (subspace, site) if hasattr(each, "controls")), None)
+    where, brought = site_of(nnmodel, api, site)
+    space = as_space(brought if subspace is None else subspace)
+    if space is None:
+        raise SubspaceError(
+            "no subspace to evaluate: pass it as the fifth argument, or a site with subspace="
+        )
+    traced = as_nnsight(nnmodel)
+    with evaluating(module_of(traced)):
+        interchange = open_interchange(
+            traced, api, where, pairs, engine=engine, memory_budget=memory_budget
+        )
+        if learned is not None:
+            _warn_of_seen(learned, interchange)
+        return evaluated(interchange, space, many, first, learned)
+
+
+def evaluated(
+    interchange: Interchange,
+    space: Space,
+    draws: int,
+    seed: int,
+    learned: Any = None,
+    pairs: Tensor | None = None,
+) -> Evaluation:
+    """Measure a space and its controls; see `evaluate_subspace`.
+
+    Args:
+        interchange: the pairs, at the site.
+        space: what is measured.
+        draws: how many random subspaces there are.
+        seed: of the first.
+        learned: what was learned, which brings controls of its own, or None.
+        pairs: `[some]`, the numbers of pairs; None is all that tell something.
+    """
+    some = interchange.usable if pairs is None else pairs
+    answers = interchange.runs.source_answers.cpu()[some]
+    others = interchange.runs.target_answers.cpu()[some]
+
+    def measured(*spaces: Space | None) -> Measured:
+        tops = torch.stack([tops_of(interchange, some, each) for each in spaces])
+        return Measured(Proportion.of(tops == answers), Proportion.of(tops == others))
+
+    rows, notes = {OWN: measured(space)}, []
+    if draws and space.rank is None:
+        notes.append("no random subspace: the rank of what is patched is not known")
+    elif draws and space.rank is not None:
+        width, rank = interchange.width, min(space.rank, interchange.width)
+        drawn = [Subspace.random(width, rank, (seed + number) % 2**63) for number in range(draws)]
+        rows["random subspace"] = measured(*drawn)
+    for name, control in getattr(learned, "controls", {}).items():
+        if control.subspace is not None and control.answers is None:
+            rows[name] = measured(control.subspace)
+        elif control.accuracy is not None:
+            rows[name] = Measured(control.accuracy, control.target)
+            notes.append(f"{name}: measured on the pairs held out when it was learned")
+    rows["whole component"] = measured(None)
+    source, target = (each.cpu()[some] for each in interchange.tops)
+    rows["nothing"] = Measured(Proportion.of(target == answers), Proportion.of(target == others))
+    label = attrs.evolve(interchange.named, subspace=None).label
+    return Evaluation(
+        rows,
+        label,
+        len(some),
+        Proportion.of(source == answers),
+        interchange.replay.name,
+        (*notes, *getattr(learned, "notes", ())),
+    )
+
+
+def _warn_of_seen(learned: Any, interchange: Interchange) -> None:
+    keys = interchange.keys[interchange.usable].tolist()
+    seen = sum(key in learned.seen for key in keys)
+    if seen:
+        warn(
+            f"{seen} of {len(interchange.usable)} pairs are pairs that the subspace was learned "
+            "from, of which the accuracy says little: evaluate on pairs held out, as "
+            "trained.held_out_pairs",
+            PromptWarning,
+        )

@@ -1,0 +1,70 @@
+"""Pictures of learning: loss and accuracy over epochs, accuracy over layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnpatch_core.results import new_figure
+from nnpatch_core.subspace.learning import Epoch
+from nnpatch_core.subspace.proportion import Proportion
+
+_HELD_OUT, _LEARNED_FROM, _GUIDE = "#0072b2", "#b8b8b8", "#999999"
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def plot_history(history: Sequence[Epoch], best: int) -> Any:
+    """Loss and accuracy over epochs, as a matplotlib figure.
+
+    Args:
+        history: the epochs.
+        best: the number of the epoch that was kept.
+
+    Raises:
+        OutcomeError: matplotlib is not installed.
+    """
+    figure = new_figure(8.0, 3.2)
+    epochs = [each.epoch for each in history]
+    panels = {
+        "loss [nats]": ("loss", "held_out_loss"),
+        "interchange accuracy": ("accuracy", "held_out_accuracy"),
+    }
+    for axes, (title, (own, held)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for name, label, colour in (
+            (own, "learned from", _LEARNED_FROM),
+            (held, "held out", _HELD_OUT),
+        ):
+            values = [getattr(each, name) for each in history]
+            axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
+        axes.axvline(best, color=_GUIDE, linewidth=0.8, linestyle=":", label=f"kept: epoch {best}")
+        axes.set_xlabel("epoch")
+        axes.set_title(title, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[1].set_ylim(-0.03, 1.03)
+    figure.axes[0].set_ylim(bottom=0.0)
+    figure.axes[1].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_layers(layers: Sequence[int], rows: Mapping[str, Sequence[Proportion]], title: str) -> Any:
+    """Accuracy over layers, a line with its intervals for each of `rows`.
+
+    Raises:
+        OutcomeError: matplotlib is not installed.
+    """
+    figure = new_figure(7.0, 3.6)
+    axes = figure.subplots()
+    for number, (name, shares) in enumerate(rows.items()):
+        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        values = [each.value for each in shares]
+        axes.plot(layers, values, color=colour, marker=marker, markersize=4, label=name)
+        low, high = [each.low for each in shares], [each.high for each in shares]
+        axes.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("interchange accuracy")
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+    return figure

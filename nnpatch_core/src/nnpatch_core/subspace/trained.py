@@ -1,0 +1,87 @@
+"""What learning gives: the subspace, how it came about, and its controls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from nnpatch_core._extras import extra
+from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.spaces import Subspace
+from nnpatch_core.subspace.controls import Control
+from nnpatch_core.subspace.learning import Epoch
+from nnpatch_core.subspace.pictures import plot_history
+from nnpatch_core.subspace.proportion import Proportion
+
+
+@attrs.frozen(eq=False, repr=False)
+class Trained:
+    """A subspace that was learned.
+
+    It may stand wherever a subspace is named. Its text is a table.
+
+    Args:
+        subspace: that of the epoch with the lowest loss on the pairs held out.
+        history: the epochs, from 0, which is before anything was learned.
+        accuracy: its interchange accuracy on the pairs held out.
+        target_accuracy: the share of these in which the patched run still gives the target answer.
+        controls: by name what should do worse: `"difference of means"` of the pairs learned from;
+            `"random labels"`, learned in the same way to give other tokens; `"random model"`,
+            learned in a model whose weights are random, where that was asked for.
+        held_out_pairs: the pairs held out.
+        engine: the engine that ran.
+        notes: what is missing, and why.
+    """
+
+    subspace: Subspace
+    history: tuple[Epoch, ...]
+    accuracy: Proportion
+    target_accuracy: Proportion
+    controls: Mapping[str, Control]
+    held_out_pairs: PromptPairs
+    engine: str
+    notes: tuple[str, ...]
+    #: A number for each pair that was learned from.
+    seen: frozenset[int]
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch that the subspace is of."""
+        return min(self.history, key=lambda each: each.held_out_loss)
+
+    def to_dataframe(self) -> Any:
+        """The history as a frame of pandas, a row for each epoch.
+
+        Raises:
+            OutcomeError: pandas is not installed.
+        """
+        return extra("pandas", "pandas").DataFrame([attrs.asdict(each) for each in self.history])
+
+    def plot(self) -> Any:
+        """Loss and accuracy over epochs, as a matplotlib figure.
+
+        Raises:
+            OutcomeError: matplotlib is not installed.
+        """
+        return plot_history(self.history, self.best.epoch)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """See `Subspace.save_pretrained`."""
+        self.subspace.save_pretrained(folder)
+
+    def __str__(self) -> str:
+        rows = {"learned": self.accuracy, **{n: c.accuracy for n, c in self.controls.items()}}
+        width = max(map(len, rows))
+        lines = [f"{name:<{width}}  {each}" for name, each in rows.items()]
+        best = self.best
+        told = (
+            f"{self.subspace}: interchange accuracy on {self.accuracy.count} pairs held out, with "
+            f"95 percent intervals; epoch {best.epoch} of {self.history[-1].epoch}"
+        )
+        return "\n".join([told, *lines, *self.notes])
+
+    def __repr__(self) -> str:
+        return f"Trained({self.subspace}, accuracy {self.accuracy} on pairs held out)"
