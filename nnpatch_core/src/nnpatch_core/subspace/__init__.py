@@ -5,6 +5,7 @@ from nnpatch_core.subspace.controls import Control
 from nnpatch_core.subspace.evaluation import Evaluation, Measured, evaluate_subspace
 from nnpatch_core.subspace.learning import Epoch
 from nnpatch_core.subspace.proportion import Proportion
+from nnpatch_core.subspace.sweeping import SubspaceSweep, sweep_subspaces
 from nnpatch_core.subspace.trained import Trained
 from nnpatch_core.subspace.training import train_subspace
 
@@ -17,7 +18,9 @@ __all__ = [
     "Proportion",
     "SiteRecord",
     "Subspace",
+    "SubspaceSweep",
     "Trained",
     "evaluate_subspace",
+    "sweep_subspaces",
     "train_subspace",
 ]

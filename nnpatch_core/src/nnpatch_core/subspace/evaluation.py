@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -15,6 +15,7 @@ from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_o
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import PromptWarning, SubspaceError
 from nnpatch_core.spaces import Space, Subspace, as_space
+from nnpatch_core.subspace.controls import Control
 from nnpatch_core.subspace.interchange import Interchange, open_interchange, site_of
 from nnpatch_core.subspace.learning import tops_of
 from nnpatch_core.subspace.proportion import Proportion
@@ -188,7 +189,8 @@ def evaluate_subspace(
         )
         if learned is not None:
             _warn_of_seen(learned, interchange)
-        return evaluated(interchange, space, many, first, learned)
+        controls: Mapping[str, Control] = {} if learned is None else learned.controls
+        return evaluated(interchange, space, many, first, controls)
 
 
 def evaluated(
@@ -196,7 +198,8 @@ def evaluated(
     space: Space,
     draws: int,
     seed: int,
-    learned: Any = None,
+    controls: Mapping[str, Control],
+    notes: Sequence[str] = (),
     pairs: Tensor | None = None,
 ) -> Evaluation:
     """Measure a space and its controls; see `evaluate_subspace`.
@@ -206,8 +209,10 @@ def evaluated(
         space: what is measured.
         draws: how many random subspaces there are.
         seed: of the first.
-        learned: what was learned, which brings controls of its own, or None.
-        pairs: `[some]`, the numbers of pairs; None is all that tell something.
+        controls: further ones, which learning has brought.
+        notes: what is missing, and why.
+        pairs: `[some]`, the numbers of the pairs that were held out then; None is all that tell
+            something, and others than those.
     """
     some = interchange.usable if pairs is None else pairs
     answers = interchange.runs.source_answers.cpu()[some]
@@ -217,19 +222,21 @@ def evaluated(
         tops = torch.stack([tops_of(interchange, some, each) for each in spaces])
         return Measured(Proportion.of(tops == answers), Proportion.of(tops == others))
 
-    rows, notes = {OWN: measured(space)}, []
+    rows, told = {OWN: measured(space)}, [*notes]
     if draws and space.rank is None:
-        notes.append("no random subspace: the rank of what is patched is not known")
+        told.append("no random subspace: the rank of what is patched is not known")
     elif draws and space.rank is not None:
         width, rank = interchange.width, min(space.rank, interchange.width)
         drawn = [Subspace.random(width, rank, (seed + number) % 2**63) for number in range(draws)]
         rows["random subspace"] = measured(*drawn)
-    for name, control in getattr(learned, "controls", {}).items():
+    for name, control in controls.items():
         if control.subspace is not None and control.answers is None:
             rows[name] = measured(control.subspace)
-        elif control.accuracy is not None:
-            rows[name] = Measured(control.accuracy, control.target)
-            notes.append(f"{name}: measured on the pairs held out when it was learned")
+            continue
+        # It was to give other answers, or in another model.
+        rows[name] = Measured(control.accuracy, control.target)
+        if pairs is None:
+            told.append(f"{name}: measured on the pairs held out when it was learned")
     rows["whole component"] = measured(None)
     source, target = (each.cpu()[some] for each in interchange.tops)
     rows["nothing"] = Measured(Proportion.of(target == answers), Proportion.of(target == others))
@@ -240,7 +247,7 @@ def evaluated(
         len(some),
         Proportion.of(source == answers),
         interchange.replay.name,
-        (*notes, *getattr(learned, "notes", ())),
+        tuple(told),
     )
 
 

@@ -184,8 +184,8 @@ def open_interchange(
     if len(cells) != 1 or len(cells[0].sites) != 1:
         count = max(len(cells), len(cells[0].sites))
         raise SubspaceError(
-            f"a subspace is of one site, and there are {count}: name one layer, component, head and "
-            "group of positions; sweep_subspaces takes several in turn"
+            f"a subspace is of one site, and there are {count}: name one layer, component, head "
+            "and group of positions; sweep_subspaces takes several in turn"
         )
     values = runs.values(sweep)
     usable = _usable(runs, sweep.layout.present(values.mask)[0])
@@ -202,7 +202,7 @@ def open_interchange(
     (named,) = cells[0].named.sites
     return Interchange(
         sweep,
-        named,
+        from_end(named, sweep.seq_len),
         runs,
         replay,
         source,
@@ -300,6 +300,13 @@ def _elsewhere(sweep: Sweep) -> bool:
 def _expected(sweep: Sweep) -> bool:
     """Whether the cone engine was to be expected, by the adapters."""
     return all(getattr(api, "cone", True) for api in sweep.patches.adapters)
+
+
+def from_end(site: Site, seq_len: int) -> Site:
+    """A site at the last token of prompts of one width as one at the last token of any."""
+    if site.seq_pos == (seq_len - 1,):
+        return attrs.evolve(site, seq_pos=(-1,))
+    return site
 
 
 def site_of(nnmodel: Any, api: Any, where: Any) -> tuple[Any, Space | None]:

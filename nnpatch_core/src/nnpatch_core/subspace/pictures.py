@@ -47,16 +47,17 @@ def plot_history(history: Sequence[Epoch], best: int) -> Any:
     return figure
 
 
-def plot_layers(layers: Sequence[int], rows: Mapping[str, Sequence[Proportion]], title: str) -> Any:
-    """Accuracy over layers, a line with its intervals for each of `rows`.
+def plot_layers(rows: Mapping[str, Mapping[int, Proportion]], title: str) -> Any:
+    """Accuracy over layers, a line with its intervals for each of `rows`, by layer.
 
     Raises:
         OutcomeError: matplotlib is not installed.
     """
     figure = new_figure(7.0, 3.6)
     axes = figure.subplots()
-    for number, (name, shares) in enumerate(rows.items()):
+    for number, (name, by_layer) in enumerate(rows.items()):
         colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        layers, shares = list(by_layer), list(by_layer.values())
         values = [each.value for each in shares]
         axes.plot(layers, values, color=colour, marker=marker, markersize=4, label=name)
         low, high = [each.low for each in shares], [each.high for each in shares]

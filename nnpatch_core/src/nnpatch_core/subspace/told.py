@@ -10,7 +10,7 @@ import attrs
 from torch import Tensor
 
 from nnpatch_core.spaces import Subspace
-from nnpatch_core.subspace.controls import Control
+from nnpatch_core.subspace.evaluation import OWN, Evaluation
 from nnpatch_core.subspace.interchange import Interchange
 from nnpatch_core.subspace.options import Split, Training
 from nnpatch_core.subspace.proportion import Proportion
@@ -50,13 +50,11 @@ def info_of(
     interchange: Interchange,
     training: Training,
     split: Split,
-    measured: tuple[Proportion, Proportion],
-    controls: Mapping[str, Control],
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     """What a model card says of a subspace that was learned."""
     model = interchange.sweep.patches.model
     config: Any = getattr(model, "config", None)
-    accuracy, target = measured
     return {
         "model": getattr(config, "_name_or_path", "") or type(model).__name__,
         "model_type": str(getattr(config, "model_type", None)),
@@ -64,10 +62,12 @@ def info_of(
         "data": {"pairs": len(split.train), "pairs held out": len(split.held_out)},
         "training": attrs.asdict(training),
         "metrics": {
-            "interchange accuracy": _ends(accuracy),
-            "target accuracy": _ends(target),
+            "interchange accuracy": _ends(evaluation.accuracy),
+            "target accuracy": _ends(evaluation.target_accuracy),
         },
-        "controls": {name: _ends(each.accuracy) for name, each in controls.items()},
+        "controls": {
+            name: _ends(each.accuracy) for name, each in evaluation.items() if name != OWN
+        },
         **versions(),
     }
 

@@ -12,6 +12,7 @@ from nnpatch_core._extras import extra
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.spaces import Subspace
 from nnpatch_core.subspace.controls import Control
+from nnpatch_core.subspace.evaluation import Evaluation
 from nnpatch_core.subspace.learning import Epoch
 from nnpatch_core.subspace.pictures import plot_history
 from nnpatch_core.subspace.proportion import Proportion
@@ -26,26 +27,30 @@ class Trained:
     Args:
         subspace: that of the epoch with the lowest loss on the pairs held out.
         history: the epochs, from 0, which is before anything was learned.
-        accuracy: its interchange accuracy on the pairs held out.
-        target_accuracy: the share of these in which the patched run still gives the target answer.
-        controls: by name what should do worse: `"difference of means"` of the pairs learned from;
+        evaluation: what it does on the pairs held out, beside its controls.
+        controls: those that were made of the pairs learned from: `"difference of means"`;
             `"random labels"`, learned in the same way to give other tokens; `"random model"`,
             learned in a model whose weights are random, where that was asked for.
         held_out_pairs: the pairs held out.
-        engine: the engine that ran.
-        notes: what is missing, and why.
+        seen: a number for each pair that was learned from.
     """
 
     subspace: Subspace
     history: tuple[Epoch, ...]
-    accuracy: Proportion
-    target_accuracy: Proportion
+    evaluation: Evaluation
     controls: Mapping[str, Control]
     held_out_pairs: PromptPairs
-    engine: str
-    notes: tuple[str, ...]
-    #: A number for each pair that was learned from.
     seen: frozenset[int]
+
+    @property
+    def accuracy(self) -> Proportion:
+        """Its interchange accuracy on the pairs held out."""
+        return self.evaluation.accuracy
+
+    @property
+    def target_accuracy(self) -> Proportion:
+        """The share of these in which the patched run still gives the target answer."""
+        return self.evaluation.target_accuracy
 
     @property
     def best(self) -> Epoch:
@@ -73,15 +78,11 @@ class Trained:
         self.subspace.save_pretrained(folder)
 
     def __str__(self) -> str:
-        rows = {"learned": self.accuracy, **{n: c.accuracy for n, c in self.controls.items()}}
-        width = max(map(len, rows))
-        lines = [f"{name:<{width}}  {each}" for name, each in rows.items()]
-        best = self.best
         told = (
-            f"{self.subspace}: interchange accuracy on {self.accuracy.count} pairs held out, with "
-            f"95 percent intervals; epoch {best.epoch} of {self.history[-1].epoch}"
+            f"{self.subspace}, learned from {len(self.seen)} pairs: epoch {self.best.epoch} of "
+            f"{self.history[-1].epoch}; on pairs held out:"
         )
-        return "\n".join([told, *lines, *self.notes])
+        return f"{told}\n{self.evaluation}"
 
     def __repr__(self) -> str:
         return f"Trained({self.subspace}, accuracy {self.accuracy} on pairs held out)"

@@ -16,6 +16,7 @@ from nnpatch_core.gradients import check_gradients
 from nnpatch_core.spaces import Subspace, check_rank
 from nnpatch_core.subspace.checkpoint import TrainingFile
 from nnpatch_core.subspace.controls import Control, other_answers, untrained
+from nnpatch_core.subspace.evaluation import evaluated
 from nnpatch_core.subspace.interchange import Interchange, open_interchange
 from nnpatch_core.subspace.lesson import Lesson
 from nnpatch_core.subspace.options import Training, split_pairs
@@ -25,6 +26,8 @@ from nnpatch_core.sweep import make_bar
 
 #: The names of what is learned in one call, in a checkpoint.
 _OWN, _LABELS, _MODEL = "subspace", "random labels", "random model"
+#: How many random subspaces are averaged.
+_DRAWS = 5
 
 
 @in_one_thread
@@ -164,18 +167,16 @@ def train_subspace(
             # Learning may have ended early.
             bar.total = bar.n
             bar.refresh()
-    accuracy, target = own.measured
-    info = info_of(interchange, training, split, own.measured, controls)
-    subspace = Subspace(own.basis, site=interchange.named, info=info)
+        space = Subspace(own.basis)
+        held = split.held_out
+        evaluation = evaluated(interchange, space, _DRAWS, training.seed, controls, notes, held)
+    info = info_of(interchange, training, split, evaluation)
     return Trained(
-        subspace,
+        Subspace(own.basis, site=interchange.named, info=info),
         own.history,
-        accuracy,
-        target,
+        evaluation,
         controls,
-        pairs[split.held_out.tolist()],
-        interchange.replay.name,
-        tuple(notes),
+        pairs[held.tolist()],
         frozenset(keys[split.train].tolist()),
     )
 
