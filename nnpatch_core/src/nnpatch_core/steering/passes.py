@@ -105,8 +105,7 @@ class Steered:
         """
         if self.prompts is not None:
             return None
-        columns = self.at.any(0)
-        return columns
+        return self.at.any(0)
 
 
 def inputs_of(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Inputs:
@@ -207,7 +206,9 @@ class Watch:
             prompt = attrs.evolve(before, run=inputs.end)
         else:
             end = inputs.end - (appended or 0)
-            prompt = Prompt(inputs.ids[:, : end - inputs.kept], inputs.real[:, :end], end, inputs.end)
+            prompt = Prompt(
+                inputs.ids[:, : end - inputs.kept], inputs.real[:, :end], end, inputs.end
+            )
             if not inputs.masked and self.pad_id is not None and inputs.ids.ndim == 2:
                 remedy = "pass attention_mask="
                 warn_if_padded("what is steered", inputs.ids, self.pad_id, remedy)
@@ -215,7 +216,9 @@ class Watch:
         prompts = self._rows(inputs, prompt, new=not goes_on)
         if self.positions is None:
             return Steered(inputs.real[:, inputs.kept :], prompts)
-        return Steered(self._at(inputs, prompt, prompts, new=not goes_on), prompts)
+        # A sweep has run what it keeps of a prompt itself, steered.
+        strict = not goes_on and appended is None
+        return Steered(self._at(inputs, prompt, prompts, strict=strict), prompts)
 
     def _check(self, inputs: Inputs, way: UnderWay, goes_on: bool) -> None:
         """Raise `SteeringError` where it cannot be known where the prompt ends."""
@@ -249,8 +252,8 @@ class Watch:
             )
         times = rows // count
         if times > 1 and new:
-            groups = prompt.ids.unflatten(0, (count, times))
-            real = prompt.real.unflatten(0, (count, times))
+            groups = prompt.ids.reshape(count, times, -1)
+            real = prompt.real.reshape(count, times, -1)
             if not bool((groups == groups[:, :1]).all() and (real == real[:, :1]).all()):
                 raise SteeringError(
                     f"there are values or positions of {count} prompts, and the {rows} rows that "
@@ -259,9 +262,7 @@ class Watch:
                 )
         return torch.arange(count, device="cpu").repeat_interleave(times)
 
-    def _at(
-        self, inputs: Inputs, prompt: Prompt, prompts: Tensor | None, *, new: bool
-    ) -> Tensor:
+    def _at(self, inputs: Inputs, prompt: Prompt, prompts: Tensor | None, *, strict: bool) -> Tensor:
         """`[rows, tokens]`, bool: the positions that are run, and what is generated."""
         assert self.positions is not None
         at = torch.zeros(inputs.rows, inputs.end, dtype=torch.bool, device="cpu")
@@ -280,7 +281,7 @@ class Watch:
                         f"position {position} is padding in prompt {number}, whose {count} tokens "
                         f"are -{count} to -1"
                     )
-                if new and column < inputs.kept:
+                if strict and column < inputs.kept:
                     raise PositionError(
                         f"position {position} of prompt {number} is among the {inputs.kept} tokens "
                         "whose keys and values were kept before: run them inside the `with` too"

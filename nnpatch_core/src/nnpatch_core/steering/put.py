@@ -7,12 +7,12 @@ counts them among the user's own: see `_upstream.is_known`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from nnpatch_core._models import module_of
 from nnpatch_core.adapters import Place
@@ -89,8 +89,8 @@ class Put:
         return whole, alike.expand(len(whole), -1), None
 
 
-def steered_by(put: Put, current: Callable[[], Steered]) -> AbstractContextManager[Any]:
-    """Hang a hook on the place's module; to leave the context, or `remove`, takes it away.
+def steered_by(put: Put, current: Callable[[], Steered]) -> RemovableHandle:
+    """Hang a hook on the place's module; `remove` takes it away.
 
     Args:
         put: what is put there.

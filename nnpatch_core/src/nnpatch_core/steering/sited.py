@@ -64,9 +64,7 @@ def _recorded(given: Any, api: Any, model: nn.Module) -> Site:
         )
     record = getattr(space, "site", None)
     if record is None:
-        raise SubspaceError(
-            f"{shown(space)} does not know where it was made: {_advice(space)}"
-        )
+        raise SubspaceError(f"{shown(space)} does not know where it was made: {_advice(space)}")
     if record.where not in (None, _LAST):
         raise SubspaceError(
             f"{shown(space)} was made at {record.where}, which are other positions in other "

@@ -65,9 +65,7 @@ class _Forwards:
 
 
 @contextmanager
-def steer(
-    nnmodel: Any, site: Site | Subspace, value: Any, *, api: Any = None
-) -> Iterator[None]:
+def steer(nnmodel: Any, site: Site | Subspace, value: Any, *, api: Any = None) -> Iterator[None]:
     """Steer a model: while this holds, each of its runs has other activations at a site.
 
     By plain torch hooks, so that `generate`, forwards, traces and sweeps are steered alike; a sweep
@@ -101,7 +99,7 @@ def steer(
 
     Examples:
         >>> import torch
-        >>> from nnpatch_core import Site
+        >>> from nnpatch_core import Add, Site
         >>> from nnpatch_core.testing import tiny_api, tiny_model
         >>> model, prompt = tiny_model("llama"), torch.tensor([[5, 6, 7]])
         >>> site = Site.get_site(tiny_api(), "resid", layer=1, seq_pos=[-1])
@@ -127,12 +125,10 @@ def steer(
         stack.enter_context(alone(model))
         # What was compiled before does not see hooks that are new.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for handle in (
-            model.register_forward_pre_hook(forwards.begin, with_kwargs=True),
-            model.register_forward_hook(forwards.end, always_call=True),
-            steered_by(put, forwards.current),
-        ):
-            stack.callback(handle.remove)
+        before = model.register_forward_pre_hook(forwards.begin, with_kwargs=True)
+        stack.callback(before.remove)
+        stack.callback(model.register_forward_hook(forwards.end, always_call=True).remove)
+        stack.callback(steered_by(put, forwards.current).remove)
         yield
 
 

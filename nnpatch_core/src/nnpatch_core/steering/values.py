@@ -68,7 +68,7 @@ class Scale:
 
 @attrs.frozen(eq=False)
 class Amount:
-    """What is put, read.
+    """A value to steer with, read.
 
     Args:
         kind: how.
@@ -234,4 +234,5 @@ def _made(given: Any, what: str) -> Tensor:
         array = None
     if array is None or array.dtype.kind not in "iufb" or isinstance(given, str | bytes | dict):
         raise SteeringError(f"{what} must be a number, or a tensor of them, got {shown(given)}")
-    return torch.tensor(array.astype(array.dtype if array.dtype.kind == "b" else np.float64))
+    kind = array.dtype if array.dtype.kind == "b" else np.float64
+    return torch.tensor(array.astype(kind), device="cpu")
