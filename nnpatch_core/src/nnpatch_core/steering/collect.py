@@ -14,7 +14,7 @@ from nnpatch_core._arguments import listed
 from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, with_weights
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch
-from nnpatch_core.errors import PatchingError, PositionError, SubspaceError, TokensError
+from nnpatch_core.errors import PatchingError, SubspaceError, TokensError
 from nnpatch_core.interventions import read_batch, read_batches
 from nnpatch_core.memory import limits_of
 from nnpatch_core.prompts import PromptPairs
@@ -223,11 +223,6 @@ class _Run:
         check_padding(patches, batch)
         (bound,) = patches.cells[0].sites
         at = bound.positions
-        if len(at.at) not in (1, len(batch)):
-            raise PositionError(
-                f"site {self.site.label} has positions of {len(at.at)} prompts, and a batch has "
-                f"{len(batch)}: give all prompts in one batch, or name positions for all"
-            )
         chosen = self._chosen(batch, at)
         for chunk in self._chunks(patches, batch):
             yield (

@@ -262,7 +262,9 @@ class Watch:
                 )
         return torch.arange(count, device="cpu").repeat_interleave(times)
 
-    def _at(self, inputs: Inputs, prompt: Prompt, prompts: Tensor | None, *, strict: bool) -> Tensor:
+    def _at(
+        self, inputs: Inputs, prompt: Prompt, prompts: Tensor | None, *, strict: bool
+    ) -> Tensor:
         """`[rows, tokens]`, bool: the positions that are run, and what is generated."""
         assert self.positions is not None
         at = torch.zeros(inputs.rows, inputs.end, dtype=torch.bool, device="cpu")

@@ -19,6 +19,7 @@ from nnpatch_core.adapters import Place
 from nnpatch_core.errors import AdapterError, SteeringError
 from nnpatch_core.steering.passes import Steered
 from nnpatch_core.steering.values import Amount
+from nnpatch_core.sweep import space_parts, telling
 from nnpatch_core.tracing import columns_of
 
 
@@ -89,12 +90,13 @@ class Put:
         return whole, alike.expand(len(whole), -1), None
 
 
-def steered_by(put: Put, current: Callable[[], Steered]) -> RemovableHandle:
+def steered_by(put: Put, current: Callable[[], Steered], positions: Any) -> RemovableHandle:
     """Hang a hook on the place's module; `remove` takes it away.
 
     Args:
         put: what is put there.
         current: gives the tokens of the forward that is under way.
+        positions: where it is steered, as of a `Site`, by which a checkpoint knows the hook.
     """
     component = put.place.component
     module = module_of(put.place.model).get_submodule(put.place.path.rstrip("."))
@@ -123,8 +125,12 @@ def steered_by(put: Put, current: Callable[[], Steered]) -> RemovableHandle:
             return (changed, *args[1:]), kwargs
         return args, {**kwargs, name: changed}
 
+    amount = put.amount
+    told = (put.label, positions, amount.kind, amount.values, *space_parts(amount.space))
     if component.side == "input":
+        telling(steered_input, *told)
         return module.register_forward_pre_hook(steered_input, with_kwargs=True)
+    telling(steered, *told)
     return module.register_forward_hook(steered)
 
 

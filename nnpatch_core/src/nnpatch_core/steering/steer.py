@@ -128,7 +128,7 @@ def steer(nnmodel: Any, site: Site | Subspace, value: Any, *, api: Any = None) -
         before = model.register_forward_pre_hook(forwards.begin, with_kwargs=True)
         stack.callback(before.remove)
         stack.callback(model.register_forward_hook(forwards.end, always_call=True).remove)
-        stack.callback(steered_by(put, forwards.current).remove)
+        stack.callback(steered_by(put, forwards.current, found.seq_pos).remove)
         yield
 
 
