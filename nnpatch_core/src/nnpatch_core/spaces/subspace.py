@@ -302,8 +302,10 @@ class Subspace:
         """Basis and mean where `x` is, in a type that loses nothing of either."""
         key = x.device, torch.promote_types(x.dtype, self.basis.dtype)
         if key not in self._placed:
-            mean = None if self.mean is None else self.mean.to(*key)
-            self._placed[key] = self.basis.to(*key), mean
+            # They serve later calls too, which may want gradients.
+            with torch.inference_mode(False):
+                mean = None if self.mean is None else self.mean.to(*key)
+                self._placed[key] = self.basis.to(*key), mean
         return self._placed[key]
 
     def __repr__(self) -> str:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnpatch_core.results import new_figure
+from nnpatch_core.results import GUIDE, distinct, new_picture
 from nnpatch_core.subspace.learning import Epoch
 from nnpatch_core.subspace.proportion import Proportion
 
-_HELD_OUT, _LEARNED_FROM, _GUIDE = "#0072b2", "#b8b8b8", "#999999"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 #: Controls whose bands would hide the others.
 _PLAIN = ("random subspace", "difference of means", "random labels", "random model", "nothing")
@@ -26,7 +24,7 @@ def plot_history(history: Sequence[Epoch], best: int) -> Any:
     Raises:
         OutcomeError: matplotlib is not installed.
     """
-    figure = new_figure(8.0, 3.2)
+    figure = new_picture(8.0, 3.2)
     epochs = [each.epoch for each in history]
     panels = {
         "loss [nats]": ("loss", "held_out_loss"),
@@ -34,12 +32,12 @@ def plot_history(history: Sequence[Epoch], best: int) -> Any:
     }
     for axes, (title, (own, held)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for name, label, colour in (
-            (own, "learned from", _LEARNED_FROM),
-            (held, "held out", _HELD_OUT),
+            (own, "learned from", GUIDE),
+            (held, "held out", distinct(1)[0]),
         ):
             values = [getattr(each, name) for each in history]
             axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
-        axes.axvline(best, color=_GUIDE, linewidth=0.8, linestyle=":", label=f"kept: epoch {best}")
+        axes.axvline(best, color=GUIDE, linewidth=0.8, linestyle=":", label=f"kept: epoch {best}")
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(title, fontsize=10)
@@ -56,10 +54,10 @@ def plot_layers(rows: Mapping[str, Mapping[int, Proportion]], title: str) -> Any
     Raises:
         OutcomeError: matplotlib is not installed.
     """
-    figure = new_figure(7.6, 3.6)
+    figure = new_picture(7.6, 3.6)
     axes = figure.subplots()
     for number, (name, by_layer) in enumerate(rows.items()):
-        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        colour, marker = distinct(len(rows))[number], _MARKERS[number % len(_MARKERS)]
         layers, shares = list(by_layer), list(by_layer.values())
         values = [each.value for each in shares]
         banded = name not in _PLAIN

@@ -18,6 +18,7 @@ from nnpatch_core.tracing.hooks import (
     in_words,
 )
 from nnpatch_core.tracing.observer import Trace, traces
+from nnpatch_core.tracing.own_runs import appended_to
 from nnpatch_core.tracing.patches import BoundSite, Cell, Patches, columns_of
 from nnpatch_core.tracing.put import (
     Intervention,
@@ -51,6 +52,7 @@ __all__ = [
     "Patches",
     "ReadSite",
     "Trace",
+    "appended_to",
     "as_patched",
     "backward_hooks",
     "call",
