@@ -56,7 +56,9 @@ def keep(folder: Path, exchange: Any, width: int = WIDTH) -> None:
     with torch.no_grad():
         result = exchange(source.clone(), target.clone())
     tensors = {"source": source, "target": target, "result": result}
-    save_file({name: each.clone() for name, each in tensors.items()}, folder / "expected.safetensors")
+    save_file(
+        {name: each.clone() for name, each in tensors.items()}, folder / "expected.safetensors"
+    )
 
 
 def rotations(folder: Path) -> None:

@@ -35,7 +35,7 @@ class Place(Protocol):
         ...
 
     def label(self, name: str) -> str:
-        """What errors call a file."""
+        """How errors call a file."""
         ...
 
 

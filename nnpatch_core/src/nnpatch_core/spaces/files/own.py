@@ -88,7 +88,7 @@ def load(file: Path, config: Path | None) -> Content:
 
 
 def header_of(content: Content) -> dict[str, Any]:
-    """What a file says of a subspace beside its tensors.
+    """The header of a subspace: all but its tensors.
 
     Raises:
         SubspaceError: `info` cannot be written.

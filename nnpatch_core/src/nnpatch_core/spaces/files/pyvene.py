@@ -97,7 +97,7 @@ def file_names(config: Mapping[str, Any]) -> list[str]:
 
 
 def representation(config: Mapping[str, Any], name: str) -> Representation:
-    """What a config says of the intervention of one file.
+    """The part of a config that is about the intervention of one file.
 
     Raises:
         SubspaceError: it is malformed, or does not speak of it.

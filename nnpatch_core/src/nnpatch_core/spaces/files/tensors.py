@@ -22,7 +22,7 @@ _MOST = 10_000_000
 
 @attrs.frozen(eq=False)
 class Tensors:
-    """What a file of tensors holds.
+    """The content of a file of tensors.
 
     Args:
         header: what nnpatch has written beside them, an empty mapping if nothing.
