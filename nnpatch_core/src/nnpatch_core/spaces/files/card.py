@@ -11,12 +11,11 @@ from typing import Any, TypeGuard
 from nnpatch_core._printable import printable
 from nnpatch_core._version import __version__
 from nnpatch_core.spaces.files.content import Content, as_json
+from nnpatch_core.spaces.files.repositories import is_repo_id
 
 #: By which a card is known as ours, and may be replaced.
 MARK = "<!-- nnpatch subspace: written anew whenever the subspace is saved here -->"
 _NOT_SAID = "not said"
-#: An owner and a name: a bare name may be anything.
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _TAG = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
 #: What would be markup, or HTML, or mathematics.
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~$&#^{}])")
@@ -90,9 +89,8 @@ def _front_matter(info: Mapping[str, Any]) -> str:
 
 def is_hub_id(model: Any) -> TypeGuard[str]:
     """Whether a model's name looks like one on the hub: an owner and a name, and no local path."""
-    if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
-        return False
-    return "--" not in model and ".." not in model and not Path(model).exists()
+    # A bare name may be anything.
+    return is_repo_id(model) and "/" in model and not Path(model).exists()
 
 
 def _facts(content: Content, info: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,17 +12,16 @@ import attrs
 import huggingface_hub
 from huggingface_hub.errors import (
     EntryNotFoundError,
-    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils._validators import validate_repo_id
 
 from nnpatch_core._files import reason
 from nnpatch_core._printable import named, shown
 from nnpatch_core.errors import SubspaceError
 from nnpatch_core.spaces.files.content import Content
 from nnpatch_core.spaces.files.own import CARD, CONFIG, TENSORS, check_ours, save
+from nnpatch_core.spaces.files.repositories import is_repo_id
 
 _Result = TypeVar("_Result")
 
@@ -143,15 +142,6 @@ def push(
             return str(commit.commit_url)
 
         return _asked(f"the subspace cannot be pushed to {repo_id}", token, upload)
-
-
-def is_repo_id(name: Any) -> bool:
-    """Whether this may be the name of a repository on the hub."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return isinstance(name, str) and bool(name)
 
 
 def _check_repository(api: Any, repo_id: str, token: str | bool | None) -> None:

@@ -13,7 +13,8 @@ from nnpatch_core._printable import named, shown
 from nnpatch_core.errors import SubspaceError
 from nnpatch_core.spaces.files import older, own, pyvene
 from nnpatch_core.spaces.files.content import Content
-from nnpatch_core.spaces.files.hub import Folder, Place, Repository, is_repo_id
+from nnpatch_core.spaces.files.hub import Folder, Place, Repository
+from nnpatch_core.spaces.files.repositories import is_repo_id
 from nnpatch_core.spaces.files.tensors import json_of, tensors_in
 
 _Result = TypeVar("_Result")
