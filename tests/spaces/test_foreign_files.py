@@ -78,7 +78,7 @@ def test_the_parametrisation_is_that_of_torch(data: st.DataObject) -> None:
     optimizer = torch.optim.Adam(module.parameters(), lr=0.2)
     for _ in range(data.draw(st.integers(0, 4))):
         optimizer.zero_grad()
-        (module.weight * torch.randn(width, rank, dtype=kind)).sum().backward()  # type: ignore[no-untyped-call]
+        (module.weight * torch.randn(width, rank, dtype=kind)).sum().backward()
         optimizer.step()
     state = module.state_dict()
     found = parametrised(
@@ -94,7 +94,7 @@ def test_weight_decay_has_eaten_the_signs() -> None:
     """torch itself gives vectors of the length 0 then."""
     module = nn.utils.parametrizations.orthogonal(Weighted(torch.randn(6, 2)))
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, weight_decay=0.1)
-    (module.weight * torch.randn(6, 2)).sum().backward()  # type: ignore[no-untyped-call]
+    (module.weight * torch.randn(6, 2)).sum().backward()
     optimizer.step()
     assert float(module.weight.detach().abs().max()) == 0
     state = module.state_dict()

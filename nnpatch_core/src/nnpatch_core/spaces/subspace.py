@@ -123,7 +123,8 @@ class Subspace:
         info: what a model card says of it, by name: text, numbers, and lists of them.
 
     Raises:
-        SubspaceError: the basis or the mean is of a wrong shape or type, or not orthonormal.
+        SubspaceError: the basis or the mean is of a wrong shape or type, or not orthonormal; `info`
+            is no mapping.
 
     Examples:
         >>> s = Subspace(torch.tensor([[1.0], [0.0], [0.0]]))
@@ -149,7 +150,7 @@ class Subspace:
     ) -> None:
         own = _basis(basis)
         _check_orthonormal(own)
-        self.__attrs_init__(own, _mean(mean, own), site_record(site), dict(info or {}))
+        self.__attrs_init__(own, _mean(mean, own), site_record(site), _info(info))
 
     @classmethod
     def random(cls, width: int, rank: int = 1, seed: int = 0, *, site: Any = None) -> Subspace:
@@ -454,6 +455,14 @@ def _check_orthonormal(basis: Tensor) -> None:
         f"the basis is not orthonormal: {told}, beyond {tolerance:g}; if you mean the subspace "
         "that it spans, give torch.linalg.qr(basis.double()).Q"
     )
+
+
+def _info(info: Any) -> dict[str, Any]:
+    if info is None:
+        return {}
+    if not isinstance(info, Mapping):
+        raise SubspaceError(f"info must be a mapping of names to what is known, got {shown(info)}")
+    return dict(info)
 
 
 def _mean(mean: Any, basis: Tensor) -> Tensor | None:

@@ -16,6 +16,8 @@ from nnpatch_core.spaces.files.repositories import is_repo_id
 #: By which a card is known as ours, and may be replaced.
 MARK = "<!-- nnpatch subspace: written anew whenever the subspace is saved here -->"
 _NOT_SAID = "not said"
+#: How a record names the last position of each prompt.
+_LAST = "'last'"
 _TAG = re.compile(r"[a-z0-9][a-z0-9_-]{0,40}")
 #: What would be markup, or HTML, or mathematics.
 _MARKUP = re.compile(r"([\\`*_\[\]<>|~$&#^{}])")
@@ -213,13 +215,18 @@ def _example(content: Content, info: Mapping[str, Any], name: str) -> str:
             "tokenizer)",
             "out = activation_patching(model, None, sites, **pairs.arguments())",
         ]
-        steer = [
-            "from nnpatch_core import Site, infer_adapter",
-            "from nnpatch_core.steering import steer",
-            "",
-            f"site = Site.get_site(infer_adapter(model), {component}, {layer}{head}, "
-            "subspace=subspace)",
-            "with steer(model, site, 3.0):",
+        at_site = "subspace"
+        steer = ["from nnpatch_core.steering import Set, steer", ""]
+        if site["where"] not in (None, _LAST):
+            # Elsewhere in each prompt, which nobody can tell from here.
+            steer.insert(0, "from nnpatch_core import Site, infer_adapter")
+            at_site = "site"
+            steer.append(
+                f"site = Site.get_site(infer_adapter(model), {component}, {layer}{head}, "
+                "seq_pos=[-1], subspace=subspace)"
+            )
+        steer += [
+            f"with steer(model, {at_site}, Set(3.0)):",
             '    model.generate(**tokenizer(prompts, return_tensors="pt", padding=True))',
         ]
         parts = [load, patch, steer]

@@ -125,6 +125,7 @@ def push(
     if commit_message is not None and not isinstance(commit_message, str):
         raise SubspaceError(f"commit_message must be text, got {shown(commit_message)}")
     with tempfile.TemporaryDirectory() as folder:
+        # Whatever is wrong with it is told before a repository is made.
         save(folder, content, name=repo_id)
 
         def upload() -> str:
@@ -133,6 +134,8 @@ def push(
             # The hub puts the owner before a name that has none.
             full = str(getattr(made, "repo_id", repo_id))
             _check_repository(api, full, token)
+            if full != repo_id:
+                save(folder, content, name=full)
             commit = api.upload_folder(
                 repo_id=full,
                 folder_path=folder,
