@@ -31,6 +31,7 @@ from nnpatch_core import (
     execution_order,
     plan_sweep,
 )
+from nnpatch_core.subspace import Subspace
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 from tests.helpers.paths import ROOT
 from tests.helpers.samples import TWO
@@ -38,6 +39,7 @@ from tests.helpers.samples import TWO
 MODEL, API = tiny_model("llama"), tiny_api()
 SOURCE, TARGET, ANSWERS = TWO
 SITES = Sites("resid", seq_pos_type="last")
+FOREIGN = ROOT / "tests" / "spaces" / "files" / "older" / "rank1"
 OUT = activation_patching(
     MODEL, API, Sites(["resid", "q"], seq_pos_type="each"), SOURCE, TARGET, *ANSWERS, progress=False
 )
@@ -80,6 +82,25 @@ def on_disk(name: str) -> Callable[..., Any]:
     return call
 
 
+def kept(folder: Any, info: Any = None) -> None:
+    """Save a subspace where nobody can make a folder."""
+    path = f"/dev/null/{folder}" if isinstance(folder, str) and folder else folder
+    Subspace(BASIS, info=info).save_pretrained(path)
+
+
+def read(name: Any, **options: Any) -> Subspace:
+    """Read one, and never from the hub."""
+    path = f"/nowhere/{name}" if isinstance(name, str) and name else name
+    return Subspace.from_pretrained(path, **options)
+
+
+def pushed(repo_id: Any, **options: Any) -> str:
+    """Push one, never to where there may be a repository."""
+    name = f"no name: {repo_id}" if isinstance(repo_id, str) else repo_id
+    return Subspace(BASIS).push_to_hub(name, **options)
+
+
+BASIS = torch.eye(4)[:, :2]
 SITE = Site.get_site(API, "mlp", 1)
 PAIR = {
     "nnmodel": MODEL, "api": API, "sites": SITES, "source_tokens": SOURCE, "target_tokens": TARGET,
@@ -183,6 +204,10 @@ ENTRIES = {
             *("space", "multi_token", "faulty"),
         ],
     ),
+    "Subspace": (Subspace, {"basis": BASIS}, ["mean", "site", "info"]),
+    "save_pretrained": (kept, {"folder": "f"}, ["info"]),
+    "from_pretrained": (read, {"name": FOREIGN}, ["filename", "part", "revision", "token"]),
+    "push_to_hub": (pushed, {"repo_id": "name"}, ["private", "token", "commit_message"]),
     "getitem": (lambda name: OUT[name], {"name": "resid"}, []),
 }
 TENSORS = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core._rounding import as_typed
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import SubspaceError
+from nnpatch_core.spaces.files import Content, push, read, save
 from nnpatch_core.spaces.space import check_width
 
 #: By type, how far the products of basis vectors may be from 0 and 1.
@@ -121,7 +123,8 @@ class Subspace:
         info: what a model card says of it, by name: text, numbers, and lists of them.
 
     Raises:
-        SubspaceError: the basis or the mean is of a wrong shape or type, or not orthonormal.
+        SubspaceError: the basis or the mean is of a wrong shape or type, or not orthonormal; `info`
+            is no mapping.
 
     Examples:
         >>> s = Subspace(torch.tensor([[1.0], [0.0], [0.0]]))
@@ -147,7 +150,7 @@ class Subspace:
     ) -> None:
         own = _basis(basis)
         _check_orthonormal(own)
-        self.__attrs_init__(own, _mean(mean, own), site_record(site), dict(info or {}))
+        self.__attrs_init__(own, _mean(mean, own), site_record(site), _info(info))
 
     @classmethod
     def random(cls, width: int, rank: int = 1, seed: int = 0, *, site: Any = None) -> Subspace:
@@ -167,7 +170,8 @@ class Subspace:
         rank = check_rank(rank, width)
         generator = torch.Generator().manual_seed(strict_seed(seed))
         drawn = torch.randn(width, rank, generator=generator, dtype=torch.float64, device="cpu")
-        return cls(_orthonormal(drawn).float(), site=site)
+        info = {"method": "drawn at random"}
+        return cls(_orthonormal(drawn).float(), site=site, info=info)
 
     @classmethod
     def pca(cls, activations: Tensor, rank: int = 1, *, site: Any = None) -> Subspace:
@@ -198,7 +202,8 @@ class Subspace:
                 f"{len(flat)} activations vary in {varied} direction{'s' * (varied != 1)}, and "
                 f"rank={rank} was asked for: give more of them, or a lower rank"
             )
-        return cls(directions[:rank].T.float(), mean=mean.float(), site=site)
+        info = {"method": "principal components (PCA)"}
+        return cls(directions[:rank].T.float(), mean=mean.float(), site=site, info=info)
 
     @classmethod
     def mean_difference(cls, source: Tensor, target: Tensor, *, site: Any = None) -> Subspace:
@@ -231,7 +236,110 @@ class Subspace:
                 "the means of source and target are the same: no direction parts them"
             )
         middle = (one.mean(0) + other.mean(0)) / 2
-        return cls((difference / size)[:, None].float(), mean=middle.float(), site=site)
+        basis, info = (difference / size)[:, None].float(), {"method": "difference of means"}
+        return cls(basis, mean=middle.float(), site=site, info=info)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        filename: str | None = None,
+        part: int | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Subspace:
+        """Read a subspace from a folder, a file, or a repository on the hub of Hugging Face.
+
+        Three kinds of files are known, and told apart by what is in them: those of
+        `save_pretrained`, projections of the older library nnpatch, and the rotations of pyvene
+        that exchange a subspace. No code of a file runs.
+
+        Args:
+            name: of a folder or file; if there is none, of a repository, `owner/name`.
+            filename: the file in it, where `config.json` tells of several, or of none.
+            part: of pyvene's interventions with a partition, which group of coordinates.
+            revision: a branch, tag or commit of the repository.
+            token: for private repositories; None is the one that huggingface_hub knows.
+            cache_dir: where downloads are kept; None is huggingface_hub's usual place.
+            local_files_only: take what was downloaded before, or fail.
+
+        Raises:
+            SubspaceError: there is nothing of that name, or no subspace in it: the message says
+                which file it is, and what is wrong with it.
+
+        Examples:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Subspace.random(8, rank=2).save_pretrained(folder)
+            ...     Subspace.from_pretrained(folder)
+            Subspace(rank 2 of width 8)
+        """
+        found = read(
+            name,
+            filename=filename,
+            part=part,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        try:
+            site = None if found.site is None else SiteRecord(**found.site)
+            return cls(found.basis, mean=found.mean, site=site, info=found.info)
+        except SubspaceError as error:
+            raise SubspaceError(f"{found.file} cannot be read as a subspace: {error}") from error
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder: `model.safetensors`, `config.json`, and a model card, `README.md`.
+
+        The tensors are kept bit by bit, `info` as JSON has it (tuples are lists then). A subspace
+        that was saved there is replaced.
+
+        Args:
+            folder: made if there is none; it may hold other files.
+
+        Raises:
+            SubspaceError: it cannot be written, one of these files is there and no subspace's, or
+                `info` has something else than text, finite numbers, and mappings and lists of them.
+        """
+        save(folder, self._content())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Put the files of `save_pretrained` into a repository on the hub of Hugging Face.
+
+        Args:
+            repo_id: `owner/name`; it is made if there is none.
+            private: whether one that is made is private; None is the owner's default.
+            token: with the right to write; None is the one that huggingface_hub knows.
+            commit_message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            SubspaceError: as for `save_pretrained`, or the hub refuses, or cannot be reached.
+        """
+        return push(
+            repo_id,
+            self._content(),
+            private=private,
+            token=token,
+            commit_message=commit_message,
+        )
+
+    def _content(self) -> Content:
+        site = None if self.site is None else attrs.asdict(self.site)
+        return Content(self.basis, self.mean, site, self.info)
 
     @property
     def width(self) -> int:
@@ -355,6 +463,14 @@ def _check_orthonormal(basis: Tensor) -> None:
         f"the basis is not orthonormal: {told}, beyond {tolerance:g}; if you mean the subspace "
         "that it spans, give torch.linalg.qr(basis.double()).Q"
     )
+
+
+def _info(info: Any) -> dict[str, Any]:
+    if info is None:
+        return {}
+    if not isinstance(info, Mapping):
+        raise SubspaceError(f"info must be a mapping of names to what is known, got {shown(info)}")
+    return dict(info)
 
 
 def _mean(mean: Any, basis: Tensor) -> Tensor | None:
