@@ -2,9 +2,9 @@
 
 "In the novel, the capital of France is Athens. In the novel, the capital of France is" goes on with
 " Athens", which the context says. "In reality" in place of the second "In the novel" goes on with
-" Paris", which the model knows. Minder et al., "Controllable Context Sensitivity and the Knob
-Behind It" (arXiv 2411.07404), found one direction of one layer of larger models that decides between
-the two. Here it is looked for, learned, checked and turned in a small one.
+" Paris", which the model knows. "Controllable Context Sensitivity and the Knob Behind It" (arXiv
+2411.07404) found one direction in one layer of larger models that decides between the two. Here it
+is looked for, learned, checked and turned in a small one.
 """
 
 from __future__ import annotations
@@ -138,18 +138,13 @@ def main() -> None:
 
 def check(model: Any, tokenizer: Any, learned: Trained, folder: Path) -> None:
     """Coordinates, a curve, and text."""
-    rows = collect(model, learned.subspace, learned.held_out_pairs, site=last(learned))
+    rows = collect(model, learned.subspace, learned.held_out_pairs)
     frame = rows.to_dataframe()
     telling.say(str(frame.groupby("run")["c0"].describe()[["mean", "min", "max"]].round(2)))
     draw(rows.plot(by="run"), folder / "context-or-memory-coordinates.png")
     curve = turn(model, learned, [float(value) for value in range(-60, 61, 5)])
     telling.say(str(curve.to_dataframe().round(3).to_string()))
     draw(curve.plot(), folder / "context-or-memory-knob.png")
-
-
-def last(learned: Trained) -> Any:
-    """The site of a subspace that was learned at the last token."""
-    return learned.subspace.site
 
 
 def draw(figure: Any, path: Path) -> None:
