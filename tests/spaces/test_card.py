@@ -206,22 +206,33 @@ def test_text_of_others_is_never_markup(known: Any, more: Any, where: str) -> No
             assert line.count("|") in (0, 3, 5), line
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """But for the steering of its end, it is run as it stands, in the folder of the card."""
+@pytest.mark.parametrize("where", [None, "the subject"])
+def test_the_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str | None
+) -> None:
+    """As it stands, in the folder of the card."""
     model = tiny_model("llama")
     width = model.config.hidden_size
-    own = Subspace.random(width, 2, site=SiteRecord("resid", 1, None, (-1,)))
-    own.save_pretrained(tmp_path)
+    record = SiteRecord("resid", 1, None, None if where else (-1,), where)
+    Subspace.random(width, 2, site=record).save_pretrained(tmp_path)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", Path("README.md").read_text(), re.DOTALL)
     assert len(blocks) == 3
+    tokenizer = tiny_tokenizer([" a b c d"])
     names: dict[str, Any] = {
-        "model": model, "activations": torch.zeros(3, width),
-        "tokenizer": tiny_tokenizer([" a b c d"]), "source": ["a b"], "target": ["a d"],
-        "source_answers": [" c"], "target_answers": [" d"],
+        "model": model, "activations": torch.zeros(3, width), "tokenizer": tokenizer,
+        "source": ["a b"], "target": ["a d"], "source_answers": [" c"], "target_answers": [" d"],
+        "prompts": ["a b", "a c"],
     }  # fmt: skip
-    for block in blocks[:2]:
+    seen: list[torch.Tensor] = []
+    for number, block in enumerate(blocks):
+        if number == 2:
+            model.generation_config.pad_token_id = 0
+            model.model.layers[2].register_forward_pre_hook(
+                lambda _, inputs: seen.append(inputs[0])
+            )
         exec(block, names)
     assert names["coordinates"].shape == (3, 2)
     assert "rank 2" in str(names["out"].info)
-    compile(blocks[2], "card", "exec")
+    steered = names["subspace"].project(seen[-1][:, -1])
+    assert torch.allclose(steered, torch.tensor(3.0), atol=1e-4)

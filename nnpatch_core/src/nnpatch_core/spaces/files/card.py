@@ -226,8 +226,9 @@ def _example(content: Content, info: Mapping[str, Any], name: str) -> str:
                 "seq_pos=[-1], subspace=subspace)"
             )
         steer += [
+            'inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")',
             f"with steer(model, {at_site}, Set(3.0)):",
-            '    model.generate(**tokenizer(prompts, return_tensors="pt", padding=True))',
+            "    model.generate(**inputs, max_new_tokens=20)",
         ]
         parts = [load, patch, steer]
     model = info.get("model")

@@ -38,7 +38,7 @@ def content_of(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Cont
     """
     if not is_older(tensors):
         raise SubspaceError(
-            f"a projection of the older nnpatch has the tensors {PARAMETER} and {BASE}, or "
+            f"a projection of the older library has the tensors {PARAMETER} and {BASE}, or "
             f"{WEIGHT}; it has {shown(sorted(tensors))}"
         )
     if WEIGHT in tensors:
