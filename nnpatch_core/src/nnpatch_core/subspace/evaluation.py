@@ -26,7 +26,7 @@ OWN = "subspace"
 
 @attrs.frozen
 class Measured:
-    """What patched runs answered.
+    """The answers of patched runs.
 
     Args:
         accuracy: the share of pairs whose most likely next token, over the whole vocabulary, is the

@@ -26,7 +26,7 @@ from nnpatch_core.sweep import make_bar
 
 @attrs.frozen(eq=False, repr=False)
 class SubspaceSweep(Mapping[str, Trained]):
-    """What was learned at each site of a grid: the site's label to what was learned there.
+    """A subspace learned at each site of a grid, by the site's label.
 
     Args:
         sites: the sites, by their labels.

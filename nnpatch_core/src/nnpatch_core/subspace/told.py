@@ -1,4 +1,4 @@
-"""What is said of learning: the words that make a call what it is, and those of a model card."""
+"""Learning in words: those that make a call what it is, and those of a model card."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def info_of(
     split: Split,
     evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """What a model card says of a subspace that was learned."""
+    """The words of a model card on a subspace that was learned."""
     model = interchange.sweep.patches.model
     config: Any = getattr(model, "config", None)
     return {
