@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -360,13 +361,42 @@ def test_embeddings_are_prompts_too() -> None:
         assert made.tolist() == steered(VALUES)
 
 
+SEVENS = Set(torch.full([32], 7.0))
+
+
+@contextmanager
+def noting(model: Any = MODEL) -> Iterator[list[Tensor]]:
+    """Of each forward `[rows, tokens]`, bool: where a layer gives sevens."""
+    seen: list[Tensor] = []
+    layer = model.model.layers[1]
+    hook = layer.register_forward_hook(lambda *each: seen.append((each[2] == 7.0).all(-1)))
+    yield seen
+    hook.remove()
+
+
 def test_a_prompt_after_a_prompt_that_it_goes_on_from_is_new_in_generate() -> None:
     """The second prompt is the first one and a token more; it is no step of the first."""
-    with steer(MODEL, site([-2]), 30.0):
-        texts(tokens=TOKENS[:1, :3], use_cache=False)
-        MODEL(TOKENS[:1, :3])
-        after = texts(tokens=TOKENS[:1], use_cache=False)
-    assert after == steered(30.0, [-2], tokens=TOKENS[:1])
+    one = TOKENS[:1]
+    with steer(MODEL, site([-2], subspace=None), SEVENS), noting() as seen:
+        MODEL(one[:, :3], use_cache=False)
+        MODEL.generate(one, max_new_tokens=2, pad_token_id=0, do_sample=False, use_cache=False)
+    assert [each[0].int().tolist() for each in seen] == [
+        [0, 1, 0],
+        [0, 0, 1, 0],
+        [0, 0, 1, 0, 0],
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"cache_implementation": "static"}])
+@pytest.mark.parametrize("eager", [True, False])
+def test_padding_is_never_steered_in_generation(options: Any, eager: bool) -> None:
+    model = tiny_model("llama", attn_implementation="eager" if eager else "sdpa")
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    with steer(model, site(None, subspace=None), SEVENS), noting(model) as seen:
+        texts(model, attention_mask=mask, **options)
+    assert torch.equal(seen[0], mask.bool())
+    last = torch.cat([mask, torch.ones(2, 4)], 1).bool()
+    assert torch.equal(seen[-1], last if "use_cache" in options else last[:, -1:])
 
 
 def test_a_loop_of_ones_own_goes_on() -> None:
@@ -443,13 +473,10 @@ def test_a_position_that_is_padding_is_an_error() -> None:
 
 
 def test_padding_is_never_steered() -> None:
-    seen: list[Tensor] = []
     mask = torch.tensor([[0, 1, 1, 0], [1, 0, 1, 1]])
-    with steer(MODEL, site(None, subspace=None), Set(torch.full([32], 7.0))):
-        hook = MODEL.model.layers[1].register_forward_hook(lambda *each: seen.append(each[2]))
+    with steer(MODEL, site(None, subspace=None), SEVENS), noting() as seen:
         MODEL(TOKENS, attention_mask=mask)
-        hook.remove()
-    assert torch.equal((seen[0] == 7.0).all(-1), mask.bool())
+    assert torch.equal(seen[0], mask.bool())
 
 
 def test_a_mask_that_cannot_be_read_is_an_error() -> None:

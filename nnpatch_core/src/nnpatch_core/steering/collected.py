@@ -81,7 +81,7 @@ class Collected:
             OutcomeError: pandas is not installed.
         """
         module = extra("pandas", "pandas")
-        values = self.values.numpy()
+        values = self.values.double().numpy()
         coordinates = {column_of(number): values[:, number] for number in range(values.shape[1])}
         frame: pandas.DataFrame = module.DataFrame(
             {**{name: list(each) for name, each in self.columns.items()}, **coordinates}
@@ -168,18 +168,25 @@ class Collected:
             )
             for text in (*legend.get_texts(), legend.get_title()):
                 text.set_parse_math(False)
-        axis.axhline(0, color=GUIDE, linewidth=0.6, zorder=0)
+        if _holds_zero(self.values[:, 1]):
+            axis.axhline(0, color=GUIDE, linewidth=0.6, zorder=0)
         return self._finished(figure, axis)
 
     def _finished(self, figure: Figure, axis: Any) -> Figure:
         one = self.values.shape[1] == 1
-        axis.axvline(0, color=GUIDE, linewidth=0.6, zorder=0)
+        # A guide elsewhere would press the points together.
+        if _holds_zero(self.values[:, 0]):
+            axis.axvline(0, color=GUIDE, linewidth=0.6, zorder=0)
         axis.set_xlabel("coordinate" if one else "coordinate c0", fontsize=9)
         axis.set_title(self.site, fontsize=10).set_parse_math(False)
         axis.tick_params(labelsize=8, length=2)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
         return figure
+
+
+def _holds_zero(values: Tensor) -> bool:
+    return bool(values.min() <= 0 <= values.max())
 
 
 def _word(value: Any) -> str:

@@ -116,7 +116,7 @@ class SteeringCurve:
     def plot(self) -> Figure:
         """Draw both answers' mean probability, and the share of prompts where each comes first.
 
-        Bands are the intervals of `to_dataframe`; dashed lines are the levels without steering.
+        Shaded are the intervals of `to_dataframe`; dashed lines are the levels without steering.
 
         Returns:
             A `matplotlib.figure.Figure`.
@@ -128,8 +128,8 @@ class SteeringCurve:
         panels = figure.subplots(1, 2, sharey=True)
         order = np.argsort(self.values, kind="stable")
         at = np.array(self.values)[order]
-        words = ("mean probability", "share of prompts where it comes first")
-        for part, (axis, title) in enumerate(zip(panels, words, strict=True)):
+        titles = ("mean probability", "share of prompts where it comes first")
+        for part, (axis, title) in enumerate(zip(panels, titles, strict=True)):
             for answer, colour in zip(_ANSWERS, distinct(2), strict=True):
                 interval = (mean_interval, share_interval)[part]
                 numbers = [self._of(answer, number)[part] for number in order]
@@ -151,7 +151,10 @@ class SteeringCurve:
             axis.tick_params(labelsize=8, length=2)
             for side in ("top", "right"):
                 axis.spines[side].set_visible(False)
-        figure.suptitle(f"steered at {self.site}", fontsize=10).set_parse_math(False)
+        count = self.source.probability.shape[1]
+        shaded = f"{count} prompts, intervals of {100 * self.level:g} % shaded"
+        words = f"steered at {self.site}: {'1 prompt' if count == 1 else shaded}"
+        figure.suptitle(words, fontsize=10).set_parse_math(False)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(
             handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False

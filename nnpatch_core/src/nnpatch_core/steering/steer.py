@@ -42,7 +42,6 @@ class _Forwards:
 
     def begin(self, _: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Read what the model is called with; a hook."""
-        self._running = False
         inputs = inputs_of(self.model, args, kwargs)
         self._steered = self.watch.steered(inputs, under_way(), appended_to(self.model))
         self._running = True
