@@ -1,7 +1,7 @@
 """Parts of activations: subspaces, and features of autoencoders."""
 
 from nnpatch_core.spaces.features import Features
-from nnpatch_core.spaces.space import Limit, Space, check_width
+from nnpatch_core.spaces.space import Limit, Space, check_width, encoded, interchanged
 from nnpatch_core.spaces.spelling import as_space, by_layer
 from nnpatch_core.spaces.subspace import SiteRecord, Subspace, site_record
 
@@ -14,5 +14,7 @@ __all__ = [
     "as_space",
     "by_layer",
     "check_width",
+    "encoded",
+    "interchanged",
     "site_record",
 ]
