@@ -142,7 +142,9 @@ def test_patched_together_each_lets_the_rest_through(
     moved = (out.patched("+".join(dict.fromkeys(names))) - out.baseline.target)[0]
     ((_, _, places),) = runs.cells(out, sites)
     given = zip(runs.pairs.target, runs.sources, runs.metrics("bent"), strict=True)
-    expected = [runs.oracle.finite_difference(one, other, places, each) for one, other, each in given]
+    expected = [
+        runs.oracle.finite_difference(one, other, places, each) for one, other, each in given
+    ]
     torch.testing.assert_close(moved, torch.tensor(expected).to(moved), atol=1e-8, rtol=1e-6)
     assert moved.abs().min() > 1e-4
 

@@ -159,7 +159,9 @@ def test_activations_keep_their_type_and_the_basis_its_precision(
     assert found.dtype == dtype
     gap = (found.double() - expected).abs().max()
     assert gap <= max(ROUNDED[dtype], ROUNDED[basis])
-    # In no type are the products rounded as much as in a half one.
+    if dtype in (torch.bfloat16, torch.float16):
+        # It is rounded once, at the end.
+        assert (found == expected.to(dtype)).float().mean() > 0.98
     assert space.project(source).dtype == torch.promote_types(dtype, basis)
     mixed = space.interchange(source.double(), target)
     assert mixed.dtype == dtype
@@ -348,7 +350,7 @@ def test_a_record_tells_where_it_was_made() -> None:
 
 SKEWED = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
 REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
-    (lambda: Subspace([[1.0]]), ["basis", "tensor [width, rank]"]),  # type: ignore[arg-type]
+    (lambda: Subspace([[1.0]]), ["basis", "tensor [width, rank]"]),
     (lambda: Subspace(torch.ones(3)), ["[width, rank]", "basis[:, None]"]),
     (lambda: Subspace(torch.ones(1, 3, 3)), ["[width, rank]", "[1, 3, 3]"]),
     (lambda: Subspace(torch.ones(3, 0)), ["[width, rank]", "[3, 0]"]),
@@ -360,15 +362,15 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: Subspace(2 * torch.eye(3)), ["not orthonormal", "vector 0 has the length 2"]),
     (lambda: Subspace(SKEWED), ["not orthonormal", "qr"]),
     (lambda: Subspace(torch.eye(3), mean=torch.ones(2)), ["mean", "[width] = [3]", "[2]"]),
-    (lambda: Subspace(torch.eye(3), mean=[1.0] * 3), ["mean", "tensor"]),  # type: ignore[arg-type]
+    (lambda: Subspace(torch.eye(3), mean=[1.0] * 3), ["mean", "tensor"]),
     (lambda: Subspace(torch.eye(3), mean=torch.ones(3).long()), ["mean", "real numbers"]),
     (lambda: Subspace(torch.eye(3), mean=torch.ones(3) / 0), ["mean", "not finite"]),
     (lambda: Subspace(torch.eye(3), mean=torch.ones(3, device="meta")), ["mean"]),
     (lambda: Subspace(torch.eye(3), site="resid"), ["site must be a Site", "'resid'"]),
     (lambda: Subspace.random(4, 5), ["rank must be from 1 to the width 4", "5"]),
     (lambda: Subspace.random(4, 0), ["rank must be from 1", "0"]),
-    (lambda: Subspace.random(4, 1.0), ["rank", "integer", "1.0"]),  # type: ignore[arg-type]
-    (lambda: Subspace.random("4"), ["width", "integer"]),  # type: ignore[arg-type]
+    (lambda: Subspace.random(4, 1.0), ["rank", "integer", "1.0"]),
+    (lambda: Subspace.random("4"), ["width", "integer"]),
     (lambda: Subspace.random(0), ["width", "0"]),
     (lambda: Subspace.random(-3), ["width", "-3"]),
     (lambda: Subspace.pca(torch.ones(3)), ["activations", "[many, width]", "[3]"]),
@@ -378,16 +380,16 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: Subspace.pca(torch.ones(3, 0)), ["activations", "[3, 0]"]),
     (lambda: Subspace.pca(torch.ones(3, 2) / 0), ["activations", "not finite"]),
     (lambda: Subspace.pca(torch.ones(3, 2, device="meta")), ["activations", "no numbers"]),
-    (lambda: Subspace.pca([[1.0]]), ["activations", "[[1.0]]"]),  # type: ignore[arg-type]
+    (lambda: Subspace.pca([[1.0]]), ["activations", "[[1.0]]"]),
     (lambda: Subspace.mean_difference(torch.ones(2, 3), torch.ones(5, 3)), ["the same"]),
     (lambda: Subspace.mean_difference(torch.ones(2, 3), torch.ones(2, 4)), ["3 wide", "4"]),
     (lambda: Subspace.random(4).project(torch.ones(2, 5)), ["4 wide", "5 wide"]),
     (lambda: Subspace.random(4).project(torch.tensor(1.0)), ["[..., width]", "float32 []"]),
     (lambda: Subspace.random(4).project(torch.ones(4).long()), ["int64"]),
-    (lambda: Subspace.random(4).project([1.0] * 4), ["tensor"]),  # type: ignore[arg-type]
+    (lambda: Subspace.random(4).project([1.0] * 4), ["tensor"]),
     (lambda: Subspace.random(4, 2).decode(torch.ones(3)), ["2 coordinates", "[3]"]),
     (lambda: Subspace.random(4, 2).decode(torch.ones(2).long()), ["real numbers", "int64 [2]"]),
-    (lambda: Subspace.random(4, 2).decode([1.0, 2.0]), ["[1.0, 2.0]"]),  # type: ignore[arg-type]
+    (lambda: Subspace.random(4, 2).decode([1.0, 2.0]), ["[1.0, 2.0]"]),
     (lambda: Subspace.random(4).interchange(torch.ones(5), torch.ones(4)), ["4 wide", "5 wide"]),
     (lambda: Subspace.random(4).interchange(torch.ones(1), torch.ones(4)), ["4 wide", "1 wide"]),
     (lambda: Subspace.random(4).interchange(torch.ones(4), torch.ones(5)), ["4 wide", "5 wide"]),
@@ -395,7 +397,7 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
     (lambda: Subspace.random(4, 2).set(torch.ones(4), torch.ones(3)), ["[3]", "[2]"]),
     (lambda: Subspace.random(4, 2).set(torch.ones(4), torch.ones(3, 2)), ["[3, 2]", "[2]"]),
     (lambda: Subspace.random(4).set(torch.ones(5), torch.ones(1)), ["4 wide", "5 wide"]),
-    (lambda: Subspace.random(4).set(torch.ones(4), 1.0), ["values", "1.0"]),  # type: ignore[arg-type]
+    (lambda: Subspace.random(4).set(torch.ones(4), 1.0), ["values", "1.0"]),
 ]
 
 
@@ -446,7 +448,7 @@ def test_what_a_site_takes_as_a_subspace() -> None:
     trained = type("Trained", (), {"subspace": space})()
     assert as_space(trained) is space
     assert isinstance(as_space(Coded()), Features)
-    assert by_layer({0: space, 2: Coded()}).keys() == {0, 2}  # type: ignore[union-attr]
+    assert by_layer({0: space, 2: Coded()}).keys() == {0, 2}
 
 
 @pytest.mark.parametrize(

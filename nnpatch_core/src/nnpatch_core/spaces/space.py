@@ -125,7 +125,9 @@ def check_like(space: Any, found: Any, x: Tensor, does: str, shape: tuple[int, .
     """
     if not isinstance(found, Tensor):
         raise SubspaceError(f"{space} {does} {list(x.shape)} as {type(found).__name__}, no tensor")
-    sizes = [size if wanted == -1 else wanted for size, wanted in zip(found.shape, shape)]
+    sizes = [
+        size if wanted == -1 else wanted for size, wanted in zip(found.shape, shape, strict=False)
+    ]
     if list(found.shape) != sizes or len(shape) != found.ndim:
         wanted = ", ".join("any" if size == -1 else str(size) for size in shape)
         raise SubspaceError(
@@ -133,8 +135,8 @@ def check_like(space: Any, found: Any, x: Tensor, does: str, shape: tuple[int, .
         )
     if found.is_meta and not x.is_meta:
         raise SubspaceError(
-            f"{space} {does} {list(x.shape)} as a tensor without numbers: it is on the meta device; "
-            "load its weights"
+            f"{space} {does} {list(x.shape)} as a tensor without numbers: it is on the meta "
+            "device; load its weights"
         )
 
 

@@ -104,7 +104,7 @@ def as_vectors(name: str, value: Any) -> Tensor:
         raise SubspaceError(f"{name} must be activations [many, width], got {got}")
     if value.is_meta:
         raise SubspaceError(f"{name} has no numbers: it is on the meta device")
-    flat = value.detach().to("cpu", torch.float64).flatten(0, -2)
+    flat: Tensor = value.detach().to("cpu", torch.float64).flatten(0, -2)
     if not len(flat):
         raise SubspaceError(f"{name} has no activations")
     if not bool(flat.isfinite().all()):
