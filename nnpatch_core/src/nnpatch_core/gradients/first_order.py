@@ -116,7 +116,7 @@ def joint(
 
 @attrs.frozen(eq=False)
 class _Held:
-    """What was there, as an intervention: `[batch, seq, width]`."""
+    """The activation that was there, as an intervention: `[batch, seq, width]`."""
 
     value: Tensor
     mask: Tensor
