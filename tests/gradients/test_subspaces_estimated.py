@@ -64,6 +64,21 @@ def test_a_subspace_of_a_component_as_a_whole_mixes_its_heads(component: str, me
     check(runs.estimate(sites, **METHODS[method]), runs, sites, EXPECTED[method])
 
 
+@pytest.mark.parametrize("name", ["resid", "q"])
+@pytest.mark.parametrize("method", METHODS)
+def test_cells_at_one_place_have_each_their_own(name: str, method: str) -> None:
+    """With and without a subspace, in any order."""
+    runs = runs_of("llama", (6, 4), (6, 4))
+    spaces = [None, subspace(WIDTH, 2), subspace(WIDTH, 2, 1), None, subspace(WIDTH, 3)]
+    for order in (spaces, spaces[::-1]):
+        cells = [
+            Site.get_site(runs.pairs.api, name, 1, seq_pos=[-2, -1], subspace=space)
+            for space in order
+        ]
+        sites = Sites.from_sites(cells)
+        check(runs.estimate(sites, **METHODS[method]), runs, sites, EXPECTED[method])
+
+
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
 @pytest.mark.parametrize("method", ["plain", "steps", "QK fix"])
 @pytest.mark.parametrize("batch_size", [None, 1])

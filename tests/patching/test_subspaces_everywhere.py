@@ -22,6 +22,7 @@ from nnpatch_core import (
     Span,
     Spans,
     activation_patching,
+    attribution_patching,
     cache_average,
     plan_sweep,
 )
@@ -333,16 +334,19 @@ def test_what_is_the_same_in_both_runs_is_elided(engine: str) -> None:
 
 
 def test_a_subspace_in_which_runs_agree_is_elided_though_they_differ() -> None:
-    """What is left to patch there is nothing, bitwise: the first token's own direction aside."""
+    """What is left to patch there is nothing, bitwise."""
     pairs = unlike_pairs("llama", 5)
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.embed_tokens.weight[:, 0] = 0.5
-    basis = torch.eye(WIDTH)[:, :1]
-    out = pairs.sweep(
-        Sites("resid_pre", layers=[0], seq_pos_type="each", subspace=Subspace(basis)), "cone", model
-    )
-    assert out.cells["resid_pre"].elided.all()
+    (source, _), (target, _) = lay_out(pairs.source, "left"), lay_out(pairs.target, "left")
+    for space in (Subspace(torch.eye(WIDTH)[:, :1]), Subspace(torch.eye(WIDTH)[:, :2])):
+        sites = Sites("resid_pre", layers=[0], seq_pos_type="each", subspace=space)
+        runs = source, target, *pairs.answers
+        estimate = attribution_patching(model, pairs.api, sites, *runs, progress=False)
+        for out in (pairs.sweep(sites, "cone", model), estimate):
+            assert bool(out.cells["resid_pre"].elided.all()) == (space.rank == 1)
+            assert bool(out.cells["resid_pre"].elided.any()) == (space.rank == 1)
 
 
 def test_engines_agree_where_one_subspace_is_put_on_another() -> None:
