@@ -105,6 +105,8 @@ def pushed(repo_id: Any, **options: Any) -> str:
 
 
 BASIS = torch.eye(4)[:, :2]
+
+
 def steered(**arguments: Any) -> Any:
     """A forward of a model that is steered; a value may be the content of one."""
     kind = arguments.pop("kind", None)

@@ -207,6 +207,7 @@ class Attention:
             ) from error
         return handed[0]
 
+    @torch.no_grad()
     def _projections(
         self, jobs: Sequence[tuple[int, int]], groups: Sequence[Positions]
     ) -> dict[Location, Tensor]:

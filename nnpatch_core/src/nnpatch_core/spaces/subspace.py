@@ -17,7 +17,7 @@ from nnpatch_core._rounding import as_typed
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import SubspaceError
 from nnpatch_core.spaces.files import Content, push, read, save
-from nnpatch_core.spaces.space import check_width
+from nnpatch_core.spaces.space import check_activation, check_expands
 
 #: By type, how far the products of basis vectors may be from 0 and 1.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -100,10 +100,13 @@ def check_rank(rank: Any, width: int) -> int:
 
 def as_vectors(name: str, value: Any) -> Tensor:
     """Activations `[..., width]` as `[many, width]` in float64, or `SubspaceError`."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim < 2:
+    shaped = isinstance(value, Tensor) and value.ndim > 1 and value.shape[-1] > 0
+    if not shaped or not value.is_floating_point():
         got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else shown(value)
         raise SubspaceError(f"{name} must be activations [many, width], got {got}")
-    flat = value.detach().to("cpu", torch.float64).flatten(0, -2)
+    if value.is_meta:
+        raise SubspaceError(f"{name} has no numbers: it is on the meta device")
+    flat: Tensor = value.detach().to("cpu", torch.float64).flatten(0, -2)
     if not len(flat):
         raise SubspaceError(f"{name} has no activations")
     if not bool(flat.isfinite().all()):
@@ -138,7 +141,9 @@ class Subspace:
     mean: Tensor | None
     site: SiteRecord | None
     info: Mapping[str, Any]
-    _placed: dict[Any, tuple[Tensor, Tensor | None]] = attrs.field(factory=dict, init=False)
+    _placed: dict[Any, tuple[Tensor, Tensor | None]] = attrs.field(
+        factory=dict, init=False, metadata={"cache": True}
+    )
 
     def __init__(
         self,
@@ -148,9 +153,11 @@ class Subspace:
         site: Any = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
-        own = _basis(basis)
+        with torch.inference_mode(False):
+            own = _basis(basis)
+            middle = _mean(mean, own)
         _check_orthonormal(own)
-        self.__attrs_init__(own, _mean(mean, own), site_record(site), _info(info))
+        self.__attrs_init__(own, middle, site_record(site), _info(info))
 
     @classmethod
     def random(cls, width: int, rank: int = 1, seed: int = 0, *, site: Any = None) -> Subspace:
@@ -364,12 +371,13 @@ class Subspace:
 
     def decode(self, c: Tensor) -> Tensor:
         """The point `[..., width]` of the subspace that has coordinates `[..., rank]`."""
-        basis, mean = self._placed_at(c)
-        if c.shape[-1] != self.rank:
+        if not isinstance(c, Tensor) or not c.is_floating_point() or c.shape[-1:] != (self.rank,):
+            got = f"{c.dtype} {list(c.shape)}" if isinstance(c, Tensor) else shown(c)
             raise SubspaceError(
-                f"{self} has {self.rank} coordinate{'s' * (self.rank != 1)}, got the shape "
-                f"{list(c.shape)}"
+                f"{self} has {self.rank} coordinate{'s' * (self.rank != 1)}, a tensor of real "
+                f"numbers [..., rank], got {got}"
             )
+        basis, mean = self._placed_at(c)
         with as_typed(c):
             point = c.to(basis.dtype) @ basis.T
         return point if mean is None else point + mean
@@ -383,8 +391,14 @@ class Subspace:
 
         Returns:
             `[..., width]`, in the dtype of `target`.
+
+        Raises:
+            SubspaceError: one of them is of another width, or `source` of another shape.
         """
-        return interchanged(self._at(target)[0], source, target)
+        basis, _ = self._at(target)
+        check_activation(self, source, "the source's activation")
+        check_expands("source", source, target.shape)
+        return interchange_by(basis, source, target)
 
     def set(self, target: Tensor, values: Tensor) -> Tensor:
         """`target` with other coordinates: target + (values - project(target)) B^T.
@@ -395,15 +409,19 @@ class Subspace:
 
         Returns:
             `[..., width]`, in the dtype of `target`.
+
+        Raises:
+            SubspaceError: `target` is of another width, or `values` of another shape.
         """
         basis, _ = self._at(target)
+        check_expands("values", values, (*target.shape[:-1], self.rank))
         with as_typed(target):
             moved = values.to(target.device, basis.dtype) - self.project(target)
             return added(target, moved @ basis.T)
 
     def _at(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Basis and mean for these activations."""
-        check_width(self, x.shape[-1], "the activation")
+        check_activation(self, x, "the activation")
         return self._placed_at(x)
 
     def _placed_at(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -421,7 +439,7 @@ class Subspace:
         return f"Subspace(rank {self.rank} of width {self.width}{at})"
 
 
-def interchanged(basis: Tensor, source: Tensor, target: Tensor) -> Tensor:
+def interchange_by(basis: Tensor, source: Tensor, target: Tensor) -> Tensor:
     """Target + (source - target) B B^T `[..., width]`, in the dtype of `target`."""
     kind = torch.promote_types(target.dtype, basis.dtype)
     basis = basis.to(target.device, kind)
@@ -432,7 +450,11 @@ def interchanged(basis: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 def added(target: Tensor, moved: Tensor) -> Tensor:
     """`target` and what moves it, in the dtype of `target`; bitwise itself where nothing does."""
-    whole = (target.to(moved.dtype) + moved).to(target.dtype)
+    kind = torch.promote_types(target.dtype, moved.dtype)
+    whole = (target.to(kind) + moved).to(target.dtype)
+    if whole.requires_grad:
+        # Chosen by `where`, what stays would pass no gradient on to what might move it.
+        return whole
     # Of -0.0 and 0.0 the sum is another number.
     return torch.where(moved == 0, target, whole)
 
@@ -448,7 +470,8 @@ def _check_orthonormal(basis: Tensor) -> None:
     """Raise `SubspaceError` unless columns have the length 1 and are at right angles."""
     if not bool(basis.isfinite().all()):
         raise SubspaceError("the basis has numbers that are not finite")
-    products = basis.T @ basis
+    with as_typed(basis):
+        products = basis.T @ basis
     gap = (products - torch.eye(len(products), dtype=basis.dtype, device="cpu")).abs()
     tolerance = _TOLERANCES[basis.dtype]
     if float(gap.max()) <= tolerance:

@@ -334,6 +334,9 @@ class _Walk:
             slots = vars(kind).get("__slots__", ())
             names |= {slots} if isinstance(slots, str) else set(slots)
         names -= {"__dict__", "__weakref__"}
+        if attrs.has(type(value)):
+            # What is kept from earlier use says nothing of what comes out.
+            names -= {each.name for each in attrs.fields(type(value)) if "cache" in each.metadata}
         self._named_parts({name: getattr(value, name, None) for name in names})
 
     def _cannot(self, value: Any) -> None:
