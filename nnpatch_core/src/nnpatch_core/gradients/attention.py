@@ -172,7 +172,7 @@ class Attention:
         )
 
     def _check(self, handed: Tensor, expected: Tensor, hooked: str) -> None:
-        allowed = rounding(handed.dtype) * float(expected.detach().abs().max())
+        allowed = rounding(handed) * float(expected.detach().abs().max())
         gap = float((handed - expected.detach()).abs().max())
         if not gap <= allowed:
             raise GradientError(

@@ -9,6 +9,7 @@ from nnpatch_core.tracing.activations import (
     write,
     write_component,
 )
+from nnpatch_core.tracing.attention import any_shape
 from nnpatch_core.tracing.call_arguments import of_rows
 from nnpatch_core.tracing.hooks import (
     backward_hooks,
@@ -52,6 +53,7 @@ __all__ = [
     "Patches",
     "ReadSite",
     "Trace",
+    "any_shape",
     "appended_to",
     "as_patched",
     "backward_hooks",
