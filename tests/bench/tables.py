@@ -70,11 +70,11 @@ def _times(found: Summary, jobs: Sequence[Job], threads: int, clock: str) -> str
                 f"{len(job.cells(found.shape)):,}",
                 str(ran or NONE),
                 str(runs),
-                *(_number(seconds[name]) for name in names),
-                *(_ratio(seconds[name], seconds[base]) for name, base in ratios),
+                *(number(seconds[name]) for name in names),
+                *(ratio(seconds[name], seconds[base]) for name, base in ratios),
             ]
         )
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _bounds(found: Summary, jobs: Sequence[Job], threads: int) -> str:
@@ -95,15 +95,15 @@ def _bounds(found: Summary, jobs: Sequence[Job], threads: int) -> str:
         seconds = [found.seconds(job, threads, name, found.clock) for name in names]
         rows.append(
             [
-                *(job.name, f"{cone:,}", f"{each * 1e6:.1f}", _number(least)),
-                *(_ratio(taken, least) for taken in seconds),
-                _number(more),
-                *(_ratio(taken, more) for taken in seconds),
-                _number(own),
-                *(_ratio(taken, own) for taken in seconds),
+                *(job.name, f"{cone:,}", f"{each * 1e6:.1f}", number(least)),
+                *(ratio(taken, least) for taken in seconds),
+                number(more),
+                *(ratio(taken, more) for taken in seconds),
+                number(own),
+                *(ratio(taken, own) for taken in seconds),
             ]
         )
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _agreement(found: Summary, jobs: Sequence[Job], threads: int) -> str:
@@ -120,10 +120,10 @@ def _agreement(found: Summary, jobs: Sequence[Job], threads: int) -> str:
                 *(NONE if gap is None else f"{gap:.1e}" for gap in gaps),
             ]
         )
-    return _table(header, rows)
+    return table(header, rows)
 
 
-def _number(seconds: float | None) -> str:
+def number(seconds: float | None) -> str:
     """Three digits, or all of those before the point."""
     if seconds is None:
         return NONE
@@ -131,11 +131,11 @@ def _number(seconds: float | None) -> str:
     return f"{seconds:,.{decimals}f}"
 
 
-def _ratio(one: float | None, other: float | None) -> str:
+def ratio(one: float | None, other: float | None) -> str:
     # The bound is 0 where no patch reaches any further layer.
-    return _number(one / other) if one is not None and other else NONE
+    return number(one / other) if one is not None and other else NONE
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     rule = ["---", *("---:" for _ in header[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
