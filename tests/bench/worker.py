@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -22,7 +23,7 @@ from jobs import Job, job_from
 from memory import peak_bytes
 from subject import Subject, load, prompts
 
-LIBRARIES = ("torch", "transformers", "nnsight", "nnpatch-core", "transformer-lens")
+LIBRARIES = ("torch", "transformers", "nnsight", "nnpatch-core", "transformer-lens", "pyvene")
 
 
 class Answers:
@@ -34,15 +35,9 @@ class Answers:
 
     def about(self) -> dict[str, Any]:
         """What the tables tell about the model and the libraries."""
-        found = {}
-        for library in LIBRARIES:
-            try:
-                found[library] = metadata.version(library)
-            except metadata.PackageNotFoundError:
-                continue
         device = self.subject.device
         gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-        return {"shape": list(self.subject.shape), "libraries": found, **gpu}
+        return {"shape": list(self.subject.shape), "libraries": versions(), **gpu}
 
     def bound(self, threads: int) -> dict[str, dict[str, float]]:
         """Seconds per token-layer, by matrix products and by the model's own layers."""
@@ -120,8 +115,23 @@ class Answers:
         self.contestant.sweep_grid(prompts(small, self.subject, seed), small)
 
 
-def main() -> None:
-    """Answer until the input ends."""
+def versions() -> dict[str, str]:
+    """Of the libraries that are installed here."""
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def serve(answers_of: Callable[[str, Subject], Any]) -> None:
+    """Answer until the input ends.
+
+    Args:
+        answers_of: given the contestant's name and the model, an object whose methods answer.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name")
     parser.add_argument("--model", required=True)
@@ -132,7 +142,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     torch.set_grad_enabled(False)
-    worker = Answers(arguments.name, load(arguments.model, arguments.device, arguments.dtype))
+    worker = answers_of(arguments.name, load(arguments.model, arguments.device, arguments.dtype))
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -144,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Answers)

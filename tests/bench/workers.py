@@ -27,6 +27,7 @@ class Worker:
         settings: the options of `worker.py`.
         apart: the Python for a contestant that lives in an environment of its own.
         environment: variables that are set for it.
+        script: what runs in it.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Worker:
         settings: Mapping[str, str],
         apart: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        script: Path = SCRIPT,
     ) -> None:
         self.name = name
         python = str(apart) if name in APART else sys.executable
@@ -42,7 +44,7 @@ class Worker:
         # Bars and warnings of libraries are of interest only when something fails.
         self._said = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [python, str(SCRIPT), name, *options],
+            [python, str(script), name, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

@@ -41,8 +41,21 @@ CONTESTANTS = {
 #: Cells of these share work, so that a sample of them tells nothing: they sweep whole grids, and
 #: everyone else's time is compared with theirs.
 WHOLE = ("cone",)
+#: Those that learn subspaces; their modules' contestants have `learn`, and the first `prepare`.
+LEARNERS = {
+    "nnpatch": Entry("nnpatch", "nnpatch_lessons", {"engine": "auto"}),
+    "pyvene": Entry("pyvene", "pyvene_lessons", {"last_logits": False, "recorded": False}),
+    "pyvene-last": Entry(
+        "pyvene, last logits", "pyvene_lessons", {"last_logits": True, "recorded": False}
+    ),
+    "pyvene-recorded": Entry(
+        "pyvene, last logits, sources recorded",
+        "pyvene_lessons",
+        {"last_logits": True, "recorded": True},
+    ),
+}
 #: These live in an environment of their own.
-APART = ("transformerlens",)
+APART = ("transformerlens", "pyvene", "pyvene-last", "pyvene-recorded")
 #: These are in the scaling chart: who the others are compared with, and the simplest peer.
 CHARTED = ("cone", "hooks")
 #: No contestant: the worker of that name measures what the machine can do at best.
