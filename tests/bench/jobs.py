@@ -6,6 +6,7 @@ The standard library alone, for this is imported where a peer lives, which need 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -134,6 +135,12 @@ class Job:
 def job_from(fields: dict[str, Any]) -> Job:
     """What `dataclasses.asdict` took apart, as JSON brings it back."""
     return Job(**fields)
+
+
+def job_named(name: str) -> Job | None:
+    """The job of a name such as `each-resid-200`, of whatever length; None if there is none."""
+    found = re.fullmatch(rf"({'|'.join(POSITIONS)})-({'|'.join(GROUPS)})-([1-9]\d*)", name)
+    return Job(found[1], found[2], int(found[3])) if found else None
 
 
 def table_jobs() -> list[Job]:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from contestants import APART, BOUND, CHARTED, CONTESTANTS, WHOLE
-from jobs import BUDGETS, MEMORY_JOB, SCALING, SMOLLM2, Job, table_jobs
+from jobs import BUDGETS, MEMORY_JOB, SCALING, SMOLLM2, Job, job_named, table_jobs
 from render import PUBLISHED, render, save
-from workers import Worker
+from workers import Resident, Together, Worker
 
 OUT = Path("build") / "bench"
 #: Tells glibc to give memory back as soon as it is freed.
@@ -43,7 +43,7 @@ def main() -> None:
     arguments = parse()
     folder = PUBLISHED if arguments.publish else arguments.out.resolve()
     names = [name for name in CONTESTANTS if name in arguments.contestants]
-    for name in [name for name in names if name in APART]:
+    for name in [name for name in names if name in APART and not arguments.together]:
         if (
             arguments.transformerlens_python is None
             or not arguments.transformerlens_python.exists()
@@ -55,18 +55,24 @@ def main() -> None:
         raise SystemExit(f"no job is named {' or '.join(arguments.jobs)}, or no contestant is left")
     results: dict[str, Any] = {"about": {}, "sweeps": [], "bounds": [], "memory": []}
     with ExitStack() as stack:
-        workers = {}
+        workers: dict[str, Worker | Resident] = {}
+        together = Together(settings(arguments)) if arguments.together else None
         for name in (BOUND, *names):
-            worker = Worker(name, settings(arguments), arguments.transformerlens_python)
-            workers[name] = stack.enter_context(worker)
+            worker: Worker | Resident
+            if together:
+                worker = together.worker(name)
+            else:
+                worker = Worker(name, settings(arguments), arguments.transformerlens_python)
+            stack.enter_context(worker)
+            workers[name] = worker
             # One after the other: the first may have to convert the model for all.
             told = workers[name].ask("about")
             if name == BOUND:
                 results["about"] = describe(arguments, told)
-            elif name in APART:
+            elif name in APART and not together:
                 results["about"]["apart"][name] = told["libraries"]
         contest(arguments, tasks, workers, results, folder)
-    if arguments.charts and set(names) & set(WHOLE):
+    if arguments.charts and not arguments.together and set(names) & set(WHOLE):
         for budget in BUDGETS:
             for keeps in (True, False) if arguments.device == "cpu" else (True,):
                 results["memory"] += memory(arguments, budget, keeps)
@@ -79,7 +85,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    told = "patterns of names such as each-heads-32 (default: all)"
+    told = "patterns of names such as each-heads-32 (default: all), or a name of any length"
     parser.add_argument("--jobs", nargs="+", metavar="PATTERN", default=["*"], help=told)
     parser.add_argument(
         "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="who runs"
@@ -102,6 +108,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default=SMOLLM2, metavar="FOLDER", help=told)
     told = "the Python of an environment with TransformerLens"
     parser.add_argument("--transformerlens-python", type=Path, metavar="PATH", help=told)
+    told = "all contestants in this one process, with three copies of the model; no memory chart"
+    parser.add_argument("--together", action="store_true", help=told)
     told = "where results, charts and tables go (default: %(default)s)"
     parser.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help=told)
     told = "put them into the docs instead"
@@ -127,14 +135,17 @@ def settings(arguments: argparse.Namespace) -> dict[str, str]:
 
 def plan(arguments: argparse.Namespace, names: Sequence[str]) -> list[Task]:
     """What is measured, in order."""
-    found = [job for job in table_jobs() if matches(job.name, arguments.jobs)]
+    every = table_jobs()
+    named = [job_named(pattern) for pattern in arguments.jobs]
+    every += [job for job in named if job is not None and job not in every]
+    found = [job for job in every if matches(job.name, arguments.jobs)]
     tasks = [Task(job, 1, tuple(names)) for job in found]
     if arguments.device == "cpu":
-        every = len(os.sched_getaffinity(0))
+        threads = len(os.sched_getaffinity(0))
         tasks += [
-            Task(job, every, tuple(names))
+            Task(job, threads, tuple(names))
             for job in found
-            if every > 1 and matches(job.name, arguments.all_threads)
+            if threads > 1 and matches(job.name, arguments.all_threads)
         ]
     charted = tuple(name for name in names if name in CHARTED)
     if arguments.charts and charted:
@@ -153,7 +164,7 @@ def matches(name: str, patterns: Sequence[str]) -> bool:
 def contest(
     arguments: argparse.Namespace,
     tasks: Sequence[Task],
-    workers: dict[str, Worker],
+    workers: dict[str, Worker | Resident],
     results: dict[str, Any],
     folder: Path,
 ) -> None:

@@ -78,7 +78,11 @@ def load(name: str, device: str, dtype: str) -> Subject:
         model, folder = AutoModelForCausalLM.from_pretrained(name, local_files_only=True), name
     else:
         torch.manual_seed(0)
-        model, folder = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name)), name
+        # Made where they will lie, and in their type: of a large model twice of them has no room.
+        with torch.device(device):
+            config = AutoConfig.from_pretrained(name)
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        folder = name
     model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
     return Subject(model, folder)
 

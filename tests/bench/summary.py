@@ -61,6 +61,21 @@ class Summary:
         found = [each["total"][clock] for each in self.runs(job, threads, contestant)]
         return median(found) if found else None
 
+    def fastest(self, job: Job, threads: int, contestant: str, clock: str) -> float | None:
+        """The same, of the run that took least."""
+        found = [each["total"][clock] for each in self.runs(job, threads, contestant)]
+        return min(found, default=None)
+
+    @property
+    def has_peaks(self) -> bool:
+        """Whether sweeps tell of their memory, as they do on a GPU."""
+        return any("peak" in found for found in self._sweeps)
+
+    def peak(self, job: Job, threads: int, contestant: str) -> int | None:
+        """The most memory that a run of the job has taken on the GPU, in bytes."""
+        found = [each["peak"] for each in self.runs(job, threads, contestant) if "peak" in each]
+        return max(found, default=None)
+
     def sampled(self, job: Job, threads: int) -> int:
         """How many cells those ran who were not asked for all of them."""
         found = [self.runs(job, threads, name) for name in self.contestants]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 from contestants import CONTESTANTS, WHOLE
-from jobs import Job, table_jobs
+from jobs import Job, job_named
 from summary import Summary
 
 CLOCKS = {"cpu": "CPU time", "wall": "wall time"}
@@ -17,7 +17,8 @@ def tables(found: Summary) -> str:
     """Every table, each under a heading of its own."""
     parts = [_about(found)]
     for threads in found.threads:
-        rows = [job for job in found.jobs(threads) if job in table_jobs()]
+        # Those of the charts sweep some layers, or several pairs of prompts.
+        rows = [job for job in found.jobs(threads) if job == job_named(job.name)]
         if not rows:
             continue
         told = f"{threads} thread{'s' * (threads > 1)}"
@@ -26,6 +27,8 @@ def tables(found: Summary) -> str:
         parts += [f"### {told}: {CLOCKS[other]}", _times(found, rows, threads, other)]
         parts += [f"### {told}: against the bound", _bounds(found, rows, threads)]
         parts += [f"### {told}: agreement", _agreement(found, rows, threads)]
+        if found.has_peaks:
+            parts += [f"### {told}: peak memory, in GiB", _peaks(found, rows, threads)]
     return "\n\n".join(parts)
 
 
@@ -123,6 +126,16 @@ def _agreement(found: Summary, jobs: Sequence[Job], threads: int) -> str:
     return table(header, rows)
 
 
+def _peaks(found: Summary, jobs: Sequence[Job], threads: int) -> str:
+    names = found.contestants
+    header = ["job", *(CONTESTANTS[name].title for name in names)]
+    rows = []
+    for job in jobs:
+        peaks = [found.peak(job, threads, name) for name in names]
+        rows.append([job.name, *(number(peak if peak is None else peak / 2**30) for peak in peaks)])
+    return table(header, rows)
+
+
 def number(seconds: float | None) -> str:
     """Three digits, or all of those before the point."""
     if seconds is None:
@@ -132,10 +145,12 @@ def number(seconds: float | None) -> str:
 
 
 def ratio(one: float | None, other: float | None) -> str:
+    """How many times the other, in the same way."""
     # The bound is 0 where no patch reaches any further layer.
     return number(one / other) if one is not None and other else NONE
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, the first column of which is of words."""
     rule = ["---", *("---:" for _ in header[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))

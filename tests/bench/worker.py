@@ -51,10 +51,17 @@ class Answers:
         torch.set_num_threads(threads)
         wanted, shape = job_from(job), self.subject.shape
         run = self._sweep_grid if self.name in WHOLE else self._sweep_sample
-        return {
-            "cells": len(wanted.cells(shape)),
-            **run(wanted, wanted.sample(shape, sample, seed), seed),
-        }
+        found: dict[str, Any] = {"cells": len(wanted.cells(shape))}
+
+        def work() -> None:
+            found.update(run(wanted, wanted.sample(shape, sample, seed), seed))
+
+        if self.subject.device.type == "cuda":
+            found["peak"] = peak_bytes(work, self.subject.device)
+        else:
+            # Here it can only be measured in a process that has done nothing else.
+            work()
+        return found
 
     def memory(self, job: dict[str, Any], threads: int, budget: int | None, seed: int) -> Any:
         """The memory that a whole sweep takes, and its time; asked of a fresh process."""

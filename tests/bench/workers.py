@@ -9,9 +9,12 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from contestants import APART
+from contestants import APART, BOUND, CONTESTANTS
+
+if TYPE_CHECKING:  # torch is not needed to start a process
+    from subject import Subject
 
 SCRIPT = Path(__file__).with_name("worker.py")
 
@@ -77,3 +80,50 @@ class Worker:
         if "error" in answer:
             raise RuntimeError(f"{self.name} failed:\n{answer['error']}")
         return answer
+
+
+class Together:
+    """All contestants in this one process, in an environment that has all of their libraries.
+
+    On a GPU, where a large model has no room for a copy of it for each. There are three: nnpatch,
+    TransformerLens and torch's own hooks each change modules of their model, and slow it down.
+
+    Args:
+        settings: the options of `worker.py`.
+    """
+
+    def __init__(self, settings: Mapping[str, str]) -> None:
+        self._settings = dict(settings)
+        self._subjects: dict[str, Subject] = {}
+
+    def worker(self, name: str) -> Resident:
+        """One contestant, or the bound's, which leaves the model as it is."""
+        import torch
+        from subject import load
+        from worker import Answers
+
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        torch.set_grad_enabled(False)
+        module = CONTESTANTS["hooks" if name == BOUND else name].module
+        if module not in self._subjects:
+            given = self._settings
+            self._subjects[module] = load(given["model"], given["device"], given["dtype"])
+        return Resident(Answers(name, self._subjects[module]))
+
+
+class Resident:
+    """A contestant of this process; asked as a `Worker` is."""
+
+    def __init__(self, answers: Any) -> None:
+        self._answers = answers
+
+    def __enter__(self) -> Resident:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """There is nothing to end."""
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """What the contestant answers."""
+        found: dict[str, Any] = getattr(self._answers, do)(**arguments)
+        return found

@@ -16,7 +16,7 @@ from nnpatch_core import Outcome, attribution_patching
 from nnpatch_core.errors import EstimateWarning
 from nnpatch_core.testing import tiny_model
 from tests.helpers.attribution_oracle import AttributionOracle, Wide
-from tests.helpers.oracle import Donor, Place, Prompt, lay_out, random_prompts
+from tests.helpers.oracle import Donor, Place, Prompt, lay_out, part_spanned, random_prompts
 from tests.helpers.pairs import VARIANTS, Pairs
 
 #: In float64 the oracle is met to 1e-13; most effects lie between 1e-3 and 10.
@@ -218,7 +218,13 @@ class Runs:
                 assert (index in numbers) == seen
                 if seen:
                     places = [
-                        Place(each.component, each.layer, each.head, tuple(width - at for at in on))
+                        Place(
+                            each.component,
+                            each.layer,
+                            each.head,
+                            tuple(width - at for at in on),
+                            part_spanned(each.subspace),
+                        )
                         for each, on in groups
                     ]
                     yield name, numbers[index], places

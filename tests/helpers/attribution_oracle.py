@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tests.helpers.oracle import Donor, Oracle, Place, Prompt
+from tests.helpers.oracle import Donor, Oracle, Part, Place, Prompt
 
 Metric = Callable[[Tensor], Tensor]
 #: A prompt to take activations from, or anything else that gives them.
@@ -158,7 +158,10 @@ class AttributionOracle(Oracle):
         On the way is the whole activation, at all positions and in all heads, whichever of them
         the place has: so the estimates of its parts add up to that of all.
         """
-        gradient = self._averaged(target, source, place.component, place.layer, metric, steps)
+        only = place.only
+        if only is not None and place.head is not None:
+            only = only.of_each(len(self.heads(place.component)))
+        gradient = self._averaged(target, source, place.component, place.layer, only, metric, steps)
         moves = self.moves(target, source, place)
         return sum(float(self.part(gradient[row], place) @ move) for row, move in moves.items())
 
@@ -252,6 +255,8 @@ class AttributionOracle(Oracle):
             if back <= len(target) and (vector := donor(place, back)) is not None:
                 row = len(target) - back
                 found[row] = vector.double() - own[row]
+                if place.only is not None:
+                    found[row] = place.only.of(found[row])
         return found
 
     def _gradients(
@@ -291,11 +296,12 @@ class AttributionOracle(Oracle):
         source: Source,
         component: str,
         layer: int,
+        only: Part | None,
         metric: Metric,
         steps: int,
     ) -> Tensor:
         """`[seq, width]`: the mean gradient on the straight line, by Gauss and Legendre."""
-        whole = Place(component, layer, None, tuple(range(1, len(target) + 1)))
+        whole = Place(component, layer, None, tuple(range(1, len(target) + 1)), only)
         moves = self.moves(target, source, whole)
         own = self.activation(target, component, layer)
         mean = torch.zeros_like(own)

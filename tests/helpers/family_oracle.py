@@ -209,16 +209,26 @@ class FamilyOracle:
             self.logits(prompt, [self._hook(component, layer, len(prompt), keep)])
         return self._activations[key]
 
-    def patched(self, target: Prompt, source: Prompt, spots: Iterable[Spot]) -> Tensor:
-        """`[vocab]`: `target` with what `source` has at the spots, all in one forward."""
+    def patched(
+        self,
+        target: Prompt,
+        source: Prompt,
+        spots: Iterable[Spot],
+        projector: Tensor | None = None,
+    ) -> Tensor:
+        """`[vocab]`: `target` with what `source` has at the spots, all in one forward.
+
+        Or only with that of it onto which a matrix `[columns, columns]` projects.
+        """
         hooks = []
         for component, layer, head, back in spots:
             donor = self.activation(source, component, layer)[len(source) - back]
             heads = self.layout.table(layer)[component].heads
-            whole = heads is None or head is None
-            columns = list(range(len(donor)) if whole else heads[head])
+            columns = list(range(len(donor)))
+            if heads is not None:
+                columns = [*sum(heads, ())] if head is None else [*heads[head]]
             place = (len(target) - back, columns)
-            write = functools.partial(_write, place, donor[columns])
+            write = functools.partial(_write, place, donor[columns], projector)
             hooks.append(self._hook(component, layer, len(target), write))
         return self.logits(target, hooks)
 
@@ -248,5 +258,9 @@ class FamilyOracle:
         return module.register_forward_hook(after)
 
 
-def _write(place: tuple[int, list[int]], values: Tensor, rows: Tensor) -> None:
+def _write(
+    place: tuple[int, list[int]], values: Tensor, projector: Tensor | None, rows: Tensor
+) -> None:
+    if projector is not None:
+        values = rows[place] + ((values - rows[place]).double() @ projector).to(values.dtype)
     rows[place] = values

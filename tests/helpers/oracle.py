@@ -9,9 +9,10 @@ is not patched there.
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +48,44 @@ TABLES = {
 }
 
 
+class Part:
+    """What of a vector is replaced: all that a matrix `[width, width]` projects onto.
+
+    nnpatch never makes such a matrix.
+    """
+
+    def __init__(self, projector: Tensor) -> None:
+        self.projector = projector.double()
+
+    def of(self, vector: Tensor) -> Tensor:
+        return (vector.double() @ self.projector).to(vector.dtype)
+
+    @functools.cache  # noqa: B019
+    def of_each(self, heads: int) -> Part:
+        """The same part of each of so many heads."""
+        return Part(torch.block_diag(*[self.projector] * heads))
+
+
+@functools.cache
+def part_spanned(space: Any) -> Part | None:
+    """What the columns of a basis span; they need not be orthonormal."""
+    if space is None:
+        return None
+    basis = space.basis.double()
+    return Part(basis @ torch.linalg.pinv(basis))
+
+
 class Place(NamedTuple):
-    """One component of one layer, one head of it or (None) all, at positions from the end."""
+    """One component of one layer, one head of it or (None) all, at positions from the end.
+
+    Or only a part of what stands there.
+    """
 
     component: str
     layer: int
     head: int | None = None
     from_end: tuple[int, ...] = ()
+    only: Part | None = None
 
 
 class Oracle:
@@ -229,7 +261,11 @@ class Oracle:
         def write(activation: Tensor) -> Tensor:
             edited = activation.clone()
             for index, vector in vectors.items():
-                self.part(edited[0, index], place)[:] = vector.to(edited.dtype)
+                there = self.part(edited[0, index], place)
+                new = vector.to(edited.dtype)
+                if place.only is not None:
+                    new = there + place.only.of(new - there)
+                there[:] = new
             return edited
 
         return write

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import attrs
+import torch
 from hypothesis import strategies as st
 
 from nnpatch_core import MultiSite, Site, Sites
+from nnpatch_core.spaces import Subspace
 from tests.helpers.attribution import Runs
-from tests.helpers.oracle import COMPONENTS, random_prompts
+from tests.helpers.oracle import COMPONENTS, Place, random_prompts
 from tests.helpers.pairs import LAYERS, LAYOUTS, VARIANTS, Pairs
 
 
@@ -76,6 +80,38 @@ def lists_of_sites(draw: st.DrawFn, pairs: Pairs) -> Any:
             sites.append(Site.get_site(pairs.api, component, layer, head, positions))
         cells.append(sites[0] if len(sites) == 1 else MultiSite(sites))
     return Sites.from_sites(cells)
+
+
+@st.composite
+def lists_in_spaces(draw: st.DrawFn, pairs: Pairs) -> Any:
+    """The same, most of them in a subspace: of a head, or of the whole. Some share one."""
+
+    def given(site: Site) -> Site:
+        if draw(st.integers(0, 3)) == 0:
+            return site
+        whole = pairs.oracle.activation(pairs.target[0], site.component, site.layer)
+        width = pairs.oracle.part(whole, Place(site.component, site.layer, site.head)).shape[-1]
+        rank = draw(st.sampled_from([1, 2, width]))
+        return attrs.evolve(site, subspace=subspace(width, rank, draw(st.integers(0, 1))))
+
+    cells = draw(lists_of_sites(pairs)).sites
+    return Sites.from_sites(
+        [
+            attrs.evolve(cell, sites=[given(site) for site in cell.sites])
+            if isinstance(cell, MultiSite)
+            else given(cell)
+            for cell in cells
+        ]
+    )
+
+
+@functools.cache
+def subspace(width: int, rank: int, seed: int = 0) -> Subspace:
+    """In float64, where an oracle is met to many digits; its mean must not matter."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(width, rank, generator=generator, dtype=torch.float64)
+    mean = torch.linspace(-1, 1, width, dtype=torch.float64)
+    return Subspace(torch.linalg.qr(drawn).Q, mean=mean)
 
 
 @st.composite

@@ -26,7 +26,7 @@ from nnsight import TransformersModel
 from transformers import PreTrainedTokenizerBase
 
 import nnpatch_core
-from nnpatch_core import Site, Sites, infer, plugins, results, testing
+from nnpatch_core import Site, Sites, infer, plugins, results, subspace, testing
 from nnpatch_core.cli import main
 from nnpatch_core.cli.main import _parser
 from nnpatch_core.errors import (
@@ -53,7 +53,7 @@ PAGES = [
     *sorted((ROOT / ".github").rglob("*.[my]*")),
 ]
 #: What may follow `nnpatch ` besides a command: the words of file formats and of prose.
-PROSE = {"cells", "checkpoint", "outcome", "plugin", "finds", "was", "and"}
+PROSE = {"cells", "checkpoint", "outcome", "subspace", "training", "plugin", "finds", "was", "and"}
 #: Of others, whom a message names: each argument, and whose it is.
 OTHERS: dict[str, Any] = {
     "dispatch": TransformersModel.__mro__,
@@ -125,7 +125,7 @@ def commands() -> dict[str, set[str]]:
 
 def public() -> Iterator[Any]:
     """What users call."""
-    for module in (nnpatch_core, infer, plugins, results, testing):
+    for module in (nnpatch_core, infer, plugins, results, subspace, testing):
         for name in module.__all__:
             found = getattr(module, name)
             yield found

@@ -17,11 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnpatch_core import (
+    Add,
     Each,
     MultiSite,
     Outcome,
     PatchingError,
     PromptPairs,
+    Scale,
+    Set,
     Site,
     Sites,
     ablation_patching,
@@ -30,7 +33,9 @@ from nnpatch_core import (
     cache_average,
     execution_order,
     plan_sweep,
+    steer,
 )
+from nnpatch_core.subspace import Subspace, collect, sweep_steering
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 from tests.helpers.paths import ROOT
 from tests.helpers.samples import TWO
@@ -38,6 +43,7 @@ from tests.helpers.samples import TWO
 MODEL, API = tiny_model("llama"), tiny_api()
 SOURCE, TARGET, ANSWERS = TWO
 SITES = Sites("resid", seq_pos_type="last")
+FOREIGN = ROOT / "tests" / "spaces" / "files" / "older" / "rank1"
 OUT = activation_patching(
     MODEL, API, Sites(["resid", "q"], seq_pos_type="each"), SOURCE, TARGET, *ANSWERS, progress=False
 )
@@ -80,7 +86,42 @@ def on_disk(name: str) -> Callable[..., Any]:
     return call
 
 
+def kept(folder: Any, info: Any = None) -> None:
+    """Save a subspace where nobody can make a folder."""
+    path = f"/dev/null/{folder}" if isinstance(folder, str) and folder else folder
+    Subspace(BASIS, info=info).save_pretrained(path)
+
+
+def read(name: Any, **options: Any) -> Subspace:
+    """Read one, and never from the hub."""
+    path = f"/nowhere/{name}" if isinstance(name, str) and name else name
+    return Subspace.from_pretrained(path, **options)
+
+
+def pushed(repo_id: Any, **options: Any) -> str:
+    """Push one, never to where there may be a repository."""
+    name = f"no name: {repo_id}" if isinstance(repo_id, str) else repo_id
+    return Subspace(BASIS).push_to_hub(name, **options)
+
+
+BASIS = torch.eye(4)[:, :2]
+
+
+def steered(**arguments: Any) -> Any:
+    """A forward of a model that is steered; a value may be the content of one."""
+    kind = arguments.pop("kind", None)
+    if kind is not None:
+        arguments["value"] = kind(arguments["value"])
+    with steer(**arguments):
+        return MODEL(TARGET)
+
+
 SITE = Site.get_site(API, "mlp", 1)
+SPACE = Subspace.random(32, site=Site.get_site(API, "resid", 1, seq_pos=[-1]))
+STEERED = {"nnmodel": MODEL, "site": SPACE, "value": 1.0, "api": API}
+COLLECTED = {
+    "nnmodel": MODEL, "subspace": SPACE, "prompts": TARGET, "api": API, "progress": False,
+}  # fmt: skip
 PAIR = {
     "nnmodel": MODEL, "api": API, "sites": SITES, "source_tokens": SOURCE, "target_tokens": TARGET,
 }  # fmt: skip
@@ -183,7 +224,35 @@ ENTRIES = {
             *("space", "multi_token", "faulty"),
         ],
     ),
+    "Subspace": (Subspace, {"basis": BASIS}, ["mean", "site", "info"]),
+    "save_pretrained": (kept, {"folder": "f"}, ["info"]),
+    "from_pretrained": (read, {"name": FOREIGN}, ["filename", "part", "revision", "token"]),
+    "push_to_hub": (pushed, {"repo_id": "name"}, ["private", "token", "commit_message"]),
     "getitem": (lambda name: OUT[name], {"name": "resid"}, []),
+    "steer": (steered, STEERED, []),
+    **{
+        kind.__name__: (
+            lambda value, kind=kind: steered(**{**STEERED, "kind": kind, "value": value}),
+            {"value": 1.0},
+            [],
+        )
+        for kind in (Set, Add, Scale)
+    },
+    "collect": (collect, COLLECTED, ["site", "batch_size", "labels", "tokenizer"]),
+    "collected": (collect(**COLLECTED).plot, {}, ["by"]),
+    "sweep_steering": (
+        sweep_steering,
+        {
+            "nnmodel": MODEL,
+            "site": SPACE,
+            "values": [1.0],
+            "prompts": TARGET,
+            **ANSWERED,
+            "api": API,
+            "progress": False,
+        },
+        ["attention_mask", "run", "how", "batch_size", "level"],
+    ),
 }
 TENSORS = [
     torch.tensor(1),

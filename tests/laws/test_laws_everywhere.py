@@ -22,6 +22,7 @@ from nnpatch_core import (
     attribution_patching,
     per_prompt,
 )
+from nnpatch_core.spaces import Subspace
 from nnpatch_core.testing import tiny_api, tiny_model
 from tests.helpers.counted import calling
 
@@ -34,6 +35,13 @@ TARGETS = [(5, 9, 7, 8, 9, 4), (5, 6, 7, 8, 9, 4), (9, 8, 7, 16), (9, 4, 13, 12)
 SAME = 1
 ANSWERS = (1, 2, 3, 4, 5), (4, 5, 6, 7, 8)
 SITES = Sites(["q", "resid"], layers=[0, 2], seq_pos_type="lastk", seq_pos=2)
+#: The same laws hold for a part of the activations.
+IN_SUBSPACES = Sites(
+    ["resid_pre", "mlp"],
+    seq_pos_type="lastk",
+    seq_pos=2,
+    subspace={0: Subspace.random(32, 2), 2: Subspace.random(32, 5, seed=1)},
+)
 ROUNDING = 2e-5
 
 
@@ -100,11 +108,28 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "atp*": {"qk_fix": True, "grad_drop": True},
     "attribution of zero": {"ablation": "zero"},
     "attribution of mean": {"ablation": "mean"},
+    "in subspaces": {"sites": IN_SUBSPACES},
+    "mean in subspaces": {"method": "mean", "sites": IN_SUBSPACES},
+    "attribution in subspaces": {"sites": IN_SUBSPACES},
 }
-ABLATIONS = ("zero", "mean", "mean per position", "resample")
-ESTIMATES = ("attribution", "steps", "qk fix", "atp*", "attribution of zero", "attribution of mean")
+ABLATIONS = ("zero", "mean", "mean per position", "resample", "mean in subspaces")
+ESTIMATES = (
+    "attribution",
+    "steps",
+    "qk fix",
+    "atp*",
+    "attribution of zero",
+    "attribution of mean",
+    "attribution in subspaces",
+)
 #: What is put there is of the batch as a whole.
-OF_THE_BATCH = ("mean", "mean per position", "resample", "attribution of mean")
+OF_THE_BATCH = (
+    "mean",
+    "mean per position",
+    "resample",
+    "attribution of mean",
+    "mean in subspaces",
+)
 CHUNKINGS: dict[str, dict[str, Any]] = {
     "all": {},
     "one": {"batch_size": 1},

@@ -176,8 +176,3 @@ def test_a_plugin_that_lacks_something_of_its_own(
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ModuleNotFoundError, match="No module named 'einops_of_mars'"):
         importlib.import_module("nnpatch.api.llama")
-
-
-def test_no_stub_stands_for_what_is_not_there() -> None:
-    with pytest.raises(ModuleNotFoundError, match=r"nnpatch\.subspace"):
-        importlib.import_module("nnpatch.subspace")

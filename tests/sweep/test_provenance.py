@@ -30,7 +30,7 @@ from nnpatch_core import (
 from nnpatch_core.plugins import source_of
 from nnpatch_core.results import Joined
 from nnpatch_core.sweep import provenance
-from nnpatch_core.sweep.checksum import _Factors, _sum, checksum
+from nnpatch_core.sweep.checksum import _Factors, _sum, _sums, checksum
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 from nnpatch_llama import Llama3
 from tests.helpers import checkpoints
@@ -210,6 +210,21 @@ def test_a_bit_more_is_another_word(kind: torch.dtype, size: int, seed: int, at:
         changed[at % len(changed)] ^= 1 if kind == torch.bool else 1 << (at % 8)
         assert checksum(Holder(changed.view(kind))) != word
     assert _sum(weight, _Factors()) == by_hand(weight)
+
+
+@pytest.mark.parametrize("together", [1, 2, 16])
+@pytest.mark.parametrize("size", [0, 1, 2**18, 2**18 + 1, 5 * 2**18, 5 * 2**18 + 3])
+def test_pieces_that_a_device_sums_up_together_are_those_of_the_cpu(
+    size: int, together: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31 - 1, (size,), dtype=torch.int32, generator=generator)
+    factors = np.random.PCG64(0).random_raw(2**18).astype(np.uint64) | np.uint64(1)
+    expected = []
+    for piece in np.split(bits.numpy(), range(2**18, size, 2**18)) if size else []:
+        products = piece.astype(np.int64).view(np.uint64) * factors[: len(piece)]
+        expected.append(int(products.sum().view(np.int64)))
+    assert _sums(bits, _Factors(), together) == expected
 
 
 def test_pieces_that_change_places_are_told() -> None:

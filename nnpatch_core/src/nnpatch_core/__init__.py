@@ -51,8 +51,10 @@ from nnpatch_core.seq_pos import (
 )
 from nnpatch_core.site import MultiSite, Site, execution_order
 from nnpatch_core.sites import Sites
+from nnpatch_core.steering import Add, Scale, Set, steer
 
 __all__ = [
+    "Add",
     "AllPositions",
     "Component",
     "Custom",
@@ -74,7 +76,9 @@ __all__ = [
     "PlacedSeqPos",
     "PromptBatch",
     "PromptPairs",
+    "Scale",
     "SeqPos",
+    "Set",
     "Site",
     "Sites",
     "Span",
@@ -95,6 +99,7 @@ __all__ = [
     "reads_positions",
     "reads_tokens",
     "separate_projections",
+    "steer",
 ]
 
 check_release()

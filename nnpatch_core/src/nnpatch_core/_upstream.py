@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
+import attrs
 import nnsight
 import transformers
 from nnsight import NNsight
@@ -24,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.generation.utils import GenerationMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
@@ -43,17 +46,22 @@ __all__ = [
     "PreTrainedConfig",
     "PreTrainedModel",
     "PreTrainedTokenizerFast",
+    "UnderWay",
+    "cache_given",
     "cache_keywords",
     "disable_progress_bar",
     "forward_of",
     "is_known",
+    "is_packed",
     "is_unseen",
+    "kept_tokens",
     "nnsight",
     "noting_inputs",
     "passes_on",
     "recorded",
     "recording",
     "transformers",
+    "under_way",
     "with_edits",
 ]
 
@@ -76,6 +84,12 @@ _KNOWN = (
     "optimum",
     "hqq",
 )
+#: But for these, which change numbers as the user has asked.
+_FOREIGN = ("nnpatch_core.steering.put",)
+#: The methods of transformers in which generation runs the prompt, and checks guessed tokens.
+_PREFILL, _ASSISTED = "_prefill", "_assisted_decoding"
+#: By this a model is told where the prompts are that it runs in one row, one behind the other.
+_PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "block_table", "read_index")
 #: Where nnsight keeps, on a module, what it has put its own forward in place of.
 _STATE = "__nnsight__"
 
@@ -126,10 +140,72 @@ def recorded(cache: Cache) -> list[KeysValues]:
     return [(layer.keys, layer.values) if layer.is_initialized else None for layer in layers]
 
 
+def cache_given(arguments: Mapping[str, Any]) -> Any:
+    """The keys and values that a forward is called with; None if there are none.
+
+    Args:
+        arguments: what it is called with, by name.
+    """
+    caches = (arguments.get(name) for name in _CACHES)
+    found = next((cache for cache in caches if cache is not None), None)
+    others = (value for value in arguments.values() if isinstance(value, Cache))
+    return next(others, None) if found is None else found
+
+
+def kept_tokens(cache: Any) -> int:
+    """How many tokens a cache has keys and values of; 0 where it keeps none, or cannot tell."""
+    try:
+        return int(cache.get_seq_length())
+    except (AttributeError, IndexError, NotImplementedError, TypeError, ValueError):
+        return 0
+
+
+def is_packed(arguments: Mapping[str, Any]) -> bool:
+    """Whether a forward is called with several prompts in one row."""
+    return any(arguments.get(name) is not None for name in _PACKED)
+
+
+@attrs.frozen
+class UnderWay:
+    """The generation of transformers that a forward belongs to.
+
+    Args:
+        prefill: whether it runs the prompt.
+        parted: whether the prompt runs in several parts.
+        assisted: whether guessed tokens run together with others, to be checked.
+    """
+
+    prefill: bool = False
+    parted: bool = False
+    assisted: bool = False
+
+
+def under_way() -> UnderWay:
+    """Look, inside a forward, at what transformers has called it for."""
+    codes = {
+        getattr(getattr(GenerationMixin, name, None), "__code__", None): name
+        for name in (_PREFILL, _ASSISTED)
+    }
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        name = codes.get(frame.f_code)
+        if name == _ASSISTED:
+            return UnderWay(assisted=True)
+        if name == _PREFILL:
+            config = frame.f_locals.get("generation_config")
+            return UnderWay(True, getattr(config, "prefill_chunk_size", None) is not None)
+    return UnderWay()
+
+
 def is_known(function: Any) -> bool:
     """Whether a hook is of a library whose hooks leave the numbers of a sweep alone."""
-    origin = _origin(function)
-    return any(f"{origin}.".startswith(f"{name}.") for name in _KNOWN)
+    origin = f"{_origin(function)}."
+
+    def of(names: Sequence[str]) -> bool:
+        return any(origin.startswith(f"{name}.") for name in names)
+
+    return of(_KNOWN) and not of(_FOREIGN)
 
 
 def _origin(function: Any) -> str:

@@ -190,7 +190,7 @@ def make_batch(
     _check_ids(name, tokens if mask is None else tokens[mask.bool()], vocab_size, pad_id)
     if mask is None:
         if pad_id is not None:
-            _warn_if_padded(name, tokens, pad_id, remedy)
+            warn_if_padded(name, tokens, pad_id, remedy)
         mask = torch.ones_like(tokens)
     return pack_left(tokens, mask)
 
@@ -284,7 +284,7 @@ def _check_mask(name: str, mask: Any, tokens: Tensor) -> None:
         raise MaskError(f"{of} leaves no token in row {empty[0]}: each prompt needs at least one 1")
 
 
-def _warn_if_padded(name: str, tokens: Tensor, pad_id: int, remedy: str) -> None:
+def warn_if_padded(name: str, tokens: Tensor, pad_id: int, remedy: str) -> None:
     """Rows that differ in a leading run of the padding token, or end in it, look padded."""
     is_pad = tokens == pad_id
     leading = is_pad.cumprod(dim=1).sum(dim=1)

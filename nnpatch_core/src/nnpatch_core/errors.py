@@ -73,6 +73,10 @@ class SubspaceError(PatchingError):
     """A subspace that is none, does not fit its site, or cannot be learned, read or written."""
 
 
+class SteeringError(PatchingError):
+    """A value to steer with that does not fit its site, or a run that cannot be steered rightly."""
+
+
 class EngineError(PatchingError):
     """An engine that cannot run this sweep: its message says why."""
 

@@ -103,10 +103,12 @@ class Site:
     head: int | None = None
     seq_pos: Group | PromptGroups | None = None
     source_seq_pos: Group | PromptGroups | None = attrs.field(default=None, kw_only=True)
-    subspace: Space | None = attrs.field(default=None, kw_only=True, converter=as_space)
+    subspace: Space | None = attrs.field(default=None, kw_only=True, converter=as_space, eq=id)
     asked: str | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
     where: str | None = attrs.field(default=None, kw_only=True, eq=False, repr=False)
-    _memory: _Memory = attrs.field(factory=_Memory, init=False, eq=False, repr=False)
+    _memory: _Memory = attrs.field(
+        factory=_Memory, init=False, eq=False, repr=False, metadata={"cache": True}
+    )
 
     @classmethod
     def get_site(

@@ -292,12 +292,26 @@ class SiteList:
             by_name.setdefault(cell.name, []).append(cell)
         return {
             name: Grid(
-                (Axis("site", tuple(cell.label for cell in cells)),),
+                (Axis("site", _labels(cells)),),
                 tuple((index,) for index in range(len(cells))),
                 tuple(cells),
             )
             for name, cells in by_name.items()
         }
+
+
+def _labels(cells: Sequence[AnySite]) -> tuple[str, ...]:
+    """The label of each cell; with a number where nothing but its subspaces part it from others."""
+    spaces: dict[str, dict[tuple[int, ...], int]] = {}
+    numbers = []
+    for cell in cells:
+        own = spaces.setdefault(cell.label, {})
+        numbers.append(own.setdefault(tuple(id(site.subspace) for site in cell.sites), len(own)))
+    pairs = zip(cells, numbers, strict=True)
+    return tuple(
+        cell.label if len(spaces[cell.label]) == 1 else f"{cell.label} #{number + 1}"
+        for cell, number in pairs
+    )
 
 
 def _ascending(

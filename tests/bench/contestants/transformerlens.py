@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas
 import torch
 from jobs import Cell
 from subject import Prompts, Subject
+from tokenizers import Tokenizer, models
 from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 #: `resid` is a layer's output. The library's ready-made function takes a layer's input, which for
 #: the layer above is the same but leaves out the last; this is that function on the output.
@@ -40,12 +45,14 @@ class Lens:
     """One run for the cache, and one for every cell."""
 
     def __init__(self, subject: Subject) -> None:
-        self.bridge = TransformerBridge.boot_transformers(
-            subject.name,
-            hf_model=subject.model,
-            device=str(subject.device),
-            dtype=subject.model.dtype,
-        )
+        with _tokenizer(subject.name) as tokenizer:
+            self.bridge = TransformerBridge.boot_transformers(
+                subject.name,
+                hf_model=subject.model,
+                device=str(subject.device),
+                dtype=subject.model.dtype,
+                tokenizer=tokenizer,
+            )
 
     @torch.no_grad()
     def sweep(self, prompts: Prompts, cells: Sequence[Cell]) -> list[list[float]]:
@@ -65,6 +72,20 @@ class Lens:
             )
             found.update(zip(own, result.values.tolist(), strict=True))
         return [found[cell] for cell in cells]
+
+
+@contextmanager
+def _tokenizer(folder: str) -> Iterator[Any]:
+    """One of a single word where a folder has none: the library wants it, and nobody uses it."""
+    if any(Path(folder).glob("tokenizer*")):
+        yield None
+        return
+    words = Tokenizer(models.WordLevel({"?": 0}, "?"))
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "?")
+    # The library loads it once more, by name.
+    with TemporaryDirectory() as made:
+        PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(made)
+        yield AutoTokenizer.from_pretrained(made)
 
 
 def _index(cells: Sequence[Cell]) -> pandas.DataFrame:

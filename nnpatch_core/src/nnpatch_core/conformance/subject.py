@@ -109,7 +109,7 @@ class Subject:
     @property
     def rounding(self) -> float:
         """Share of the largest number of an activation below which a difference is rounding."""
-        return rounding(next(self.model.parameters()).dtype)
+        return rounding(next(self.model.parameters()))
 
     def with_heads(self, *names: str) -> list[int]:
         """The layers that have all of these components, with heads."""

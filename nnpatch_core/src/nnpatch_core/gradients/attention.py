@@ -172,7 +172,7 @@ class Attention:
         )
 
     def _check(self, handed: Tensor, expected: Tensor, hooked: str) -> None:
-        allowed = rounding(handed.dtype) * float(expected.detach().abs().max())
+        allowed = rounding(handed) * float(expected.detach().abs().max())
         gap = float((handed - expected.detach()).abs().max())
         if not gap <= allowed:
             raise GradientError(
@@ -207,6 +207,7 @@ class Attention:
             ) from error
         return handed[0]
 
+    @torch.no_grad()
     def _projections(
         self, jobs: Sequence[tuple[int, int]], groups: Sequence[Positions]
     ) -> dict[Location, Tensor]:

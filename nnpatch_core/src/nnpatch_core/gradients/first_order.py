@@ -13,7 +13,16 @@ from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.gradients.graph import Graph
 from nnpatch_core.gradients.terms import Terms, add_effects, change, effect, own_columns
-from nnpatch_core.tracing import BoundSite, Intervention, Patches, forward, read, write
+from nnpatch_core.tracing import (
+    BoundSite,
+    Intervention,
+    PatchedTokens,
+    Patches,
+    forward,
+    put_site,
+    read,
+    write,
+)
 
 
 @attrs.frozen(eq=False)
@@ -60,7 +69,8 @@ def joint(
     """The first-order estimate of sites that are patched together, `[batch]` for each metric.
 
     What is put at one of them does not change what is put at another above it, so each is a
-    constant in the forward that is differentiated.
+    constant in the forward that is differentiated. Of a site in a subspace that is a constant, and
+    the rest of the activation is not.
 
     Args:
         patches: what is patched.
@@ -69,26 +79,28 @@ def joint(
         intervention: what is put there.
         weights: for each metric its gradient with respect to the logits, `[batch, vocab]`.
     """
-    leaves: dict[Location, Tensor] = {}
-    patched: dict[Location, Tensor] = {}
-    differences: dict[Location, Tensor] = {}
+    # By location, and those of a site in a subspace by its number too.
+    leaves: dict[tuple[Any, ...], Tensor] = {}
+    differences: dict[tuple[Any, ...], Tensor] = {}
     shape = len(batch), batch.seq_len
 
     def visit(traced: Any) -> None:
-        for site in patches.cells[cell].sites:
-            place, location, at = site.place, site.place.location, site.positions
+        for number, site in enumerate(patches.cells[cell].sites):
+            place, at = site.place, site.positions
+            key = (*place.location, None if site.limit is None else number)
             activation = read(traced, place, shape)
+            if key not in leaves:
+                leaves[key] = activation.detach().clone().requires_grad_()
+                differences[key] = torch.zeros_like(activation, requires_grad=False)
             own = _own(site, activation)
-            if location not in leaves:
-                leaves[location] = activation.detach().clone().requires_grad_()
-                patched[location] = torch.zeros_like(own)
-                differences[location] = change(
-                    intervention, place, activation, at, cell, site.limit
-                )
-            moved = change(intervention, place, leaves[location], at, cell, site.limit)
-            differences[location] = torch.where(own, moved, differences[location])
-            patched[location] = patched[location] | own
-            write(traced, place, torch.where(patched[location], leaves[location], activation))
+            moved = change(intervention, place, leaves[key], at, cell, site.limit)
+            differences[key] = torch.where(own, moved, differences[key])
+            if site.limit is not None:
+                # What a site below changes goes on through the rest of the activation.
+                activation = activation.clone()
+                put_site(activation, site, cell, _Held(leaves[key], intervention.mask))
+                own = torch.zeros_like(own)
+            write(traced, place, torch.where(own, leaves[key], activation))
 
     logits = forward(patches.nnmodel, batch, visit, gradients=True)
     graph = Graph(logits, leaves, {}, {})
@@ -96,11 +108,24 @@ def joint(
     for name, cotangent in weights.items():
         gradients = graph.gradients(cotangent, leaves)
         total = torch.zeros(len(batch), dtype=torch.float64, device="cpu")
-        for location, gradient in gradients.items():
-            difference = torch.where(patched[location], differences[location], 0.0)
-            total += effect(gradient, difference, None).sum((1, 2)).to(total)
+        for key, gradient in gradients.items():
+            total += effect(gradient, differences[key], None).sum((1, 2)).to(total)
         estimates[name] = total
     return estimates
+
+
+@attrs.frozen(eq=False)
+class _Held:
+    """The activation that was there, as an intervention: `[batch, seq, width]`."""
+
+    value: Tensor
+    mask: Tensor
+    by_cell: bool = False
+
+    def patched(self, place: Place, there: Tensor, tokens: PatchedTokens) -> Tensor:
+        """See `Intervention.patched`."""
+        device = self.value.device
+        return self.value[tokens.prompts.to(device), tokens.positions.to(device)]
 
 
 def _own(site: BoundSite, activation: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 import torch
@@ -24,6 +24,7 @@ from nnpatch_core.tracing import (
 
 #: What a module was called with: its arguments and its keywords.
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+_At = TypeVar("_At", bound=tuple[Any, ...])
 
 
 @attrs.define(eq=False)
@@ -50,10 +51,12 @@ class Graph:
     calls: Mapping[str, Call]
     _held: _Held = attrs.field(factory=_Held, alias="held")
 
-    def gradients(
-        self, cotangent: Tensor, wanted: Mapping[Location, Tensor]
-    ) -> dict[Location, Tensor]:
+    def gradients(self, cotangent: Tensor, wanted: Mapping[_At, Tensor]) -> dict[_At, Tensor]:
         """The gradient at each of `wanted`, of the logits weighted by `cotangent`.
+
+        Args:
+            cotangent: `[batch, vocab]`.
+            wanted: by location, or by a location and more.
 
         Raises:
             GradientError: the logits do not depend on one of them.
@@ -77,9 +80,7 @@ class Graph:
             self._held.layer = None
 
 
-def _gradients(
-    of: Tensor, cotangent: Tensor, wanted: Mapping[Location, Tensor]
-) -> dict[Location, Tensor]:
+def _gradients(of: Tensor, cotangent: Tensor, wanted: Mapping[_At, Tensor]) -> dict[_At, Tensor]:
     if not wanted:
         return {}
     # What a hook has detached has no graph: as if there were no way from the logits to it.

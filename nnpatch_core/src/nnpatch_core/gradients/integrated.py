@@ -145,9 +145,7 @@ class Paths:
             expected, logits = (
                 each.masked_fill(padding.repeat(steps, 1, 1), 0.0) for each in (expected, logits)
             )
-        allowed = rounding(self.entries.inputs[terms.place.layer].dtype) * float(
-            expected.abs().max()
-        )
+        allowed = rounding(self.entries.inputs[terms.place.layer]) * float(expected.abs().max())
         gap = float((logits - expected).abs().max())
         if not gap <= allowed:
             raise GradientError(

@@ -15,7 +15,7 @@ from nnpatch_core.interventions.arguments import (
 )
 from nnpatch_core.interventions.averages import cache_average
 from nnpatch_core.interventions.constants import Recorded, Zeros
-from nnpatch_core.interventions.inputs import Remembered, read_batch, read_spans
+from nnpatch_core.interventions.inputs import Remembered, read_batch, read_batches, read_spans
 from nnpatch_core.interventions.pairs import (
     PairRuns,
     check_denominators,
@@ -43,6 +43,7 @@ __all__ = [
     "patchable",
     "read_ablation",
     "read_batch",
+    "read_batches",
     "read_pairs",
     "read_spans",
     "read_two",

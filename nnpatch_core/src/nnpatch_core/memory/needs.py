@@ -23,7 +23,8 @@ _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*")
 #: and how many tokens together gain nothing more.
 _OVERHEAD = {"cpu": 16.0}
 _TOKENS_AT_ONCE = {"cpu": 2048}
-_ELSEWHERE = (256.0, 65536)
+#: On a GPU a layer waits for Python: about as long as it computes this many tokens.
+_ELSEWHERE = (4096.0, 65536)
 #: On a CPU the allocator keeps a part of what is freed.
 _KEPT = {"cpu": 1.25}
 
@@ -41,7 +42,9 @@ def memory_budget(given: Any, model: nn.Module) -> int:
     if given is None:
         device = input_device(model)
         if device is not None and device.type == "cuda":
-            return int(torch.cuda.mem_get_info(device)[0]) // 2
+            # What torch keeps of what was freed, as of the sweep before, is free to it.
+            kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            return (int(torch.cuda.mem_get_info(device)[0]) + kept) // 2
         return host_memory()
     count = 0
     if isinstance(given, str) and (match := _BUDGET.fullmatch(given)):

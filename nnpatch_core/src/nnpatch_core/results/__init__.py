@@ -16,13 +16,14 @@ from nnpatch_core.results.joined import Joined, Keep, means_of
 from nnpatch_core.results.moments import Moments
 from nnpatch_core.results.outcome import Outcome
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
-from nnpatch_core.results.pictures import new_figure
+from nnpatch_core.results.pictures import GUIDE, distinct, new_picture
 from nnpatch_core.results.provenance import known_in_words, runs_known
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability
 from nnpatch_core.results.top import Top
 
 __all__ = [
+    "GUIDE",
     "Agreement",
     "Baseline",
     "Cells",
@@ -37,8 +38,9 @@ __all__ = [
     "Screening",
     "Stability",
     "Top",
+    "distinct",
     "known_in_words",
     "means_of",
-    "new_figure",
+    "new_picture",
     "runs_known",
 ]

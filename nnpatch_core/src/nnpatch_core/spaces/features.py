@@ -6,13 +6,13 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnpatch_core._integers import strict_int, strict_ints
 from nnpatch_core._printable import shown
 from nnpatch_core._rounding import as_typed
 from nnpatch_core.errors import SubspaceError
-from nnpatch_core.spaces.space import check_width
+from nnpatch_core.spaces.space import check_activation, check_expands, check_like, naming
 from nnpatch_core.spaces.subspace import added
 
 
@@ -63,6 +63,13 @@ class Features:
                     f"an autoencoder has the methods encode and decode, and {shown(autoencoder)} "
                     f"has no {name}"
                 )
+        # On some of them torch computes with whatever is in memory, and says nothing.
+        if isinstance(autoencoder, nn.Module) and any(
+            each.is_meta for each in (*autoencoder.parameters(), *autoencoder.buffers())
+        ):
+            raise SubspaceError(
+                f"{type(autoencoder).__name__} has no weights, it is on the meta device: load them"
+            )
 
     @width.validator
     def _counts(self, _: Any, width: Any) -> None:
@@ -88,16 +95,19 @@ class Features:
                 how many there are.
         """
         if self.features is None:
-            return self._decoded(c)
+            return self._decoded(c, self.width)
         if self.width is None:
             raise SubspaceError(f"to decode some features of {self}, give it the argument width=")
         every = self._encoded(torch.zeros(self.width, dtype=c.dtype, device=c.device))
         whole = torch.zeros(*c.shape[:-1], len(every), dtype=c.dtype, device=c.device)
         whole[..., list(self.features)] = c
-        return self._decoded(whole)
+        return self._decoded(whole, self.width)
 
     def interchange(self, source: Tensor, target: Tensor) -> Tensor:
         """`target` with the chosen features of `source`, both `[..., width]`."""
+        check_activation(self, target, "the activation")
+        check_activation(self, source, "the source's activation")
+        check_expands("source", source, tuple(target.shape))
         # The target last: some autoencoders remember the scale of what they have encoded.
         return self._with(target, self.encode(source.to(target)))
 
@@ -109,33 +119,45 @@ class Features:
         """`target` with other chosen features."""
         before = self._encoded(target)
         own = self._chosen(before)
+        check_expands("values", values, tuple(own.shape))
         new = values.to(own).expand_as(own)
         after = before.clone()
         after[..., self._index] = new
-        decoded = self._decoded(torch.stack([before, after]))
+        decoded = self._decoded(torch.stack([before, after]), target.shape[-1])
+        moved = decoded[1] - decoded[0]
+        if moved.requires_grad:
+            return added(target, moved)
         still = (own == new).all(-1, keepdim=True)
-        return added(target, torch.where(still, 0.0, decoded[1] - decoded[0]))
+        return added(target, torch.where(still, 0.0, moved))
 
     def _encoded(self, x: Tensor) -> Tensor:
-        check_width(self, x.shape[-1], "the activation")
-        with as_typed(x):
-            found = self.autoencoder.encode(x.to(torch.promote_types(x.dtype, torch.float32)))
-        if not isinstance(found, Tensor) or found.shape[:-1] != x.shape[:-1]:
-            got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise SubspaceError(
-                f"{self} encodes activations {list(x.shape)} as {got}: it must give "
-                f"{[*x.shape[:-1]]} and then its features"
-            )
+        check_activation(self, x, "the activation")
+        given = x.to(self._kind(x))
+        with as_typed(x), naming(self, "encodes", given):
+            found: Tensor = self.autoencoder.encode(given)
+        check_like(self, found, x, "encodes", (*x.shape[:-1], -1))
         if self.features and max(self.features) >= found.shape[-1]:
             raise SubspaceError(
                 f"{self} has {found.shape[-1]} features, and {max(self.features)} was asked for"
             )
         return found
 
-    def _decoded(self, c: Tensor) -> Tensor:
-        with as_typed(c):
+    def _decoded(self, c: Tensor, width: int | None = None) -> Tensor:
+        with as_typed(c), naming(self, "decodes", c):
             found: Tensor = self.autoencoder.decode(c)
+        check_like(self, found, c, "decodes", (*c.shape[:-1], -1 if width is None else width))
         return found
+
+    def _kind(self, x: Tensor) -> torch.dtype:
+        """The type in which the autoencoder computes: that of its weights, if it has any."""
+        told = getattr(self.autoencoder, "dtype", None)
+        if isinstance(told, torch.dtype):
+            return told
+        if isinstance(self.autoencoder, nn.Module):
+            kinds = [each.dtype for each in self.autoencoder.parameters()]
+            if own := [kind for kind in kinds if kind.is_floating_point]:
+                return own[0]
+        return torch.promote_types(x.dtype, torch.float32)
 
     @property
     def _index(self) -> Any:

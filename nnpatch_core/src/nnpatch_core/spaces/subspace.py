@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,8 @@ from nnpatch_core._printable import shown
 from nnpatch_core._rounding import as_typed
 from nnpatch_core.components import canonical_name
 from nnpatch_core.errors import SubspaceError
-from nnpatch_core.spaces.space import check_width
+from nnpatch_core.spaces.files import Content, push, read, save
+from nnpatch_core.spaces.space import check_activation, check_expands
 
 #: By type, how far the products of basis vectors may be from 0 and 1.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -98,10 +100,13 @@ def check_rank(rank: Any, width: int) -> int:
 
 def as_vectors(name: str, value: Any) -> Tensor:
     """Activations `[..., width]` as `[many, width]` in float64, or `SubspaceError`."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim < 2:
+    shaped = isinstance(value, Tensor) and value.ndim > 1 and value.shape[-1] > 0
+    if not shaped or not value.is_floating_point():
         got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else shown(value)
         raise SubspaceError(f"{name} must be activations [many, width], got {got}")
-    flat = value.detach().to("cpu", torch.float64).flatten(0, -2)
+    if value.is_meta:
+        raise SubspaceError(f"{name} has no numbers: it is on the meta device")
+    flat: Tensor = value.detach().to("cpu", torch.float64).flatten(0, -2)
     if not len(flat):
         raise SubspaceError(f"{name} has no activations")
     if not bool(flat.isfinite().all()):
@@ -121,7 +126,8 @@ class Subspace:
         info: what a model card says of it, by name: text, numbers, and lists of them.
 
     Raises:
-        SubspaceError: the basis or the mean is of a wrong shape or type, or not orthonormal.
+        SubspaceError: the basis or the mean is of a wrong shape or type, or not orthonormal; `info`
+            is no mapping.
 
     Examples:
         >>> s = Subspace(torch.tensor([[1.0], [0.0], [0.0]]))
@@ -135,7 +141,9 @@ class Subspace:
     mean: Tensor | None
     site: SiteRecord | None
     info: Mapping[str, Any]
-    _placed: dict[Any, tuple[Tensor, Tensor | None]] = attrs.field(factory=dict, init=False)
+    _placed: dict[Any, tuple[Tensor, Tensor | None]] = attrs.field(
+        factory=dict, init=False, metadata={"cache": True}
+    )
 
     def __init__(
         self,
@@ -145,9 +153,11 @@ class Subspace:
         site: Any = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
-        own = _basis(basis)
+        with torch.inference_mode(False):
+            own = _basis(basis)
+            middle = _mean(mean, own)
         _check_orthonormal(own)
-        self.__attrs_init__(own, _mean(mean, own), site_record(site), dict(info or {}))
+        self.__attrs_init__(own, middle, site_record(site), _info(info))
 
     @classmethod
     def random(cls, width: int, rank: int = 1, seed: int = 0, *, site: Any = None) -> Subspace:
@@ -167,7 +177,8 @@ class Subspace:
         rank = check_rank(rank, width)
         generator = torch.Generator().manual_seed(strict_seed(seed))
         drawn = torch.randn(width, rank, generator=generator, dtype=torch.float64, device="cpu")
-        return cls(_orthonormal(drawn).float(), site=site)
+        info = {"method": "drawn at random"}
+        return cls(_orthonormal(drawn).float(), site=site, info=info)
 
     @classmethod
     def pca(cls, activations: Tensor, rank: int = 1, *, site: Any = None) -> Subspace:
@@ -198,7 +209,8 @@ class Subspace:
                 f"{len(flat)} activations vary in {varied} direction{'s' * (varied != 1)}, and "
                 f"rank={rank} was asked for: give more of them, or a lower rank"
             )
-        return cls(directions[:rank].T.float(), mean=mean.float(), site=site)
+        info = {"method": "principal components (PCA)"}
+        return cls(directions[:rank].T.float(), mean=mean.float(), site=site, info=info)
 
     @classmethod
     def mean_difference(cls, source: Tensor, target: Tensor, *, site: Any = None) -> Subspace:
@@ -231,7 +243,110 @@ class Subspace:
                 "the means of source and target are the same: no direction parts them"
             )
         middle = (one.mean(0) + other.mean(0)) / 2
-        return cls((difference / size)[:, None].float(), mean=middle.float(), site=site)
+        basis, info = (difference / size)[:, None].float(), {"method": "difference of means"}
+        return cls(basis, mean=middle.float(), site=site, info=info)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        filename: str | None = None,
+        part: int | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Subspace:
+        """Read a subspace from a folder, a file, or a repository on the hub of Hugging Face.
+
+        Three kinds of files are known, and told apart by what is in them: those of
+        `save_pretrained`, projections of the older library nnpatch, and the rotations of pyvene
+        that exchange a subspace. No code of a file runs.
+
+        Args:
+            name: of a folder or file; if there is none, of a repository, `owner/name`.
+            filename: the file in it, where `config.json` tells of several, or of none.
+            part: of pyvene's interventions with a partition, which group of coordinates.
+            revision: a branch, tag or commit of the repository.
+            token: for private repositories; None is the one that huggingface_hub knows.
+            cache_dir: where downloads are kept; None is huggingface_hub's usual place.
+            local_files_only: take what was downloaded before, or fail.
+
+        Raises:
+            SubspaceError: there is nothing of that name, or no subspace in it: the message says
+                which file it is, and what is wrong with it.
+
+        Examples:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Subspace.random(8, rank=2).save_pretrained(folder)
+            ...     Subspace.from_pretrained(folder)
+            Subspace(rank 2 of width 8)
+        """
+        found = read(
+            name,
+            filename=filename,
+            part=part,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        try:
+            site = None if found.site is None else SiteRecord(**found.site)
+            return cls(found.basis, mean=found.mean, site=site, info=found.info)
+        except SubspaceError as error:
+            raise SubspaceError(f"{found.file} cannot be read as a subspace: {error}") from error
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write a folder: `model.safetensors`, `config.json`, and a model card, `README.md`.
+
+        The tensors are kept bit by bit, `info` as JSON has it (tuples are lists then). A subspace
+        that was saved there is replaced.
+
+        Args:
+            folder: made if there is none; it may hold other files.
+
+        Raises:
+            SubspaceError: it cannot be written, one of these files is there and no subspace's, or
+                `info` has something else than text, finite numbers, and mappings and lists of them.
+        """
+        save(folder, self._content())
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Put the files of `save_pretrained` into a repository on the hub of Hugging Face.
+
+        Args:
+            repo_id: `owner/name`; it is made if there is none.
+            private: whether one that is made is private; None is the owner's default.
+            token: with the right to write; None is the one that huggingface_hub knows.
+            commit_message: of the commit.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            SubspaceError: as for `save_pretrained`, or the hub refuses, or cannot be reached.
+        """
+        return push(
+            repo_id,
+            self._content(),
+            private=private,
+            token=token,
+            commit_message=commit_message,
+        )
+
+    def _content(self) -> Content:
+        site = None if self.site is None else attrs.asdict(self.site)
+        return Content(self.basis, self.mean, site, self.info)
 
     @property
     def width(self) -> int:
@@ -256,12 +371,13 @@ class Subspace:
 
     def decode(self, c: Tensor) -> Tensor:
         """The point `[..., width]` of the subspace that has coordinates `[..., rank]`."""
-        basis, mean = self._placed_at(c)
-        if c.shape[-1] != self.rank:
+        if not isinstance(c, Tensor) or not c.is_floating_point() or c.shape[-1:] != (self.rank,):
+            got = f"{c.dtype} {list(c.shape)}" if isinstance(c, Tensor) else shown(c)
             raise SubspaceError(
-                f"{self} has {self.rank} coordinate{'s' * (self.rank != 1)}, got the shape "
-                f"{list(c.shape)}"
+                f"{self} has {self.rank} coordinate{'s' * (self.rank != 1)}, a tensor of real "
+                f"numbers [..., rank], got {got}"
             )
+        basis, mean = self._placed_at(c)
         with as_typed(c):
             point = c.to(basis.dtype) @ basis.T
         return point if mean is None else point + mean
@@ -275,8 +391,14 @@ class Subspace:
 
         Returns:
             `[..., width]`, in the dtype of `target`.
+
+        Raises:
+            SubspaceError: one of them is of another width, or `source` of another shape.
         """
-        return interchanged(self._at(target)[0], source, target)
+        basis, _ = self._at(target)
+        check_activation(self, source, "the source's activation")
+        check_expands("source", source, target.shape)
+        return interchange_by(basis, source, target)
 
     def set(self, target: Tensor, values: Tensor) -> Tensor:
         """`target` with other coordinates: target + (values - project(target)) B^T.
@@ -287,23 +409,29 @@ class Subspace:
 
         Returns:
             `[..., width]`, in the dtype of `target`.
+
+        Raises:
+            SubspaceError: `target` is of another width, or `values` of another shape.
         """
         basis, _ = self._at(target)
+        check_expands("values", values, (*target.shape[:-1], self.rank))
         with as_typed(target):
             moved = values.to(target.device, basis.dtype) - self.project(target)
             return added(target, moved @ basis.T)
 
     def _at(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Basis and mean for these activations."""
-        check_width(self, x.shape[-1], "the activation")
+        check_activation(self, x, "the activation")
         return self._placed_at(x)
 
     def _placed_at(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Basis and mean where `x` is, in a type that loses nothing of either."""
         key = x.device, torch.promote_types(x.dtype, self.basis.dtype)
         if key not in self._placed:
-            mean = None if self.mean is None else self.mean.to(*key)
-            self._placed[key] = self.basis.to(*key), mean
+            # They serve later calls too, which may want gradients.
+            with torch.inference_mode(False):
+                mean = None if self.mean is None else self.mean.to(*key)
+                self._placed[key] = self.basis.to(*key), mean
         return self._placed[key]
 
     def __repr__(self) -> str:
@@ -311,7 +439,7 @@ class Subspace:
         return f"Subspace(rank {self.rank} of width {self.width}{at})"
 
 
-def interchanged(basis: Tensor, source: Tensor, target: Tensor) -> Tensor:
+def interchange_by(basis: Tensor, source: Tensor, target: Tensor) -> Tensor:
     """Target + (source - target) B B^T `[..., width]`, in the dtype of `target`."""
     kind = torch.promote_types(target.dtype, basis.dtype)
     basis = basis.to(target.device, kind)
@@ -322,7 +450,11 @@ def interchanged(basis: Tensor, source: Tensor, target: Tensor) -> Tensor:
 
 def added(target: Tensor, moved: Tensor) -> Tensor:
     """`target` and what moves it, in the dtype of `target`; bitwise itself where nothing does."""
-    whole = (target.to(moved.dtype) + moved).to(target.dtype)
+    kind = torch.promote_types(target.dtype, moved.dtype)
+    whole = (target.to(kind) + moved).to(target.dtype)
+    if whole.requires_grad:
+        # Chosen by `where`, what stays would pass no gradient on to what might move it.
+        return whole
     # Of -0.0 and 0.0 the sum is another number.
     return torch.where(moved == 0, target, whole)
 
@@ -338,7 +470,8 @@ def _check_orthonormal(basis: Tensor) -> None:
     """Raise `SubspaceError` unless columns have the length 1 and are at right angles."""
     if not bool(basis.isfinite().all()):
         raise SubspaceError("the basis has numbers that are not finite")
-    products = basis.T @ basis
+    with as_typed(basis):
+        products = basis.T @ basis
     gap = (products - torch.eye(len(products), dtype=basis.dtype, device="cpu")).abs()
     tolerance = _TOLERANCES[basis.dtype]
     if float(gap.max()) <= tolerance:
@@ -353,6 +486,14 @@ def _check_orthonormal(basis: Tensor) -> None:
         f"the basis is not orthonormal: {told}, beyond {tolerance:g}; if you mean the subspace "
         "that it spans, give torch.linalg.qr(basis.double()).Q"
     )
+
+
+def _info(info: Any) -> dict[str, Any]:
+    if info is None:
+        return {}
+    if not isinstance(info, Mapping):
+        raise SubspaceError(f"info must be a mapping of names to what is known, got {shown(info)}")
+    return dict(info)
 
 
 def _mean(mean: Any, basis: Tensor) -> Tensor | None:

@@ -1,6 +1,23 @@
-"""Subspaces of activations: learn one, patch it, steer with it."""
+"""Subspaces of activations: learn one, patch it, steer with it.
+
+`interchange` has the pairs recorded at a site; `basis`, `losses` and `learning` learn from them, a
+`lesson` one basis after another, with `options` and a `checkpoint`; `controls` are what should do
+worse, `evaluation` measures, `training` and `sweeping` are the entry points, and `trained` is what
+they give.
+"""
 
 from nnpatch_core.spaces import Features, SiteRecord, Subspace
+from nnpatch_core.steering import (
+    Add,
+    Answered,
+    Collected,
+    Scale,
+    Set,
+    SteeringCurve,
+    collect,
+    steer,
+    sweep_steering,
+)
 from nnpatch_core.subspace.controls import Control
 from nnpatch_core.subspace.evaluation import Evaluation, Measured, evaluate_subspace
 from nnpatch_core.subspace.learning import Epoch
@@ -10,17 +27,26 @@ from nnpatch_core.subspace.trained import Trained
 from nnpatch_core.subspace.training import train_subspace
 
 __all__ = [
+    "Add",
+    "Answered",
+    "Collected",
     "Control",
     "Epoch",
     "Evaluation",
     "Features",
     "Measured",
     "Proportion",
+    "Scale",
+    "Set",
     "SiteRecord",
+    "SteeringCurve",
     "Subspace",
     "SubspaceSweep",
     "Trained",
+    "collect",
     "evaluate_subspace",
+    "steer",
+    "sweep_steering",
     "sweep_subspaces",
     "train_subspace",
 ]

@@ -7,7 +7,7 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from nnpatch_core._rounding import as_typed
 from nnpatch_core.errors import SubspaceError
-from nnpatch_core.spaces import interchanged
+from nnpatch_core.spaces import interchange_by
 
 
 class Basis(nn.Module):
@@ -69,8 +69,8 @@ class Learned:
 
     def interchange(self, source: Tensor, target: Tensor) -> Tensor:
         """See `Space.interchange`."""
-        return interchanged(self.basis, source, target)
+        return interchange_by(self.basis, source, target)
 
     def set(self, target: Tensor, values: Tensor) -> Tensor:
         """See `Space.set`."""
-        raise SubspaceError("a basis in the midst of learning is interchanged, and nothing else")
+        raise SubspaceError("a basis in the midst of learning is interchange_by, and nothing else")

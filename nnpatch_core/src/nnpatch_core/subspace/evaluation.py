@@ -26,7 +26,7 @@ OWN = "subspace"
 
 @attrs.frozen
 class Measured:
-    """What patched runs answered.
+    """The answers of patched runs.
 
     Args:
         accuracy: the share of pairs whose most likely next token, over the whole vocabulary, is the
@@ -240,6 +240,7 @@ def evaluated(
     rows["whole component"] = measured(None)
     source, target = (each.cpu()[some] for each in interchange.tops)
     rows["nothing"] = Measured(Proportion.of(target == answers), Proportion.of(target == others))
+    told += _doubts(rows)
     label = attrs.evolve(interchange.named, subspace=None).label
     return Evaluation(
         rows,
@@ -249,6 +250,23 @@ def evaluated(
         interchange.replay.name,
         tuple(told),
     )
+
+
+def _doubts(rows: Mapping[str, Measured]) -> list[str]:
+    """The ways in which a subspace does more than it could if it carried what is there."""
+    own, whole = rows[OWN].accuracy, rows["whole component"].accuracy
+    doubts = []
+    if own.low > whole.high:
+        doubts.append(
+            "the subspace does more than the whole component, of which it is a part: patching it "
+            "may put in what the model does not keep there (Makelov et al. 2023, arXiv 2311.17030)"
+        )
+    doubts += [
+        f"{name} does as well: the accuracy says little of this subspace"
+        for name in ("random subspace", "random labels", "random model")
+        if name in rows and rows[name].accuracy.high >= own.low and own.value > 0
+    ]
+    return doubts
 
 
 def _warn_of_seen(learned: Any, interchange: Interchange) -> None:

@@ -113,7 +113,7 @@ class Interchange:
         return torch.tensor(keys, dtype=torch.int64, device="cpu")
 
     def activations(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
-        """What stands at the site in both runs of some pairs, `[many, width]` each.
+        """The activations at the site in both runs of some pairs, `[many, width]` each.
 
         All positions of the site count. The target prompts run once more for that.
         """

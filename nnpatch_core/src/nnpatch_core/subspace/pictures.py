@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnpatch_core.results import new_figure
+from nnpatch_core.results import GUIDE, distinct, new_picture
 from nnpatch_core.subspace.learning import Epoch
 from nnpatch_core.subspace.proportion import Proportion
 
-_HELD_OUT, _LEARNED_FROM, _GUIDE = "#0072b2", "#b8b8b8", "#999999"
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#555555")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+#: Controls whose bands would hide the others.
+_PLAIN = ("random subspace", "difference of means", "random labels", "random model", "nothing")
 
 
 def plot_history(history: Sequence[Epoch], best: int) -> Any:
@@ -24,7 +24,7 @@ def plot_history(history: Sequence[Epoch], best: int) -> Any:
     Raises:
         OutcomeError: matplotlib is not installed.
     """
-    figure = new_figure(8.0, 3.2)
+    figure = new_picture(8.0, 3.2)
     epochs = [each.epoch for each in history]
     panels = {
         "loss [nats]": ("loss", "held_out_loss"),
@@ -32,13 +32,14 @@ def plot_history(history: Sequence[Epoch], best: int) -> Any:
     }
     for axes, (title, (own, held)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for name, label, colour in (
-            (own, "learned from", _LEARNED_FROM),
-            (held, "held out", _HELD_OUT),
+            (own, "learned from", GUIDE),
+            (held, "held out", distinct(1)[0]),
         ):
             values = [getattr(each, name) for each in history]
             axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
-        axes.axvline(best, color=_GUIDE, linewidth=0.8, linestyle=":", label=f"kept: epoch {best}")
+        axes.axvline(best, color=GUIDE, linewidth=0.8, linestyle=":", label=f"kept: epoch {best}")
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(title, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[1].set_ylim(-0.03, 1.03)
@@ -53,17 +54,21 @@ def plot_layers(rows: Mapping[str, Mapping[int, Proportion]], title: str) -> Any
     Raises:
         OutcomeError: matplotlib is not installed.
     """
-    figure = new_figure(7.0, 3.6)
+    figure = new_picture(7.6, 3.6)
     axes = figure.subplots()
     for number, (name, by_layer) in enumerate(rows.items()):
-        colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
+        colour, marker = distinct(len(rows))[number], _MARKERS[number % len(_MARKERS)]
         layers, shares = list(by_layer), list(by_layer.values())
         values = [each.value for each in shares]
-        axes.plot(layers, values, color=colour, marker=marker, markersize=4, label=name)
-        low, high = [each.low for each in shares], [each.high for each in shares]
-        axes.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
+        banded = name not in _PLAIN
+        style = "-" if banded else ":"
+        axes.plot(layers, values, style, color=colour, marker=marker, markersize=4, label=name)
+        if banded:
+            low, high = [each.low for each in shares], [each.high for each in shares]
+            axes.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_ylim(-0.03, 1.03)
-    axes.set_xlabel("layer")
+    axes.set_xlabel("layer (bands: 95 percent intervals)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("interchange accuracy")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

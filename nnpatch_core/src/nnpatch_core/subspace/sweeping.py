@@ -17,6 +17,7 @@ from nnpatch_core.errors import CheckpointError, SubspaceError, TokensError
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.site import Site
 from nnpatch_core.subspace.arguments import TrainingArguments
+from nnpatch_core.subspace.interchange import from_end
 from nnpatch_core.subspace.pictures import plot_layers
 from nnpatch_core.subspace.trained import Trained
 from nnpatch_core.subspace.training import train_subspace
@@ -25,7 +26,7 @@ from nnpatch_core.sweep import make_bar
 
 @attrs.frozen(eq=False, repr=False)
 class SubspaceSweep(Mapping[str, Trained]):
-    """What was learned at each site of a grid: the site's label to what was learned there.
+    """A subspace learned at each site of a grid, by the site's label.
 
     Args:
         sites: the sites, by their labels.
@@ -181,7 +182,7 @@ def sweep_subspaces(
         ...     tiny_model(), None, Sites("resid", [0, 2], "last"), pairs, epochs=1, progress=False
         ... )
         >>> list(sweep)
-        ['resid L0 [0]', 'resid L2 [0]']
+        ['resid L0 [-1]', 'resid L2 [-1]']
     """
     check_flags(progress=progress)
     if not isinstance(pairs, PromptPairs):
@@ -190,10 +191,12 @@ def sweep_subspaces(
         raise SubspaceError(f"sites must be Sites(...) or Sites.from_sites, got {shown(sites)}")
     traced = as_nnsight(nnmodel)
     found = sites.get_sites_dict(traced, api, pairs)
-    cells = {site.label: site for each in found.values() for site in each}
-    for label, site in cells.items():
+    given = [site for each in found.values() for site in each]
+    for site in given:
         if not isinstance(site, Site):
-            raise SubspaceError(f"a subspace is of one site, and {label} has several")
+            raise SubspaceError(f"a subspace is of one site, and {site.label} has several")
+    named = [from_end(site, pairs.target_tokens.shape[1]) for site in given]
+    cells = {site.label: site for site in named}
     folder = None if checkpoint is None else _folder(checkpoint)
     learned = {}
     with make_bar(len(cells), progress, desc="subspaces", unit="site") as bar:

@@ -1,9 +1,10 @@
-"""What is said of learning: the words that make a call what it is, and those of a model card."""
+"""Learning in words: those that make a call what it is, and those of a model card."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -52,11 +53,11 @@ def info_of(
     split: Split,
     evaluation: Evaluation,
 ) -> dict[str, Any]:
-    """What a model card says of a subspace that was learned."""
+    """The words of a model card on a subspace that was learned."""
     model = interchange.sweep.patches.model
     config: Any = getattr(model, "config", None)
     return {
-        "model": getattr(config, "_name_or_path", "") or type(model).__name__,
+        "model": _named(getattr(config, "_name_or_path", "")) or type(model).__name__,
         "model_type": str(getattr(config, "model_type", None)),
         "method": "distributed alignment search",
         "data": {"pairs": len(split.train), "pairs held out": len(split.held_out)},
@@ -70,6 +71,12 @@ def info_of(
         },
         **versions(),
     }
+
+
+def _named(path: Any) -> str:
+    """The name that a model was loaded by; of a folder, as a card is for others, the last part."""
+    name = str(path or "")
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _ends(share: Proportion) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What learning gives: the subspace, how it came about, and its controls."""
+"""A learned subspace, how it came about, and its controls."""
 
 from __future__ import annotations
 

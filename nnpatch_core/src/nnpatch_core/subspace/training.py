@@ -237,7 +237,7 @@ def _differences(lesson: Lesson, interchange: Interchange, notes: list[str]) -> 
 def _in_random_model(
     lesson: Lesson, fresh: nn.Module, api: Any, site: Any, pairs: Any, known: dict[str, Any]
 ) -> Control:
-    """What is learned in a model that knows nothing."""
+    """The control that is learned in a model that knows nothing."""
     traced = as_nnsight(fresh)
     with evaluating(fresh), frozen(fresh):
         interchange = open_interchange(traced, api, site, pairs, **known)

@@ -5,6 +5,7 @@ from nnpatch_core.sweep.checksum import digest
 from nnpatch_core.sweep.cost import plan_of
 from nnpatch_core.sweep.estimated import estimate_sweep
 from nnpatch_core.sweep.estimation import Repairs, check_repairs
+from nnpatch_core.sweep.fingerprint import telling
 from nnpatch_core.sweep.labels import label_prompts, versions
 from nnpatch_core.sweep.layout import Layout, lay_out
 from nnpatch_core.sweep.lined_up import warn_of_columns
@@ -12,6 +13,7 @@ from nnpatch_core.sweep.measured import measure_sweep
 from nnpatch_core.sweep.prepared import prepare
 from nnpatch_core.sweep.progress import make_bar
 from nnpatch_core.sweep.runs import Runs, Values
+from nnpatch_core.sweep.spaces_told import space_parts
 from nnpatch_core.sweep.sweep import (
     Options,
     Sweep,
@@ -42,6 +44,8 @@ __all__ = [
     "plan_of",
     "prepare",
     "run_unpatched",
+    "space_parts",
+    "telling",
     "versions",
     "warn_of_chunks",
     "warn_of_columns",

@@ -14,6 +14,8 @@ from nnpatch_core._wrappers import offloaded
 
 #: Numbers of four bytes that are summed up together: few enough to stay near the processor.
 _PIECE = 2**18
+#: How many pieces are summed up together on a device, which is slow to begin.
+_TOGETHER = 16
 #: Odd, as what is multiplied by an odd number modulo a power of 2 can be told from it.
 _FACTOR = 0x9E3779B1
 
@@ -78,11 +80,23 @@ def _sum(weight: Tensor, factors: _Factors) -> int:
     if len(octets) % 4 or octets.storage_offset() % 4:
         # A copy, which begins where a number of four bytes may.
         octets = torch.nn.functional.pad(octets, (0, -len(octets) % 4)).clone()
-    bits, total = octets.view(torch.int32), 0
-    for first in range(0, len(bits), _PIECE):
-        piece = bits[first : first + _PIECE]
-        total = (total * _FACTOR + int((piece * factors.of(piece)).sum())) % 2**64
+    together, total = 1 if octets.device.type == "cpu" else _TOGETHER, 0
+    for own in _sums(octets.view(torch.int32), factors, together):
+        total = (total * _FACTOR + own) % 2**64
     return total
+
+
+def _sums(bits: Tensor, factors: _Factors, together: int) -> list[int]:
+    """The sum of each piece, all fetched at once: to fetch one waits for the whole device."""
+    found = [torch.zeros(0, dtype=torch.int64, device=bits.device)]
+    for first in range(0, len(bits), together * _PIECE):
+        some = bits[first : first + together * _PIECE]
+        whole = len(some) // _PIECE * _PIECE
+        for pieces in (some[:whole].view(-1, _PIECE), some[whole:][None]):
+            if pieces.numel():
+                found.append((pieces * factors.of(pieces[0])).sum(1))
+    sums: list[int] = torch.cat(found).tolist()
+    return sums
 
 
 def digest(*tensors: Tensor) -> str:

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 import types
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from enum import Enum
 from pathlib import PurePath
 from typing import Any
@@ -66,6 +66,8 @@ _STDLIB = sysconfig.get_path("stdlib")
 _MADE = 1 << 9
 #: How many objects are looked at.
 _MOST = 50_000
+#: Where a function of ours keeps what it depends on.
+_TOLD = "_nnpatch_told"
 
 
 @attrs.frozen
@@ -104,6 +106,14 @@ def fingerprint(value: Any) -> Fingerprint:
         # How deep it came depends on who called.
         return Fingerprint("", (f"{type(value).__name__}, which is nested too deeply",))
     return Fingerprint(walk.digest.hexdigest(), tuple(sorted(walk.untold)))
+
+
+def telling(function: Callable[..., Any], *parts: Any) -> None:
+    """Let a function of ours be known by these parts, and its name, in place of its closure.
+
+    That may hold what changes as the function is called.
+    """
+    setattr(function, _TOLD, parts)
 
 
 def settings(config: Any) -> dict[str, Any] | None:
@@ -257,6 +267,10 @@ class _Walk:
             self.see(parts[name])
 
     def _function(self, value: types.FunctionType) -> None:
+        if _TOLD in vars(value):
+            self.say("told", value.__qualname__, _version(value.__module__))
+            self.see(*vars(value)[_TOLD])
+            return
         module = _in_library(value.__code__.co_filename)
         if module is not None:
             self.say("named", module, value.__code__.co_name, _version(module))
@@ -320,6 +334,9 @@ class _Walk:
             slots = vars(kind).get("__slots__", ())
             names |= {slots} if isinstance(slots, str) else set(slots)
         names -= {"__dict__", "__weakref__"}
+        if attrs.has(type(value)):
+            # What is kept from earlier use says nothing of what comes out.
+            names -= {each.name for each in attrs.fields(type(value)) if "cache" in each.metadata}
         self._named_parts({name: getattr(value, name, None) for name in names})
 
     def _cannot(self, value: Any) -> None:

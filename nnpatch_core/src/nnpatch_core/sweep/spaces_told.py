@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 
 from nnpatch_core.spaces import Space, Subspace
@@ -44,6 +46,12 @@ def spaces_told(patches: Patches) -> SpacesTold | None:
 def space_word(space: Space) -> Fingerprint:
     """A word for the numbers of a space."""
     if isinstance(space, Subspace):
-        mean = [] if space.mean is None else [space.mean]
-        return Fingerprint(digest(space.basis, *mean), ())
+        return Fingerprint(digest(*space_parts(space)), ())
     return fingerprint(space)
+
+
+def space_parts(space: Space | None) -> tuple[Any, ...]:
+    """The parts of a space that its numbers depend on; of one of another's making, itself."""
+    if isinstance(space, Subspace):
+        return (space.basis,) if space.mean is None else (space.basis, space.mean)
+    return (space,)

@@ -9,6 +9,7 @@ from nnpatch_core.tracing.activations import (
     write,
     write_component,
 )
+from nnpatch_core.tracing.attention import any_shape
 from nnpatch_core.tracing.call_arguments import of_rows
 from nnpatch_core.tracing.hooks import (
     backward_hooks,
@@ -18,6 +19,7 @@ from nnpatch_core.tracing.hooks import (
     in_words,
 )
 from nnpatch_core.tracing.observer import Trace, traces
+from nnpatch_core.tracing.own_runs import appended_to
 from nnpatch_core.tracing.patches import BoundSite, Cell, Patches, columns_of
 from nnpatch_core.tracing.put import (
     Intervention,
@@ -51,6 +53,8 @@ __all__ = [
     "Patches",
     "ReadSite",
     "Trace",
+    "any_shape",
+    "appended_to",
     "as_patched",
     "backward_hooks",
     "call",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnpatch_core.adapters import Place
 from nnpatch_core.seq_pos import Positions, spread
-from nnpatch_core.spaces import Limit, Space
+from nnpatch_core.spaces import Limit, Space, interchanged
 from nnpatch_core.tracing.patches import BoundSite
 
 
@@ -91,7 +91,7 @@ def put(
     there = activation[rows, offsets]
     values = intervention.patched(place, there, tokens)
     if columns is None:
-        activation[rows, offsets] = values if space is None else space.interchange(values, there)
+        activation[rows, offsets] = values if space is None else interchanged(space, values, there)
         return
     chosen = columns.to(device)
     chosen = chosen[None] if chosen.ndim == 1 else chosen
@@ -101,7 +101,7 @@ def put(
     every, rows, offsets = (each.view(-1, *[1] * (chosen.ndim - 1)) for each in numbers)
     own = values[every, chosen]
     if space is not None:
-        own = space.interchange(own, there[every, chosen])
+        own = interchanged(space, own, there[every, chosen])
     activation[rows, offsets, chosen] = own
 
 
@@ -124,6 +124,8 @@ def tokens_of(mask: Tensor, positions: Positions | None = None, cell: int = 0) -
     return PatchedTokens(prompts, torch.full_like(prompts, cell), prompts, where, sources)
 
 
+# The weights of an autoencoder may want gradients, and what is put is a constant.
+@torch.no_grad()
 def as_patched(
     activation: Tensor,
     place: Place,

@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 from nnpatch_core._upstream import noting_inputs
 from nnpatch_core.adapters import Location, Place
 from nnpatch_core.errors import AdapterError, MetricError
-from nnpatch_core.spaces import Space
+from nnpatch_core.spaces import Space, encoded
 from nnpatch_core.tracing.patches import columns_of
 
 #: Location to the activation `[rows, tokens, width]` that was there.
@@ -54,7 +54,7 @@ class ReadSite:
         """`[..., width]` of the whole activation, its own columns, or their coordinates."""
         columns = columns_of(self.place, self.head, activation.shape[-1])
         own = activation if columns is None else activation[..., columns.to(activation.device)]
-        return own if self.space is None else self.space.encode(own)
+        return own if self.space is None else encoded(self.space, own)
 
 
 def taken(site: ReadSite, activation: Tensor, rows: Tensor, at: Tensor, vocab: int) -> Tensor:

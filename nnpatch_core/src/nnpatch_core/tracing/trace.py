@@ -22,6 +22,7 @@ from nnpatch_core.batch import Batch
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.tracing.activations import read
 from nnpatch_core.tracing.observer import report
+from nnpatch_core.tracing.own_runs import running
 from nnpatch_core.tracing.sites_read import Caught, joined, sites_of, watching
 
 
@@ -143,6 +144,7 @@ def forward(
             caught = stack.enter_context(watching(model, sites_of(batch.sites), tokens))
         # After all other hooks on the model: what nnsight calls its output stands before them.
         stack.callback(model.register_forward_hook(last).remove)
+        stack.enter_context(running(model, batch.appended))
         # Nested, not joined: nnsight re-runs the source of its own block, and this must be outside.
         stack.enter_context(torch.set_grad_enabled(gradients))
         with nnmodel.trace(**arguments):
@@ -217,9 +219,9 @@ def call(
         kwargs: the same, by keyword.
         visit: called inside the trace; what comes after its last access is not run.
     """
-    module = module_of(nnmodel).get_submodule(path)
-    arguments = _by_itself(module, kwargs, *args)
-    with torch.no_grad():  # noqa: SIM117 - nested for the reason above
+    model = module_of(nnmodel)
+    arguments = _by_itself(model.get_submodule(path), kwargs, *args)
+    with running(model, 0), torch.no_grad():  # noqa: SIM117 - nested for the reason above
         with nnmodel.trace(**arguments) as tracer:
             visit(nnmodel)
             tracer.stop()

@@ -11,8 +11,9 @@ from nnpatch_core.spaces import Space, check_width
 def width_of(place: Place) -> int | None:
     """The width of the whole activation at a place; None where only a run can tell."""
     module = place.model.get_submodule(place.path.rstrip("."))
-    side = "in_features" if place.component.side == "input" else "out_features"
-    width = getattr(module, side, None)
+    # Of linear layers, and of those that keep their weights the other way round.
+    sides = ("in_features", "nx") if place.component.side == "input" else ("out_features", "nf")
+    width = next((getattr(module, side) for side in sides if hasattr(module, side)), None)
     if width is None and not hasattr(module, "nf"):
         config: Any = getattr(place.model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -22,6 +22,7 @@ from nnpatch_core.tracing import (
     Intervention,
     Kept,
     Patches,
+    any_shape,
     forward,
     of_rows,
     read,
@@ -86,15 +87,17 @@ class Ascent:
         target = self.target
         inside = [self.prompts[: self._entered(layer, INSIDE)] for layer in range(self.n_layers)]
         cache = {target.keyword: prefix(target.kept, self.start, inside)}
-        return forward(
-            self.patches.nnmodel,
-            target.batch.rows(self.used.to(target.batch.tokens.device)),
-            self._visit,
-            cache=cache,
-            start=self.start,
-            kept=self.read.kept if kept is None and self.read is not None else kept,
-            gradients=gradients,
-        )
+        # Each layer of each bucket has another number of rows.
+        with any_shape():
+            return forward(
+                self.patches.nnmodel,
+                target.batch.rows(self.used.to(target.batch.tokens.device)),
+                self._visit,
+                cache=cache,
+                start=self.start,
+                kept=self.read.kept if kept is None and self.read is not None else kept,
+                gradients=gradients,
+            )
 
     def _entered(self, layer: int, stage: int) -> int:
         return self.present[layer * STAGES + stage] if layer >= 0 else 0

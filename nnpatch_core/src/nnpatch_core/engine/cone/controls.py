@@ -83,7 +83,7 @@ def check_unpatched(
     runs: PatchedRuns,
     logits: Tensor,
     ids: Tensor | None,
-    dtype: torch.dtype,
+    weight: Tensor,
 ) -> None:
     """Raise `EngineError` unless the logits of unpatched rows are those of the target run.
 
@@ -92,7 +92,7 @@ def check_unpatched(
         runs: the rows.
         logits: `[rows, ids]` or `[rows, places, ids]`, of these.
         ids: which ids of the vocabulary they are of; None is all.
-        dtype: of the model.
+        weight: one of the model's, by which it is known how it rounds.
     """
     whole = target.logits[torch.from_numpy(runs.prompt)]
     if target.batch.read is not None:
@@ -107,7 +107,7 @@ def check_unpatched(
         logits = logits.masked_fill(nothing, 0.0)
     expected = whole if ids is None else whole[..., ids]
     largest = whole.abs().flatten(1).amax(1)
-    allowed = rounding(dtype) * largest
+    allowed = rounding(weight) * largest
     gaps = (logits - expected).abs().flatten(1).amax(1)
     wrong = ~(gaps <= allowed)
     if wrong.any():

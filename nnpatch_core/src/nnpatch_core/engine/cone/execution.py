@@ -130,18 +130,18 @@ class ConeExecution:
         if len(bucket.runs) + len(controls) <= bucket.fitting:
             runs, unpatched = controls.within(bucket.runs)
             logits = self._run(attrs.evolve(bucket, runs=runs), ids)
-            check_unpatched(self.target, controls.runs, logits[unpatched], ids, self._dtype)
+            check_unpatched(self.target, controls.runs, logits[unpatched], ids, self._weight)
             return logits[~unpatched]
         # There is no room for them among the others: they run before, a few at a time.
         for first in range(0, len(controls), bucket.fitting):
             some = controls.runs.take(slice(first, first + bucket.fitting))
             logits = self._run(attrs.evolve(bucket, runs=some), ids)
-            check_unpatched(self.target, some, logits, ids, self._dtype)
+            check_unpatched(self.target, some, logits, ids, self._weight)
         return self._run(bucket, ids)
 
     @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.patches.model.parameters()).dtype
+    def _weight(self) -> Tensor:
+        return next(self.patches.model.parameters())
 
     def _within_memory(
         self, bucket: Bucket, ids: Tensor | None, controls: Controls | None

@@ -78,8 +78,8 @@ class ConeReplay:
             ) from error
         none = np.zeros_like(some)
         runs = PatchedRuns(none - 1, some, none, none)
-        dtype = next(self.patches.model.parameters()).dtype
-        check_unpatched(self.target, runs, logits, None, dtype)
+        weight = next(self.patches.model.parameters())
+        check_unpatched(self.target, runs, logits, None, weight)
 
 
 def open_cone_replay(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,6 +111,7 @@ class _Changes:
     intervention: Intervention
     reaching: Tensor | bool = True
     _known: dict[object, Tensor] = attrs.field(factory=dict, init=False)
+    _picked: dict[object, Booleans] = attrs.field(factory=dict, init=False)
 
     def note(self, place: Place, activation: Tensor) -> None:
         """Compare what stands at a place with what is put there."""
@@ -130,9 +132,14 @@ class _Changes:
         key: object = (site.place, self.patches.alignment(site.positions), site.limit)
         if self.intervention.by_cell:
             key = (cell, site)
-        by_head = site.positions.picked(self._known[key])
-        heads = slice(None) if site.head is None else slice(site.head, site.head + 1)
-        changed: Booleans = by_head[..., heads].any(-1).numpy()
+        # Once for all heads at the same positions.
+        by_head = self._picked.get((key, site.positions))
+        if by_head is None:
+            by_head = site.positions.picked(self._known[key]).numpy()
+            self._picked[key, site.positions] = by_head
+        if site.head is not None:
+            return by_head[..., site.head]
+        changed: Booleans = np.any(by_head, axis=-1)
         return changed
 
 

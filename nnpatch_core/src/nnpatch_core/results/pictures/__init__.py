@@ -9,16 +9,19 @@ Both libraries are optional, and imported where they draw.
 
 from nnpatch_core.results.pictures.agreement import draw_agreement
 from nnpatch_core.results.pictures.beside import draw_beside
+from nnpatch_core.results.pictures.colours import GUIDE, distinct
 from nnpatch_core.results.pictures.outcome import draw_combination, draw_outcome
-from nnpatch_core.results.pictures.plain import new_figure
+from nnpatch_core.results.pictures.plain import new_picture
 from nnpatch_core.results.pictures.request import PictureKind, PlotOptions
 
 __all__ = [
+    "GUIDE",
     "PictureKind",
     "PlotOptions",
+    "distinct",
     "draw_agreement",
     "draw_beside",
     "draw_combination",
     "draw_outcome",
-    "new_figure",
+    "new_picture",
 ]

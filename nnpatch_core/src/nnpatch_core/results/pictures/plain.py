@@ -1,4 +1,4 @@
-"""A figure for pictures that are no panels of an outcome."""
+"""Figures that other rooms draw themselves."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ from typing import Any
 
 from nnpatch_core._extras import extra
 
-_DOTS = 100
 
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure, so many inches wide and high, that a notebook shows.
+def new_picture(width: float, height: float) -> Any:
+    """An empty matplotlib figure of so many inches, that a notebook shows.
 
     Raises:
         OutcomeError: matplotlib is not installed.
     """
-    extra("matplotlib", "plot")
-    # Imported here, as matplotlib is optional.
+    extra("matplotlib.figure", "plot")
     from nnpatch_core.results.pictures.figure import Picture
 
-    figure = Picture(figsize=(width, height), dpi=_DOTS)
+    figure = Picture(figsize=(width, height))
     figure.set_layout_engine("constrained")
     return figure
