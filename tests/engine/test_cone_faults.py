@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core import Outcome, Sites
-from nnpatch_core.engine.cone import ascent, target, unembedding
-from nnpatch_core.engine.cone import execution as cone
+from nnpatch_core.engine.cone import ascent, controls, target, unembedding
 from nnpatch_core.errors import EngineError, EngineWarning
 from nnpatch_core.tracing import trace
 from tests.helpers.engines import check_cone, cut_by, gap_of
@@ -253,7 +252,7 @@ def test_without_a_fault_there_is_no_gap() -> None:
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_fault_shows_against_whole_forwards(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no unpatched row that could have seen it first."""
-    monkeypatch.setattr(cone, "rounding", lambda dtype: float("inf"))
+    monkeypatch.setattr(controls, "rounding", lambda weight: float("inf"))
     PLANTS[name](monkeypatch)
     with cut_by(0.0, 2048):
         try:

@@ -35,7 +35,13 @@ from nnpatch_core import (
     plan_sweep,
     steer,
 )
-from nnpatch_core.subspace import Subspace, collect, sweep_steering
+from nnpatch_core.subspace import (
+    Subspace,
+    collect,
+    evaluate_subspace,
+    sweep_steering,
+    train_subspace,
+)
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 from tests.helpers.paths import ROOT
 from tests.helpers.samples import TWO
@@ -104,6 +110,11 @@ def pushed(repo_id: Any, **options: Any) -> str:
     return Subspace(BASIS).push_to_hub(name, **options)
 
 
+def taught(progress: Any = False, **options: Any) -> Any:
+    """Learn a subspace, quickly."""
+    return train_subspace(**{**LEARNING, **options}, progress=progress)
+
+
 BASIS = torch.eye(4)[:, :2]
 
 
@@ -137,6 +148,13 @@ TEXTS = {
     "source": ["a b", "a c"], "target": ["a d", "a b"], "source_answers": ["c", "d"],
     "target_answers": ["d", "c"], "tokenizer": tiny_tokenizer([" a b c d"]),
 }  # fmt: skip
+_WORDS = [" red", " blue", " green", " black"]
+LEARNED_FROM = PromptPairs.from_texts(
+    _WORDS, [*_WORDS[1:], _WORDS[0]], _WORDS, [*_WORDS[1:], _WORDS[0]], tiny_tokenizer(_WORDS)
+)
+RESID = Site.get_site(API, "resid", 2, seq_pos=[-1])
+PAIRED = {"nnmodel": MODEL, "api": API, "pairs": LEARNED_FROM}
+LEARNING = {**PAIRED, "site": RESID, "epochs": 1, "random_labels": False}
 PICTURE = [
     *("sites", "interactive", "title", "limit", "crop", "layers", "positions", "size", "values"),
     *("mark", "mute"),
@@ -224,6 +242,20 @@ ENTRIES = {
             *("space", "multi_token", "faulty"),
         ],
     ),
+    "train_subspace": (
+        taught,
+        LEARNING,
+        [
+            *("rank", "held_out", "batch_size", "lr", "weight_decay", "warmup", "kl", "patience"),
+            *("seed", "initial", "random_model", "engine", "memory_budget", "checkpoint"),
+            "progress",
+        ],
+    ),
+    "evaluate_subspace": (
+        evaluate_subspace,
+        {**PAIRED, "site": RESID, "subspace": Subspace.random(32), "draws": 1},
+        ["seed", "engine", "memory_budget"],
+    ),
     "Subspace": (Subspace, {"basis": BASIS}, ["mean", "site", "info"]),
     "save_pretrained": (kept, {"folder": "f"}, ["info"]),
     "from_pretrained": (read, {"name": FOREIGN}, ["filename", "part", "revision", "token"]),
@@ -302,7 +334,7 @@ bad = st.one_of(
 
 def may_take_long(argument: Any, value: Any) -> Any:
     """What is a sensible number, only a large one."""
-    return argument == "steps" and isinstance(value, int) and value > 5
+    return argument in ("steps", "epochs", "draws") and isinstance(value, int) and value > 5
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

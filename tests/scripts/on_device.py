@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nnpatch_core import (
     Outcome,
+    PromptPairs,
     Site,
     Sites,
     ablation_patching,
@@ -33,10 +34,12 @@ from nnpatch_core import (
     attribution_patching,
     cache_average,
     plan_sweep,
+    steer,
 )
 from nnpatch_core.errors import AdapterWarning, PromptWarning, StatisticsWarning
 from nnpatch_core.plugins import find_adapter
-from nnpatch_core.testing import tiny_model
+from nnpatch_core.subspace import Subspace, collect, sweep_steering, train_subspace
+from nnpatch_core.testing import tiny_model, tiny_tokenizer
 
 FAMILIES = ("llama", "mistral", "qwen3", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "phi3")
 #: As shares of the largest number: the order of sums differs from device to device.
@@ -360,10 +363,82 @@ def by_hook(model: Any, name: str, layer: int, position: int, head: int | None) 
     return difference
 
 
+def subspaces(report: Report, device: torch.device) -> None:
+    """Patched, learned, collected and steered, on the device and on the CPU."""
+    host = wide("llama")
+    moved = copy.deepcopy(host).to(device)
+    halves = {"resid": Subspace.random(32, 3), "o": Subspace.random(8, 2)}
+    for name, space in halves.items():
+        sites = Sites(name, seq_pos_type="each", subspace=space)
+        for engine in ("cone", "full"):
+            with report.part(f"subspace of {name}, {engine}"):
+                out, theirs = (activation(each, sites, engine=engine) for each in (moved, host))
+                report.gap(f"subspace of {name}, {engine}", out, theirs, 2e-5)
+    words = [f" w{number}" for number in range(12)]
+    others = words[1:] + words[:1]
+    pairs = PromptPairs.from_texts(
+        [f"a{word} b c" for word in words],
+        [f"a{word} b c" for word in others],
+        words,
+        others,
+        tiny_tokenizer([f"a{word} b c" for word in words]),
+    )
+    site = Site.get_site(find_adapter(None, host), "resid", 1, seq_pos=[1])
+    for engine in ("cone", "full"):
+        with report.part(f"learned, {engine}"):
+            options = {"rank": 2, "epochs": 4, "batch_size": 4, "engine": engine, "kl": 0.1}
+            one, other = (
+                train_subspace(each, None, site, pairs, progress=False, **options)
+                for each in (moved, host)
+            )
+            losses = [
+                torch.tensor([epoch.held_out_loss for epoch in each.history])
+                for each in (one, other)
+            ]
+            gap = float((losses[0] - losses[1]).abs().max())
+            report.number(f"losses of learning, {engine}", gap, float(losses[1].max()), 1e-3)
+            spans = [each.subspace.basis @ each.subspace.basis.T for each in (one, other)]
+            gap = float((spans[0] - spans[1]).abs().max())
+            report.number(f"what was learned, {engine}", gap, 1.0, 1e-2)
+    last = Site.get_site(find_adapter(None, host), "resid", 1, seq_pos=[-1])
+    knob = Subspace.random(32, 1, site=last)
+    with report.part("collected and steered"):
+        rows = [collect(each, knob, pairs, progress=False).values for each in (moved, host)]
+        gap = float((rows[0] - rows[1]).abs().max())
+        report.number("coordinates", gap, float(rows[1].abs().max()), 2e-5)
+        curves = [
+            sweep_steering(each, knob, [-9.0, 9.0], pairs, progress=False) for each in (moved, host)
+        ]
+        found = [each.source.probability for each in curves]
+        report.number("a curve", float((found[0] - found[1]).abs().max()), 1.0, 2e-5)
+    for dtype in (torch.float32, torch.bfloat16):
+        with report.part(f"generated, {dtype}"):
+            texts = []
+            for model in (copy.deepcopy(moved).to(dtype), copy.deepcopy(host).to(dtype)):
+                given = {
+                    "input_ids": SOURCE.to(model.device),
+                    "attention_mask": MASK.to(model.device),
+                    "max_new_tokens": 6,
+                    "do_sample": False,
+                    "pad_token_id": 0,
+                }
+                plain = model.generate(**given)
+                with steer(model, knob, torch.tensor([60.0, -60.0, 60.0])):
+                    steered = model.generate(**given)
+                if not torch.equal(model.generate(**given), plain):
+                    raise AssertionError("steering is not off again")
+                texts.append((plain.cpu(), steered.cpu()))
+            (plain, steered), (_, expected) = texts
+            if dtype == torch.float32 and not torch.equal(steered, expected):
+                raise AssertionError(f"{steered} on the device, {expected} on the CPU")
+            report.say(f"      steered text differs: {not torch.equal(plain, steered)}")
+
+
 PARTS: Mapping[str, Callable[[Report, torch.device], None]] = {
     "precisions": precisions,
     "rounded": rounded,
     "ambient": ambient,
+    "subspaces": subspaces,
 }
 
 

@@ -274,14 +274,31 @@ def test_what_stands_around_changes_nothing() -> None:
         assert steered(VALUES) == expected
 
 
+def test_autocast_is_for_the_model() -> None:
+    seen: list[Tensor] = []
+    hook = MODEL.model.layers[1].register_forward_hook(lambda *each: seen.append(each[2]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        MODEL(TOKENS)
+        hook.remove()
+        with steer(MODEL, site(), VALUES):
+            hook = MODEL.model.layers[1].register_forward_hook(lambda *each: seen.append(each[2]))
+            MODEL(TOKENS)
+            hook.remove()
+    plain, found = (SPACE.project(each[:, -1].double())[:, 0] for each in seen)
+    assert (plain - VALUES).abs().min() > 1
+    torch.testing.assert_close(found.float(), VALUES, rtol=0.02, atol=0)
+    torch.testing.assert_close(seen[1][:, :-1], seen[0][:, :-1], rtol=0, atol=0)
+
+
 def test_inference_mode_leaves_a_subspace_that_has_gradients() -> None:
-    space, model = Subspace.random(32, seed=3), tiny_model("llama").bfloat16()
+    # In another type than the subspace, which is converted then.
+    space, model = Subspace.random(32, seed=3), tiny_model("llama").double()
     model.requires_grad_(requires_grad=True)
     own = site(None, subspace=space)
     with torch.inference_mode(), steer(model, own, 3.0):
         model(TOKENS)
     with steer(model, own, 3.0):
-        loss = model(TOKENS).logits.float().sum()
+        loss = model(TOKENS).logits.sum()
     loss.backward()
     assert model.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
 

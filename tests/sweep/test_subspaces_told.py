@@ -118,9 +118,10 @@ def test_a_checkpoint_of_another_subspace_is_refused(tmp_path: Path, other: str)
 
 def test_which_layer_has_which_is_told(tmp_path: Path) -> None:
     one, other = space(2), space(2, 1)
-    sweep(tmp_path / "c", sites=grid({0: one, 1: other}))
-    with raises(CheckpointError, "subspace"):
-        sweep(tmp_path / "c", sites=grid({0: other, 1: one}))
+    sweep(tmp_path / "c", sites=grid({0: one, 1: other, 2: one}))
+    for mapping in ({0: other, 1: one, 2: other}, {0: one, 1: other, 2: other}):
+        with raises(CheckpointError, "subspace"):
+            sweep(tmp_path / "c", sites=grid(mapping))
 
 
 @pytest.mark.parametrize("others", [Coder(2.0), Features(Coder(1.0), [0, 1]), First()])

@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -256,25 +256,40 @@ def forward_arguments(
 
 
 @contextmanager
-def _switched_off(flag: str, owners: Iterable[Any]) -> Iterator[None]:
-    switched = [owner for owner in owners if getattr(owner, flag)]
-    for owner in switched:
-        setattr(owner, flag, False)
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off; afterwards each module's training flag is as it was."""
+    switched = [module for module in model.modules() if module.training]
+    for module in switched:
+        module.training = False
     try:
         yield
     finally:
-        for owner in switched:
-            setattr(owner, flag, True)
+        for module in switched:
+            module.training = True
 
 
-def evaluating(model: nn.Module) -> AbstractContextManager[None]:
-    """Switch dropout off; afterwards each module's training flag is as it was."""
-    return _switched_off("training", model.modules())
-
-
-def frozen(model: nn.Module) -> AbstractContextManager[None]:
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
     """Ask for no gradient of a weight; afterwards each weight's flag is as it was."""
-    return _switched_off("requires_grad", model.parameters())
+    # By name: a weight that is moved in as it is needed is another tensor then.
+    asked = [
+        (module, name)
+        for module in model.modules()
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.requires_grad
+    ]
+    _ask(asked, False)
+    try:
+        yield
+    finally:
+        _ask(asked, True)
+
+
+def _ask(named: Iterable[tuple[nn.Module, str]], flag: bool) -> None:
+    for module, name in named:
+        weight = module._parameters.get(name)
+        if weight is not None:
+            weight.requires_grad = flag
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def rounding(value: Tensor) -> float:
 
 
 def _products_in(kind: str) -> str:
-    """What torch may do products of float32 in on a kind of device: `"tf32"`, say."""
+    """In which numbers torch may do products of float32 on a kind of device: `"tf32"`, say."""
     backend: Any = torch.backends.cuda if kind == "cuda" else torch.backends.mkldnn
     # Before torch 2.9 there was one switch, for GPUs.
     matmul = getattr(backend, "matmul", None)

@@ -2,7 +2,7 @@
 
 from nnpatch_core.engine.cone import Plan, joined, plan_patches
 from nnpatch_core.engine.execution import Execution, Part
-from nnpatch_core.engine.replay import Replay
+from nnpatch_core.engine.replay import Replay, last_logits
 from nnpatch_core.engine.table import ENGINES, Choice, Engine, check_engine, choose_engines
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "check_engine",
     "choose_engines",
     "joined",
+    "last_logits",
     "plan_patches",
 ]

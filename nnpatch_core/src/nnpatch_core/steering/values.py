@@ -11,7 +11,6 @@ from torch import Tensor
 
 from nnpatch_core._arguments import listed
 from nnpatch_core._printable import shown
-from nnpatch_core._rounding import as_typed
 from nnpatch_core.batch import has_numbers, where_of
 from nnpatch_core.errors import SteeringError
 from nnpatch_core.spaces import Space
@@ -100,8 +99,10 @@ class Amount:
         values = self.values.to(kind).to(there.device)
         if prompts is not None and self.prompts is not None:
             values = values[prompts.to(there.device)]
-        with as_typed(there):
-            return self._in_space(there, values) if self.space else self._whole(there, values)
+        # Under the user's autocast too: sums and products of elements keep their type there.
+        if self.space is not None:
+            return self._in_space(self.space, there, values)
+        return self._whole(there, values)
 
     def _whole(self, there: Tensor, values: Tensor) -> Tensor:
         if values.shape[1] not in (1, there.shape[1]):
@@ -114,12 +115,11 @@ class Amount:
         wide = there.to(values.dtype)
         return (wide + values if self.kind == "add" else wide * values).to(there.dtype)
 
-    def _in_space(self, there: Tensor, values: Tensor) -> Tensor:
-        assert self.space is not None
-        coordinates = self.space.encode(there)
+    def _in_space(self, space: Space, there: Tensor, values: Tensor) -> Tensor:
+        coordinates = space.encode(there)
         if values.shape[1] not in (1, coordinates.shape[1]):
             raise SteeringError(
-                f"the values are of {values.shape[1]} coordinates, and {self.space} has "
+                f"the values are of {values.shape[1]} coordinates, and {space} has "
                 f"{coordinates.shape[1]}"
             )
         values = values.to(coordinates.dtype).expand_as(coordinates)
@@ -127,7 +127,7 @@ class Amount:
             values = coordinates + values
         elif self.kind == "scale":
             values = coordinates * values
-        return self.space.set(there, values).to(there.dtype)
+        return space.set(there, values).to(there.dtype)
 
 
 def amount_of(value: Any, space: Space | None, width: int | None, label: str) -> Amount:

@@ -1,40 +1,43 @@
-"""A basis that is learned: orthonormal at every step, by torch's parametrisation."""
+"""A basis that is learned: orthonormal at every step, as reflections of the first one."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import orthogonal
 
 from nnpatch_core._rounding import as_typed
 from nnpatch_core.errors import SubspaceError
 from nnpatch_core.spaces import interchange_by
 
 
-class Basis(nn.Module):
+class Basis:
     """An orthonormal basis `[width, rank]`, as a product of Householder reflections.
 
-    Nothing that is `[width, width]` is ever formed.
+    Its parameter is 0 where learning begins, and of the numbers in it those below the diagonal
+    count. So decay pulls towards the first basis, and two that begin alike learn alike. Nothing
+    that is `[width, width]` is ever formed.
 
     Args:
         initial: `[width, rank]`, orthonormal: where learning begins.
     """
 
     def __init__(self, initial: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(initial.clone())
-        orthogonal(self, orthogonal_map="householder")
-        # The parametrisation finds the point that gives this basis.
-        self.weight = initial.clone()  # type: ignore[assignment]
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The only parameter there is, `[width, rank]`, free of any constraint."""
-        (own,) = self.parameters()
-        return own
+        self.parameter = nn.Parameter(torch.zeros_like(initial))
+        #: The rotation of the whole space that takes the first axes to the first basis.
+        self._turn = torch.geqrf(initial)
+        self._signs = -self._turn[0].diagonal().sign()
 
     def now(self) -> Learned:
         """The basis as it is now, with its graph."""
-        return Learned(self.weight)
+        with as_typed(self.parameter):
+            width, rank = self.parameter.shape
+            start = torch.eye(width, rank, dtype=self.parameter.dtype, device=self.parameter.device)
+            vectors = self.parameter.tril(-1) + start
+            # The reflections of all these vectors, one after the other, as one product.
+            products = vectors.T @ vectors
+            factor = products.triu(1) + (products.diagonal() / 2).diag()
+            ahead = torch.linalg.solve_triangular(factor, vectors[:rank].T, upper=True)
+            return Learned(torch.ormqr(*self._turn, start - vectors @ ahead) * self._signs)
 
 
 class Learned:
@@ -73,4 +76,4 @@ class Learned:
 
     def set(self, target: Tensor, values: Tensor) -> Tensor:
         """See `Space.set`."""
-        raise SubspaceError("a basis in the midst of learning is interchange_by, and nothing else")
+        raise SubspaceError("a basis in the midst of learning is interchanged, and nothing else")

@@ -22,6 +22,13 @@ _FORMAT = "nnpatch training 1"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+def check_place(path: Any) -> None:
+    """Raise `CheckpointError` unless a file is there, or can be made."""
+    file = check_file(path, CheckpointError)
+    if not file.exists():
+        check_folder(file.parent, CheckpointError)
+
+
 class TrainingFile:
     """One file, rewritten as a whole after each epoch, or not at all.
 

@@ -9,6 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from nnpatch_core._models import input_device
 from nnpatch_core.errors import SubspaceError
 from nnpatch_core.spaces import Subspace
 from nnpatch_core.subspace.proportion import Proportion
@@ -75,7 +76,9 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     weight = next(model.parameters())
-    devices = [weight.device] if weight.device.type == "cuda" else []
+    # That of an offloaded model is where its weights come in.
+    device = input_device(model) or weight.device
+    devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices), torch.device("cpu"):
             torch.manual_seed(seed)
@@ -85,5 +88,5 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
             f"no {type(model).__name__} with random weights can be made ({type(error).__name__}: "
             f"{error}): leave out random_model=True"
         ) from error
-    own: nn.Module = fresh.to(device=weight.device, dtype=weight.dtype).eval()
+    own: nn.Module = fresh.to(device=device, dtype=weight.dtype).eval()
     return own

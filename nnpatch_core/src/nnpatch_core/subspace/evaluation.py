@@ -14,11 +14,12 @@ from nnpatch_core._integers import strict_int, strict_seed
 from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import PromptWarning, SubspaceError
-from nnpatch_core.spaces import Space, Subspace, as_space
+from nnpatch_core.spaces import Space, Subspace, as_space, check_width
 from nnpatch_core.subspace.controls import Control
-from nnpatch_core.subspace.interchange import Interchange, open_interchange, site_of
+from nnpatch_core.subspace.interchange import Interchange, find_pairs, record_pairs, site_of
 from nnpatch_core.subspace.learning import tops_of
 from nnpatch_core.subspace.proportion import Proportion
+from nnpatch_core.tracing import check_space
 
 #: The name of the space that is evaluated, among its controls.
 OWN = "subspace"
@@ -175,8 +176,10 @@ def evaluate_subspace(
     if many < 0:
         raise SubspaceError(f"draws must be at least 0, got {many}")
     first = strict_seed(seed)
-    learned = next((each for each in (subspace, site) if hasattr(each, "controls")), None)
+    learned = site if subspace is None else subspace
     where, brought = site_of(nnmodel, api, site)
+    if where is site and brought is not None and subspace is not None:
+        raise SubspaceError("the site has a subspace already, and subspace= is another: give one")
     space = as_space(brought if subspace is None else subspace)
     if space is None:
         raise SubspaceError(
@@ -184,12 +187,14 @@ def evaluate_subspace(
         )
     traced = as_nnsight(nnmodel)
     with evaluating(module_of(traced)):
-        interchange = open_interchange(
-            traced, api, where, pairs, engine=engine, memory_budget=memory_budget
-        )
-        if learned is not None:
+        found = find_pairs(traced, api, where, pairs, engine=engine, memory_budget=memory_budget)
+        check_space(space, found.site.place, found.site.head)
+        interchange = record_pairs(found)
+        check_width(space, interchange.width, "the site")
+        controls: Mapping[str, Control] = {}
+        if hasattr(learned, "controls"):
             _warn_of_seen(learned, interchange)
-        controls: Mapping[str, Control] = {} if learned is None else learned.controls
+            controls = learned.controls
         return evaluated(interchange, space, many, first, controls)
 
 

@@ -12,8 +12,9 @@ from nnpatch_core._models import as_nnsight, module_of
 from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.adapters import Location
-from nnpatch_core.engine import Replay, check_engine, choose_engines
+from nnpatch_core.engine import Choice, Replay, check_engine, choose_engines, last_logits
 from nnpatch_core.errors import (
+    AnswerWarning,
     EngineError,
     EngineWarning,
     MemoryBudgetError,
@@ -30,38 +31,29 @@ from nnpatch_core.site import Site
 from nnpatch_core.sites import Sites
 from nnpatch_core.spaces import SiteRecord, Space, Subspace
 from nnpatch_core.sweep import Options, Sweep, Values, digest, prepare, run_unpatched
-from nnpatch_core.tracing import BoundSite, record
+from nnpatch_core.tracing import BoundSite, forward, record, width_of
 
 
 @attrs.frozen(eq=False)
-class Interchange:
-    """Pairs of prompts, ready to be interchanged at one site.
+class Found:
+    """Pairs of prompts, and a site in the model, before anything runs.
 
     Args:
         sweep: the site, found in the model, and the memory that there is.
         named: the site, as the user names it.
         runs: the pairs.
-        replay: the target runs, to be patched.
-        source: by location, the activations of the source runs, `[pairs, seq, width]`.
-        mask: `[pairs, seq]`: where a pair can be patched.
+        values: what is put there.
         usable: `[usable]`, the numbers of the pairs that tell something: their answers differ, and
             they have a token at the site.
-        tops: the most likely tokens after the source and the target prompts, `[pairs]` each.
-        unpatched: `[pairs, vocab]`, the logits of the target runs, on the CPU; None if they are not
-            kept.
-        fallback: why the replay is not the engine that was to be expected; None if it is.
+        choice: the engines that may run them.
     """
 
     sweep: Sweep
     named: Site
     runs: PairRuns
-    replay: Replay
-    source: dict[Location, Tensor]
-    mask: Tensor
+    values: Values
     usable: Tensor
-    tops: tuple[Tensor, Tensor]
-    unpatched: Tensor | None
-    fallback: str | None
+    choice: Choice
 
     @property
     def site(self) -> BoundSite:
@@ -70,11 +62,79 @@ class Interchange:
         return site
 
     @property
+    def width(self) -> int | None:
+        """The width of the activation, of the head's if one is named; None before a run tells."""
+        whole = width_of(self.site.place)
+        return None if whole is None else _own_width(self.site, whole)
+
+    @property
+    def keys(self) -> Tensor:
+        """`[pairs]`: a number that pairs of the same prompts share, padding aside."""
+        runs, keys = self.runs, []
+        for number in range(len(runs.target)):
+            parts = [
+                batch.tokens[number][batch.mask[number].bool()].cpu()
+                for batch in (runs.source, runs.target)
+            ]
+            keys.append(int(digest(*parts), 16))
+        return torch.tensor(keys, dtype=torch.int64, device="cpu")
+
+
+@attrs.frozen(eq=False)
+class Interchange:
+    """Pairs of prompts, ready to be interchanged at one site.
+
+    Args:
+        found: the pairs, and the site.
+        replay: the target runs, to be patched.
+        source: by location, the activations of the source runs, `[pairs, seq, width]`.
+        tops: the most likely tokens after the source and the target prompts, `[pairs]` each.
+        unpatched: `[pairs, vocab]`, the logits of the target runs, on the CPU; None if they are not
+            kept.
+        fallback: why the replay is not the engine that was to be expected; None if it is.
+    """
+
+    found: Found
+    replay: Replay
+    source: dict[Location, Tensor]
+    tops: tuple[Tensor, Tensor]
+    unpatched: Tensor | None
+    fallback: str | None
+
+    @property
+    def sweep(self) -> Sweep:
+        """See `Found`."""
+        return self.found.sweep
+
+    @property
+    def named(self) -> Site:
+        """See `Found`."""
+        return self.found.named
+
+    @property
+    def runs(self) -> PairRuns:
+        """See `Found`."""
+        return self.found.runs
+
+    @property
+    def usable(self) -> Tensor:
+        """See `Found`."""
+        return self.found.usable
+
+    @property
+    def site(self) -> BoundSite:
+        """See `Found`."""
+        return self.found.site
+
+    @property
+    def keys(self) -> Tensor:
+        """See `Found`."""
+        return self.found.keys
+
+    @property
     def width(self) -> int:
         """The width of the activation, of the head's if one is named."""
-        whole = self.source[self.site.place.location].shape[-1]
-        columns = self.site.columns(whole)
-        return whole if columns is None else len(columns)
+        return _own_width(self.site, self.source[self.site.place.location].shape[-1])
 
     def logits(self, pairs: Tensor, space: Space | None, *, gradients: bool = False) -> Tensor:
         """The logits `[rows, vocab]` after the patched target prompts of some pairs."""
@@ -100,18 +160,6 @@ class Interchange:
         kind = torch.promote_types(weight.dtype, torch.float32)
         return basis.to(self.source[self.site.place.location].device, kind)
 
-    @property
-    def keys(self) -> Tensor:
-        """`[pairs]`: a number that pairs of the same prompts share, padding aside."""
-        runs, keys = self.runs, []
-        for number in range(len(runs.target)):
-            parts = [
-                batch.tokens[number][batch.mask[number].bool()].cpu()
-                for batch in (runs.source, runs.target)
-            ]
-            keys.append(int(digest(*parts), 16))
-        return torch.tensor(keys, dtype=torch.int64, device="cpu")
-
     def activations(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """The activations at the site in both runs of some pairs, `[many, width]` each.
 
@@ -131,7 +179,7 @@ class Interchange:
         at = positions.at.expand(len(activation), -1)
         taken = positions.source if source and positions.source is not None else positions.at
         taken = taken.expand(len(activation), -1)
-        real = (self.mask.cpu() == 1).gather(1, at.clamp(min=0)) & (at >= 0)
+        real = (self.found.values.mask.cpu() == 1).gather(1, at.clamp(min=0)) & (at >= 0)
         chosen = torch.zeros(len(activation), dtype=torch.bool, device="cpu")
         chosen[pairs] = True
         rows, columns = (real & chosen[:, None]).nonzero().T
@@ -141,7 +189,7 @@ class Interchange:
         return values if own is None else values[:, own.to(values.device)]
 
 
-def open_interchange(
+def find_pairs(
     nnmodel: Any,
     api: Any,
     site: Any,
@@ -149,9 +197,8 @@ def open_interchange(
     *,
     engine: str = "auto",
     memory_budget: Any = None,
-    unpatched: bool = False,
-) -> Interchange:
-    """Record the pairs, so that they can be patched at a site over and over.
+) -> Found:
+    """Find a site in the model, and the pairs that tell something there; nothing runs.
 
     Args:
         nnmodel: the model.
@@ -160,14 +207,13 @@ def open_interchange(
         pairs: a `PromptPairs`.
         engine: as for `activation_patching`.
         memory_budget: as for `activation_patching`.
-        unpatched: whether the logits of the target runs are kept.
 
     Raises:
-        PatchingError: one of its kinds, before anything runs.
+        PatchingError: one of its kinds.
 
     Warns:
-        EngineWarning: the cone engine cannot do it, so that each step is a whole forward.
         PromptWarning: some pairs tell nothing.
+        AnswerWarning: of answers of several tokens, and of sets, the first alone counts.
     """
     check_engine(engine)
     if not isinstance(pairs, PromptPairs):
@@ -176,11 +222,13 @@ def open_interchange(
     if not hasattr(sites, "grids") or isinstance(sites, type):
         raise SubspaceError(f"site must be a Site, or Sites of one cell, got {shown(site)}")
     traced = as_nnsight(nnmodel)
-    runs = read_pairs(traced, PairArguments(pairs, None))
+    runs = _by_first_tokens(read_pairs(traced, PairArguments(pairs, None)))
     sweep, runs = prepare(
         traced, api, sites, runs, "logit_difference", Options(memory_budget=memory_budget)
     )
     cells = sweep.patches.cells
+    if not cells:
+        raise SubspaceError("no pair has a token at the site: name other positions")
     if len(cells) != 1 or len(cells[0].sites) != 1:
         count = max(len(cells), len(cells[0].sites))
         raise SubspaceError(
@@ -189,29 +237,83 @@ def open_interchange(
         )
     values = runs.values(sweep)
     usable = _usable(runs, sweep.layout.present(values.mask)[0])
+    (named,) = cells[0].named.sites
     choice = choose_engines(engine, sweep.patches)
-    source, tops = _record_source(sweep, values)
-    place = cells[0].sites[0].place
-    mask = values.mask
+    return Found(sweep, from_end(named, sweep.seq_len), runs, values, usable, choice)
+
+
+def record_pairs(found: Found, *, unpatched: bool = False) -> Interchange:
+    """Record the pairs, so that they can be patched at the site over and over.
+
+    Args:
+        found: the pairs, and the site.
+        unpatched: whether the logits of the target runs are kept.
+
+    Raises:
+        PatchingError: one of its kinds.
+
+    Warns:
+        EngineWarning: the cone engine cannot do it, so that each step is a whole forward.
+    """
+    sweep, runs, mask = found.sweep, found.runs, found.values.mask
+    source, tops = _record_source(sweep, found.values)
+    location = found.site.place.location
 
     def put(rows: Tensor) -> Recorded:
-        at = rows.to(source[place.location].device)
-        return Recorded({place.location: source[place.location][at]}, mask[rows.to(mask.device)])
+        at = rows.to(source[location].device)
+        return Recorded({location: source[location][at]}, mask[rows.to(mask.device)])
 
-    replay, logits, fallback = _open_replay(sweep, runs, choice, put)
-    (named,) = cells[0].named.sites
-    return Interchange(
-        sweep,
-        from_end(named, sweep.seq_len),
-        runs,
-        replay,
-        source,
-        mask,
-        usable,
-        (tops, logits.argmax(-1)),
-        logits if unpatched else None,
-        fallback,
+    replay, logits, fallback = _open_replay(sweep, runs, found.choice, put)
+    both, kept = (tops, logits.argmax(-1)), None
+    if unpatched:
+        # Of a model in float64 these are rounded.
+        exact = next(sweep.patches.model.parameters()).dtype != torch.float64
+        kept = logits if exact else _run_exactly(sweep, runs)
+    return Interchange(found, replay, source, both, kept, fallback)
+
+
+def open_interchange(
+    nnmodel: Any,
+    api: Any,
+    site: Any,
+    pairs: Any,
+    *,
+    unpatched: bool = False,
+    **known: Any,
+) -> Interchange:
+    """`find_pairs`, and then `record_pairs`: see there for arguments, errors and warnings."""
+    return record_pairs(find_pairs(nnmodel, api, site, pairs, **known), unpatched=unpatched)
+
+
+def _own_width(site: BoundSite, whole: int) -> int:
+    """The width of a site's columns, of an activation that is so wide."""
+    columns = site.columns(whole)
+    return whole if columns is None else len(columns)
+
+
+def _run_exactly(sweep: Sweep, runs: PairRuns) -> Tensor:
+    """`[pairs, vocab]`, the logits of the target runs as the model gives them, on the CPU."""
+    kept = last_logits()
+    return torch.cat(
+        [
+            forward(sweep.nnmodel, runs.target.rows(chunk), kept=kept).detach().cpu()
+            for chunk in sweep.chunks
+        ]
     )
+
+
+def _by_first_tokens(runs: PairRuns) -> PairRuns:
+    """The runs, of whose answers no more is known than their first tokens, which is said."""
+    names = {"answer_tokens": "tokens of each answer", "answers": "answers of each set"}
+    for name, told in names.items():
+        count = max(runs.several.get(f"{run}_{name}", 0) for run in ("source", "target"))
+        if count:
+            warn(
+                f"the first of up to {count} {told} is learned and looked at, and no other: give "
+                "answers that differ in it",
+                AnswerWarning,
+            )
+    return attrs.evolve(runs, several={})
 
 
 def _usable(runs: PairRuns, present: Tensor) -> Tensor:

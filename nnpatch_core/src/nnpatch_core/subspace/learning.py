@@ -6,6 +6,7 @@ Distributed Neural Representations" (2023).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +88,7 @@ def begin(initial: Tensor, training: Training) -> State:
     """
     basis = Basis(initial)
     optimizer = torch.optim.AdamW(
-        basis.parameters(), lr=training.lr, weight_decay=training.weight_decay
+        [basis.parameter], lr=training.lr, weight_decay=training.weight_decay
     )
     generator = torch.Generator().manual_seed(training.seed)
     return State(basis, optimizer, generator, [], initial.clone())
@@ -132,7 +133,7 @@ class Learner:
             kept: called after each epoch.
 
         Raises:
-            SubspaceError: the loss is not finite.
+            SubspaceError: the loss, of these pairs or of those held out, is not finite.
         """
         if not state.history:
             self._note(state, 0, torch.nan, torch.nan)
@@ -175,11 +176,7 @@ class Learner:
         """
         loss, gradient, right = self.gradient(state.basis, pairs)
         if not (torch.isfinite(loss) and torch.isfinite(gradient).all()):
-            raise SubspaceError(
-                f"the loss is {float(loss):g} in epoch {state.history[-1].epoch + 1}, or its "
-                "gradient is not finite: the model gives logits that are not finite, or lr= is too "
-                "large"
-            )
+            raise _not_finite(state.history[-1].epoch + 1, float(loss))
         state.basis.parameter.grad = gradient
         # The optimiser makes tensors of its own, on the default device.
         with torch.device("cpu"):
@@ -221,6 +218,8 @@ class Learner:
         right = float((tops == self.answers[held]).double().mean())
         steps, rate = epoch * self.steps, self.rate(max(epoch * self.steps - 1, 0))
         mean = float(losses.mean())
+        if not math.isfinite(mean):
+            raise _not_finite(epoch, mean)
         better = not state.history or mean < state.best_epoch.held_out_loss
         state.history.append(Epoch(epoch, steps, loss, accuracy, mean, right, rate))
         if better:
@@ -234,6 +233,13 @@ class Learner:
             losses.append(self.losses(logits, some).double().cpu())
             tops.append(logits.argmax(-1).cpu())
         return torch.cat(losses), torch.cat(tops)
+
+
+def _not_finite(epoch: int, loss: float) -> SubspaceError:
+    return SubspaceError(
+        f"the loss is {loss:g} in epoch {epoch}, or its gradient is not finite: the model gives "
+        "logits that are not finite, or kl= is too large"
+    )
 
 
 def tops_of(interchange: Interchange, pairs: Tensor, space: Any) -> Tensor:

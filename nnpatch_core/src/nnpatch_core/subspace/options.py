@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nnpatch_core._integers import strict_int, strict_ints, strict_seed
 from nnpatch_core._printable import shown
-from nnpatch_core.errors import SubspaceError
+from nnpatch_core._warnings import warn
+from nnpatch_core.errors import PromptWarning, SubspaceError
 
 
 def _number(name: str, value: Any, least: float, most: float = math.inf) -> float:
@@ -65,15 +66,21 @@ class Training:
         Raises:
             SubspaceError: one of them is of a wrong type, or out of its range.
         """
-        rate = _number("lr", lr, 0.0)
+        # A parameter of 1 is a basis vector turned by a right angle.
+        rate, decay = _number("lr", lr, 0.0, 1.0), _number("weight_decay", weight_decay, 0.0)
         if not rate:
             raise SubspaceError("lr must be above 0: with lr=0 nothing is learned")
+        if rate * decay > 1:
+            raise SubspaceError(
+                f"weight_decay must be at most 1 / lr = {1 / rate:g}, got {shown(weight_decay)}: a "
+                "step would take away more than there is"
+            )
         return cls(
             _count("rank", rank),
             _count("epochs", epochs),
             _count("batch_size", batch_size),
             rate,
-            _number("weight_decay", weight_decay, 0.0),
+            decay,
             _number("warmup", warmup, 0.0, 1.0),
             _number("kl", kl, 0.0),
             None if patience is None else _count("patience", patience),
@@ -106,6 +113,9 @@ def split_pairs(usable: Tensor, alike: Tensor, held_out: Any, count: int, seed: 
 
     Raises:
         SubspaceError: it is neither, or a part is empty.
+
+    Warns:
+        PromptWarning: the numbers part pairs of the same prompts.
     """
     if isinstance(held_out, int | float | np.floating) and not isinstance(held_out, bool):
         share = _number("held_out", held_out, 0.0, 1.0)
@@ -116,10 +126,21 @@ def split_pairs(usable: Tensor, alike: Tensor, held_out: Any, count: int, seed: 
         out = [number for number in numbers if not -count <= number < count]
         if out:
             raise SubspaceError(f"held_out names pair {out[0]}, and there are {count}, from 0 on")
-        picked = torch.tensor([number % count for number in numbers], device="cpu")
+        named = [number % count for number in numbers]
+        twice = [number for number in named if named.count(number) > 1]
+        if twice:
+            raise SubspaceError(f"held_out names pair {twice[0]} more than once: {list(numbers)}")
+        picked = torch.tensor(named, device="cpu")
         chosen = torch.isin(usable, picked)
         told = f"held_out of {len(numbers)} pairs"
     split = Split(usable[~chosen], usable[chosen])
+    seen = int(torch.isin(alike[split.held_out], alike[split.train]).sum())
+    if seen and len(split.train) > 1:
+        warn(
+            f"{seen} of {len(split.held_out)} pairs held out are of the same prompts as pairs that "
+            "are learned from, so that they say little: name these too, or give a share",
+            PromptWarning,
+        )
     if len(split.train) < 2 or not len(split.held_out):
         raise SubspaceError(
             f"{len(usable)} pairs that tell something are too few for a split with {told}: it "

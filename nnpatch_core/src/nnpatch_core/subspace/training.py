@@ -9,15 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core._arguments import check_flags
-from nnpatch_core._models import as_nnsight, evaluating, frozen, in_one_thread, module_of
+from nnpatch_core._models import (
+    as_nnsight,
+    evaluating,
+    frozen,
+    in_one_thread,
+    module_of,
+    with_weights,
+)
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import SubspaceError
 from nnpatch_core.gradients import check_gradients
 from nnpatch_core.spaces import Subspace, check_rank
-from nnpatch_core.subspace.checkpoint import TrainingFile
+from nnpatch_core.subspace.checkpoint import TrainingFile, check_place
 from nnpatch_core.subspace.controls import Control, other_answers, untrained
 from nnpatch_core.subspace.evaluation import evaluated
-from nnpatch_core.subspace.interchange import Interchange, open_interchange
+from nnpatch_core.subspace.interchange import (
+    Interchange,
+    find_pairs,
+    open_interchange,
+    record_pairs,
+)
 from nnpatch_core.subspace.lesson import Lesson
 from nnpatch_core.subspace.options import Training, split_pairs
 from nnpatch_core.subspace.told import identity, info_of
@@ -78,12 +90,12 @@ def train_subspace(
             several, or those of each prompt. All positions share the basis.
         pairs: a `PromptPairs`. Padding is masked, and positions are those of each prompt.
         rank: how many directions.
-        held_out: the share of the pairs that is held out, drawn at random, or the numbers of some.
-            Pairs of the same prompts stay together.
+        held_out: the share of the pairs that is held out, drawn at random, where pairs of the same
+            prompts stay together; or the numbers of some.
         epochs: how many times each pair is learned from, at most.
         batch_size: the pairs of a step. They run in parts where they do not fit in memory.
-        lr: the highest learning rate of AdamW; it rises over the warmup, and falls to 0.
-        weight_decay: of AdamW.
+        lr: the highest learning rate of AdamW, at most 1; it rises over the warmup, and falls to 0.
+        weight_decay: of AdamW, which pulls towards the first basis.
         warmup: over which share of the steps the rate rises.
         kl: the weight of a second loss: how far the rest of the next token's distribution, without
             the two answers, moves from the target run's, as a Kullback-Leibler divergence in nats.
@@ -110,7 +122,9 @@ def train_subspace(
 
     Warns:
         EngineWarning: each step is a whole forward.
-        PromptWarning: some pairs tell nothing, and are left out.
+        AnswerWarning: answers have several tokens, of which the first is learned.
+        PromptWarning: some pairs tell nothing, and are left out; pairs held out have a copy among
+            those learned from.
 
     Examples:
         >>> from nnpatch_core import PromptPairs, Site
@@ -130,23 +144,25 @@ def train_subspace(
     check_flags(random_labels=random_labels, random_model=random_model, progress=progress)
     start = _initial(initial, training)
     traced = as_nnsight(nnmodel)
-    model = module_of(traced)
-    check_gradients(model)
-    known: dict[str, Any] = {
-        "engine": engine,
-        "memory_budget": memory_budget,
-        "unpatched": training.kl > 0,
-    }
+    check_gradients(module_of(traced))
+    if checkpoint is not None:
+        check_place(checkpoint)
+    known: dict[str, Any] = {"engine": engine, "memory_budget": memory_budget}
+    found = find_pairs(traced, api, site, pairs, **known)
+    if found.site.space is not None:
+        raise SubspaceError(
+            f"the site is limited to {found.site.space} already: name it without subspace=; to "
+            "begin with that subspace, pass it as initial="
+        )
+    _check_width(found.width, training, start)
+    keys = found.keys
+    split = split_pairs(found.usable, keys, held_out, len(pairs), training.seed)
+    # Some models load their weights only when they are to run.
+    model = with_weights(traced)
     fresh = untrained(model, training.seed) if random_model else None
     with evaluating(model), frozen(model):
-        interchange = open_interchange(traced, api, site, pairs, **known)
-        check_rank(training.rank, interchange.width)
-        if start is not None and start.width != interchange.width:
-            raise SubspaceError(
-                f"initial is {start}, and the site is {interchange.width} wide: give one made there"
-            )
-        keys = interchange.keys
-        split = split_pairs(interchange.usable, keys, held_out, len(pairs), training.seed)
+        interchange = record_pairs(found, unpatched=training.kl > 0)
+        _check_width(interchange.width, training, start)
         asked, others, notes = _asked(interchange, training, random_labels)
         file = None
         if checkpoint is not None:
@@ -199,6 +215,17 @@ def _initial(initial: Any, training: Training) -> Subspace | None:
     return found
 
 
+def _check_width(width: int | None, training: Training, start: Subspace | None) -> None:
+    """Raise `SubspaceError` where the rank, or the first basis, does not fit an activation."""
+    if width is None:
+        return
+    check_rank(training.rank, width)
+    if start is not None and start.width != width:
+        raise SubspaceError(
+            f"initial is {start}, and the site is {width} wide: give one made there"
+        )
+
+
 def _asked(
     interchange: Interchange, training: Training, random_labels: bool
 ) -> tuple[dict[str, Tensor], dict[int, int] | None, list[str]]:
@@ -240,7 +267,8 @@ def _in_random_model(
     """The control that is learned in a model that knows nothing."""
     traced = as_nnsight(fresh)
     with evaluating(fresh), frozen(fresh):
-        interchange = open_interchange(traced, api, site, pairs, **known)
+        kept = lesson.training.kl > 0
+        interchange = open_interchange(traced, api, site, pairs, unpatched=kept, **known)
         answers = interchange.runs.source_answers.cpu()
         learned = lesson.learn(_MODEL, interchange, answers)
     accuracy, target = learned.measured

@@ -122,7 +122,8 @@ def open_cone_replay(
     replay = ConeReplay(patches, _joined(parts, target), values(everyone), starts)
     replay.check()
     logits = replay.target.logits
-    return attrs.evolve(replay, target=attrs.evolve(replay.target, logits=logits[:0])), logits
+    none = logits[:0].clone()
+    return attrs.evolve(replay, target=attrs.evolve(replay.target, logits=none)), logits
 
 
 def _joined(parts: Sequence[TargetRun], target: Batch) -> TargetRun:
