@@ -60,6 +60,8 @@ def learn(arguments: argparse.Namespace, folder: Path) -> None:
             results["about"].setdefault("libraries", {})[name] = told["libraries"]
         results["about"] |= about(arguments)
         for job, seed in rounds(jobs):
+            if arguments.seeds is not None and seed not in arguments.seeds:
+                continue
             found = contest(arguments, job, seed, workers)
             results["lessons"].append({"job": asdict(job), "seed": seed, **found})
             save(results, folder, RESULTS)
@@ -74,6 +76,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pyvene-python", type=Path, metavar="PATH", help=told)
     told = f"patterns of names such as {JOBS[0].name} (default: all)"
     parser.add_argument("--jobs", nargs="+", metavar="PATTERN", default=["*"], help=told)
+    told = "only those of a job's seeds (default: all)"
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help=told)
     told = "pairs that are learned from, that are held out, and that test (default: 64 12 32)"
     count = at_least(2)
     parser.add_argument("--pairs", nargs=3, type=count, default=[64, 12, 32], help=told)
@@ -175,7 +179,10 @@ def report(job: Job, seed: int, name: str, answer: dict[str, Any]) -> None:
 def rendered(folder: Path) -> str:
     """The tables of the results in a folder; those of the docs go into the page."""
     results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    text = "\n\n".join([described(results), costs(results), answers(results), alike(results)])
+    parts = [described(results)]
+    for title, of in (("cost", costs), ("accuracy", answers), ("agreement", alike)):
+        parts += [f"### Learning: {title}", of(results)]
+    text = "\n\n".join(parts)
     if folder == PUBLISHED:
         told = (folder / RESULTS).relative_to(DOCS).as_posix()
         text += f"\n\nEvery measurement is in {{download}}`{RESULTS} <{told}>`."
@@ -213,13 +220,9 @@ def described(results: dict[str, Any]) -> str:
 
 def costs(results: dict[str, Any]) -> str:
     """What it cost: each contestant a row, beside the first one."""
-    header = ["job", "contestant", "seeds", "before the first step", "an epoch's steps"]
-    header += [
-        "pairs held out, each time",
-        "in all",
-        "an epoch, to nnpatch's",
-        "in all, to nnpatch's",
-    ]
+    header = ["job", "contestant", "seeds", "before the first step", "an epoch"]
+    header += ["pairs held out, each time", "in all"]
+    header += [f"{told} / {LEARNERS[OWN].title}" for told in ("an epoch", "in all")]
     rows = []
     for job, lessons in by_job(results):
         for name in LEARNERS:
