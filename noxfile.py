@@ -22,7 +22,10 @@ DISTRIBUTIONS = ("nnpatch_core", "nnpatch_llama", "nnpatch_mistral", "nnpatch_ge
 # A third party's distribution, as an example that is built and tested like one.
 EXAMPLE = "docs/examples/nnpatch-gpt2"
 # Scripts that ask SmolLM2 a question each; docs/examples.md shows what they find.
-EXAMPLES = ("repeated_names", "greater_than", "induction", "long_answers")
+EXAMPLES = (
+    "repeated_names", "greater_than", "induction", "long_answers", "context_or_memory",
+    "first_or_second",
+)  # fmt: skip
 SOURCES = [f"{name}/src" for name in (*DISTRIBUTIONS, EXAMPLE)]
 TESTING = (
     "accelerate", "hypothesis", "ipykernel", "nbclient", "peft", "psutil", "pytest", "statsmodels",

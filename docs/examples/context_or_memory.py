@@ -106,6 +106,14 @@ def turn(model: Any, learned: Trained, values: Sequence[float]) -> SteeringCurve
     return sweep_steering(model, learned.subspace, values, learned.held_out_pairs)
 
 
+def ends(model: Any, learned: Trained) -> tuple[float, float]:
+    """The mean coordinate of the target prompts held out, and that of the source prompts."""
+    rows = collect(model, learned.subspace, learned.held_out_pairs, progress=False)
+    frame = rows.to_dataframe()
+    means = frame.groupby("run")["c0"].mean()
+    return float(means["target"]), float(means["source"])
+
+
 def generated(model: Any, tokenizer: Any, learned: Trained, text: str, value: float) -> str:
     """What the model goes on with, once its knob is set."""
     given = tokenizer(text, return_tensors="pt")
@@ -139,12 +147,16 @@ def main() -> None:
 def check(model: Any, tokenizer: Any, learned: Trained, folder: Path) -> None:
     """Coordinates, a curve, and text."""
     rows = collect(model, learned.subspace, learned.held_out_pairs)
-    frame = rows.to_dataframe()
-    telling.say(str(frame.groupby("run")["c0"].describe()[["mean", "min", "max"]].round(2)))
     draw(rows.plot(by="run"), folder / "context-or-memory-coordinates.png")
-    curve = turn(model, learned, [float(value) for value in range(-60, 61, 5)])
-    telling.say(str(curve.to_dataframe().round(3).to_string()))
+    memory, context = ends(model, learned)
+    telling.say(f"mean coordinate: {context:.1f} in source runs, {memory:.1f} in target runs")
+    curve = turn(model, learned, [float(value) for value in range(-60, 61, 10)])
+    telling.say(curve.to_dataframe().round(3).to_string())
     draw(curve.plot(), folder / "context-or-memory-knob.png")
+    for pair in learned.held_out_pairs.pairs[:2]:
+        for value in (memory, context):
+            telling.say(f"{pair.source} -> {value:.1f}:")
+            telling.say(generated(model, tokenizer, learned, str(pair.source), value))
 
 
 def draw(figure: Any, path: Path) -> None:

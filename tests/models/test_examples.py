@@ -15,7 +15,9 @@ from nnpatch_core import PromptPairs
 from tests.helpers.oracle import Donor, Oracle, Place, Prompt
 from tests.models.real import Real, smollm2_135m
 
-import greater_than  # isort: skip - found by tests.models.real
+import context_or_memory  # isort: skip - found by tests.models.real
+import first_or_second  # isort: skip
+import greater_than  # isort: skip
 import induction  # isort: skip
 import long_answers  # isort: skip
 import repeated_names  # isort: skip
@@ -228,3 +230,33 @@ def test_one_head_looks_back_and_another_one_finds_it(known: Real) -> None:
     later = torch.arange(half + 2, 2 * half)
     assert attention[16][:, 0, later, later - 1].mean() > 0.8
     assert attention[18][:, 6, later, later - half + 1].mean() > 0.8
+
+
+# Knobs --------------------------------------------------------------------------------------------
+
+
+def test_one_direction_decides_between_context_and_memory(known: Real) -> None:
+    pairs = context_or_memory.prompts(known.model, known.tokenizer, 120)
+    assert len(pairs) > 25
+    (learned,) = context_or_memory.learn(known.model, pairs, [context_or_memory.LAYER]).values()
+    rows = learned.evaluation
+    assert rows.accuracy.value > 0.9
+    assert rows.target_accuracy.value < 0.1
+    # It is no matter of rank, and the stream itself carries it there.
+    assert rows["random subspace"].accuracy.value < 0.1
+    assert rows["random labels"].accuracy.value < 0.4
+    assert rows["whole component"].accuracy.value > 0.5
+    # Turned one way the model answers from the context, and turned the other way from memory.
+    ends = sorted(context_or_memory.ends(known.model, learned))
+    curve = context_or_memory.turn(known.model, learned, ends)
+    shares = curve.source.probability.mean(1)
+    assert abs(float(shares[1] - shares[0])) > 0.4
+
+
+def test_one_direction_decides_between_the_first_and_the_second_name(known: Real) -> None:
+    pairs = first_or_second.prompts(known.model, known.tokenizer, 60)
+    assert len(pairs) > 25
+    (learned,) = first_or_second.learn(known.model, pairs, [first_or_second.LAYER]).values()
+    rows = learned.evaluation
+    assert rows.accuracy.value > 0.5
+    assert rows["random subspace"].accuracy.value < 0.1
