@@ -462,7 +462,7 @@ def cells_of(draw: st.DrawFn, case: Case, size: int = 5) -> list[tuple[Place, ..
 def as_site(case: Case, places: tuple[Place, ...]) -> Any:
     sites = [
         Site.get_site(case.api, component, layer, head, [-back for back in from_end])
-        for component, layer, head, from_end in places
+        for component, layer, head, from_end, _ in places
     ]
     return sites[0] if len(sites) == 1 else MultiSite(sites)
 

@@ -316,8 +316,8 @@ def test_prompts_longer_than_the_sliding_window(
         Place("attn", 16, None, (1,)),
     ]
     sites = [
-        Site.get_site(known.api, component, layer, head, [-position])
-        for component, layer, head, (position,) in places
+        Site.get_site(known.api, place.component, place.layer, place.head, [-place.from_end[0]])
+        for place in places
     ]
     out = activation_patching(known.model, None, Sites.from_sites(sites), **pairs.arguments)
     base = unpatched(known, pairs)

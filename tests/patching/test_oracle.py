@@ -449,7 +449,7 @@ def test_sites_of_ones_own_and_several_at_once() -> None:
         for places in cells:
             parts = [
                 Site.get_site(api, component, layer, head, [-back for back in from_end])
-                for component, layer, head, from_end in places
+                for component, layer, head, from_end, _ in places
             ]
             sites.append(parts[0] if len(parts) == 1 else MultiSite(parts, name="several"))
         out = activation_patching(model, None, Sites.from_sites(sites), **pairs.arguments)
@@ -476,7 +476,7 @@ def test_zero_ablation_of_several_sites() -> None:
     places = [Place("attn", 1, None, (1, 2)), Place("mlp", 0, None, (3,))]
     parts = [
         Site.get_site(Llama3, component, layer, head, [-back for back in from_end])
-        for component, layer, head, from_end in places
+        for component, layer, head, from_end, _ in places
     ]
     out = ablate(model, pairs, Sites.from_sites([MultiSite(parts)]))
     logits = [oracle.replaced(prompt, places, oracle.zeros) for prompt in pairs.source]
@@ -541,7 +541,7 @@ def test_zeros_need_no_cache_and_several_sites_patch_together() -> None:
     places = [Place("mlp", 1, None, (1,)), Place("v", 0, 1, (2, 1)), Place("attn", 1, None, (3,))]
     both = MultiSite(
         Site.get_site(Gemma2, component, layer, head, [-back for back in from_end])
-        for component, layer, head, from_end in places
+        for component, layer, head, from_end, _ in places
     )
     with torch.no_grad(), nnmodel.trace(pairs.target_tokens):
         both.patch(nnmodel, zero=True)
