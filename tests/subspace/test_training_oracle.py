@@ -40,6 +40,11 @@ ONE_LENGTH = tuple(random_pairs([5, 5, 5]))
 LENGTHS = tuple(random_pairs([4, 6, 5, 2], seed=2))
 #: Where a target prompt has a token, some of their sources have none.
 SHORTER = tuple(random_pairs([6, 4, 5], seed=6, apart=-2))
+#: The first three tokens of both are the same, and four in the second pair.
+BEGUN_ALIKE = tuple(
+    pair._replace(source=(*pair.target[:same], *pair.source[same:]))
+    for pair, same in zip(random_pairs([6, 6, 6], seed=9), (3, 4, 3), strict=True)
+)
 SHIFTED = tuple(random_pairs([4, 6, 5], seed=3, apart=2))
 #: In float64 from end to end.
 CLOSE: dict[str, float] = {"rtol": 1e-9, "atol": 1e-12}
@@ -165,6 +170,8 @@ SITES = {
     "padding in the source alone": case("resid", layer=0, seq_pos=None, pairs=SHORTER),
     "padding, several": case("attn", seq_pos=(-1, -2), pairs=LENGTHS),
     "padding, a head": case("o", head=2, seq_pos=(-2,), pairs=LENGTHS),
+    "begun alike": case("resid", layer=0, seq_pos=None, pairs=BEGUN_ALIKE),
+    "begun alike, a head": case("k", head=1, seq_pos=None, pairs=BEGUN_ALIKE),
     "each its own": case(
         "resid",
         seq_pos=[[-1], [-3], [-2]],
@@ -362,3 +369,39 @@ def test_the_logits_of_all_pairs_are_not_kept() -> None:
         assert isinstance(replay, ConeReplay)
         assert replay.target.logits.untyped_storage().nbytes() == 0
         assert learner.interchange.unpatched is None
+
+
+@pytest.mark.parametrize("name", ["begun alike", "begun alike, a head"])
+def test_what_both_prompts_begin_with_is_not_run(name: str) -> None:
+    with opened(SITES[name]) as (learner, _):
+        replay = learner.interchange.replay
+        assert isinstance(replay, ConeReplay)
+        assert replay.starts.tolist() == [3, 4, 3]
+
+
+class Still:
+    """A space of which nothing is ever patched."""
+
+    width, rank = 32, 1
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x[..., :1]
+
+    def decode(self, c: Tensor) -> Tensor:
+        return 0 * c.expand(*c.shape[:-1], self.width)
+
+    def interchange(self, source: Tensor, target: Tensor) -> Tensor:
+        return target
+
+    def set(self, target: Tensor, values: Tensor) -> Tensor:
+        return target
+
+
+def test_a_space_in_which_nothing_changes_hides_no_other() -> None:
+    it = SITES["begun alike"]
+    site = attrs.evolve(it.site, subspace=Still())
+    with opened(attrs.evolve(it, site=site)) as (learner, oracle):
+        # The whole component is patched there as well, as a control.
+        losses, _ = learner.measure(None, torch.arange(3))
+        expected, _ = oracle.loss(it.pairs, it.where, it.moves, None)
+        torch.testing.assert_close(losses.mean(), expected.detach(), **CLOSE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -29,13 +29,13 @@ _CONTROLS = 4
 
 @attrs.frozen(eq=False)
 class ConeReplay:
-    """Each time the layers above the site, from the first token that it patches on.
+    """Each time the layers above the site, from the first token that the patch changes on.
 
     Args:
         patches: the cell, which has one site.
         target: the recorded target run of all prompts.
         intervention: what is put there.
-        starts: `[prompts]`, the first position that is patched in each.
+        starts: `[prompts]`, the first position of each at which the patch changes anything.
     """
 
     patches: Patches
@@ -104,20 +104,26 @@ def open_cone_replay(
     Raises:
         EngineError: the model cannot be recorded, or run from the middle of a prompt.
     """
-    (site,) = patches.cells[0].sites
-    starts = np.array([_first(site.positions.group(prompt)) for prompt in range(len(target))])
+    # Later it is patched within one space or another, so that any change counts.
+    whole = within(patches, None)
+    (site,) = whole.cells[0].sites
     lowest = int(first_layer(np.array([site.place.stage]))[0])
-    most = int(starts.max())
-    parts = []
+    parts, begins = [], []
     for chunk in chunks:
         numbers = torch.arange(chunk.start, chunk.stop, device="cpu")
-        own = patches.rows(numbers)
+        own = whole.rows(numbers)
         run = record_target(own, target.rows(chunk), values(numbers), store)
-        kept = [
-            None if pair is None or layer < lowest else (_left(pair[0], most), _left(pair[1], most))
-            for layer, pair in enumerate(run.kept)
-        ]
+        kept = [None if layer < lowest else pair for layer, pair in enumerate(run.kept)]
         parts.append(attrs.evolve(run, kept=kept))
+        begins.append(_starts(run, own))
+    starts = np.concatenate(begins)
+    most = int(starts.max())
+    for number, run in enumerate(parts):
+        kept = [
+            pair if pair is None else (_left(pair[0], most), _left(pair[1], most))
+            for pair in run.kept
+        ]
+        parts[number] = attrs.evolve(run, kept=kept)
     everyone = torch.arange(len(target), device="cpu")
     replay = ConeReplay(patches, _joined(parts, target), values(everyone), starts)
     replay.check()
@@ -150,8 +156,16 @@ def _joined(parts: Sequence[TargetRun], target: Batch) -> TargetRun:
     )
 
 
-def _first(positions: Iterable[int]) -> int:
-    return min(positions)
+def _starts(run: TargetRun, patches: Patches) -> Integers:
+    """`[prompts]`: the first position of each at which the patch changes anything.
+
+    Left of it source and target run are the same. Where nothing changes it is the last one.
+    """
+    (site,) = patches.cells[0].sites
+    at = site.positions.at.expand(len(run.batch), -1).numpy()
+    last = np.maximum(at.max(1, keepdims=True), 0)
+    starts: Integers = np.where(run.changed(0, site), at, last).min(1)
+    return starts
 
 
 def _left(kept: Tensor, most: int) -> Tensor:
