@@ -44,7 +44,8 @@ Moves = Sequence[Sequence[tuple[int, int]]]
 def reflected(initial: Tensor, raw: Tensor) -> Tensor:
     """The basis `[width, rank]` that numbers below the diagonal of `raw` make of the first one."""
     width, rank = initial.shape
-    whole, factor = torch.linalg.qr(initial, mode="complete")
+    mixing = mixed(width).to(raw.dtype)
+    whole, factor = torch.linalg.qr(mixing.T @ initial, mode="complete")
     turned = torch.eye(width, dtype=raw.dtype)
     for column in range(rank):
         one = torch.eye(width, dtype=raw.dtype)[column]
@@ -52,7 +53,15 @@ def reflected(initial: Tensor, raw: Tensor) -> Tensor:
         reflection = torch.eye(width, dtype=raw.dtype)
         reflection = reflection - 2 * torch.outer(vector, vector) / (vector @ vector)
         turned = turned @ reflection
-    return whole @ turned[:, :rank] * -factor.diagonal().sign()
+    return mixing @ whole @ turned[:, :rank] * -factor.diagonal().sign()
+
+
+def mixed(width: int) -> Tensor:
+    """`[width, width]`: the coordinates of learning, sums of cosine and sine with random signs."""
+    numbers = torch.arange(width, dtype=torch.float64)
+    angles = 2 * torch.pi * numbers[:, None] * numbers / width
+    drawn = torch.randint(0, 2, (width, 1), generator=torch.Generator().manual_seed(0))
+    return (2 * drawn - 1) * (angles.cos() + angles.sin()) / width**0.5
 
 
 class LearningOracle:

@@ -17,14 +17,20 @@ class Basis:
     count. So decay pulls towards the first basis, and two that begin alike learn alike. Nothing
     that is `[width, width]` is ever formed.
 
+    Optimisers such as AdamW scale each coordinate by itself, and activations are large along a few
+    axes. So the coordinates are mixed: none of them is an axis of the activation.
+
     Args:
         initial: `[width, rank]`, orthonormal: where learning begins.
     """
 
     def __init__(self, initial: Tensor) -> None:
         self.parameter = nn.Parameter(torch.zeros_like(initial))
-        #: The rotation of the whole space that takes the first axes to the first basis.
-        self._turn = torch.geqrf(initial)
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(0, 2, (len(initial), 1), generator=generator, device="cpu")
+        self._mixing = (2 * drawn - 1).to(initial)
+        #: The rotation of the whole space that takes the first axes to the first basis, mixed.
+        self._turn = torch.geqrf(_hartley(self._mixing * initial))
         self._signs = -self._turn[0].diagonal().sign()
 
     def now(self) -> Learned:
@@ -37,7 +43,15 @@ class Basis:
             products = vectors.T @ vectors
             factor = products.triu(1) + (products.diagonal() / 2).diag()
             ahead = torch.linalg.solve_triangular(factor, vectors[:rank].T, upper=True)
-            return Learned(torch.ormqr(*self._turn, start - vectors @ ahead) * self._signs)
+            mixed = torch.ormqr(*self._turn, start - vectors @ ahead) * self._signs
+            return Learned(self._mixing * _hartley(mixed))
+
+
+def _hartley(columns: Tensor) -> Tensor:
+    """The discrete Hartley transform of columns `[width, rank]`: orthogonal, its own inverse."""
+    waves = torch.fft.fft(columns, dim=0, norm="ortho")
+    found: Tensor = waves.real - waves.imag
+    return found
 
 
 class Learned:

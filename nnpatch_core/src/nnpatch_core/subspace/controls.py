@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -80,7 +82,7 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
     device = input_device(model) or weight.device
     devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), torch.device("cpu"):
+        with torch.random.fork_rng(devices), torch.device("cpu"), _in_float32():
             torch.manual_seed(seed)
             fresh = type(model)(config)
     except Exception as error:
@@ -90,3 +92,14 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
         ) from error
     own: nn.Module = fresh.to(device=device, dtype=weight.dtype).eval()
     return own
+
+
+@contextmanager
+def _in_float32() -> Iterator[None]:
+    """Draw numbers in float32, whatever the default: those of another type are others."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
