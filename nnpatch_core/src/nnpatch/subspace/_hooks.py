@@ -181,7 +181,7 @@ class BinaryHook(SteerHook):
         Raises:
             SubspaceError: they are neither true nor false.
         """
-        chosen = torch.as_tensor(value)
+        chosen = value if isinstance(value, Tensor) else torch.tensor(value, device="cpu")
         if chosen.ndim != 1 or not bool(((chosen == 0) | (chosen == 1)).all()):
             raise SubspaceError(f"value must be [batch], each true or false, got {value}")
         self.set_value(torch.where(chosen.bool(), self.value_b, self.value_a))

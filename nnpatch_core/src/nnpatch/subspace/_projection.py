@@ -42,7 +42,8 @@ class LowRankOrthogonalProjection(nn.Module):
     def __init__(self, embed_dim: int, rank: int = 1, orthogonalize: bool = True) -> None:
         super().__init__()
         # It checks the numbers as well.
-        drawn = Subspace.random(embed_dim, rank, seed=int(torch.randint(2**31, ()))).basis
+        seed = int(torch.randint(2**31, (), device="cpu"))
+        drawn = Subspace.random(embed_dim, rank, seed=seed).basis
         self.weight = nn.Parameter(drawn.clone())
         if orthogonalize:
             # Without the base that torch keeps by default, of the width by the width.
