@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nnpatch_core import Site
 from nnpatch_core.errors import LayerError, SubspaceError
 from nnpatch_core.spaces import Features, SiteRecord, Subspace, as_space, by_layer
-from nnpatch_core.testing import tiny_api
+from nnpatch_core.testing import tiny_api, tiny_tokenizer
 from tests.helpers.refusals import raises
 from tests.helpers.strategies import subspace
 
@@ -453,7 +453,11 @@ def test_what_a_site_takes_as_a_subspace() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [Subspace, Coded, torch.eye(3), nn.Linear(3, 3), "S", b"S", 0, False, [], {0: None}],
+    [
+        *(Subspace, Coded, torch.eye(3), nn.Linear(3, 3), "S", b"S", 0, False, [], {0: None}),
+        # It has methods of these names.
+        tiny_tokenizer(["a"]),
+    ],
     ids=lambda each: re.sub(r"\W.*", "", str(each)) or "empty",
 )
 def test_anything_else_is_refused(value: Any) -> None:

@@ -28,7 +28,9 @@ def as_space(value: Any) -> Space | None:
     if inner is not None and _is_space(inner):
         own: Space = inner
         return own
-    if not isinstance(value, type) and all(hasattr(value, name) for name in _METHODS[:2]):
+    codes = not isinstance(value, type) and all(hasattr(value, name) for name in _METHODS[:2])
+    # A tokenizer has methods of these names too.
+    if codes and not hasattr(value, "batch_decode"):
         return Features(value)
     raise SubspaceError(
         f"subspace must be a Subspace, or an object with encode and decode, got {shown(value)}"

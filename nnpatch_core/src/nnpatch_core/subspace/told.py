@@ -43,6 +43,8 @@ def identity(
         "initial": "random" if start is None else digest(start.basis),
         "learned": ", ".join([*asked, *["random model"] * random_model]),
         "engine": interchange.replay.name,
+        # What runs together decides on last digits.
+        "pairs at once": str(interchange.at_once(True, training.batch_size)),
         **versions(),
     }
 
