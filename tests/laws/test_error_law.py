@@ -40,6 +40,7 @@ from nnpatch_core.subspace import (
     collect,
     evaluate_subspace,
     sweep_steering,
+    sweep_subspaces,
     train_subspace,
 )
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
@@ -115,7 +116,13 @@ def taught(progress: Any = False, **options: Any) -> Any:
     return train_subspace(**{**LEARNING, **options}, progress=progress)
 
 
+def taught_everywhere(progress: Any = False, **options: Any) -> Any:
+    """Learn one at each site of a grid."""
+    return sweep_subspaces(**options, progress=progress)
+
+
 BASIS = torch.eye(4)[:, :2]
+LAST = Sites("resid", [1], "last")
 
 
 def steered(**arguments: Any) -> Any:
@@ -250,6 +257,11 @@ ENTRIES = {
             *("seed", "initial", "random_model", "engine", "memory_budget", "checkpoint"),
             "progress",
         ],
+    ),
+    "sweep_subspaces": (
+        taught_everywhere,
+        {**{name: LEARNING[name] for name in LEARNING if name != "site"}, "sites": LAST},
+        ["rank", "held_out", "lr", "progress"],
     ),
     "evaluate_subspace": (
         evaluate_subspace,

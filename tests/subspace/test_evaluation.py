@@ -252,3 +252,11 @@ def test_nothing_is_left_on_the_model() -> None:
     assert all(module.training for module in model.modules())
     assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_notebook_shows_the_tables() -> None:
+    trained = learned(tiny_model("llama"), some_pairs(), epochs=1)
+    for shown in (trained, trained.evaluation):
+        page = shown._repr_html_()
+        assert "whole component" in page
+        assert page.startswith("<")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._extras import extra
+from nnpatch_core._html import block, preformatted
 from nnpatch_core._integers import strict_int, strict_seed
 from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
 from nnpatch_core._warnings import warn
@@ -115,6 +116,9 @@ class Evaluation(Mapping[str, Measured]):
         ]
         told = f"{self.pairs} pairs, 95 percent intervals; source prompts answered: {self.source}"
         return "\n".join([*lines, told, *self.notes])
+
+    def _repr_html_(self) -> str:
+        return block(preformatted(str(self)))
 
     def __repr__(self) -> str:
         return f"Evaluation(accuracy {self.accuracy} of {self.pairs} pairs at {self.site})"

@@ -11,6 +11,7 @@ import attrs
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._extras import extra
+from nnpatch_core._html import block, preformatted
 from nnpatch_core._models import as_nnsight, in_one_thread
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import CheckpointError, SubspaceError, TokensError
@@ -136,6 +137,9 @@ class SubspaceSweep(Mapping[str, Trained]):
             ]
             lines.append(f"{label:<{width}}  " + "  ".join(f"{cell:>19}" for cell in cells))
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return block(preformatted(str(self)))
 
     def __repr__(self) -> str:
         return f"SubspaceSweep({len(self)} sites, best {self.best}: {self[self.best].accuracy})"

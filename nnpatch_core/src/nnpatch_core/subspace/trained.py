@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from nnpatch_core._extras import extra
+from nnpatch_core._html import block, preformatted
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.spaces import Subspace
 from nnpatch_core.subspace.controls import Control
@@ -83,6 +84,9 @@ class Trained:
             f"{self.history[-1].epoch}; on pairs held out:"
         )
         return f"{told}\n{self.evaluation}"
+
+    def _repr_html_(self) -> str:
+        return block(preformatted(str(self)))
 
     def __repr__(self) -> str:
         return f"Trained({self.subspace}, accuracy {self.accuracy} on pairs held out)"
