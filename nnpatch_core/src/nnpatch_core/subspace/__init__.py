@@ -1,9 +1,9 @@
 """Subspaces of activations: learn one, patch it, steer with it.
 
-`interchange` has the pairs recorded at a site; `basis`, `losses` and `learning` learn from them, a
-`lesson` one basis after another, with `options` and a `checkpoint`; `controls` are what should do
-worse, `evaluation` measures, `training` and `sweeping` are the entry points, and `trained` is what
-they give.
+`found` has the pairs and their site before anything runs, `interchange` has them recorded; `basis`,
+`losses` and `learning` learn from them, a `lesson` one basis after another, with `options` and a
+`checkpoint`; `controls` are what should do worse, `evaluation` measures, `training` and `sweeping`
+are the entry points, and `trained` is what they give.
 """
 
 from nnpatch_core.spaces import Features, SiteRecord, Subspace

@@ -17,7 +17,8 @@ from nnpatch_core._warnings import warn
 from nnpatch_core.errors import PromptWarning, SubspaceError
 from nnpatch_core.spaces import Space, Subspace, as_space, check_width
 from nnpatch_core.subspace.controls import Control
-from nnpatch_core.subspace.interchange import Interchange, find_pairs, record_pairs, site_of
+from nnpatch_core.subspace.found import find_pairs, site_of
+from nnpatch_core.subspace.interchange import Interchange, record_pairs
 from nnpatch_core.subspace.learning import tops_of
 from nnpatch_core.subspace.proportion import Proportion
 from nnpatch_core.tracing import check_space

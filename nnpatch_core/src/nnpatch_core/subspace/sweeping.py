@@ -18,7 +18,7 @@ from nnpatch_core.errors import CheckpointError, SubspaceError, TokensError
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.site import Site
 from nnpatch_core.subspace.arguments import TrainingArguments
-from nnpatch_core.subspace.interchange import from_end
+from nnpatch_core.subspace.found import from_end
 from nnpatch_core.subspace.pictures import plot_layers
 from nnpatch_core.subspace.trained import Trained
 from nnpatch_core.subspace.training import train_subspace

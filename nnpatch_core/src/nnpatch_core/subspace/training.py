@@ -24,12 +24,8 @@ from nnpatch_core.spaces import Subspace, check_rank
 from nnpatch_core.subspace.checkpoint import TrainingFile, check_place
 from nnpatch_core.subspace.controls import Control, other_answers, untrained
 from nnpatch_core.subspace.evaluation import evaluated
-from nnpatch_core.subspace.interchange import (
-    Interchange,
-    find_pairs,
-    open_interchange,
-    record_pairs,
-)
+from nnpatch_core.subspace.found import find_pairs
+from nnpatch_core.subspace.interchange import Interchange, open_interchange, record_pairs
 from nnpatch_core.subspace.lesson import Lesson
 from nnpatch_core.subspace.options import Training, split_pairs
 from nnpatch_core.subspace.told import identity, info_of
