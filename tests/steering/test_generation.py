@@ -168,3 +168,18 @@ def test_any_site_position_and_value(
         tokens_known, known = oracle_of(name).generate(prompt, NEW, steered)
         assert seen[0][row].tolist() == tokens_known
         torch.testing.assert_close(seen[1][row], known, atol=ATOL, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma2", "gemma3_text", "mixtral"])
+@pytest.mark.parametrize("backs", [None, [-1], [-2]])
+def test_a_static_cache_gives_what_another_does(name: str, backs: list[int] | None) -> None:
+    """Layers that see a window have masks of their own, which are narrower."""
+    api, model = FAMILIES[name].api, model_of(name)
+    tokens, mask = lay_out(random_prompts(LENGTHS, seed=2), "left", seed=2)
+    width = width_of(name, "resid", 1, None)
+    site = Site.get_site(api, "resid", 1, seq_pos=backs, subspace=Subspace.random(width, 2))
+    with steer(model, site, Set(5.0)):
+        known = generated(model, tokens, mask)
+        static = generated(model, tokens, mask, cache_implementation="static")
+    assert torch.equal(known[0], static[0])
+    torch.testing.assert_close(known[1], static[1], atol=ATOL, rtol=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -622,12 +623,22 @@ def test_an_adapter_beside_a_site_and_models_that_are_none() -> None:
         pass
 
 
-def test_a_width_that_only_a_run_tells() -> None:
-    """GPT-2's projections do not say how wide they are."""
+def test_a_width_that_is_known_is_looked_at_first() -> None:
+    """GPT-2's projections say how wide they are under a name of their own."""
     from tests.helpers.kit import GPT2
 
     model = tiny_model("gpt2")
     head = Site.get_site(GPT2, "q", 1, head=0, seq_pos=[-1])
+    with pytest.raises(SteeringError, match="width = 8"), steer(model, head, Add(torch.ones(7))):
+        pass
+    with steer(model, head, Add(torch.ones(8))):
+        model(TOKENS)
+
+
+def test_a_width_that_only_a_run_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["nnpatch_core.steering.steer"], "_width", lambda *_: None)
+    model = tiny_model("llama")
+    head = Site.get_site(tiny_api(), "q", 1, head=0, seq_pos=[-1])
     with steer(model, head, Add(torch.ones(7))), pytest.raises(SteeringError, match="7 wide, and"):
         model(TOKENS)
     with steer(model, head, Add(torch.ones(8))):

@@ -134,7 +134,9 @@ def inputs_of(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Inputs:
     kept = 0 if cache is None else kept_tokens(cache)
     rows, tokens = ids.shape[:2]
     if isinstance(mask, Mapping):
-        mask = next((each for each in mask.values() if each is not None), None)
+        # Layers that see a window have a narrower one.
+        some = [each for each in mask.values() if isinstance(each, Tensor)]
+        mask = max(some, key=lambda each: each.shape[-1], default=None)
     if mask is None:
         real = torch.ones(rows, kept + tokens, dtype=torch.bool, device="cpu")
         return Inputs(ids, kept, real, masked=False)
@@ -146,6 +148,10 @@ def inputs_of(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Inputs:
             return Inputs(ids, kept, real, masked=True)
     if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[3] >= kept + tokens:
         return Inputs(ids, kept, _by_square(mask, rows, kept, tokens), masked=True, told=not kept)
+    if isinstance(mask, Tensor) and mask.ndim == 4 and kept:
+        # Of a window: what was kept is known from before, and what is generated is no padding.
+        real = torch.ones(rows, kept + tokens, dtype=torch.bool, device="cpu")
+        return Inputs(ids, kept, real, masked=True, told=False)
     got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
     raise MaskError(
         f"the attention mask of a steered forward must be [batch, seq] = [{rows}, "
