@@ -17,7 +17,7 @@ from nnpatch_core.sweep import checkpoint
 #: What runs one trace of each engine, as owner and name.
 RUNS: dict[str, tuple[Any, str]] = {
     "cone": (cone.ConeExecution, "_run"),
-    "full": (full.FullExecution, "_patching"),
+    "full": (full, "patching"),
 }
 #: The same of the cone engine, inside of what tells its own errors from the model's.
 INSIDE = (ascent.Ascent, "run")

@@ -76,6 +76,12 @@ class Encoder:
 
     def ids(self, text: str) -> tuple[int, ...]:
         """The tokens of a text alone, without special tokens around it."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UnusableError(
+                TokensError, f"{shown(text)} has half of a character at {error.start}"
+            ) from error
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def pieces(self, ids: Sequence[int]) -> list[str]:

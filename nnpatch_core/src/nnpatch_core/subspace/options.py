@@ -15,6 +15,9 @@ from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import PromptWarning, SubspaceError
 
+#: More steps, pairs or directions than there can be.
+_MOST = 2**31
+
 
 def _number(name: str, value: Any, least: float, most: float = math.inf) -> float:
     """A real number between two ends, or `SubspaceError`."""
@@ -31,6 +34,8 @@ def _count(name: str, value: Any) -> int:
     number = strict_int(value, name, SubspaceError)
     if number < 1:
         raise SubspaceError(f"{name} must be at least 1, got {number}")
+    if number >= _MOST:
+        raise SubspaceError(f"{name} must be below 2**31, got {number}")
     return number
 
 
