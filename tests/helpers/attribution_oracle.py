@@ -104,7 +104,7 @@ class AttributionOracle(Oracle):
 
         Each holds the target's own values, as it would hold the donor's were it patched.
         """
-        leaves, moves, hooks = [], [], []
+        leaves, moves, edits = [], [], []
         for place in places:
             own = self.part(self.activation(target, place.component, place.layer), place)
             written = {}
@@ -112,7 +112,9 @@ class AttributionOracle(Oracle):
                 written[row] = own[row].clone().requires_grad_()
                 leaves.append(written[row])
                 moves.append(move)
-            hooks.append(self._hook(place, self._writer(place, written)))
+            edits.append((place, written))
+        # Only now, as what is looked up above may run other prompts.
+        hooks = [self._hook(place, self._writer(place, written)) for place, written in edits]
         value = metric(self._logits(target, hooks))
         if not leaves:
             return 0.0
@@ -136,16 +138,15 @@ class AttributionOracle(Oracle):
         """
 
         def value(share: float) -> float:
-            hooks = []
+            edits = []
             for place in places:
                 own = self.part(self.activation(target, place.component, place.layer), place)
                 moves = self.moves(target, source, place)
-                written = {row: own[row] + share * move for row, move in moves.items()}
-                hooks.append(self._hook(place, self._writer(place, written)))
+                edits.append((place, {row: own[row] + share * move for row, move in moves.items()}))
             for component in ADDED if held is not None else ():
-                place = Place(component, held)
                 written = dict(enumerate(self.activation(target, component, held)))
-                hooks.append(self._hook(place, self._writer(place, written)))
+                edits.append((Place(component, held), written))
+            hooks = [self._hook(place, self._writer(place, written)) for place, written in edits]
             return float(metric(self._forward(target, hooks)))
 
         return (value(eps) - value(-eps)) / (2 * eps)

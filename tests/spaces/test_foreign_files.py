@@ -84,9 +84,11 @@ def test_the_parametrisation_is_that_of_torch(data: st.DataObject) -> None:
     found = parametrised(
         state["parametrizations.weight.original"], state.get("parametrizations.weight.0.base")
     )
-    tolerance = 1e-12 if kind == torch.float64 else 5e-6
+    # In float32 torch's own exponential is off by 5e-5, and not orthonormal.
+    exact = module.double().weight.detach()
+    tolerance = 1e-12 if kind == torch.float64 else 1e-6
     assert found.dtype == kind
-    assert torch.allclose(found, module.weight.detach(), atol=tolerance, rtol=0)
+    assert torch.allclose(found.double(), exact, atol=tolerance, rtol=0)
     Subspace(found)
 
 
