@@ -77,6 +77,10 @@ class SteeringError(PatchingError):
     """A value to steer with that does not fit its site, or a run that cannot be steered rightly."""
 
 
+class EdgeError(PatchingError):
+    """A node, an edge or a circuit that a model does not have, or a file that holds none."""
+
+
 class EngineError(PatchingError):
     """An engine that cannot run this sweep: its message says why."""
 
