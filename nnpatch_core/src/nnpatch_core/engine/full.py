@@ -7,13 +7,22 @@ from typing import Any
 
 import attrs
 import numpy as np
+import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Booleans
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.execution import Part
 from nnpatch_core.memory import Limits
-from nnpatch_core.tracing import Intervention, Patches, forward, put_site, read, write
+from nnpatch_core.tracing import (
+    Intervention,
+    Patches,
+    Prepared,
+    forward,
+    put_site,
+    read,
+    write,
+)
 
 
 @attrs.frozen(eq=False)
@@ -51,6 +60,9 @@ class FullExecution:
         prompts = np.arange(len(self.target))
         for number in range(len(self.patches.cells)):
             if not done[number].all():
+                if isinstance(self.intervention, Prepared):
+                    everyone = torch.from_numpy(prompts)
+                    self.intervention.ready(torch.full_like(everyone, number), everyone)
                 visit = patching(self.patches, number, self.target, self.intervention)
                 logits = forward(self.patches.nnmodel, self.target, visit)
                 yield Part(np.full_like(prompts, number), prompts, logits, None, 1.0)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._models import follow, module_of
-from nnpatch_core._upstream import Cache
 from nnpatch_core.adapters import Component, Location, Place, in_order
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import GradientError
@@ -18,6 +17,7 @@ from nnpatch_core.tracing import (
     LAYER_INPUT,
     LAYER_OUTPUT,
     forward,
+    kept_arguments,
     read_component,
     write_component,
 )
@@ -150,7 +150,7 @@ def open_graph(
             at = f"{path}.{place.layer}.{module}"
             if at not in calls:
                 args, kwargs = follow(traced, at).inputs
-                calls[at] = (_kept(args), _kept(kwargs))
+                calls[at] = (kept_arguments(args), kept_arguments(kwargs))
 
     def visit(traced: Any) -> None:
         for layer in range(first, layers):
@@ -179,16 +179,3 @@ def open_graph(
             "leaves the graph, as detach() and no_grad() do"
         )
     return Graph(logits, activations, outputs, calls, state)
-
-
-def _kept(value: Any) -> Any:
-    """The arguments of a call without their graph, and without a cache, which would be added to."""
-    if isinstance(value, Cache):
-        return None
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {key: _kept(each) for key, each in value.items()}
-    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-        return type(value)(_kept(each) for each in value)
-    return value

@@ -140,6 +140,11 @@ class AblationRuns:
         return self.target if self.donors is None else self.donors
 
     @property
+    def kind(self) -> str:
+        """See `Runs.kind`."""
+        return f"ablation ({self.ablation})"
+
+    @property
     def batches(self) -> Mapping[str, Batch]:
         """See `Runs.batches`."""
         return {"target": self.target}

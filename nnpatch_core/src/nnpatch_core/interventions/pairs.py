@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import attrs
@@ -78,6 +78,8 @@ class PairRuns:
         spans: parts of the prompts, by name.
         confident: whether the model must prefer each run's own answer.
         part: whether they are a batch of several, whose means are compared together.
+        kind: how an outcome calls the sweep.
+        put: what is put at the sites; None is the source run's activations.
         data: `[batch, ...]` by name, for metrics.
         reading: where the metrics read the logits; None is the last token alone.
         several: what the answers have besides their first tokens; see `several_of`.
@@ -94,6 +96,8 @@ class PairRuns:
     reading: Reading | None = None
     several: Mapping[str, int] = attrs.field(factory=dict)
     part: bool = False
+    kind: str = "activation"
+    put: Callable[[Sweep, PairRuns], Values] | None = None
     scale: Scale = attrs.field(default="restored", init=False)
     ablation: None = attrs.field(default=None, init=False)
 
@@ -123,6 +127,8 @@ class PairRuns:
 
     def values(self, sweep: Sweep) -> Values:
         """See `Runs.values`."""
+        if self.put is not None:
+            return self.put(sweep, self)
         mask = self.mask_of(sweep.patches)
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:

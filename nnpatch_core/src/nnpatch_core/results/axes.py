@@ -32,18 +32,29 @@ AXES: Mapping[str, AxisKind] = {
     "span": AxisKind("span", "span", numbered=False),
     "head": AxisKind("head", "head"),
     "kv_head": AxisKind("head", "key/value head"),
+    "sender": AxisKind("sender", "sender", numbered=False),
+    "receiver": AxisKind("receiver", "receiver", numbered=False),
 }
+_POSITIONS = ((), ("position",), ("column",), ("span",))
 #: The axes that a site name may have together, in their order.
 ORDERS = (
     ("site",),
     *(
         ("layer", *positions, *heads)
-        for positions in ((), ("position",), ("column",), ("span",))
+        for positions in _POSITIONS
         for heads in ((), ("head",), ("kv_head",))
+    ),
+    *(
+        (*nodes, *positions)
+        for nodes in (("sender", "receiver"), ("sender",), ("receiver",))
+        for positions in _POSITIONS
     ),
 )
 #: The columns of a table that name a cell, in their order; a position has a token too.
-LABELS = ("site", "label", "layer", "position", "token", "column", "span", "head")
+LABELS = (
+    *("site", "label", "sender", "receiver", "layer", "position", "token", "column", "span"),
+    "head",
+)
 #: The columns that hold integers.
 NUMBERED = frozenset(kind.column for kind in AXES.values() if kind.numbered)
 

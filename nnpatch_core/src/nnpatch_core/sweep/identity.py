@@ -19,7 +19,7 @@ from nnpatch_core.spaces import Space
 from nnpatch_core.sweep.checksum import digest, word
 from nnpatch_core.sweep.fingerprint import fingerprint, settings
 from nnpatch_core.sweep.labels import versions
-from nnpatch_core.sweep.runs import Runs, Values, kind_of
+from nnpatch_core.sweep.runs import Runs, Values
 from nnpatch_core.sweep.spaces_told import space_word, spaces_told
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.tracing import forward_functions
@@ -80,7 +80,7 @@ def identity(
         f"{name} prompts": digest(batch.tokens, batch.mask) for name, batch in runs.batches.items()
     }
     return {
-        "kind": kind_of(runs),
+        "kind": runs.kind,
         "model": f"{type(model).__name__} {sweep.options.call.weights(model)}",
         "config": _word(settings(config)),
         "attention": str(getattr(config, "_attn_implementation", None)),

@@ -13,7 +13,7 @@ from nnpatch_core.sweep.checkpoint import Checkpoint
 from nnpatch_core.sweep.identity import identity
 from nnpatch_core.sweep.labels import outcome
 from nnpatch_core.sweep.opened import Opened, open_prompts
-from nnpatch_core.sweep.runs import Runs, Values, kind_of
+from nnpatch_core.sweep.runs import Runs, Values
 from nnpatch_core.sweep.sweep import Sweep, baselines
 from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.sweep.versions import Versions
@@ -58,7 +58,7 @@ def measure_sweep(
         tally = run_cells(sweep, context, baseline, opened, checkpoint, changed=changed)
     return outcome(
         versions.sweep(sweep),
-        kind_of(runs),
+        runs.kind,
         runs.scale,
         versions.tally(tally),
         once,

@@ -36,17 +36,17 @@ class Values:
     depends: Mapping[str, Tensor]
 
 
-def kind_of(runs: Runs) -> str:
-    """How an outcome calls a sweep that is measured."""
-    return "activation" if runs.ablation is None else f"ablation ({runs.ablation})"
-
-
 class Runs(Protocol):
     """A source run and a target run, or one run that is ablated."""
 
     @property
     def ablation(self) -> str | None:
         """How the run is ablated, such as `"zero"`; None of two runs."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """How an outcome calls the sweep, such as `"activation"` or `"ablation (zero)"`."""
         ...
 
     @property

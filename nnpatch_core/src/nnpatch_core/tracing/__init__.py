@@ -10,7 +10,7 @@ from nnpatch_core.tracing.activations import (
     write_component,
 )
 from nnpatch_core.tracing.attention import any_shape
-from nnpatch_core.tracing.call_arguments import of_rows
+from nnpatch_core.tracing.call_arguments import kept_arguments, of_rows
 from nnpatch_core.tracing.hooks import (
     backward_hooks,
     check_forwards,
@@ -24,6 +24,7 @@ from nnpatch_core.tracing.patches import BoundSite, Cell, Patches, columns_of
 from nnpatch_core.tracing.put import (
     Intervention,
     PatchedTokens,
+    Prepared,
     as_patched,
     differs,
     put,
@@ -51,6 +52,7 @@ __all__ = [
     "Kept",
     "PatchedTokens",
     "Patches",
+    "Prepared",
     "ReadSite",
     "Trace",
     "any_shape",
@@ -66,6 +68,7 @@ __all__ = [
     "forward_functions",
     "forward_hooks",
     "in_words",
+    "kept_arguments",
     "of_rows",
     "picked",
     "put",

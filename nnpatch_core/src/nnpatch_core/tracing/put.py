@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import attrs
 import torch
@@ -59,6 +59,24 @@ class Intervention(Protocol):
         Returns:
             `[tokens, width]`, on the device and in the dtype of `there`.
         """
+        ...
+
+
+@runtime_checkable
+class Prepared(Protocol):
+    """An intervention that runs the model itself for its values, before they are put."""
+
+    def ready(self, cells: Tensor, prompts: Tensor) -> None:
+        """Make the values of some patched runs, outside of any trace.
+
+        Args:
+            cells: `[runs]`, int64 on the CPU: the number of each run's cell.
+            prompts: `[runs]`, the number of its prompt.
+        """
+        ...
+
+    def moves(self, cell: int, site: BoundSite) -> Tensor:
+        """`[batch, seq]`, bool on the CPU: where a cell may change anything at one of its sites."""
         ...
 
 

@@ -26,7 +26,7 @@ from nnpatch_core.engine.cone.unembedding import Unembedding, find_unembedding
 from nnpatch_core.engine.execution import Part
 from nnpatch_core.errors import EngineError, MemoryWarning
 from nnpatch_core.memory import Limits
-from nnpatch_core.tracing import Intervention, Patches
+from nnpatch_core.tracing import Intervention, Patches, Prepared
 
 
 def open_cone(
@@ -176,6 +176,10 @@ class ConeExecution:
 
     def _run(self, bucket: Bucket, ids: Tensor | None) -> Tensor:
         """`[rows, ids]` or `[rows, places, ids]`: the logits of a bucket's rows."""
+        if isinstance(self.intervention, Prepared):
+            real = bucket.runs.cell >= 0
+            cells, prompts = bucket.runs.cell[real], bucket.runs.prompt[real]
+            self.intervention.ready(torch.from_numpy(cells), torch.from_numpy(prompts))
         ascent = Ascent(self.patches, self.intervention, self.target, self.unembedding, bucket, ids)
         try:
             return ascent.run()

@@ -23,6 +23,7 @@ from nnpatch_core.tracing import (
     BoundSite,
     Intervention,
     Patches,
+    Prepared,
     differs,
     forward,
     read,
@@ -109,12 +110,14 @@ class _Changes:
 
     patches: Patches
     intervention: Intervention
-    reaching: Tensor | bool = True
+    reaching: Tensor
     _known: dict[object, Tensor] = attrs.field(factory=dict, init=False)
     _picked: dict[object, Booleans] = attrs.field(factory=dict, init=False)
 
     def note(self, place: Place, activation: Tensor) -> None:
         """Compare what stands at a place with what is put there."""
+        if isinstance(self.intervention, Prepared):
+            return
         if not self.intervention.by_cell:
             for alignment, limit in self.patches.put_at[place]:
                 changed = differs(activation, place, self.intervention, alignment, limit=limit)
@@ -129,6 +132,14 @@ class _Changes:
 
     def at(self, cell: int, site: BoundSite) -> Booleans:
         """`[batch, positions]` at one site of a cell."""
+        if isinstance(self.intervention, Prepared):
+            moved = self.intervention.moves(cell, site)
+            # Cells that move the same tokens share a tensor.
+            known = self._picked.get((id(moved), site.positions))
+            if known is None:
+                known = site.positions.picked(moved & self.reaching[..., 0]).numpy()
+                self._picked[id(moved), site.positions] = known
+            return known
         key: object = (site.place, self.patches.alignment(site.positions), site.limit)
         if self.intervention.by_cell:
             key = (cell, site)

@@ -1,0 +1,130 @@
+"""The cells of a sweep over edges: each some senders, and some receivers as sites of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from nnpatch_core._models import module_of
+from nnpatch_core.adapters import ModelAPI
+from nnpatch_core.edges.changes import Entry
+from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, Sender
+from nnpatch_core.plugins import find_adapter
+from nnpatch_core.seq_pos import Expansion, PlacedSeqPos, PromptBatch, SeqPos, expansion_of
+from nnpatch_core.site import Site, bind_cells
+from nnpatch_core.sites import Axis, Grid
+
+#: The name under which an outcome has the edges.
+EDGE = "edge"
+
+
+@attrs.frozen(eq=False)
+class EdgeCell:
+    """One cell: senders, the receivers as sites, and a name for a table.
+
+    Args:
+        entry: the senders.
+        receivers: the receivers.
+        sites: for each receiver the site where its value is put.
+        label: the name.
+    """
+
+    entry: Entry
+    receivers: tuple[Receiver, ...]
+    sites: tuple[Site, ...]
+    label: str
+
+    @property
+    def name(self) -> str:
+        """The name of the outcome's tensor."""
+        return EDGE
+
+
+@attrs.frozen(eq=False)
+class EdgeSites:
+    """Edges as a sweep has its sites: each sender to each receiver after it.
+
+    Args:
+        nodes: the nodes of the model.
+        senders: the numbers of the senders that are swept.
+        receivers: the numbers of the receivers.
+        strategy: where a sender is changed, one group of positions at a time; None is everywhere.
+    """
+
+    nodes: Nodes
+    senders: Sequence[int]
+    receivers: Sequence[int]
+    strategy: SeqPos | PlacedSeqPos | None = None
+
+    def grids(
+        self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
+    ) -> dict[str, Grid]:
+        """See `SweepSites.grids`: one tensor, whose axes are sender and receiver."""
+        adapter, nodes = find_adapter(api, module_of(nnmodel)), self.nodes
+        axes = [Axis("sender", nodes.sender_names), Axis("receiver", nodes.receiver_names)]
+        groups: list[tuple[int | None, Entry]]
+        expansion = None
+        if self.strategy is not None:
+            expansion = expansion_of(self.strategy, seq_len, prompts)
+            if expansion.axis is not None:
+                axes.append(Axis(expansion.axis, expansion.labels))
+        sites = [receiver_site(adapter, each, nodes.n_layers) for each in nodes.receivers]
+        index, cells = [], []
+        wanted = set(self.receivers)
+        for number in self.senders:
+            sender = nodes.senders[number]
+            groups = _entries(adapter, sender, expansion, nnmodel, seq_len, prompts)
+            for other in nodes.mask[number].nonzero()[0].tolist():
+                if other not in wanted:
+                    continue
+                receiver = nodes.receivers[other]
+                for label, entry in groups:
+                    index.append((number, other, *(() if label is None else (label,))))
+                    name = f"{sender.name}{ARROW}{receiver.name}"
+                    name += (
+                        ""
+                        if label is None or expansion is None
+                        else (f" [{expansion.labels[label]}]")
+                    )
+                    cells.append(EdgeCell(entry, (receiver,), (sites[other],), name))
+        # They are sites as a sweep goes by them: with a label, and with sites of the model.
+        found: Any = tuple(cells)
+        return {EDGE: Grid(tuple(axes), tuple(index), found)}
+
+
+def receiver_site(api: ModelAPI, receiver: Receiver, n_layers: int, *, alone: bool = True) -> Site:
+    """Where the value of a receiver is put.
+
+    Args:
+        api: the adapter.
+        receiver: the receiver.
+        n_layers: how many layers the model has.
+        alone: whether it is the only receiver of its cell; see `Received`.
+    """
+    if receiver.kind == "logits":
+        return Site.get_site(api, "resid", n_layers - 1)
+    if receiver.kind == "mlp":
+        return Site.get_site(api, "resid" if alone else "mlp", receiver.layer)
+    return Site.get_site(api, receiver.kind, receiver.layer, receiver.head)
+
+
+def _entries(
+    api: ModelAPI,
+    sender: Sender,
+    expansion: Expansion | None,
+    nnmodel: Any,
+    seq_len: int,
+    prompts: PromptBatch | None,
+) -> list[tuple[int | None, Entry]]:
+    """The sender at each group of positions, with the group's place on its axis."""
+    if expansion is None:
+        return [(None, Entry((sender,), (None,)))]
+    found = []
+    for cell in expansion.cells:
+        # Positions are read as those of a site are.
+        site = Site(api, "resid", 0, None, cell.seq_pos, where=cell.name)
+        bound = bind_cells([site], nnmodel, seq_len, prompts).cells[0].sites[0]
+        found.append((cell.label, Entry((sender,), (bound.positions,))))
+    return found

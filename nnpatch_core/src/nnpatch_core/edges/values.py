@@ -1,0 +1,157 @@
+"""What receivers compute from a changed stream, as an intervention of the engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnpatch_core._arrays import Integers
+from nnpatch_core.adapters import Location, Place
+from nnpatch_core.edges.changes import Changes
+from nnpatch_core.edges.layers import Layers
+from nnpatch_core.edges.nodes import Receiver
+from nnpatch_core.tracing import BoundSite, PatchedTokens
+
+#: Receivers that are a part of a layer's attention.
+_ATTENTION = ("q", "k", "v")
+
+
+@attrs.frozen(eq=False)
+class _Known:
+    """The values of one activation in some patched runs.
+
+    Args:
+        keys: `[runs]`, ascending: which cell in which prompt, as one number.
+        rows: `[runs]`, which of the values each has.
+        values: `[rows, seq, width]`.
+    """
+
+    keys: Integers
+    rows: Integers
+    values: Tensor
+
+
+@attrs.frozen(eq=False)
+class Received:
+    """Receivers, each computed from the stream that it reads, with a change added to it.
+
+    A cell is an entry of senders, and some receivers. Where it has one receiver, an MLP enters as
+    the stream behind its layer, which holds no other change.
+
+    Args:
+        layers: the layers, and the target run.
+        changes: what each entry adds to the stream.
+        entries: `[cells]`, the entry of each cell.
+        receivers: for each cell its receivers.
+        mask: `[batch, seq]`: 1 where a prompt may be changed.
+    """
+
+    layers: Layers
+    changes: Changes
+    entries: Integers
+    receivers: Sequence[tuple[Receiver, ...]]
+    mask: Tensor
+    by_cell: bool = attrs.field(default=True, init=False)
+    _moved: tuple[Tensor, ...] = attrs.field(init=False)
+    _known: dict[Location, _Known] = attrs.field(factory=dict, init=False)
+
+    @_moved.default
+    def _by_entry(self) -> tuple[Tensor, ...]:
+        return tuple(self.changes.moved)
+
+    def moves(self, cell: int, site: BoundSite) -> Tensor:
+        """See `Prepared.moves`."""
+        return self._moved[int(self.entries[cell])]
+
+    def ready(self, cells: Tensor, prompts: Tensor) -> None:
+        """See `Prepared.ready`."""
+        self._known.clear()
+        own, rows = cells.numpy(), prompts.numpy()
+        wanted: dict[Receiver, list[int]] = {}
+        for run, cell in enumerate(own.tolist()):
+            for receiver in self.receivers[cell]:
+                # Heads of a layer are computed together.
+                wanted.setdefault(attrs.evolve(receiver, head=None), []).append(run)
+        steps: dict[int, dict[Receiver, Integers]] = {}
+        for receiver, numbers in wanted.items():
+            steps.setdefault(self._step(receiver), {})[receiver] = np.array(numbers)
+        kept: dict[Location, list[_Known]] = {}
+        for step, receivers in steps.items():
+            every = np.unique(np.concatenate([*receivers.values()]))
+            pairs = np.stack([self.entries[own[every]], rows[every]], 1)
+            streams, which = np.unique(pairs, axis=0, return_inverse=True)
+            some = torch.from_numpy(streams[:, 1].copy())
+            changed = self._stream(step)[some] + self.changes.at(streams[:, 0], some, step)
+            values = self._computed(step, [*receivers], changed, some)
+            for receiver, runs in receivers.items():
+                place, value = values[receiver]
+                index = which.reshape(-1)[np.searchsorted(every, runs)]
+                keys = own[runs] * len(self.mask) + rows[runs]
+                order = np.argsort(keys, kind="stable")
+                kept.setdefault(place, []).append(_Known(keys[order], index[order], value))
+        self._known.update({place: _joined(each) for place, each in kept.items()})
+
+    def patched(self, place: Place, there: Tensor, tokens: PatchedTokens) -> Tensor:
+        """See `Intervention.patched`."""
+        known = self._known[place.location]
+        keys = tokens.cells.numpy() * len(self.mask) + tokens.prompts.numpy()
+        rows = torch.from_numpy(known.rows[np.searchsorted(known.keys, keys)])
+        device = known.values.device
+        values = known.values[rows.to(device), tokens.positions.to(device)]
+        return values.to(there)
+
+    def _step(self, receiver: Receiver) -> int:
+        if receiver.kind == "mlp":
+            return 2 * receiver.layer + (not self.layers.nodes.parallel[receiver.layer])
+        return 2 * receiver.layer
+
+    def _stream(self, step: int) -> Tensor:
+        """The target's stream before the layer of a step."""
+        return self.layers.target.streams[step // 2]
+
+    def _computed(
+        self, step: int, receivers: Sequence[Receiver], changed: Tensor, prompts: Tensor
+    ) -> Mapping[Receiver, tuple[Location, Tensor]]:
+        """For each receiver of a step where its value goes, and the value."""
+        layer, found = step // 2, {}
+        attention: Mapping[str, Tensor] = {}
+        if any(each.kind in _ATTENTION for each in receivers):
+            attention = self.layers.received(layer, changed, prompts)
+        for receiver in receivers:
+            if receiver.kind in _ATTENTION:
+                place = self.layers.places[layer][receiver.kind]
+                found[receiver] = place.location, attention[receiver.kind]
+            elif receiver.kind == "mlp":
+                found[receiver] = self._of_mlp(layer, changed, prompts)
+            else:
+                found[receiver] = (self.layers.end(layer - 1), changed)
+        return found
+
+    def _of_mlp(self, layer: int, changed: Tensor, prompts: Tensor) -> tuple[Location, Tensor]:
+        layers = self.layers
+        mlp = layers.mlp_of(layer, changed, prompts)
+        if self._several:
+            return layers.places[layer]["mlp"].location, mlp
+        own = layers.target.mlp[layer][prompts]
+        behind = layers.target.streams[layer + 1][prompts]
+        return layers.end(layer), behind + layers.mlp[layer] * (mlp - own)
+
+    @property
+    def _several(self) -> bool:
+        return any(len(each) > 1 for each in self.receivers)
+
+
+def _joined(parts: Sequence[_Known]) -> _Known:
+    if len(parts) == 1:
+        return parts[0]
+    first = np.cumsum([0, *(len(part.values) for part in parts[:-1])])
+    keys = np.concatenate([part.keys for part in parts])
+    rows = np.concatenate(
+        [part.rows + start for part, start in zip(parts, first.tolist(), strict=True)]
+    )
+    order = np.argsort(keys, kind="stable")
+    return _Known(keys[order], rows[order], torch.cat([part.values for part in parts]))
