@@ -13,6 +13,7 @@ from nnpatch_core._arrays import Integers
 from nnpatch_core._models import follow
 from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES, Place
 from nnpatch_core.engine.cone.edits import Edit, edits_of
+from nnpatch_core.engine.cone.last_layer import mlp_inside, only_last_token
 from nnpatch_core.engine.cone.plan import Bucket
 from nnpatch_core.engine.cone.prefix import prefix
 from nnpatch_core.engine.cone.reading import read_from
@@ -67,6 +68,8 @@ class Ascent:
         self.prompts = torch.from_numpy(bucket.runs.prompt)
         self.which = torch.from_numpy(which)
         self.n_layers = patches.n_layers
+        #: Of the residual stream, once a layer has been reached.
+        self.width = 0
         ends = np.arange(self.n_layers * STAGES)
         #: For each stage the rows that have entered by then: they are sorted by it.
         self.present = np.searchsorted(bucket.runs.stage, ends, side="right").tolist()
@@ -112,6 +115,7 @@ class Ascent:
             if self._entered(layer, INSIDE):
                 self._enter(envoy, layer)
                 self._edit_inside(traced, layer)
+                self._narrow(traced, layer)
                 self._leave(envoy, layer)
             else:
                 self._skip(envoy, layer)
@@ -125,6 +129,7 @@ class Ascent:
         args, kwargs = envoy.inputs
         name = None if args else next(iter(kwargs))
         hidden = args[0] if name is None else kwargs[name]
+        self.width = hidden.shape[-1]
         came, count = self._entered(layer - 1, OUTPUT), self._entered(layer, INSIDE)
         state = self._joined(hidden, came, count, self.target.inputs, layer)
         state = self._edited(state, layer, INPUT, own=count > came)
@@ -148,6 +153,20 @@ class Ascent:
             activation = read(traced, place, shape).clone()
             self._apply(activation, here)
             write(traced, place, activation)
+
+    def _narrow(self, traced: Any, layer: int) -> None:
+        """In the last layer: the MLP need not see tokens that nobody reads."""
+        last, target = self.n_layers - 1, self.target
+        if layer < last or target.batch.read is not None or self.start + 1 >= target.batch.seq_len:
+            return
+        places = [place for place in self.patches.places if place.layer == layer]
+        if any(place.component.module and place.name == "mlp" for place in places):
+            return
+        path = f"{self.patches.layers}.{layer}"
+        attention = next((place for place in places if place.name != "mlp"), None)
+        inside = mlp_inside(self.patches.model.get_submodule(path), attention)
+        if inside is not None:
+            only_last_token(traced, f"{path}.{inside}", self.width)
 
     def _leave(self, envoy: Any, layer: int) -> None:
         """After a layer: rows of its output join."""
