@@ -30,6 +30,7 @@ from nnpatch_core.patching import (
     activation_patching,
     attribution_patching,
     cache_average,
+    edge_patching,
     plan_sweep,
 )
 from nnpatch_core.plugins import hookimpl
@@ -89,6 +90,7 @@ __all__ = [
     "cache_average",
     "compares_answers",
     "decoder_components",
+    "edge_patching",
     "execution_order",
     "fused_projections",
     "hookimpl",

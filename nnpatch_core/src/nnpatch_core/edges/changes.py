@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import attrs
@@ -14,10 +14,8 @@ from nnpatch_core.edges.layers import Layers
 from nnpatch_core.edges.nodes import Sender
 from nnpatch_core.seq_pos import Positions
 
-#: A sender of an entry, and `[batch or 1, seq]`, bool: where it is changed; None is everywhere.
-_Member: TypeAlias = "tuple[Sender, Tensor | None]"
-#: The same in a row.
-_InRow: TypeAlias = "tuple[int, Sender, Tensor | None]"
+#: A row's number, one of its senders, and `[batch, seq]`, bool: where that is changed.
+_InRow: TypeAlias = "tuple[int, Sender, Tensor]"
 
 
 class Changes(Protocol):
@@ -73,10 +71,18 @@ class Entry:
         some = (None if each is None else each.rows(rows) for each in self.positions)
         return Entry(self.senders, tuple(some))
 
-    def members(self, seq_len: int) -> list[tuple[Sender, Tensor | None]]:
-        """Each sender, and `[batch or 1, seq]`, bool: where it is changed."""
-        where = (None if each is None else each.mask(seq_len) for each in self.positions)
-        return list(zip(self.senders, where, strict=True))
+    def members(self, moved: Mapping[Sender, Tensor]) -> list[tuple[Sender, Tensor]]:
+        """Each sender, and `[batch, seq]`, bool: where it is changed.
+
+        Args:
+            moved: the same of each sender at all positions.
+        """
+        found = []
+        for sender, positions in zip(self.senders, self.positions, strict=True):
+            whole = moved[sender]
+            where = whole if positions is None else whole & positions.mask(whole.shape[1])
+            found.append((sender, where))
+        return found
 
 
 @attrs.frozen(eq=False)
@@ -92,19 +98,16 @@ class SenderChanges:
 
     layers: Layers
     given: Given
-    members: Sequence[Sequence[_Member]]
+    members: Sequence[Sequence[tuple[Sender, Tensor]]]
     moved: Tensor
 
     @classmethod
     def of(cls, layers: Layers, given: Given, entries: Sequence[Entry]) -> SenderChanges:
         """The changes of some entries."""
-        members = [entry.members(given.mask.shape[1]) for entry in entries]
-        senders = dict.fromkeys(sender for each in members for sender, _ in each)
+        senders = dict.fromkeys(sender for entry in entries for sender in entry.senders)
         known = {sender: _moved(layers, given, sender) for sender in senders}
-        moved = torch.zeros(len(entries), *given.mask.shape, dtype=torch.bool, device="cpu")
-        for number, each in enumerate(members):
-            for sender, where in each:
-                moved[number] |= known[sender] if where is None else known[sender] & where
+        members = [entry.members(known) for entry in entries]
+        moved = torch.stack([torch.stack([own for _, own in each]).any(0) for each in members])
         return cls(layers, given, members, moved)
 
     def at(self, entries: Integers, prompts: Tensor, step: int) -> Tensor:
@@ -171,21 +174,16 @@ class SenderChanges:
             heads[at, here, own] = given[at, here, own].to(heads)
         changed = self.layers.added_by_heads(layer, heads, some)
         unchanged = self.layers.attn[layer] * self.layers.target.attn[layer][some]
-        # Where nothing was put, what is added is the target run's own, to the last bit.
+        # Elsewhere what is added is the target run's own, to the last bit.
         put = torch.zeros(len(rows), where.shape[1], dtype=torch.bool, device="cpu")
         for number, (row, _, _) in enumerate(members):
             put[rows.index(row)] |= where[number]
         total[index] += (changed - unchanged) * put[..., None].to(changed)
 
-    def _where(self, members: list[_InRow], prompts: Tensor) -> Tensor:
-        """`[members, seq]`, bool: where each is changed."""
-        real = self.given.mask.bool().cpu()
-        found = []
-        for row, _, where in members:
-            prompt = int(prompts[row])
-            own = real[prompt]
-            found.append(own if where is None else own & where[prompt if len(where) > 1 else 0])
-        return torch.stack(found)
+    @staticmethod
+    def _where(members: list[_InRow], prompts: Tensor) -> Tensor:
+        """`[members, seq]`, bool: where each is changed in its prompt."""
+        return torch.stack([where[int(prompts[row])] for row, _, where in members])
 
 
 def written(sender: Sender) -> int:

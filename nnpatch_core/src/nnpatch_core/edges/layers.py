@@ -7,6 +7,7 @@ projections, as far as it is needed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import attrs
@@ -19,6 +20,7 @@ from nnpatch_core._rounding import rounding
 from nnpatch_core.adapters import Location, ModelAPI, Place, heads_of, n_layers, place_of, table_of
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.nodes import Nodes
+from nnpatch_core.engine import mlp_inside
 from nnpatch_core.errors import AdapterError, EngineError, PatchingError
 from nnpatch_core.tracing import (
     LAYER_INPUT,
@@ -107,7 +109,7 @@ class Layers:
                         known[place.location] = read(traced, place, (len(rows), rows.shape[1]))
                     parts[place.name].append(known[place.location])
 
-            self._call(layer, rows, prompts[part], visit)
+            self.call(layer, rows, prompts[part], visit)
         return {name: torch.cat(each) for name, each in parts.items()}
 
     def attended(
@@ -132,7 +134,7 @@ class Layers:
                     write(traced, own[name], given[name][part])
                 found.append(read(traced, own["o"], shape).clone())
 
-            self._call(layer, rows, prompts[part], visit)
+            self.call(layer, rows, prompts[part], visit)
         return torch.cat(found)
 
     def added_by_heads(self, layer: int, heads: Tensor, prompts: Tensor) -> Tensor:
@@ -152,7 +154,7 @@ class Layers:
                 write(traced, own["o"], rows)
                 found.append(read(traced, own["attn"], (len(rows), rows.shape[1])).clone())
 
-            self._call(layer, stream[prompts[part]], prompts[part], visit)
+            self.call(layer, stream[prompts[part]], prompts[part], visit)
         return self.attn[layer] * torch.cat(found)
 
     def mlp_of(
@@ -177,16 +179,21 @@ class Layers:
                     if place is own["mlp"]:
                         found.append(read(traced, place, shape).clone())
                     else:
-                        write(traced, place, attention)
+                        write(traced, place, attention.clone())
 
-            self._call(layer, rows, some, visit)
+            self.call(layer, rows, some, visit)
         return torch.cat(found)
 
     def end(self, layer: int) -> Location:
         """Where the stream behind a layer is."""
         return (f"{self.path}.{layer}.", "output", 0)
 
-    def _call(self, layer: int, stream: Tensor, prompts: Tensor, visit: Any) -> None:
+    def call(self, layer: int, stream: Tensor, prompts: Tensor, visit: Any) -> None:
+        """Call a layer on a stream before it, as far as `visit` reads.
+
+        Raises:
+            EngineError: it does not run by itself.
+        """
         args, kwargs = self.calls[layer]
         rest = tuple(of_rows(value, prompts, self.rows) for value in args)
         others = {name: of_rows(value, prompts, self.rows) for name, value in kwargs.items()}
@@ -264,18 +271,11 @@ def open_layers(nnmodel: Any, api: ModelAPI, batch: Batch) -> Layers:
         tuple(each.key_value for each in heads),
         tuple(False for _ in heads),
     )
-    factors = [_factors(run, layer) for layer in range(len(places))]
-    layers = Layers(
-        nnmodel,
-        api.layers,
-        places,
-        nodes,
-        tuple(attn for attn, _ in factors),
-        tuple(mlp for _, mlp in factors),
-        run,
-        calls,
-        len(rows),
-    )
+    ones = tuple(1.0 for _ in heads)
+    layers = Layers(nnmodel, api.layers, places, nodes, ones, ones, run, calls, len(rows))
+    factors = [_factors(layers, layer) for layer in range(len(places))]
+    attn, mlp = (tuple(each) for each in zip(*factors, strict=True))
+    layers = attrs.evolve(layers, attn=attn, mlp=mlp)
     parallel = tuple(_is_parallel(layers, layer) for layer in range(len(places)))
     return attrs.evolve(
         layers, nodes=attrs.evolve(nodes, parallel=parallel), target=_first(run, batch)
@@ -321,23 +321,38 @@ def _first(run: Recording, batch: Batch) -> Recording:
     )
 
 
-def _factors(run: Recording, layer: int) -> tuple[float, float]:
+def _factors(layers: Layers, layer: int) -> tuple[float, float]:
     """By what a layer multiplies its attention and its MLP as it adds them to the stream.
+
+    It is called with attention and MLP made up, as in a run they may be 0.
 
     Raises:
         EngineError: its output is no such sum.
     """
-    real = run.batch.mask.bool()
-    before, after, attn, mlp = (
-        each[real.to(each.device)].double().cpu()
-        for each in (run.streams[layer], run.streams[layer + 1], run.attn[layer], run.mlp[layer])
+    run, own = layers.target, layers.places[layer]
+    before = run.streams[layer][:1]
+    draw = torch.Generator().manual_seed(layer)
+    size = float(before[run.batch.mask[:1].bool().to(before.device)].abs().mean()) or 1.0
+    attn, mlp = (
+        (size * torch.randn(before.shape, generator=draw, device="cpu")).to(before)
+        for _ in range(2)
     )
-    added = torch.stack([attn.flatten(), mlp.flatten()], 1)
-    gap = (after - before).flatten()
+    found: list[Tensor] = []
+
+    def visit(traced: Any) -> None:
+        for place in sorted((own["attn"], own["mlp"]), key=lambda each: each.order):
+            # Copies, as some layers go on in place.
+            write(traced, place, (mlp if place is own["mlp"] else attn).clone())
+        envoy = follow(traced, f"{layers.path}.{layer}")
+        found.append(read_component(envoy, LAYER_OUTPUT, (1, before.shape[1])).clone())
+
+    layers.call(layer, before, torch.zeros(1, dtype=torch.int64, device="cpu"), visit)
+    added = torch.stack([each.double().cpu().flatten() for each in (attn, mlp)], 1)
+    gap = (found[0].double() - before.double()).cpu().flatten()
     factors = torch.linalg.lstsq(added, gap[:, None]).solution[:, 0]
     factors = torch.where((factors - 1).abs() < _SAME, torch.ones_like(factors), factors)
     off = float((added @ factors - gap).abs().max())
-    allowed = rounding(run.streams[layer]) * float(after.abs().max())
+    allowed = rounding(before) * float(found[0].abs().max())
     if not off <= allowed:
         raise EngineError(
             f"edges need layers that add what attention and MLP give to the residual stream, and "
@@ -365,7 +380,28 @@ def _is_parallel(layers: Layers, layer: int) -> bool:
             f"layer {layer}, called by itself, gives another MLP than in a run: off by {off:.3g}, "
             f"where rounding explains {allowed:.3g}"
         )
-    # A change that no norm takes out: other signs in every other column.
+    # A change that no norm takes out.
     other = attn + before.abs().amax() * torch.linspace(-1, 1, attn.shape[-1]).to(attn)
-    moved = layers.mlp_of(layer, before, one, attn=other)
-    return not bool((moved != same).any())
+    if bool((layers.mlp_of(layer, before, one, attn=other) != same).any()):
+        return False
+    # An MLP that is 0 gives the same whatever it sees, so what it sees is looked at.
+    seen = [_seen(layers, layer, each) for each in (attn, other)]
+    return all(torch.equal(*pair) for pair in zip(*seen, strict=True))
+
+
+def _seen(layers: Layers, layer: int, attn: Tensor) -> list[Tensor]:
+    """What the modules of a layer's MLP are given as it is called with some attention."""
+    module = module_of(layers.nnmodel).get_submodule(f"{layers.path}.{layer}")
+    inside = mlp_inside(module, layers.places[layer]["o"])
+    found: list[Tensor] = []
+
+    def hook(_: Any, args: tuple[Any, ...]) -> None:
+        found.extend(each.detach().clone() for each in args if isinstance(each, Tensor))
+
+    first = torch.zeros(1, dtype=torch.int64, device="cpu")
+    with ExitStack() as stack:
+        if inside is not None:
+            own = module.get_submodule(inside)
+            stack.callback(own.register_forward_pre_hook(hook).remove)
+        layers.mlp_of(layer, layers.target.streams[layer][:1], first, attn=attn)
+    return found

@@ -40,14 +40,21 @@ class EdgePut:
         mask = runs.mask_of(sweep.patches)
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor | None, Intervention]:
-            layers = open_layers(some.nnmodel, self.api, runs.target.rows(chunk))
-            if self.given is not None:
-                given, own = self.given(layers, chunk)
-                return own, received(some, layers, given, chunk)
-            source, logits = source_given(layers, self.api, runs.source.rows(chunk))
-            return logits, received(some, layers, attrs.evolve(source, mask=mask[chunk]), chunk)
+            layers, given, logits = self.opened(some, runs, chunk)
+            return logits, received(some, layers, given, chunk)
 
         return Values(mask, of, {"mask": mask})
+
+    def opened(
+        self, sweep: Sweep, runs: PairRuns, chunk: slice
+    ) -> tuple[Layers, Given, Tensor | None]:
+        """The layers on some prompts, what senders get, and the logits of the run that told it."""
+        layers = open_layers(sweep.nnmodel, self.api, runs.target.rows(chunk))
+        if self.given is not None:
+            return layers, *self.given(layers, chunk)
+        given, logits = source_given(layers, self.api, runs.source.rows(chunk))
+        mask = runs.mask_of(sweep.patches)[chunk]
+        return layers, attrs.evolve(given, mask=mask), logits
 
 
 def source_given(layers: Layers, api: ModelAPI, source: Batch) -> tuple[Given, Tensor]:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 
 from nnpatch_core._models import module_of
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.edges.changes import Entry
 from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, Sender
+from nnpatch_core.errors import EdgeError
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.seq_pos import Expansion, PlacedSeqPos, PromptBatch, SeqPos, expansion_of
 from nnpatch_core.site import Site, bind_cells
@@ -57,6 +59,17 @@ class EdgeSites:
     senders: Sequence[int]
     receivers: Sequence[int]
     strategy: SeqPos | PlacedSeqPos | None = None
+
+    def check(self) -> None:
+        """Raise `EdgeError` where no sender is before a receiver."""
+        if self.nodes.mask[np.ix_(self.senders, self.receivers)].any():
+            return
+        sender = self.nodes.sender_names[min(self.senders)]
+        receiver = self.nodes.receiver_names[max(self.receivers)]
+        raise EdgeError(
+            f"no sender writes before a receiver reads the stream: the first sender is {sender}, "
+            f"and the last receiver is {receiver}"
+        )
 
     def grids(
         self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
