@@ -4,12 +4,13 @@ from nnpatch_core.edges.changes import Changes, Entry, Given, SenderChanges
 from nnpatch_core.edges.estimates import METHODS as EDGE_METHODS
 from nnpatch_core.edges.estimates import Estimate, estimate_edges
 from nnpatch_core.edges.given import ablated
-from nnpatch_core.edges.layers import Layers, Recording, open_layers, record_run
+from nnpatch_core.edges.layers import Layers, Recording, Structure, open_layers, record_run
 from nnpatch_core.edges.memory import fitting_prompts
 from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, Sender
 from nnpatch_core.edges.outcome import EdgeOutcome
 from nnpatch_core.edges.put import EdgePut
 from nnpatch_core.edges.sites import EDGE, EdgeSites
+from nnpatch_core.edges.structure import find_structure
 from nnpatch_core.edges.values import Received
 
 #: The method that measures.
@@ -34,8 +35,10 @@ __all__ = [
     "Recording",
     "Sender",
     "SenderChanges",
+    "Structure",
     "ablated",
     "estimate_edges",
+    "find_structure",
     "fitting_prompts",
     "open_layers",
     "record_run",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
@@ -13,7 +13,7 @@ from torch import Tensor
 from nnpatch_core._models import evaluating, frozen
 from nnpatch_core.edges.changes import Entry, Given, SenderChanges, written
 from nnpatch_core.edges.layers import Layers
-from nnpatch_core.edges.put import EdgePut
+from nnpatch_core.edges.put import EdgePut, Opened
 from nnpatch_core.edges.tangent import Moved, Tangent, open_tangent
 from nnpatch_core.errors import MetricError
 from nnpatch_core.gradients import check_gradients, cotangents, graph_limits
@@ -92,10 +92,9 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
     )
     chunks = sweep.limits.chunks(sweep.batch, limits.prompts)
     with evaluating(model), frozen(model):
-        source, target = (
-            run_unpatched(sweep.nnmodel, batch, chunks) for batch in (runs.source, runs.target)
-        )
-        context = runs.context(source, target)
+        # Where all prompts run together, the recorded runs are the unpatched ones too.
+        kept = [put.opened(sweep, runs, chunk) for chunk in chunks] if len(chunks) == 1 else []
+        context = _context(sweep, runs, chunks, kept)
         baseline, versions = baselines(sweep, context), Versions.of(sweep, runs.reading)
         once = versions.baselines(baseline)
         runs.check_baseline(context.once, once)
@@ -103,11 +102,13 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
         tally = Tally.empty(len(sweep.patches.cells), baseline)
         values = {name: value.double() for name, value in tally.values.items()}
         # Of all prompts at once, so that a metric sees them in their order.
-        weights = cotangents(sweep.metrics, target, context, flat=how.method != EAP)
+        weights = cotangents(sweep.metrics, context.target_logits, context, flat=how.method != EAP)
         total = len(chunks) * how.passes(sweep.patches.n_layers)
         with make_bar(total, sweep.options.progress, desc="gradients") as bar:
             for chunk in chunks:
-                part = _Part.of(sweep, runs, put, how, chunk, context, weights)
+                opened = kept.pop() if kept else put.opened(sweep, runs, chunk)
+                part = _Part.of(sweep, runs, opened, how, chunk, context, weights)
+                del opened
                 for name, change in part.changes(bar.update).items():
                     values[name][:, chunk] += change
                 tally.elided[:, chunk] = part.still
@@ -124,6 +125,19 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
         versions.mask(mask),
         exact=tally.known.all(1),
     )
+
+
+def _context(
+    sweep: Sweep, runs: PairRuns, chunks: Sequence[slice], kept: Sequence[Opened]
+) -> MetricContext:
+    """What metrics compare with; runs that are opened already need not be made again."""
+    logits = [(source, layers.target.logits) for layers, _, source in kept if source is not None]
+    if logits:
+        return runs.context(*logits[0])
+    source, target = (
+        run_unpatched(sweep.nnmodel, batch, chunks) for batch in (runs.source, runs.target)
+    )
+    return runs.context(source, target)
 
 
 def _check_metrics(sweep: Sweep, how: Estimate) -> None:
@@ -179,13 +193,13 @@ class _Part:
         cls,
         sweep: Sweep,
         runs: PairRuns,
-        put: EdgePut,
+        opened: Opened,
         how: Estimate,
         chunk: slice,
         context: MetricContext,
         weights: Mapping[str, Tensor],
     ) -> _Part:
-        layers, given, _ = put.opened(sweep, runs, chunk)
+        layers, given, _ = opened
         nodes = layers.nodes
         named: list[Any] = [cell.named for cell in sweep.patches.cells]
         every: dict[int, Entry] = {id(each.entry): each.entry for each in named}

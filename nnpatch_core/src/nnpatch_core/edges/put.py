@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.changes import Entry, Given, SenderChanges
-from nnpatch_core.edges.layers import Layers, open_layers, record_run
+from nnpatch_core.edges.layers import Layers, Structure, open_layers, record_run
 from nnpatch_core.edges.values import Received
 from nnpatch_core.interventions import PairRuns
 from nnpatch_core.sweep import Sweep, Values
@@ -22,6 +22,9 @@ from nnpatch_core.tracing import Intervention
 #: the run that was made to know it.
 GivenOf = Callable[[Layers, slice], tuple[Given, "Tensor | None"]]
 
+#: The layers on some prompts, what senders get, and the logits of the run that told it, if any.
+Opened: TypeAlias = "tuple[Layers, Given, Tensor | None]"
+
 
 @attrs.frozen(eq=False)
 class EdgePut:
@@ -29,10 +32,12 @@ class EdgePut:
 
     Args:
         api: the adapter.
+        structure: what is known of the layers.
         given: what senders get; None is the source run's activations.
     """
 
     api: ModelAPI
+    structure: Structure
     given: GivenOf | None = None
 
     def __call__(self, sweep: Sweep, runs: PairRuns) -> Values:
@@ -45,11 +50,9 @@ class EdgePut:
 
         return Values(mask, of, {"mask": mask})
 
-    def opened(
-        self, sweep: Sweep, runs: PairRuns, chunk: slice
-    ) -> tuple[Layers, Given, Tensor | None]:
+    def opened(self, sweep: Sweep, runs: PairRuns, chunk: slice) -> Opened:
         """The layers on some prompts, what senders get, and the logits of the run that told it."""
-        layers = open_layers(sweep.nnmodel, self.api, runs.target.rows(chunk))
+        layers = open_layers(sweep.nnmodel, self.api, self.structure, runs.target.rows(chunk))
         if self.given is not None:
             return layers, *self.given(layers, chunk)
         given, logits = source_given(layers, self.api, runs.source.rows(chunk))

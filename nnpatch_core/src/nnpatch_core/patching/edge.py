@@ -10,6 +10,7 @@ import attrs
 from torch import Tensor
 
 from nnpatch_core._arguments import check_flags, listed
+from nnpatch_core._garbage import collecting_later
 from nnpatch_core._integers import strict_int
 from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
 from nnpatch_core._printable import shown
@@ -25,8 +26,8 @@ from nnpatch_core.edges import (
     Nodes,
     ablated,
     estimate_edges,
+    find_structure,
     fitting_prompts,
-    open_layers,
 )
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.errors import EdgeError, PatchingError, UnknownNameError
@@ -218,7 +219,8 @@ def edge_patching(
         strategy = strategy_of(seq_pos_type, seq_pos)
     runs = read_pairs(traced, arguments, metric_data=metric_data, confident=force_model_confidence)
     with evaluating(model):
-        nodes = open_layers(traced, adapter, runs.target.rows(slice(0, 1))).nodes
+        structure = find_structure(traced, adapter, runs.target)
+    nodes = structure.nodes
     sites = EdgeSites(
         nodes,
         _numbers("senders", senders, nodes),
@@ -237,11 +239,13 @@ def edge_patching(
     )
     put = EdgePut(
         adapter,
+        structure,
         None if given is None else ablated(traced, adapter, _one_run(arguments), given, options),
     )
     told = "edge" if given is None else f"edge (ablation {given.method})"
     runs = attrs.evolve(runs, kind=told, put=put)
-    sweep, runs = prepare(traced, adapter, sites, runs, metric, options, gathers=how is None)
+    with collecting_later():
+        sweep, runs = prepare(traced, adapter, sites, runs, metric, options, gathers=how is None)
     warn_of_chunks(sweep, sweep.chunks)
     outcome = _swept(sweep, runs, put, how, screen, engine, file)
     return EdgeOutcome.of(outcome, nodes)
