@@ -23,6 +23,7 @@ FLOORS = (
     ("subspace",),
     ("steering",),
     ("patching",),
+    ("edges",),
     ("interventions",),
     ("sweep",),
     ("results",),

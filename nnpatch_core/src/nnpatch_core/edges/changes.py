@@ -1,4 +1,4 @@
-"""What senders change in the residual stream, where their activations are another run's."""
+"""The changes of senders in the residual stream, where their activations are another run's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _InRow: TypeAlias = "tuple[int, Sender, Tensor]"
 
 
 class Changes(Protocol):
-    """What the entries of a sweep, each some senders, change in the stream."""
+    """The changes in the stream of the entries of a sweep, each some senders."""
 
     @property
     def moved(self) -> Tensor:
@@ -27,7 +27,7 @@ class Changes(Protocol):
         ...
 
     def at(self, entries: Integers, prompts: Tensor, step: int) -> Tensor:
-        """What is added to the stream at a step, `[rows, seq, width]`.
+        """The addition to the stream at a step, `[rows, seq, width]`.
 
         Args:
             entries: `[rows]`, the number of each row's entry.

@@ -130,7 +130,7 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
 def _context(
     sweep: Sweep, runs: PairRuns, chunks: Sequence[slice], kept: Sequence[Opened]
 ) -> MetricContext:
-    """What metrics compare with; runs that are opened already need not be made again."""
+    """The context that metrics compare with; runs that are opened already need not be made again."""
     logits = [(source, layers.target.logits) for layers, _, source in kept if source is not None]
     if logits:
         return runs.context(*logits[0])
@@ -314,7 +314,7 @@ class _Part:
                 yield self._at(moved, each, (2 * layer + 2, 2 * layer + 3))
 
     def _masked(self, given: Tensor, own: Tensor) -> Tensor:
-        """What is given, where a prompt may be changed."""
+        """The given activation, where a prompt may be changed."""
         real = self.given.mask.bool().to(own.device)[..., None]
         return torch.where(real, given.to(own), own)
 

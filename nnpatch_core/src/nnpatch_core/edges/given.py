@@ -1,4 +1,4 @@
-"""What senders get where they are ablated: zeros, means, or another prompt's activations."""
+"""The activations of senders that are ablated: zeros, means, or another prompt's activations."""
 
 from __future__ import annotations
 

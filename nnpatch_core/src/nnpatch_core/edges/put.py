@@ -67,7 +67,7 @@ def source_given(layers: Layers, api: ModelAPI, source: Batch) -> tuple[Given, T
 
 
 def received(sweep: Sweep, layers: Layers, given: Given, chunk: slice) -> Received:
-    """What the receivers of a sweep's cells compute, in some of its prompts."""
+    """The receivers of a sweep's cells, computed in some of its prompts."""
     named: list[Any] = [cell.named for cell in sweep.patches.cells]
     entries: dict[int, Entry] = {id(each.entry): each.entry for each in named}
     numbers = {key: number for number, key in enumerate(entries)}

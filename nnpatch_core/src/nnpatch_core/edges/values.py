@@ -1,4 +1,4 @@
-"""What receivers compute from a changed stream, as an intervention of the engines."""
+"""Receivers computed from a changed stream, as an intervention of the engines."""
 
 from __future__ import annotations
 
