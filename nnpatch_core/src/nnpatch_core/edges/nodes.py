@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -71,6 +71,14 @@ class Receiver:
         )
 
 
+def _counted(given: Iterable[int]) -> tuple[int, ...]:
+    return tuple(given)
+
+
+def _flags(given: Iterable[bool]) -> tuple[bool, ...]:
+    return tuple(given)
+
+
 def _counts(_: Any, attribute: Any, value: tuple[int, ...]) -> None:
     if not value or not all(type(count) is int and count > 0 for count in value):
         raise EdgeError(
@@ -102,9 +110,9 @@ class Nodes:
         (2, 4)
     """
 
-    query: tuple[int, ...] = attrs.field(converter=tuple, validator=_counts)
-    key_value: tuple[int, ...] = attrs.field(converter=tuple, validator=_counts)
-    parallel: tuple[bool, ...] = attrs.field(converter=tuple)
+    query: tuple[int, ...] = attrs.field(converter=_counted, validator=_counts)
+    key_value: tuple[int, ...] = attrs.field(converter=_counted, validator=_counts)
+    parallel: tuple[bool, ...] = attrs.field(converter=_flags)
 
     def __attrs_post_init__(self) -> None:
         if not len(self.query) == len(self.key_value) == len(self.parallel):
