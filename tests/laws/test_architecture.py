@@ -23,6 +23,8 @@ FLOORS = (
     ("subspace",),
     ("steering",),
     ("patching",),
+    ("circuits",),
+    ("edges",),
     ("interventions",),
     ("sweep",),
     ("results",),
