@@ -3,12 +3,12 @@
 from nnpatch_core.edges.changes import Changes, Entry, Given, SenderChanges
 from nnpatch_core.edges.estimates import METHODS as EDGE_METHODS
 from nnpatch_core.edges.estimates import Estimate, estimate_edges
-from nnpatch_core.edges.given import ablated
 from nnpatch_core.edges.layers import Layers, Recording, Structure, open_layers, record_run
 from nnpatch_core.edges.memory import fitting_prompts
 from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, Sender
 from nnpatch_core.edges.outcome import EdgeOutcome
-from nnpatch_core.edges.put import EdgePut
+from nnpatch_core.edges.put import EdgePut, GivenOf
+from nnpatch_core.edges.setting import Setting, open_setting, read_ablated
 from nnpatch_core.edges.sites import EDGE, EdgeSites
 from nnpatch_core.edges.structure import find_structure
 from nnpatch_core.edges.values import Received
@@ -28,6 +28,7 @@ __all__ = [
     "Entry",
     "Estimate",
     "Given",
+    "GivenOf",
     "Layers",
     "Nodes",
     "Received",
@@ -35,11 +36,13 @@ __all__ = [
     "Recording",
     "Sender",
     "SenderChanges",
+    "Setting",
     "Structure",
-    "ablated",
     "estimate_edges",
     "find_structure",
     "fitting_prompts",
     "open_layers",
+    "open_setting",
+    "read_ablated",
     "record_run",
 ]
