@@ -8,6 +8,9 @@ and `connected` prunes; `rows` is its table, `files` its JSON, `pictures` its gr
 from nnpatch_core.circuits.areas import FRACTIONS, areas, auroc
 from nnpatch_core.circuits.circuit import ChoosingMethod, Circuit, PrecisionRecall
 from nnpatch_core.circuits.curve import CircuitCurve
+from nnpatch_core.circuits.curves import circuit_curve
+from nnpatch_core.circuits.evaluation import CircuitEvaluation, evaluate_circuit
+from nnpatch_core.circuits.finding import FoundCircuit, find_circuit
 from nnpatch_core.circuits.scored import Scored
 
 __all__ = [
@@ -15,8 +18,13 @@ __all__ = [
     "ChoosingMethod",
     "Circuit",
     "CircuitCurve",
+    "CircuitEvaluation",
+    "FoundCircuit",
     "PrecisionRecall",
     "Scored",
     "areas",
     "auroc",
+    "circuit_curve",
+    "evaluate_circuit",
+    "find_circuit",
 ]

@@ -16,7 +16,7 @@ from nnpatch_core._models import in_one_thread
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import GivenTokens
 from nnpatch_core.circuits.circuit import Circuit
-from nnpatch_core.circuits.measured import CIRCUIT, measure_circuits
+from nnpatch_core.circuits.measured import CIRCUIT, CircuitMeasure
 from nnpatch_core.edges import Nodes, Setting, open_setting, read_ablated
 from nnpatch_core.errors import EdgeError, PatchingError
 from nnpatch_core.interventions import PairArguments
@@ -266,7 +266,7 @@ def evaluated(
     setting: Setting, circuits: Mapping[str, Circuit], metric: MetricSpec, options: Options
 ) -> CircuitEvaluation:
     """Circuits by name, run and measured."""
-    outcome = measure_circuits(setting, circuits, metric, options)
+    outcome = CircuitMeasure(setting, metric, options).outcome(circuits)
     return CircuitEvaluation(outcome, dict(circuits))
 
 

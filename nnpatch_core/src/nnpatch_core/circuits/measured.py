@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -15,9 +16,10 @@ from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.circuits.runs import CircuitRuns
 from nnpatch_core.edges import GivenOf, Setting, open_layers
 from nnpatch_core.errors import MetricError, TokensError
+from nnpatch_core.interventions import PairRuns
 from nnpatch_core.memory import host_memory, memory_budget
 from nnpatch_core.metrics import MetricContext, MetricSpec, activations_read, measure
-from nnpatch_core.results import Outcome
+from nnpatch_core.results import Baseline, Outcome
 from nnpatch_core.seq_pos import PromptBatch
 from nnpatch_core.site import Site
 from nnpatch_core.sites import Axis, Grid
@@ -69,63 +71,108 @@ class _Circuits:
         return {CIRCUIT: Grid((Axis(CIRCUIT, self.names),), index, found)}
 
 
-def measure_circuits(
-    setting: Setting,
-    circuits: Mapping[str, Circuit],
-    metric: MetricSpec,
-    options: Options,
-) -> Outcome:
-    """Run circuits, and measure them.
-
-    The value of each is its faithfulness: 0 is the run without edges, 1 the source run, which has
-    all.
+class CircuitMeasure:
+    """Circuits are run and measured on the same prompts, again and again.
 
     Args:
         setting: the model and its prompts.
-        circuits: by name.
         metric: as the user names it.
         options: how they may run.
 
     Raises:
         PatchingError: one of its kinds.
     """
-    given = setting.given(options)
-    sites = _Circuits(tuple(circuits))
-    _check_masks(setting)
-    sweep, runs = prepare(
-        setting.nnmodel, setting.api, sites, setting.runs, metric, options, gathers=False
-    )
-    _check_metrics(sweep)
-    setting = attrs.evolve(setting, runs=runs)
-    model = module_of(setting.nnmodel)
-    kept = torch.stack([circuit.kept for circuit in circuits.values()])
-    size = _Size.of(sweep, setting, len(kept))
-    with evaluating(model), torch.no_grad():
-        opened = _Opened(setting, given, size.chunks)
-        context = opened.context(sweep)
-        baseline, versions = baselines(sweep, context), Versions.of(sweep, runs.reading)
-        once = versions.baselines(baseline)
-        runs.check_baseline(context.once, once)
-        try_out(sweep.metrics, context, baseline)
-        tally = Tally.empty(len(kept), baseline)
-        with make_bar(len(kept), options.progress, desc="circuits") as bar:
-            for first in range(0, len(kept), size.circuits):
-                some = kept[first : first + size.circuits]
-                logits = torch.cat([opened.at(chunk).logits(some) for chunk in size.chunks], 1)
-                for number, own in enumerate(logits):
-                    for name, value in measure(sweep.metrics, own, context).items():
-                        tally.values[name][first + number] = value
-                bar.update(len(some))
+
+    def __init__(self, setting: Setting, metric: MetricSpec, options: Options) -> None:
+        _check_masks(setting)
+        given = setting.given(options)
+        self._prepared = _prepared(setting, (CIRCUIT,), metric, options)
+        sweep, runs = self._prepared
+        _check_metrics(sweep)
+        self._setting, self._metric, self._options = setting, metric, options
+        self._own = attrs.evolve(setting, runs=runs)
+        size = _Size.of(sweep, self._own)
+        self._rows, self._chunks = size.circuits, size.chunks
+        self._opened = _Opened(self._own, given, self._chunks)
+        self._known: tuple[MetricContext, dict[str, Baseline]] | None = None
+
+    def outcome(self, circuits: Mapping[str, Circuit]) -> Outcome:
+        """The outcome of circuits by name: the value of each is its faithfulness.
+
+        0 is the run without edges, 1 the source run, which has all.
+        """
+        options, runs = self._options, self._own.runs
+        named, _ = _prepared(self._setting, tuple(circuits), self._metric, options)
+        with self._running():
+            _, baseline = self._baseline()
+            versions = Versions.of(named, runs.reading)
+            with make_bar(len(circuits), options.progress, desc="circuits") as bar:
+                values = self._measured([*circuits.values()], bar)
+        tally = attrs.evolve(Tally.empty(len(circuits), baseline), values=values)
         tally.done[:] = True
         tally.note("circuits", None)
-    return outcome(
-        versions.sweep(sweep),
-        CIRCUIT,
-        runs.scale,
-        versions.tally(tally),
-        once,
-        runs.prompts,
-        versions.mask(runs.mask_of(sweep.patches)),
+        return outcome(
+            versions.sweep(named),
+            CIRCUIT,
+            runs.scale,
+            versions.tally(tally),
+            versions.baselines(baseline),
+            runs.prompts,
+            versions.mask(runs.mask_of(named.patches)),
+        )
+
+    def faithfulness(self, circuits: Sequence[Circuit]) -> list[float]:
+        """The faithfulness of circuits by the first metric."""
+        sweep, runs = self._prepared
+        with self._running():
+            _, baseline = self._baseline()
+            values = self._measured(circuits, None)
+        versions = Versions.of(sweep, runs.reading)
+        name = next(iter(sweep.metrics))
+        own, once = versions.joined(values)[name].double(), versions.baselines(baseline)[name]
+        none, whole = once.target.double().mean(), once.source.double().mean()
+        return [float(each) for each in (own.mean(1) - none) / (whole - none)]
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with evaluating(module_of(self._setting.nnmodel)), torch.no_grad():
+            yield
+
+    def _measured(self, circuits: Sequence[Circuit], bar: Any) -> dict[str, Tensor]:
+        """For each metric `[circuits, batch]`."""
+        sweep, _ = self._prepared
+        context, _ = self._baseline()
+        kept = torch.stack([circuit.kept for circuit in circuits])
+        found: dict[str, list[Tensor]] = {name: [] for name in sweep.metrics}
+        for first in range(0, len(kept), self._rows):
+            some = kept[first : first + self._rows]
+            logits = torch.cat([self._opened.at(chunk).logits(some) for chunk in self._chunks], 1)
+            for own in logits:
+                for name, value in measure(sweep.metrics, own, context).items():
+                    found[name].append(value)
+            if bar is not None:
+                bar.update(len(some))
+        return {name: torch.stack(each) for name, each in found.items()}
+
+    def _baseline(self) -> tuple[MetricContext, dict[str, Baseline]]:
+        """What metrics compare with, and what they give for the runs with all edges and none."""
+        if self._known is None:
+            sweep, runs = self._prepared
+            context = self._opened.context(sweep)
+            baseline = baselines(sweep, context)
+            versions = Versions.of(sweep, runs.reading)
+            runs.check_baseline(context.once, versions.baselines(baseline))
+            try_out(sweep.metrics, context, baseline)
+            self._known = context, baseline
+        return self._known
+
+
+def _prepared(
+    setting: Setting, names: tuple[str, ...], metric: MetricSpec, options: Options
+) -> tuple[Sweep, PairRuns]:
+    sites = _Circuits(names)
+    return prepare(
+        setting.nnmodel, setting.api, sites, setting.runs, metric, options, gathers=False
     )
 
 
@@ -183,7 +230,7 @@ class _Size:
     chunks: Sequence[slice]
 
     @classmethod
-    def of(cls, sweep: Sweep, setting: Setting, circuits: int) -> _Size:
+    def of(cls, sweep: Sweep, setting: Setting) -> _Size:
         """As many as fit in memory."""
         model: Any = module_of(setting.nnmodel)
         weight = next(model.parameters())
@@ -196,7 +243,7 @@ class _Size:
         host = host_memory() if device is not None and device.type != "cpu" else budget
         rows = max(budget // 2 // row, 1)
         prompts = min(rows, sweep.options.batch_size or sweep.batch, sweep.batch)
-        together = min(max(rows // prompts, 1), max(host // 4 // max(logits, 1), 1), circuits)
+        together = min(max(rows // prompts, 1), max(host // 4 // max(logits, 1), 1))
         return cls(together, sweep.limits.chunks(sweep.batch, prompts))
 
 
