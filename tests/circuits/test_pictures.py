@@ -78,6 +78,13 @@ def test_edges_go_up_and_meet_their_nodes_alone(circuit: Circuit, most: int) -> 
         for first, low, high, last in curve.pieces():
             assert low[0] == first[0]
             assert high[0] == last[0]
+    # An estimate passes nowhere as what is exact, nor does what is positive as what is negative.
+    looks: dict[tuple[float, float], set[tuple[bool, bool]]] = {}
+    for curve in made.curves:
+        for foot, _ in curve.bends:
+            look = curve.link.score < 0, bool(curve.link.estimate)
+            looks.setdefault(foot, set()).add(look)
+    assert all(len(each) == 1 for each in looks.values())
     xs = [x for curve in made.curves for x, _ in (curve.start, curve.end)]
     assert all(0 <= x <= made.width for x in xs)
 
