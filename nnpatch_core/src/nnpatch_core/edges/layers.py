@@ -155,6 +155,11 @@ class Layers:
             self._call(layer, stream[prompts[part]], prompts[part], visit)
         return self.attn[layer] * torch.cat(found)
 
+    def changed_by_heads(self, layer: int, heads: Tensor, prompts: Tensor) -> Tensor:
+        """By how much that changes, `[rows, seq, width]`, where heads are not the target run's."""
+        own = self.attn[layer] * self.target.attn[layer][prompts]
+        return self.added_by_heads(layer, heads, prompts) - own
+
     def mlp_of(
         self, layer: int, stream: Tensor, prompts: Tensor, attn: Tensor | None = None
     ) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+import torch
 from torch import Tensor
 
 from nnpatch_core.adapters import ModelAPI
@@ -61,7 +62,8 @@ def received(sweep: Sweep, layers: Layers, given: Given, chunk: slice) -> Receiv
     named: list[Any] = [cell.named for cell in sweep.patches.cells]
     entries: dict[int, Entry] = {id(each.entry): each.entry for each in named}
     numbers = {key: number for number, key in enumerate(entries)}
-    changes = SenderChanges.of(layers, given, [each.rows(chunk) for each in entries.values()])
+    rows = torch.arange(chunk.start, chunk.stop, device="cpu")
+    changes = SenderChanges.of(layers, given, [each.rows(rows) for each in entries.values()])
     return Received(
         layers,
         changes,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnpatch_core._arrays import Integers
 from nnpatch_core.adapters import Location, Place
-from nnpatch_core.edges.changes import Changes
+from nnpatch_core.edges.changes import Changes, Rows
 from nnpatch_core.edges.layers import Layers
 from nnpatch_core.edges.nodes import Receiver
 from nnpatch_core.tracing import BoundSite, PatchedTokens
@@ -79,17 +79,22 @@ class Received:
         steps: dict[int, dict[Receiver, Integers]] = {}
         for receiver, numbers in wanted.items():
             steps.setdefault(self._step(receiver), {})[receiver] = np.array(numbers)
-        kept: dict[Location, list[_Known]] = {}
+        read: dict[int, Rows] = {}
+        which: dict[int, tuple[Integers, Integers]] = {}
         for step, receivers in steps.items():
             every = np.unique(np.concatenate([*receivers.values()]))
             pairs = np.stack([self.entries[own[every]], rows[every]], 1)
-            streams, which = np.unique(pairs, axis=0, return_inverse=True)
-            some = torch.from_numpy(streams[:, 1].copy())
-            changed = self._stream(step)[some] + self.changes.at(streams[:, 0], some, step)
-            values = self._computed(step, [*receivers], changed, some)
+            streams, places = np.unique(pairs, axis=0, return_inverse=True)
+            read[step] = streams[:, 0], torch.from_numpy(streams[:, 1].copy())
+            which[step] = every, places.reshape(-1)
+        kept: dict[Location, list[_Known]] = {}
+        for step, change in self.changes.along(read):
+            receivers, some = steps[step], read[step][1]
+            every, places = which[step]
+            values = self._computed(step, [*receivers], self._stream(step)[some] + change, some)
             for receiver, runs in receivers.items():
                 place, value = values[receiver]
-                index = which.reshape(-1)[np.searchsorted(every, runs)]
+                index = places[np.searchsorted(every, runs)]
                 keys = own[runs] * len(self.mask) + rows[runs]
                 order = np.argsort(keys, kind="stable")
                 kept.setdefault(place, []).append(_Known(keys[order], index[order], value))
