@@ -21,7 +21,7 @@ _Member: TypeAlias = "tuple[Sender, Tensor | None]"
 #: The same in a row.
 _InRow: TypeAlias = "tuple[int, Sender, Tensor | None]"
 #: At a step, as `Nodes.read` counts them: `[rows]`, the number of each row's entry, and `[rows]`,
-#: that of its prompt; no two rows are alike.
+#: that of its prompt.
 Rows: TypeAlias = "tuple[Integers, Tensor]"
 
 
@@ -196,6 +196,11 @@ class SenderChanges:
         """See `Writes.senders`."""
         return frozenset(sender for sender, _ in self.members[entry])
 
+    def at(self, entries: Integers, prompts: Tensor, step: int) -> Tensor:
+        """What is added to the stream at one step, `[rows, seq, width]`; see `along`."""
+        ((_, change),) = self.along({step: (entries, prompts)})
+        return change
+
     def along(self, wanted: Mapping[int, Rows]) -> Iterator[tuple[int, Tensor]]:
         """See `Changes.along`: the senders' own alone, of those which have written by then."""
         climb = Climb.of(wanted)
@@ -279,7 +284,7 @@ class SenderChanges:
 
 def written(sender: Sender) -> int:
     """The step from which on the stream holds what a sender writes; see `Nodes.written`."""
-    return 0 if sender.kind == "input" else 2 * sender.layer + (1 if sender.kind == "head" else 2)
+    return sender.step
 
 
 def _in_place(taken: Tensor) -> bool:

@@ -187,6 +187,11 @@ class Layers:
             self._call(layer, rows, some, visit)
         return torch.cat(found)
 
+    @property
+    def start(self) -> Location:
+        """Where the stream before the first layer is."""
+        return (f"{self.path}.0.", "input", 0)
+
     def end(self, layer: int) -> Location:
         """Where the stream behind a layer is."""
         return (f"{self.path}.{layer}.", "output", 0)
