@@ -30,6 +30,7 @@ from nnpatch_core.patching import (
     activation_patching,
     attribution_patching,
     cache_average,
+    path_patching,
     plan_sweep,
 )
 from nnpatch_core.plugins import hookimpl
@@ -93,6 +94,7 @@ __all__ = [
     "fused_projections",
     "hookimpl",
     "infer_adapter",
+    "path_patching",
     "per_prompt",
     "plan_sweep",
     "reads_activations",

@@ -203,15 +203,7 @@ class SenderChanges:
 
     def along(self, wanted: Mapping[int, Rows]) -> Iterator[tuple[int, Tensor]]:
         """See `Changes.along`: the senders' own alone, of those which have written by then."""
-        climb = Climb.of(wanted)
-        total = torch.zeros_like(self.layers.target.streams[0][climb.prompts])
-        left = list(climb.index)
-        for step, rows, change in self.written(climb.entries, climb.prompts, climb.until):
-            while left[0] < step:
-                yield left[0], total[climb.index[left.pop(0)]]
-            total[rows] += change
-        for each in left:
-            yield each, total[climb.index[each]]
+        yield from added_up(self.layers, self, wanted)
 
     def written(
         self, entries: Integers, prompts: Tensor, until: Integers
@@ -280,6 +272,21 @@ class SenderChanges:
             if taken is not None:
                 own[number] = taken[int(prompts[row]) if len(taken) > 1 else 0]
         return rows, own.masked_fill(~real, NONE)
+
+
+def added_up(
+    layers: Layers, writes: Writes, wanted: Mapping[int, Rows]
+) -> Iterator[tuple[int, Tensor]]:
+    """What senders have written by some steps, and nothing else; see `Changes.along`."""
+    climb = Climb.of(wanted)
+    total = torch.zeros_like(layers.target.streams[0][climb.prompts])
+    left = list(climb.index)
+    for step, rows, change in writes.written(climb.entries, climb.prompts, climb.until):
+        while left[0] < step:
+            yield left[0], total[climb.index[left.pop(0)]]
+        total[rows] += change
+    for each in left:
+        yield each, total[climb.index[each]]
 
 
 def written(sender: Sender) -> int:

@@ -243,6 +243,20 @@ def layer_places(api: ModelAPI, model: Any) -> list[dict[str, Place]]:
     return found
 
 
+def nodes_of(api: ModelAPI, model: Any) -> Nodes:
+    """The nodes of a model, before it has run: no layer counts as parallel yet.
+
+    Raises:
+        AdapterError: a layer lacks a component.
+    """
+    heads = [heads_of(api, model, layer) for layer in range(len(layer_places(api, model)))]
+    return Nodes(
+        tuple(each.query for each in heads),
+        tuple(each.key_value for each in heads),
+        tuple(False for _ in heads),
+    )
+
+
 def record_run(nnmodel: Any, api: ModelAPI, batch: Batch) -> Recording:
     """Run `batch`, and keep what its layers read and write."""
     return _recorded(nnmodel, api, batch)[0]
@@ -268,12 +282,7 @@ def open_layers(nnmodel: Any, api: ModelAPI, batch: Batch) -> Layers:
     some = np.arange(count) if count != batch.seq_len else np.append(np.arange(count), 0)
     rows = torch.from_numpy(some)
     run, calls = _recorded(nnmodel, api, batch.rows(rows.to(batch.tokens.device)), called=True)
-    heads = [heads_of(api, model, layer) for layer in range(len(places))]
-    nodes = Nodes(
-        tuple(each.query for each in heads),
-        tuple(each.key_value for each in heads),
-        tuple(False for _ in heads),
-    )
+    nodes = nodes_of(api, model)
     factors = [_factors(run, layer) for layer in range(len(places))]
     layers = Layers(
         nnmodel,
