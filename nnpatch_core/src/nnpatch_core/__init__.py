@@ -30,6 +30,7 @@ from nnpatch_core.patching import (
     activation_patching,
     attribution_patching,
     cache_average,
+    edge_patching,
     path_patching,
     plan_sweep,
 )
@@ -90,6 +91,7 @@ __all__ = [
     "cache_average",
     "compares_answers",
     "decoder_components",
+    "edge_patching",
     "execution_order",
     "fused_projections",
     "hookimpl",

@@ -47,3 +47,7 @@ ScreenName: TypeAlias = Literal["attribution", "atp*"]
 AblationName: TypeAlias = Literal["zero", "mean", "resample"]
 #: Those that can be estimated, for `ablation=`.
 EstimatedAblationName: TypeAlias = Literal["zero", "mean"]
+#: Methods of edge patching, for `method=`.
+EdgeMethodName: TypeAlias = Literal[
+    "exact", "eap", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted"
+]

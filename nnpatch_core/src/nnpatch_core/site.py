@@ -530,9 +530,16 @@ def bind_cells(
     model = module_of(nnmodel)
     given = list(cells)
     places: dict[tuple[int, int, str], Place] = {}
+    # Cells may share a site, as edges share a receiver.
+    known: dict[int, BoundSite] = {}
     positions = _positions_of(given, seq_len, prompts)
 
     def bound(site: Site) -> BoundSite:
+        if id(site) not in known:
+            known[id(site)] = found(site)
+        return known[id(site)]
+
+    def found(site: Site) -> BoundSite:
         at = (id(site.api), site.layer, site.component)
         place = places.get(at)
         if place is None:

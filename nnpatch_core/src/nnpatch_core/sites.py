@@ -136,7 +136,7 @@ class Sites:
         self.__attrs_init__(
             site_names=_component_names(site_names),
             layers=_layers_of(spaces, wanted),
-            strategy=_strategy(seq_pos_type, seq_pos, source_seq_pos),
+            strategy=strategy_of(seq_pos_type, seq_pos, source_seq_pos),
             heads=_ascending(heads, "heads", HeadError),
             subspace=spaces,
         )
@@ -349,7 +349,13 @@ def _component_names(names: Any) -> tuple[str, ...]:
     return given
 
 
-def _strategy(seq_pos_type: Any, seq_pos: Any, source: Any) -> SeqPos | PlacedSeqPos:
+def strategy_of(seq_pos_type: Any, seq_pos: Any, source: Any = None) -> SeqPos | PlacedSeqPos:
+    """The strategy that the arguments of `Sites` stand for.
+
+    Raises:
+        UnknownNameError: `seq_pos_type` is none.
+        PositionError: the others do not go with it.
+    """
     if isinstance(seq_pos_type, str) or seq_pos_type is None:
         return make_strategy("all" if seq_pos_type is None else seq_pos_type, seq_pos, source)
     if isinstance(seq_pos_type, type) or not isinstance(seq_pos_type, SeqPos | PlacedSeqPos):

@@ -11,32 +11,62 @@ from nnpatch_core.edges.changes import (
     added_up,
     positions_of,
 )
-from nnpatch_core.edges.layers import Layers, nodes_of, open_layers
+from nnpatch_core.edges.estimates import METHODS as EDGE_METHODS
+from nnpatch_core.edges.estimates import Estimate, estimate_edges
+from nnpatch_core.edges.given import ablated
+from nnpatch_core.edges.layers import (
+    Layers,
+    Recording,
+    Structure,
+    nodes_of,
+    open_layers,
+    record_run,
+)
+from nnpatch_core.edges.memory import fitting_prompts
 from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, ReceiverKind, Sender
-from nnpatch_core.edges.put import source_given
-from nnpatch_core.edges.sites import receiver_site
+from nnpatch_core.edges.outcome import EdgeOutcome
+from nnpatch_core.edges.put import EdgePut, source_given
+from nnpatch_core.edges.sites import EDGE, EdgeSites, receiver_site
+from nnpatch_core.edges.structure import find_structure
 from nnpatch_core.edges.values import Received, read_by
+
+#: The method that measures.
+EXACT = "exact"
 
 __all__ = [
     "ARROW",
+    "EDGE",
+    "EDGE_METHODS",
+    "EXACT",
     "Changes",
     "Climb",
+    "EdgeOutcome",
+    "EdgePut",
+    "EdgeSites",
     "Entry",
+    "Estimate",
     "Given",
     "Layers",
     "Nodes",
     "Received",
     "Receiver",
     "ReceiverKind",
+    "Recording",
     "Rows",
     "Sender",
     "SenderChanges",
+    "Structure",
     "Writes",
+    "ablated",
     "added_up",
+    "estimate_edges",
+    "find_structure",
+    "fitting_prompts",
     "nodes_of",
     "open_layers",
     "positions_of",
     "read_by",
     "receiver_site",
+    "record_run",
     "source_given",
 ]

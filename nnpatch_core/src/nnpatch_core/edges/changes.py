@@ -15,11 +15,11 @@ from nnpatch_core.edges.layers import Layers
 from nnpatch_core.edges.nodes import Sender
 from nnpatch_core.seq_pos import NONE, Positions, spread
 
-#: A sender of an entry, and `[batch or 1, seq]`: from where in the other run each token gets its
-#: activation, -1 where it keeps its own; None is each from its own position.
-_Member: TypeAlias = "tuple[Sender, Tensor | None]"
+#: A sender of an entry, and `[batch, seq]`: from where in the other run each token gets another
+#: activation, -1 where it keeps its own.
+Member: TypeAlias = "tuple[Sender, Tensor]"
 #: The same in a row.
-_InRow: TypeAlias = "tuple[int, Sender, Tensor | None]"
+_InRow: TypeAlias = "tuple[int, Sender, Tensor]"
 #: At a step, as `Nodes.read` counts them: `[rows]`, the number of each row's entry, and `[rows]`,
 #: that of its prompt.
 Rows: TypeAlias = "tuple[Integers, Tensor]"
@@ -134,29 +134,17 @@ class Entry:
     senders: tuple[Sender, ...]
     positions: tuple[Positions | None, ...]
 
-    def rows(self, rows: Tensor) -> Entry:
+    def rows(self, rows: slice) -> Entry:
         """The same in some of the prompts, which may stand several times after one another."""
         return Entry(self.senders, positions_of(self.positions, rows))
 
-    def members(self, seq_len: int) -> list[_Member]:
-        """Each sender once, and from where in the other run each token gets its activation."""
-        found: dict[Sender, Tensor | None] = {}
-        for sender, each in zip(self.senders, self.positions, strict=True):
-            taken = None if each is None else spread(each.at, seq_len, each.source)
-            before = found.get(sender)
-            if sender in found and (before is None or taken is None):
-                taken = None
-            elif before is not None and taken is not None:
-                taken = torch.where(taken == NONE, before, taken)
-            found[sender] = taken
-        return list(found.items())
-
 
 def positions_of(
-    positions: Sequence[Positions | None], rows: Tensor
+    positions: Sequence[Positions | None], rows: slice
 ) -> tuple[Positions | None, ...]:
     """Positions in some of the prompts, which may stand several times after one another."""
-    return tuple(None if each is None else each.rows(rows % len(each.at)) for each in positions)
+    index = torch.arange(rows.start, rows.stop, device="cpu")
+    return tuple(None if each is None else each.rows(index % len(each.at)) for each in positions)
 
 
 @attrs.frozen(eq=False)
@@ -172,24 +160,17 @@ class SenderChanges:
 
     layers: Layers
     given: Given
-    members: Sequence[Sequence[_Member]]
+    members: Sequence[Sequence[tuple[Sender, Tensor]]]
     moved: Tensor
 
     @classmethod
     def of(cls, layers: Layers, given: Given, entries: Sequence[Entry]) -> SenderChanges:
         """The changes of some entries."""
-        members = [entry.members(given.mask.shape[1]) for entry in entries]
-        moved = torch.zeros(len(entries), *given.mask.shape, dtype=torch.bool, device="cpu")
         known: dict[Sender, Tensor] = {}
-        for number, each in enumerate(members):
-            for sender, taken in each:
-                if taken is not None and not _in_place(taken):
-                    moved[number] |= _moved(layers, given, sender, taken)
-                    continue
-                if sender not in known:
-                    known[sender] = _moved(layers, given, sender)
-                own = known[sender]
-                moved[number] |= own if taken is None else own & (taken != NONE)
+        members = [_members(layers, given, entry, known) for entry in entries]
+        moved = torch.stack(
+            [torch.stack([taken for _, taken in each]).amax(0) != NONE for each in members]
+        )
         return cls(layers, given, members, moved)
 
     def senders(self, entry: int) -> frozenset[Sender]:
@@ -252,7 +233,7 @@ class SenderChanges:
         rows, at = torch.unique(every, return_inverse=True)
         some = prompts[rows]
         heads = there[some].clone()
-        # Where nothing was put, what is added is the target run's own, to the last bit.
+        # Elsewhere what is added is the target run's own, to the last bit.
         put = torch.zeros(len(rows), taken.shape[1], dtype=torch.bool, device="cpu")
         given = _of(self.given.heads[layer], prompts[every], taken)
         for number, (_, sender, _) in enumerate(members):
@@ -263,15 +244,12 @@ class SenderChanges:
             put[at[number]] |= here
         return rows, self.layers.changed_by_heads(layer, heads, some) * put[..., None].to(heads)
 
-    def _taken(self, members: list[_InRow], prompts: Tensor) -> tuple[Tensor, Tensor]:
+    @staticmethod
+    def _taken(members: list[_InRow], prompts: Tensor) -> tuple[Tensor, Tensor]:
         """`[members]`, the row of each; `[members, seq]`, where its activations come from."""
         rows = torch.tensor([row for row, _, _ in members], device="cpu")
-        real = self.given.mask.bool().cpu()[prompts[rows]]
-        own = torch.arange(real.shape[1], device="cpu").expand_as(real).clone()
-        for number, (row, _, taken) in enumerate(members):
-            if taken is not None:
-                own[number] = taken[int(prompts[row]) if len(taken) > 1 else 0]
-        return rows, own.masked_fill(~real, NONE)
+        taken = [each[prompt] for (_, _, each), prompt in zip(members, prompts[rows], strict=True)]
+        return rows, torch.stack(taken)
 
 
 def added_up(
@@ -294,23 +272,44 @@ def written(sender: Sender) -> int:
     return sender.step
 
 
-def _in_place(taken: Tensor) -> bool:
-    """Whether each token's activation comes from its own position."""
-    own = torch.arange(taken.shape[1], device="cpu")
-    return bool(((taken == NONE) | (taken == own)).all())
+def _members(
+    layers: Layers, given: Given, entry: Entry, known: dict[Sender, Tensor]
+) -> list[Member]:
+    """The senders of an entry, each once; `known` are those that are changed everywhere."""
+    found: dict[Sender, Tensor] = {}
+    for sender, positions in zip(entry.senders, entry.positions, strict=True):
+        if sender not in known:
+            known[sender] = _changed(layers, given, sender, _own(given))
+        own = known[sender]
+        if positions is not None and positions.source is None:
+            own = own.where(positions.mask(own.shape[1]), NONE)
+        elif positions is not None:
+            taken = spread(positions.at, own.shape[1], positions.source)
+            own = _changed(layers, given, sender, taken.expand_as(own))
+        found[sender] = own if sender not in found else own.where(own != NONE, found[sender])
+    return list(found.items())
+
+
+def _own(given: Given) -> Tensor:
+    """`[batch, seq]`: each token's own position."""
+    return torch.arange(given.mask.shape[1], device="cpu").expand_as(given.mask)
 
 
 def _of(given: Tensor, prompts: Tensor, taken: Tensor) -> Tensor:
     """`[rows, seq, any]`: the other run's activations, each from where it is taken."""
     rows = given[prompts if len(given) > 1 else torch.zeros_like(prompts)]
-    if _in_place(taken):
+    own = torch.arange(taken.shape[1], device="cpu")
+    if bool(((taken == NONE) | (taken == own)).all()):
         return rows
     index = torch.arange(len(rows), device="cpu")[:, None]
     return rows[index, taken.clamp(min=0)]
 
 
-def _moved(layers: Layers, given: Given, sender: Sender, taken: Tensor | None = None) -> Tensor:
-    """`[batch, seq]`, bool: where a sender gets another activation than it had, bitwise."""
+def _changed(layers: Layers, given: Given, sender: Sender, taken: Tensor) -> Tensor:
+    """`[batch, seq]`: from where tokens get another activation than they had, bitwise; else -1.
+
+    `taken` is from where they get one.
+    """
     target = layers.target
     if sender.kind == "input":
         own, other = target.streams[0], given.stream
@@ -323,8 +322,6 @@ def _moved(layers: Layers, given: Given, sender: Sender, taken: Tensor | None = 
         assert sender.head is not None
         chosen = columns[sender.head].to(own.device)
         own, other = own[..., chosen], other[..., chosen]
-    real = given.mask.bool().cpu()
-    if taken is not None:
-        everyone = torch.arange(len(own), device="cpu")
-        other, real = _of(other, everyone, taken.expand(len(own), -1)), real & (taken != NONE)
-    return (own != other.to(own)).any(-1).cpu() & real
+    other = _of(other, torch.arange(len(own), device="cpu"), taken)
+    moved = (own != other.to(own)).any(-1).cpu() & given.mask.bool().cpu()
+    return taken.where(moved, NONE)

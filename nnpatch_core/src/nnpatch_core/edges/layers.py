@@ -16,7 +16,16 @@ from torch import Tensor
 
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import rounding
-from nnpatch_core.adapters import Location, ModelAPI, Place, heads_of, n_layers, place_of, table_of
+from nnpatch_core.adapters import (
+    Component,
+    Location,
+    ModelAPI,
+    Place,
+    heads_of,
+    n_layers,
+    place_of,
+    table_of,
+)
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.nodes import Nodes
 from nnpatch_core.errors import AdapterError, EngineError, PatchingError
@@ -36,8 +45,25 @@ from nnpatch_core.tracing import (
 _NEEDED = ("q", "k", "v", "o", "attn", "mlp")
 #: How many tokens pass a layer together when it is called by itself.
 _TOKENS = 2048
-#: How far a factor may be from 1 by rounding alone.
-_SAME = 1e-3
+#: What a module gives.
+_OUTPUT = Component("", "output")
+
+
+@attrs.frozen
+class Structure:
+    """How the layers of a model are built, as far as edges go by it; see `find_structure`.
+
+    Args:
+        nodes: the nodes of the model.
+        attn: for each layer by what its `attn` is multiplied as it is added to the stream.
+        mlp: the same of its `mlp`.
+        direct: for each layer whether the output projection alone makes its `attn`: no norm.
+    """
+
+    nodes: Nodes
+    attn: tuple[float, ...]
+    mlp: tuple[float, ...]
+    direct: tuple[bool, ...]
 
 
 @attrs.frozen(eq=False)
@@ -69,9 +95,7 @@ class Layers:
         nnmodel: the model, wrapped by nnsight.
         path: dotted path of the list of layers.
         places: for each layer its components, by name.
-        nodes: the nodes of the model.
-        attn: for each layer by what its `attn` is multiplied as it is added to the stream.
-        mlp: the same of its `mlp`.
+        structure: what is known of the layers.
         target: the run whose arguments the layers are called with.
         calls: for each layer what it was called with besides the stream.
         rows: how many rows these arguments have.
@@ -80,12 +104,25 @@ class Layers:
     nnmodel: Any
     path: str
     places: Sequence[Mapping[str, Place]]
-    nodes: Nodes
-    attn: Sequence[float]
-    mlp: Sequence[float]
+    structure: Structure
     target: Recording
     calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
     rows: int
+
+    @property
+    def nodes(self) -> Nodes:
+        """The nodes of the model."""
+        return self.structure.nodes
+
+    @property
+    def attn(self) -> Sequence[float]:
+        """For each layer by what its `attn` is multiplied as it is added to the stream."""
+        return self.structure.attn
+
+    @property
+    def mlp(self) -> Sequence[float]:
+        """The same of its `mlp`."""
+        return self.structure.mlp
 
     def received(self, layer: int, stream: Tensor, prompts: Tensor) -> dict[str, Tensor]:
         """A layer's queries, keys and values of a stream before it, `[rows, seq, any]` by name.
@@ -107,7 +144,7 @@ class Layers:
                         known[place.location] = read(traced, place, (len(rows), rows.shape[1]))
                     parts[place.name].append(known[place.location])
 
-            self._call(layer, rows, prompts[part], visit)
+            self.call(layer, rows, prompts[part], visit)
         return {name: torch.cat(each) for name, each in parts.items()}
 
     def attended(
@@ -132,7 +169,7 @@ class Layers:
                     write(traced, own[name], given[name][part])
                 found.append(read(traced, own["o"], shape).clone())
 
-            self._call(layer, rows, prompts[part], visit)
+            self.call(layer, rows, prompts[part], visit)
         return torch.cat(found)
 
     def added_by_heads(self, layer: int, heads: Tensor, prompts: Tensor) -> Tensor:
@@ -143,22 +180,42 @@ class Layers:
             heads: `[rows, seq, any]`, what they hand to the output projection.
             prompts: `[rows]`, the prompt of each row.
         """
-        stream, own = self.target.streams[layer], self.places[layer]
         found: list[Tensor] = []
         for part in _parts(heads):
-            rows = heads[part]
-
-            def visit(traced: Any, rows: Tensor = rows) -> None:
-                write(traced, own["o"], rows)
-                found.append(read(traced, own["attn"], (len(rows), rows.shape[1])).clone())
-
-            self._call(layer, stream[prompts[part]], prompts[part], visit)
+            if self.structure.direct[layer]:
+                found.append(self._projected(layer, heads[part]))
+            else:
+                found.append(self._attention(layer, heads[part], prompts[part]))
         return self.attn[layer] * torch.cat(found)
 
     def changed_by_heads(self, layer: int, heads: Tensor, prompts: Tensor) -> Tensor:
         """By how much that changes, `[rows, seq, width]`, where heads are not the target run's."""
         own = self.attn[layer] * self.target.attn[layer][prompts]
         return self.added_by_heads(layer, heads, prompts) - own
+
+    def _projected(self, layer: int, heads: Tensor) -> Tensor:
+        """What the output projection gives, called by itself."""
+        path, found = self.places[layer]["o"].path, []
+
+        def visit(traced: Any) -> None:
+            output = read_component(follow(traced, path), _OUTPUT, (len(heads), heads.shape[1]))
+            found.append(output.clone())
+
+        self._run(layer, path, (heads,), {}, visit)
+        (output,) = found
+        return output
+
+    def _attention(self, layer: int, heads: Tensor, prompts: Tensor) -> Tensor:
+        """The component `attn` of a layer whose heads hand these on."""
+        own, found = self.places[layer], []
+
+        def visit(traced: Any) -> None:
+            write(traced, own["o"], heads)
+            found.append(read(traced, own["attn"], (len(heads), heads.shape[1])).clone())
+
+        self.call(layer, self.target.streams[layer][prompts], prompts, visit)
+        (attention,) = found
+        return attention
 
     def mlp_of(
         self, layer: int, stream: Tensor, prompts: Tensor, attn: Tensor | None = None
@@ -182,9 +239,9 @@ class Layers:
                     if place is own["mlp"]:
                         found.append(read(traced, place, shape).clone())
                     else:
-                        write(traced, place, attention)
+                        write(traced, place, attention.clone())
 
-            self._call(layer, rows, some, visit)
+            self.call(layer, rows, some, visit)
         return torch.cat(found)
 
     @property
@@ -192,16 +249,40 @@ class Layers:
         """Where the stream before the first layer is."""
         return (f"{self.path}.0.", "input", 0)
 
+    def check(self, layer: int) -> None:
+        """Raise `EngineError` unless a layer, called by itself, gives what it gave in the run."""
+        run, one = self.target, torch.tensor([len(self.target.batch) - 1], device="cpu")
+        own = run.mlp[layer][one]
+        real = run.batch.mask[one.to(run.batch.mask.device)].bool().to(own.device)
+        again = self.mlp_of(layer, run.streams[layer][one], one)
+        allowed = rounding(own) * float(own[real].abs().max())
+        off = float((again - own)[real].abs().max())
+        if not off <= allowed:
+            raise EngineError(
+                f"layer {layer}, called by itself, gives another MLP than in a run: off by "
+                f"{off:.3g}, where rounding explains {allowed:.3g}"
+            )
+
     def end(self, layer: int) -> Location:
         """Where the stream behind a layer is."""
         return (f"{self.path}.{layer}.", "output", 0)
 
-    def _call(self, layer: int, stream: Tensor, prompts: Tensor, visit: Any) -> None:
+    def call(self, layer: int, stream: Tensor, prompts: Tensor, visit: Any) -> None:
+        """Call a layer on a stream before it, as far as `visit` reads.
+
+        Raises:
+            EngineError: it does not run by itself.
+        """
         args, kwargs = self.calls[layer]
         rest = tuple(of_rows(value, prompts, self.rows) for value in args)
         others = {name: of_rows(value, prompts, self.rows) for name, value in kwargs.items()}
+        self._run(layer, f"{self.path}.{layer}", (stream, *rest), others, visit)
+
+    def _run(
+        self, layer: int, path: str, args: tuple[Any, ...], kwargs: dict[str, Any], visit: Any
+    ) -> None:
         try:
-            call(self.nnmodel, f"{self.path}.{layer}", (stream, *rest), others, visit)
+            call(self.nnmodel, path, args, kwargs, visit)
         except (PatchingError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -215,7 +296,7 @@ def _parts(rows: Tensor) -> Iterator[slice]:
     """Rows `[rows, seq, any]`, some at a time."""
     some = max(_TOKENS // rows.shape[1], 1)
     for start in range(0, len(rows), some):
-        yield slice(start, start + some)
+        yield slice(start, min(start + some, len(rows)))
 
 
 def layer_places(api: ModelAPI, model: Any) -> list[dict[str, Place]]:
@@ -259,51 +340,39 @@ def nodes_of(api: ModelAPI, model: Any) -> Nodes:
 
 def record_run(nnmodel: Any, api: ModelAPI, batch: Batch) -> Recording:
     """Run `batch`, and keep what its layers read and write."""
-    return _recorded(nnmodel, api, batch)[0]
+    return recorded(nnmodel, api, batch)[0]
 
 
-def open_layers(nnmodel: Any, api: ModelAPI, batch: Batch) -> Layers:
+def open_layers(nnmodel: Any, api: ModelAPI, structure: Structure, batch: Batch) -> Layers:
     """Run `batch`, the target prompts, and make its layers ready to be called by themselves.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
         api: the adapter.
+        structure: what is known of the layers.
         batch: the prompts.
 
     Raises:
-        AdapterError: the adapter lacks a component.
-        EngineError: the layers, called by themselves, do not give what they gave in the run; or
-            what they give is no sum of the stream and what attention and MLP add.
+        EngineError: the first or last layer, called by itself, does not give what it gave in the
+            run.
     """
-    model = module_of(nnmodel)
-    places = layer_places(api, model)
     # The number of rows must be no number of tokens: by it masks are told from other arguments.
     count = len(batch)
     some = np.arange(count) if count != batch.seq_len else np.append(np.arange(count), 0)
     rows = torch.from_numpy(some)
-    run, calls = _recorded(nnmodel, api, batch.rows(rows.to(batch.tokens.device)), called=True)
-    nodes = nodes_of(api, model)
-    factors = [_factors(run, layer) for layer in range(len(places))]
-    layers = Layers(
-        nnmodel,
-        api.layers,
-        places,
-        nodes,
-        tuple(attn for attn, _ in factors),
-        tuple(mlp for _, mlp in factors),
-        run,
-        calls,
-        len(rows),
-    )
-    parallel = tuple(_is_parallel(layers, layer) for layer in range(len(places)))
-    return attrs.evolve(
-        layers, nodes=attrs.evolve(nodes, parallel=parallel), target=_first(run, batch)
-    )
+    run, calls = recorded(nnmodel, api, batch.rows(rows.to(batch.tokens.device)), called=True)
+    places = layer_places(api, module_of(nnmodel))
+    target = _first(run, batch)
+    layers = Layers(nnmodel, api.layers, places, structure, target, calls, len(rows))
+    for layer in {0, len(places) - 1}:
+        layers.check(layer)
+    return layers
 
 
-def _recorded(
+def recorded(
     nnmodel: Any, api: ModelAPI, batch: Batch, *, called: bool = False
 ) -> tuple[Recording, list[Any]]:
+    """The run of `batch`, and if `called` what each layer was called with besides the stream."""
     model = module_of(nnmodel)
     places = layer_places(api, model)
     shape = (len(batch), batch.seq_len)
@@ -338,53 +407,3 @@ def _first(run: Recording, batch: Batch) -> Recording:
         run.logits[:count],
         *([each[:count] for each in kept] for kept in (run.streams, run.heads, run.attn, run.mlp)),
     )
-
-
-def _factors(run: Recording, layer: int) -> tuple[float, float]:
-    """By what a layer multiplies its attention and its MLP as it adds them to the stream.
-
-    Raises:
-        EngineError: its output is no such sum.
-    """
-    real = run.batch.mask.bool()
-    before, after, attn, mlp = (
-        each[real.to(each.device)].double().cpu()
-        for each in (run.streams[layer], run.streams[layer + 1], run.attn[layer], run.mlp[layer])
-    )
-    added = torch.stack([attn.flatten(), mlp.flatten()], 1)
-    gap = (after - before).flatten()
-    factors = torch.linalg.lstsq(added, gap[:, None]).solution[:, 0]
-    factors = torch.where((factors - 1).abs() < _SAME, torch.ones_like(factors), factors)
-    off = float((added @ factors - gap).abs().max())
-    allowed = rounding(run.streams[layer]) * float(after.abs().max())
-    if not off <= allowed:
-        raise EngineError(
-            f"edges need layers that add what attention and MLP give to the residual stream, and "
-            f"layer {layer} does something else: it is off by {off:.3g}, where rounding explains "
-            f"{allowed:.3g}"
-        )
-    return float(factors[0]), float(factors[1])
-
-
-def _is_parallel(layers: Layers, layer: int) -> bool:
-    """Whether a layer's MLP does not see its attention, told by calling it with another.
-
-    Raises:
-        EngineError: called by itself, it does not give what it gave in the run.
-    """
-    run = layers.target
-    one = torch.zeros(1, dtype=torch.int64, device="cpu")
-    before, attn, mlp = run.streams[layer][:1], run.attn[layer][:1], run.mlp[layer][:1]
-    real = run.batch.mask[:1].bool()
-    same = layers.mlp_of(layer, before, one)
-    allowed = rounding(mlp) * float(mlp[real.to(mlp.device)].abs().max())
-    off = float((same - mlp)[real.to(mlp.device)].abs().max())
-    if not off <= allowed:
-        raise EngineError(
-            f"layer {layer}, called by itself, gives another MLP than in a run: off by {off:.3g}, "
-            f"where rounding explains {allowed:.3g}"
-        )
-    # A change that no norm takes out: other signs in every other column.
-    other = attn + before.abs().amax() * torch.linspace(-1, 1, attn.shape[-1]).to(attn)
-    moved = layers.mlp_of(layer, before, one, attn=other)
-    return not bool((moved != same).any())

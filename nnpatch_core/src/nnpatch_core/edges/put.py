@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
-import torch
 from torch import Tensor
 
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.changes import Entry, Given, SenderChanges
-from nnpatch_core.edges.layers import Layers, open_layers, record_run
+from nnpatch_core.edges.layers import Layers, Structure, open_layers, record_run
 from nnpatch_core.edges.values import Received
 from nnpatch_core.interventions import PairRuns
 from nnpatch_core.sweep import Sweep, Values
@@ -23,6 +22,9 @@ from nnpatch_core.tracing import Intervention
 #: the run that was made to know it.
 GivenOf = Callable[[Layers, slice], tuple[Given, "Tensor | None"]]
 
+#: The layers on some prompts, what senders get, and the logits of the run that told it, if any.
+Opened: TypeAlias = "tuple[Layers, Given, Tensor | None]"
+
 
 @attrs.frozen(eq=False)
 class EdgePut:
@@ -30,10 +32,12 @@ class EdgePut:
 
     Args:
         api: the adapter.
+        structure: what is known of the layers.
         given: what senders get; None is the source run's activations.
     """
 
     api: ModelAPI
+    structure: Structure
     given: GivenOf | None = None
 
     def __call__(self, sweep: Sweep, runs: PairRuns) -> Values:
@@ -41,14 +45,19 @@ class EdgePut:
         mask = runs.mask_of(sweep.patches)
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor | None, Intervention]:
-            layers = open_layers(some.nnmodel, self.api, runs.target.rows(chunk))
-            if self.given is not None:
-                given, own = self.given(layers, chunk)
-                return own, received(some, layers, given, chunk)
-            source, logits = source_given(layers, self.api, runs.source.rows(chunk))
-            return logits, received(some, layers, attrs.evolve(source, mask=mask[chunk]), chunk)
+            layers, given, logits = self.opened(some, runs, chunk)
+            return logits, received(some, layers, given, chunk)
 
         return Values(mask, of, {"mask": mask})
+
+    def opened(self, sweep: Sweep, runs: PairRuns, chunk: slice) -> Opened:
+        """The layers on some prompts, what senders get, and the logits of the run that told it."""
+        layers = open_layers(sweep.nnmodel, self.api, self.structure, runs.target.rows(chunk))
+        if self.given is not None:
+            return layers, *self.given(layers, chunk)
+        given, logits = source_given(layers, self.api, runs.source.rows(chunk))
+        mask = runs.mask_of(sweep.patches)[chunk]
+        return layers, attrs.evolve(given, mask=mask), logits
 
 
 def source_given(layers: Layers, api: ModelAPI, source: Batch) -> tuple[Given, Tensor]:
@@ -62,8 +71,7 @@ def received(sweep: Sweep, layers: Layers, given: Given, chunk: slice) -> Receiv
     named: list[Any] = [cell.named for cell in sweep.patches.cells]
     entries: dict[int, Entry] = {id(each.entry): each.entry for each in named}
     numbers = {key: number for number, key in enumerate(entries)}
-    rows = torch.arange(chunk.start, chunk.stop, device="cpu")
-    changes = SenderChanges.of(layers, given, [each.rows(rows) for each in entries.values()])
+    changes = SenderChanges.of(layers, given, [each.rows(chunk) for each in entries.values()])
     return Received(
         layers,
         changes,

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 
 from nnpatch_core._models import module_of
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.edges.changes import Entry
 from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, Sender
+from nnpatch_core.errors import EdgeError
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.seq_pos import Expansion, PlacedSeqPos, PromptBatch, SeqPos, expansion_of
 from nnpatch_core.site import Site, bind_cells
@@ -22,19 +24,28 @@ EDGE = "edge"
 
 @attrs.frozen(eq=False)
 class EdgeCell:
-    """One cell: senders, the receivers as sites, and a name for a table.
+    """One cell: senders, and the receivers as sites.
 
     Args:
         entry: the senders.
         receivers: the receivers.
         sites: for each receiver the site where its value is put.
-        label: the name.
+        where: the name of the positions; None is everywhere.
     """
 
     entry: Entry
     receivers: tuple[Receiver, ...]
     sites: tuple[Site, ...]
-    label: str
+    where: str | None = None
+
+    @property
+    def label(self) -> str:
+        """A short name for a table."""
+        senders, receivers = (
+            "+".join(each.name for each in nodes) for nodes in (self.entry.senders, self.receivers)
+        )
+        edge = f"{senders}{ARROW}{receivers}"
+        return edge if self.where is None else f"{edge} [{self.where}]"
 
     @property
     def name(self) -> str:
@@ -57,6 +68,17 @@ class EdgeSites:
     senders: Sequence[int]
     receivers: Sequence[int]
     strategy: SeqPos | PlacedSeqPos | None = None
+
+    def check(self) -> None:
+        """Raise `EdgeError` where no sender is before a receiver."""
+        if self.nodes.mask[np.ix_(self.senders, self.receivers)].any():
+            return
+        sender = self.nodes.sender_names[min(self.senders)]
+        receiver = self.nodes.receiver_names[max(self.receivers)]
+        raise EdgeError(
+            f"no sender writes before a receiver reads the stream: the first sender is {sender}, "
+            f"and the last receiver is {receiver}"
+        )
 
     def grids(
         self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
@@ -82,13 +104,10 @@ class EdgeSites:
                 receiver = nodes.receivers[other]
                 for label, entry in groups:
                     index.append((number, other, *(() if label is None else (label,))))
-                    name = f"{sender.name}{ARROW}{receiver.name}"
-                    name += (
-                        ""
-                        if label is None or expansion is None
-                        else (f" [{expansion.labels[label]}]")
-                    )
-                    cells.append(EdgeCell(entry, (receiver,), (sites[other],), name))
+                    where = None
+                    if label is not None and expansion is not None:
+                        where = str(expansion.labels[label])
+                    cells.append(EdgeCell(entry, (receiver,), (sites[other],), where))
         # They are sites as a sweep goes by them: with a label, and with sites of the model.
         found: Any = tuple(cells)
         return {EDGE: Grid(tuple(axes), tuple(index), found)}

@@ -1,6 +1,6 @@
 """Patched runs, exactly: cells and interventions go in, patched runs' logits come out."""
 
-from nnpatch_core.engine.cone import Plan, joined, plan_patches
+from nnpatch_core.engine.cone import Plan, joined, mlp_inside, plan_patches
 from nnpatch_core.engine.execution import Execution, Part
 from nnpatch_core.engine.replay import Replay, last_logits
 from nnpatch_core.engine.table import ENGINES, Choice, Engine, check_engine, choose_engines
@@ -17,5 +17,6 @@ __all__ = [
     "choose_engines",
     "joined",
     "last_logits",
+    "mlp_inside",
     "plan_patches",
 ]

@@ -15,7 +15,13 @@ from nnpatch_core.interventions.arguments import (
 )
 from nnpatch_core.interventions.averages import cache_average
 from nnpatch_core.interventions.constants import Recorded, Zeros
-from nnpatch_core.interventions.inputs import Remembered, read_batch, read_batches, read_spans
+from nnpatch_core.interventions.inputs import (
+    Remembered,
+    one_mask,
+    read_batch,
+    read_batches,
+    read_spans,
+)
 from nnpatch_core.interventions.pairs import (
     PairRuns,
     check_denominators,
@@ -39,6 +45,7 @@ __all__ = [
     "check_ablation",
     "check_denominators",
     "differs_of",
+    "one_mask",
     "pair_arguments",
     "patchable",
     "read_ablation",

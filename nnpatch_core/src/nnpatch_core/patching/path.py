@@ -15,7 +15,7 @@ from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_o
 from nnpatch_core._printable import shown
 from nnpatch_core.adapters import check_fits
 from nnpatch_core.batch import GivenTokens
-from nnpatch_core.edges import nodes_of, open_layers
+from nnpatch_core.edges import Structure, find_structure, nodes_of
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.errors import EdgeError, UnknownNameError
 from nnpatch_core.interventions import PairArguments, PairRuns, read_pairs
@@ -181,11 +181,11 @@ def path_patching(
     adapter = find_adapter(api, module_of(traced))
     check_fits(adapter, module_of(traced))
     runs = read_pairs(traced, arguments, metric_data=metric_data, confident=force_model_confidence)
-    sites = _sites(traced, adapter, given, runs)
+    sites, structure = _sites(traced, adapter, given, runs)
     runs = attrs.evolve(
         runs,
         kind=PATH if through is None else f"{PATH} (through {through})",
-        put=PathPut(adapter, through),
+        put=PathPut(adapter, structure, through),
         shifted=sites.shifted,
     )
     prompts, source = runs.prompts, runs.source
@@ -216,8 +216,10 @@ def _members(senders: Any, receivers: Any, path: Any) -> list[tuple[str, Any]]:
     return [(f"path[{number}]", value) for number, value in enumerate(given)]
 
 
-def _sites(nnmodel: Any, api: Any, given: list[tuple[str, Any]], runs: PairRuns) -> PathSites:
-    """The paths of a sweep, checked twice: before anything runs, and once layers are known."""
+def _sites(
+    nnmodel: Any, api: Any, given: list[tuple[str, Any]], runs: PairRuns
+) -> tuple[PathSites, Structure]:
+    """The paths of a sweep, checked before anything runs and once layers are known; and these."""
     model = module_of(nnmodel)
     prompts = PromptBatch(runs.target, runs.source, runs.spans)
     reader = Reader(nnmodel, model, api, nodes_of(api, model), prompts)
@@ -228,5 +230,5 @@ def _sites(nnmodel: Any, api: Any, given: list[tuple[str, Any]], runs: PairRuns)
     ]
     sites = PathSites(nnmodel, api, reader.nodes, members, prompts)
     with evaluating(model):
-        nodes = open_layers(nnmodel, api, runs.target.rows(slice(0, 1))).nodes
-    return attrs.evolve(sites, nodes=nodes)
+        structure = find_structure(nnmodel, api, runs.target)
+    return attrs.evolve(sites, nodes=structure.nodes), structure

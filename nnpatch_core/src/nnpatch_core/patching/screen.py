@@ -120,10 +120,36 @@ def screen_sweep(
         ranking = estimate_sweep(
             estimated, runs, Repairs(None, True, True), chunks_told=True, screening=True
         )
+    return measure_chosen(options, signed, ranking, sweep, runs, choice, checkpoint)
+
+
+def measure_chosen(
+    options: ScreenOptions,
+    estimate: Outcome,
+    ranking: Outcome,
+    sweep: Sweep,
+    runs: Runs,
+    choice: Choice,
+    checkpoint: Checkpoint | None = None,
+) -> Outcome:
+    """Measure the cells that an estimate has chosen, and some others at random.
+
+    Args:
+        options: how cells are chosen.
+        estimate: of all cells: what the others keep.
+        ranking: by whose size they are chosen.
+        sweep: all cells.
+        runs: into which prompts, and what is put there.
+        choice: the engines that may measure them.
+        checkpoint: where what was measured is kept.
+
+    Raises:
+        PatchingError: one of its kinds.
+    """
     chosen = _choose(options, ranking)
     mask = chosen.mask(len(sweep.patches.cells))
     measured = measure_sweep(sweep.only(mask), runs, choice, checkpoint)
-    outcome = _laid(signed, measured, mask)
+    outcome = _laid(estimate, measured, mask)
     spots = _sizes(outcome)[chosen.spots]
     screening = Screening(
         by=options.by,

@@ -17,6 +17,7 @@ from nnpatch_core.edges import (
     Layers,
     Received,
     SenderChanges,
+    Structure,
     Writes,
     open_layers,
     source_given,
@@ -39,10 +40,12 @@ class PathPut:
 
     Args:
         api: the adapter.
+        structure: what is known of the layers.
         through: what is recomputed in between.
     """
 
     api: ModelAPI
+    structure: Structure
     through: Through | None
 
     def __call__(self, sweep: Sweep, runs: PairRuns) -> Values:
@@ -51,7 +54,7 @@ class PathPut:
         told = [cell.named for cell in sweep.patches.cells]
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
-            layers = open_layers(some.nnmodel, self.api, runs.target.rows(chunk))
+            layers = open_layers(some.nnmodel, self.api, self.structure, runs.target.rows(chunk))
             source, logits = source_given(layers, self.api, runs.source.rows(chunk))
             given = attrs.evolve(source, mask=mask[chunk])
             return logits, self._received(some, layers, given, chunk)
@@ -61,11 +64,11 @@ class PathPut:
     def _received(self, sweep: Sweep, layers: Layers, given: Given, chunk: slice) -> Received:
         """What the receivers of a sweep's cells compute, in some of its prompts."""
         cells: list[Any] = [cell.named for cell in sweep.patches.cells]
-        rows = torch.arange(chunk.start, chunk.stop, device="cpu")
         ways = [(each.senders, *each.relays) for each in cells]
         known = _Numbers()
         entries = [known.of((id(way[0]),), way[0]) for way in ways]
-        writes: Writes = SenderChanges.of(layers, given, [each.rows(rows) for each in known.values])
+        first = [each.rows(chunk) for each in known.values]
+        writes: Writes = SenderChanges.of(layers, given, first)
         changes = self._seen(layers, writes)
         for depth in range(1, len(ways[0])):
             known, before = _Numbers(), entries
@@ -74,7 +77,7 @@ class PathPut:
                 for number, way in zip(before, ways, strict=True)
             ]
             seen = np.array([number for number, _ in known.values])
-            relays = [relay.rows(rows) for _, relay in known.values]
+            relays = [relay.rows(chunk) for _, relay in known.values]
             writes = Relayed.of(layers, changes, seen, relays, given.mask)
             changes = self._seen(layers, writes)
         return Received(

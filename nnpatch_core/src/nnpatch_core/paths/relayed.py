@@ -35,7 +35,7 @@ class Relay:
     receivers: tuple[Receiver, ...]
     positions: tuple[Positions | None, ...]
 
-    def rows(self, rows: Tensor) -> Relay:
+    def rows(self, rows: slice) -> Relay:
         """The same in some of the prompts, which may stand several times after one another."""
         return Relay(self.receivers, positions_of(self.positions, rows))
 

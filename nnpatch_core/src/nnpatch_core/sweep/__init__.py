@@ -6,7 +6,7 @@ from nnpatch_core.sweep.cost import plan_of
 from nnpatch_core.sweep.estimated import estimate_sweep
 from nnpatch_core.sweep.estimation import Repairs, check_repairs
 from nnpatch_core.sweep.fingerprint import telling
-from nnpatch_core.sweep.labels import label_prompts, versions
+from nnpatch_core.sweep.labels import label_prompts, outcome, versions
 from nnpatch_core.sweep.layout import Layout, lay_out
 from nnpatch_core.sweep.lined_up import warn_of_columns
 from nnpatch_core.sweep.measured import measure_sweep
@@ -17,11 +17,16 @@ from nnpatch_core.sweep.spaces_told import space_parts
 from nnpatch_core.sweep.sweep import (
     Options,
     Sweep,
+    baselines,
     check_finite,
     check_padding,
+    make_sweep,
     run_unpatched,
     warn_of_chunks,
 )
+from nnpatch_core.sweep.tally import Tally
+from nnpatch_core.sweep.trials import try_out
+from nnpatch_core.sweep.versions import Versions
 
 __all__ = [
     "Checkpoint",
@@ -30,7 +35,10 @@ __all__ = [
     "Repairs",
     "Runs",
     "Sweep",
+    "Tally",
     "Values",
+    "Versions",
+    "baselines",
     "budget_of",
     "check_finite",
     "check_padding",
@@ -40,12 +48,15 @@ __all__ = [
     "label_prompts",
     "lay_out",
     "make_bar",
+    "make_sweep",
     "measure_sweep",
+    "outcome",
     "plan_of",
     "prepare",
     "run_unpatched",
     "space_parts",
     "telling",
+    "try_out",
     "versions",
     "warn_of_chunks",
     "warn_of_columns",

@@ -1,6 +1,7 @@
 """The cone engine: the planner, the recorded target run, and the traces of patched runs."""
 
 from nnpatch_core.engine.cone.execution import ConeExecution, open_cone
+from nnpatch_core.engine.cone.last_layer import mlp_inside
 from nnpatch_core.engine.cone.patched_runs import Changed
 from nnpatch_core.engine.cone.plan import Plan, joined
 from nnpatch_core.engine.cone.planning import plan_patches
@@ -12,6 +13,7 @@ __all__ = [
     "ConeExecution",
     "Plan",
     "joined",
+    "mlp_inside",
     "open_cone",
     "open_cone_replay",
     "plan_patches",

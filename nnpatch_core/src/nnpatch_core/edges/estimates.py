@@ -1,0 +1,331 @@
+"""All edges, estimated: what a sender changes, times a gradient at what a receiver reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import attrs
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnpatch_core._models import evaluating, frozen
+from nnpatch_core.edges.changes import Entry, Given, SenderChanges, written
+from nnpatch_core.edges.layers import Layers
+from nnpatch_core.edges.put import EdgePut, Opened
+from nnpatch_core.edges.tangent import Moved, Tangent, open_tangent
+from nnpatch_core.errors import MetricError
+from nnpatch_core.gradients import check_gradients, cotangents, graph_limits
+from nnpatch_core.interventions import PairRuns
+from nnpatch_core.metrics import MetricContext, activations_read, answers_followed
+from nnpatch_core.results import Outcome
+from nnpatch_core.sweep import (
+    Sweep,
+    Tally,
+    Versions,
+    baselines,
+    make_bar,
+    outcome,
+    run_unpatched,
+    try_out,
+)
+
+#: The methods, each by how a run is led from the target's to the source's.
+EAP, INPUTS, ACTIVATIONS, BOTH = "eap", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted"
+METHODS = (EAP, INPUTS, ACTIVATIONS, BOTH)
+#: How many rows of senders' changes are made at a time.
+_ROWS = 128
+
+#: A run with its graph, the share of the estimate that its gradient is, and the steps between
+#: which a sender must write for it: all senders, but for those whose own output is moved.
+_Point: TypeAlias = "tuple[Tangent, float, tuple[int, int] | None, Mapping[str, Tensor]]"
+
+
+@attrs.frozen
+class Estimate:
+    """How edges are estimated.
+
+    Args:
+        method: one of `METHODS`.
+        steps: points on a path from the target run to the source run.
+    """
+
+    method: str
+    steps: int
+
+    @property
+    def words(self) -> str:
+        """Its name in an outcome."""
+        integrated = self.method in (INPUTS, ACTIVATIONS)
+        return f"{self.method}, {self.steps} steps" if integrated else self.method
+
+    def passes(self, layers: int) -> int:
+        """How many runs with a graph there are."""
+        runs = {EAP: 1, BOTH: 2, INPUTS: self.steps, ACTIVATIONS: self.steps * (1 + 2 * layers)}
+        return runs[self.method]
+
+
+def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) -> Outcome:
+    """Estimate what each edge would measure.
+
+    Args:
+        sweep: the edges.
+        runs: the prompts of both runs.
+        put: what senders get.
+        how: by which gradients.
+
+    Raises:
+        PatchingError: one of its kinds; bad input before any backward runs.
+    """
+    model = sweep.patches.model
+    check_gradients(model)
+    _check_metrics(sweep, how)
+    limits = graph_limits(
+        sweep.limits,
+        sweep.batch,
+        sweep.seq_len,
+        sweep.patches.n_layers,
+        given=sweep.options.memory_budget is not None,
+        batch_size=sweep.options.batch_size,
+        held=False,
+    )
+    chunks = sweep.limits.chunks(sweep.batch, limits.prompts)
+    with evaluating(model), frozen(model):
+        # Where all prompts run together, the recorded runs are the unpatched ones too.
+        kept = [put.opened(sweep, runs, chunk) for chunk in chunks] if len(chunks) == 1 else []
+        context = _context(sweep, runs, chunks, kept)
+        baseline, versions = baselines(sweep, context), Versions.of(sweep, runs.reading)
+        once = versions.baselines(baseline)
+        runs.check_baseline(context.once, once)
+        try_out(sweep.metrics, context, baseline)
+        tally = Tally.empty(len(sweep.patches.cells), baseline)
+        values = {name: value.double() for name, value in tally.values.items()}
+        # Of all prompts at once, so that a metric sees them in their order.
+        weights = cotangents(sweep.metrics, context.target_logits, context, flat=how.method != EAP)
+        total = len(chunks) * how.passes(sweep.patches.n_layers)
+        with make_bar(total, sweep.options.progress, desc="gradients") as bar:
+            for chunk in chunks:
+                opened = kept.pop() if kept else put.opened(sweep, runs, chunk)
+                part = _Part.of(sweep, runs, opened, how, chunk, context, weights)
+                del opened
+                for name, change in part.changes(bar.update).items():
+                    values[name][:, chunk] += change
+                tally.elided[:, chunk] = part.still
+        tally.note("gradient", None)
+    tally = versions.tally(attrs.evolve(tally, values=values))
+    mask = runs.mask_of(sweep.patches)
+    return outcome(
+        versions.sweep(sweep),
+        f"edge ({how.words})",
+        runs.scale,
+        tally,
+        once,
+        runs.prompts,
+        versions.mask(mask),
+        exact=tally.known.all(1),
+    )
+
+
+def _context(
+    sweep: Sweep, runs: PairRuns, chunks: Sequence[slice], kept: Sequence[Opened]
+) -> MetricContext:
+    """What metrics compare with; runs that are opened already need not be made again."""
+    logits = [(source, layers.target.logits) for layers, _, source in kept if source is not None]
+    if logits:
+        return runs.context(*logits[0])
+    source, target = (
+        run_unpatched(sweep.nnmodel, batch, chunks) for batch in (runs.source, runs.target)
+    )
+    return runs.context(source, target)
+
+
+def _check_metrics(sweep: Sweep, how: Estimate) -> None:
+    """Raise `MetricError` for a metric of which more is asked than the target run's gradient."""
+    for name, metric in sweep.metrics.items():
+        if activations_read(metric):
+            raise MetricError(
+                f"metric {name!r} reads activations, and estimates of edges follow the logits "
+                "alone: take method='exact'"
+            )
+        if how.method != EAP and (name in sweep.waiting or answers_followed(metric)):
+            raise MetricError(
+                f"method={how.method!r} takes gradients in other runs than the target's, of each "
+                f"prompt alone, and metric {name!r} is not declared so: take method='eap' or "
+                "'exact', or declare it with @per_prompt"
+            )
+
+
+@attrs.frozen(eq=False)
+class _Part:
+    """The edges in some of the prompts.
+
+    Args:
+        sweep: the edges.
+        runs: the prompts of both runs.
+        how: by which gradients.
+        chunk: which prompts.
+        context: what metrics compare with, for these.
+        weights: for each metric its gradient with respect to the target run's logits, of these.
+        layers: the layers, and the target run.
+        given: what senders get.
+        changes_of: what the entries change in the stream.
+        entries: `[cells]`, the entry of each cell.
+        receivers: `[cells]`, the number of its receiver.
+        steps: `[entries]`, from which step on the stream holds what each writes.
+    """
+
+    sweep: Sweep
+    runs: PairRuns
+    how: Estimate
+    chunk: slice
+    context: MetricContext
+    weights: Mapping[str, Tensor]
+    layers: Layers
+    given: Given
+    changes_of: SenderChanges
+    entries: Any
+    receivers: Any
+    steps: Any
+
+    @classmethod
+    def of(
+        cls,
+        sweep: Sweep,
+        runs: PairRuns,
+        opened: Opened,
+        how: Estimate,
+        chunk: slice,
+        context: MetricContext,
+        weights: Mapping[str, Tensor],
+    ) -> _Part:
+        layers, given, _ = opened
+        nodes = layers.nodes
+        named: list[Any] = [cell.named for cell in sweep.patches.cells]
+        every: dict[int, Entry] = {id(each.entry): each.entry for each in named}
+        # In the order in which they write, so that those before a receiver are the first ones.
+        order = sorted(every, key=lambda key: written(every[key].senders[0]))
+        numbers = {key: number for number, key in enumerate(order)}
+        entries = [every[key].rows(chunk) for key in order]
+        receivers = {each: number for number, each in enumerate(nodes.receivers)}
+        return cls(
+            sweep,
+            runs,
+            how,
+            chunk,
+            context.rows(torch.arange(chunk.start, chunk.stop, device="cpu")),
+            {name: weight[chunk] for name, weight in weights.items()},
+            layers,
+            given,
+            SenderChanges.of(layers, given, entries),
+            np.array([numbers[id(each.entry)] for each in named]),
+            np.array([receivers[each.receivers[0]] for each in named]),
+            np.array([written(each.senders[0]) for each in entries]),
+        )
+
+    @property
+    def still(self) -> Tensor:
+        """`[cells, prompts]`, bool: where nothing that is read changes."""
+        reaching = self.runs.target.rows(self.chunk).reaching
+        return ~(self.changes_of.moved & reaching).any(-1)[torch.from_numpy(self.entries)]
+
+    def changes(self, tick: Callable[[], object]) -> dict[str, Tensor]:
+        """For each metric what each edge changes, `[cells, prompts]` in float64."""
+        moved = self.changes_of.moved.any(0).any(0).nonzero()
+        if not len(moved):
+            shape = len(self.entries), self.chunk.stop - self.chunk.start
+            nothing = torch.zeros(shape, dtype=torch.float64, device="cpu")
+            return {name: nothing.clone() for name in self.sweep.metrics}
+        start = int(moved[0])
+        added = self._added(start)
+        every: dict[str, Tensor] = {}
+        for tangent, share, senders, weights in self._points():
+            first, last = 0, len(self.steps)
+            if senders is not None:
+                first, last = np.searchsorted(self.steps, senders).tolist()
+            for name, weight in weights.items():
+                lowest = 0 if senders is None else senders[0]
+                if name not in every:
+                    size = len(self.steps), len(self.layers.nodes.receivers)
+                    every[name] = added.new_zeros(*size, len(added), dtype=torch.float64)
+                for step, numbers, gradient in tangent.gradients(weight, start, lowest):
+                    below = min(last, int(np.searchsorted(self.steps, step, side="right")))
+                    if below <= first:
+                        continue
+                    own = gradient.flatten(2).permute(1, 2, 0)
+                    effects = torch.bmm(added[:, first:below].to(own), own).permute(1, 2, 0)
+                    every[name][first:below, numbers] += share * effects.double().to(added.device)
+            # Its graph must not stay while the next one is made.
+            del tangent
+            tick()
+        return {
+            name: torch.where(self.still, 0.0, value[self.entries, self.receivers].cpu())
+            for name, value in every.items()
+        }
+
+    def _added(self, start: int) -> Tensor:
+        """`[prompts, entries, (seq - start) * width]`: what each entry adds to the stream."""
+        count, batch = len(self.steps), len(self.layers.target.batch)
+        last = 2 * self.layers.nodes.n_layers
+        entries, prompts = np.divmod(np.arange(count * batch), batch)
+        parts = [
+            self.changes_of.at(
+                entries[first : first + _ROWS],
+                torch.from_numpy(prompts[first : first + _ROWS]),
+                last,
+            )[:, start:].flatten(1)
+            for first in range(0, count * batch, _ROWS)
+        ]
+        return torch.cat(parts).view(count, batch, -1).transpose(0, 1).contiguous()
+
+    def _points(self) -> Iterator[_Point]:
+        """The runs whose gradients are taken."""
+        target, method = self.layers.target, self.how.method
+        if method == EAP:
+            yield self._at(Moved(), 1.0, None, whole=True)
+            return
+        if method == BOTH:
+            yield self._at(Moved(), 0.5, None)
+            source = open_tangent(self.layers, self.runs.source.rows(self.chunk), Moved())
+            yield source, 0.5, None, self._weights(source)
+            return
+        shares = [(number + 1) / self.how.steps for number in range(self.how.steps)]
+        each = 1 / self.how.steps
+        own, other = target.streams[0], self._masked(self.given.stream, target.streams[0])
+        if method == INPUTS:
+            for share in shares:
+                yield self._at(Moved(torch.lerp(own, other, share)), each, None)
+            return
+        for share in shares:
+            yield self._at(Moved(torch.lerp(own, other, share)), each, (0, 1))
+        everyone = torch.arange(len(own), device="cpu")
+        for layer in range(self.layers.nodes.n_layers):
+            attn = target.attn[layer]
+            heads = self.given.heads[layer].expand(len(own), -1, -1)
+            added = self.layers.added_by_heads(layer, heads, everyone) / self.layers.attn[layer]
+            to = self._masked(added, attn)
+            for share in shares:
+                moved = Moved(attn={layer: torch.lerp(attn, to, share)})
+                yield self._at(moved, each, (2 * layer + 1, 2 * layer + 2))
+            mlp = target.mlp[layer]
+            to = self._masked(self.given.mlp[layer], mlp)
+            for share in shares:
+                moved = Moved(mlp={layer: torch.lerp(mlp, to, share)})
+                yield self._at(moved, each, (2 * layer + 2, 2 * layer + 3))
+
+    def _masked(self, given: Tensor, own: Tensor) -> Tensor:
+        """What is given, where a prompt may be changed."""
+        real = self.given.mask.bool().to(own.device)[..., None]
+        return torch.where(real, given.to(own), own)
+
+    def _at(
+        self, moved: Moved, share: float, senders: tuple[int, int] | None, *, whole: bool = False
+    ) -> _Point:
+        tangent = open_tangent(self.layers, self.layers.target.batch, moved)
+        return tangent, share, senders, self._weights(tangent, whole=whole)
+
+    def _weights(self, tangent: Tangent, *, whole: bool = False) -> Mapping[str, Tensor]:
+        """For each metric its gradient with respect to a run's logits."""
+        if whole:
+            return self.weights
+        return cotangents(self.sweep.metrics, tangent.logits.detach(), self.context, flat=True)

@@ -1,0 +1,53 @@
+"""How many prompts an edge sweep runs together: recorded runs and changes must fit in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from nnpatch_core._models import module_of
+from nnpatch_core.batch import Batch
+from nnpatch_core.edges.sites import EdgeSites
+from nnpatch_core.errors import MemoryBudgetError
+from nnpatch_core.memory import in_units, memory_budget
+from nnpatch_core.sweep import Options
+
+#: A layer's stream, attention, MLP and heads of the target run; heads and MLP of the source run.
+_KEPT = 6
+#: Recorded runs take at most this share of the budget.
+_SHARE = 4
+
+
+def fitting_prompts(
+    nnmodel: Any, sites: EdgeSites, batch: Batch, options: Options, *, estimated: bool
+) -> Options:
+    """The same options, with as many prompts at once as fit, and the memory that is left.
+
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        sites: the edges.
+        batch: the target prompts.
+        options: how the sweep may run.
+        estimated: whether all senders' changes are kept, as estimates do.
+
+    Raises:
+        MemoryBudgetError: the runs of one prompt do not fit.
+    """
+    model: Any = module_of(nnmodel)
+    weight = next(model.parameters())
+    width = int(model.get_input_embeddings().weight.shape[-1])
+    budget = memory_budget(options.memory_budget, model)
+    rows = _KEPT * sites.nodes.n_layers + (len(sites.senders) if estimated else 0)
+    each = rows * batch.seq_len * width * weight.element_size()
+    fitting = budget // _SHARE // each
+    if fitting < 1 and options.memory_budget is not None:
+        raise MemoryBudgetError(
+            f"what is recorded of one prompt of {batch.seq_len} tokens needs {in_units(each)}, and "
+            f"memory_budget leaves {in_units(budget // _SHARE)} of {in_units(budget)} for it: "
+            "raise it, or give shorter prompts"
+        )
+    prompts = min(max(fitting, 1), options.batch_size or len(batch), len(batch))
+    if options.memory_budget is None:
+        return attrs.evolve(options, batch_size=prompts)
+    return attrs.evolve(options, batch_size=prompts, memory_budget=budget - prompts * each)

@@ -1,0 +1,264 @@
+"""The gradient of a metric at what each receiver reads, through that receiver alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from nnpatch_core._models import follow, module_of
+from nnpatch_core._upstream import forward_of
+from nnpatch_core.adapters import Location, Place
+from nnpatch_core.batch import Batch
+from nnpatch_core.edges.layers import Layers
+from nnpatch_core.errors import GradientError
+from nnpatch_core.tracing import (
+    LAYER_INPUT,
+    LAYER_OUTPUT,
+    forward,
+    read,
+    read_component,
+    write,
+    write_component,
+)
+
+_ATTENTION = ("q", "k", "v")
+
+
+@attrs.frozen(eq=False)
+class Moved:
+    """What a run is given in place of its own: the point at which a gradient is taken.
+
+    Args:
+        stream: the stream before layer 0, `[batch, seq, width]`; None is the run's own.
+        attn: by layer the component `attn`.
+        mlp: by layer the component `mlp`.
+    """
+
+    stream: Tensor | None = None
+    attn: Mapping[int, Tensor] = attrs.field(factory=dict)
+    mlp: Mapping[int, Tensor] = attrs.field(factory=dict)
+
+
+@attrs.frozen(eq=False)
+class Tangent:
+    """A run with its graph.
+
+    Args:
+        layers: the layers of the model.
+        logits: as `forward` gives them.
+        streams: the stream before each layer, and behind the last.
+        parts: by location what stands at `q`, `k`, `v`, `attn` and `mlp` of each layer.
+        projected: by location what the projections of queries, keys and values were given, where
+            they are plain matrices.
+    """
+
+    layers: Layers
+    logits: Tensor
+    streams: Sequence[Tensor]
+    parts: Mapping[Location, Tensor]
+    projected: Mapping[Location, Tensor]
+
+    def gradients(
+        self, cotangent: Tensor, start: int, lowest: int = 0
+    ) -> Iterator[tuple[int, list[int], Tensor]]:
+        """The gradients at what receivers read, step by step, from the logits down.
+
+        Args:
+            cotangent: the gradient with respect to the logits.
+            start: the first position that is wanted.
+            lowest: the lowest step that is wanted.
+
+        Yields:
+            The step, the numbers of its receivers, and `[receivers, batch, seq - start, width]`.
+
+        Raises:
+            GradientError: the logits do not depend on one of them.
+        """
+        nodes = self.layers.nodes
+        by_step: dict[int, list[int]] = {}
+        for number, step in enumerate(nodes.read.tolist()):
+            if step >= lowest:
+                by_step.setdefault(step, []).append(number)
+        known = self._from_logits(cotangent, lowest // 2)
+        for step in sorted(by_step, reverse=True):
+            layer, numbers = step // 2, by_step[step]
+            if layer == nodes.n_layers:
+                yield step, numbers, known[None][None, :, start:]
+                continue
+            # In parallel blocks attention and MLP read the same stream.
+            heads = [each for each in numbers if nodes.receivers[each].kind != "mlp"]
+            found = []
+            if heads:
+                found.append(self._of_heads(layer, heads, known))
+            if len(heads) < len(numbers):
+                found.append(self._of_mlp(layer, known)[None])
+            yield step, numbers, torch.cat(found)[:, :, start:]
+
+    def _from_logits(self, cotangent: Tensor, lowest: int) -> dict[Location | None, Tensor]:
+        """At what each receiver writes; under None at the final stream."""
+        wanted: dict[Location | None, Tensor] = {None: self.streams[-1]}
+        for own in self.layers.places[lowest:]:
+            for name in (*_ATTENTION, "mlp"):
+                wanted[own[name].location] = self.parts[own[name].location]
+        gradients = torch.autograd.grad(
+            self.logits, [*wanted.values()], cotangent, retain_graph=True, allow_unused=True
+        )
+        known = {}
+        for (location, value), gradient in zip(wanted.items(), gradients, strict=True):
+            # In the last layer nobody reads the queries of tokens other than the last.
+            known[location] = torch.zeros_like(value) if gradient is None else gradient
+        return known
+
+    def _of_heads(
+        self, layer: int, numbers: Sequence[int], known: Mapping[Location | None, Tensor]
+    ) -> Tensor:
+        own, nodes = self.layers.places[layer], self.layers.nodes
+        found: dict[int, Tensor] = {}
+        by_place: dict[str, list[int]] = {}
+        for number in numbers:
+            by_place.setdefault(nodes.receivers[number].kind, []).append(number)
+        for kind, some in by_place.items():
+            place = own[kind]
+            gradient = known[place.location]
+            columns = place.columns(gradient.shape[-1])
+            assert columns is not None
+            heads = [nodes.receivers[number].head or 0 for number in some]
+            found.update(zip(some, self._back(layer, place, gradient, columns[heads]), strict=True))
+        return torch.stack([found[number] for number in numbers])
+
+    def _back(self, layer: int, place: Place, gradient: Tensor, columns: Tensor) -> Tensor:
+        """Gradients at the columns of some heads, taken back to the stream before the layer.
+
+        Returns:
+            `[heads, batch, seq, width]`.
+        """
+        stream, given = self.streams[layer], self.projected.get(place.location)
+        index = columns.to(gradient.device)
+        if given is None:
+            alone = gradient.new_zeros(len(index), *gradient.shape)
+            for number, own in enumerate(index):
+                alone[number][..., own] = gradient[..., own]
+            return _backwards(self.parts[place.location], stream, alone)
+        weight = module_of(self.layers.nnmodel).get_submodule(place.path).weight
+        assert isinstance(weight, Tensor)
+        # Each head's rows of the matrix alone.
+        back = torch.stack([gradient[..., own] @ weight[own] for own in index])
+        return _backwards(given, stream, back.to(given.dtype))
+
+    def _of_mlp(self, layer: int, known: Mapping[Location | None, Tensor]) -> Tensor:
+        own = self.layers.places[layer]
+        mlp = own["mlp"].location
+        if self.layers.nodes.parallel[layer]:
+            return _backwards(self.parts[mlp], self.streams[layer], known[mlp][None])[0]
+        # The MLP sees attention in the stream alone, to which it is added.
+        attn = self.parts[own["attn"].location]
+        back = _backwards(self.parts[mlp], attn, known[mlp][None])[0]
+        return back / self.layers.attn[layer]
+
+
+def open_tangent(layers: Layers, batch: Batch, moved: Moved) -> Tangent:
+    """Run `batch` and keep its graph.
+
+    Args:
+        layers: the layers of the model.
+        batch: the prompts.
+        moved: what the run is given in place of its own.
+
+    Raises:
+        GradientError: the logits have no gradient.
+    """
+    shape = len(batch), batch.seq_len
+    streams: list[Tensor] = []
+    parts: dict[Location, Tensor] = {}
+    projected: dict[Location, Tensor] = {}
+    model = module_of(layers.nnmodel)
+    plain = {
+        place.location
+        for own in layers.places
+        for place in (own[name] for name in _ATTENTION)
+        if _is_plain(model.get_submodule(place.path.rstrip(".")), place)
+    }
+
+    def taken(value: Tensor) -> Tensor:
+        # A copy, so that only what goes on from here counts.
+        value = value.clone()
+        return value if value.requires_grad else value.detach().requires_grad_()
+
+    def visit(traced: Any) -> None:
+        for layer, own in enumerate(layers.places):
+            envoy = follow(traced, f"{layers.path}.{layer}")
+            stream = read_component(envoy, LAYER_INPUT, shape)
+            if layer == 0 and moved.stream is not None:
+                stream = moved.stream.to(stream)
+            streams.append(taken(stream))
+            write_component(envoy, LAYER_INPUT, streams[-1].clone())
+            names = (*_ATTENTION, "attn", "mlp")
+            for place in sorted((own[name] for name in names), key=lambda each: each.order):
+                if place.location in parts:
+                    continue
+                if place.location in plain:
+                    projected[place.location] = follow(traced, place.path).input
+                value = read(traced, place, shape)
+                given = {"attn": moved.attn, "mlp": moved.mlp}.get(place.name, {}).get(layer)
+                parts[place.location] = taken(value if given is None else given.to(value))
+                write(traced, place, parts[place.location].clone())
+        streams.append(taken(read_component(envoy, LAYER_OUTPUT, shape)))
+        write_component(envoy, LAYER_OUTPUT, streams[-1].clone())
+
+    try:
+        logits = forward(layers.nnmodel, batch, visit, gradients=True)
+    except RuntimeError as error:
+        if "inference" not in str(error).lower():
+            raise
+        raise GradientError(f"the model works in inference mode: {error}") from error
+    if not logits.requires_grad:
+        raise GradientError(
+            f"the logits of {type(model).__name__} have no gradient: something in its forward "
+            "leaves the graph, as detach() and no_grad() do"
+        )
+    return Tangent(layers, logits, streams, parts, projected)
+
+
+def _is_plain(module: nn.Module, place: Place) -> bool:
+    """Whether what a component gives is its module's input times a matrix, and nothing else."""
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) in (nn.Parameter, Tensor)
+        and not module.weight.is_meta
+        and place.component.side == "output"
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and forward_of(module) is None
+    )
+
+
+def _backwards(of: Tensor, at: Tensor, cotangents: Tensor) -> Tensor:
+    """The gradients at `at` of `of` weighted by each of `cotangents` `[many, *of.shape]`."""
+    if of is at:
+        return cotangents
+    if not of.requires_grad:
+        return cotangents.new_zeros(len(cotangents), *at.shape)
+    if len(cotangents) > 1:
+        try:
+            (found,) = torch.autograd.grad(
+                of, at, cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
+            )
+        except RuntimeError:
+            # Some backwards have no version for several at once.
+            pass
+        else:
+            return _or_zero(found, at, len(cotangents))
+    each = [
+        torch.autograd.grad(of, at, one, retain_graph=True, allow_unused=True)[0]
+        for one in cotangents
+    ]
+    return torch.stack([_or_zero(one, at, None) for one in each])
+
+
+def _or_zero(found: Tensor | None, at: Tensor, many: int | None) -> Tensor:
+    if found is not None:
+        return found
+    return at.new_zeros(at.shape if many is None else (many, *at.shape))

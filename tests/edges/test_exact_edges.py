@@ -1,0 +1,80 @@
+"""Edges of many families, measured, against plain hooks that share no code with nnpatch."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+
+from nnpatch_core import edge_patching, reads_tokens
+from nnpatch_core.errors import AdapterWarning
+from tests.helpers.edge_oracle import WIRINGS, EdgeOracle, oracle_of
+from tests.helpers.families import FAMILIES
+from tests.helpers.families import model_of as family_model
+
+#: Those whose layers nnpatch refuses, each with the reason in tests of its own.
+REFUSED = ("llama, MLP first in one layer",)
+SOURCE, TARGET = (3, 9, 4, 17, 5, 8), (3, 9, 21, 17, 30, 8)
+#: Of each family so many edges, drawn at random.
+DRAWN = 200
+NEAR = {"rtol": 0, "atol": 2e-5}
+
+
+def model_of(name: str) -> tuple[Any, Any]:
+    """A tiny model of a family, and its adapter; None finds one by its type."""
+    if name in FAMILIES:
+        return family_model(name), FAMILIES[name].api
+    from nnpatch_core.testing import tiny_model
+
+    kind, _, rest = name.partition(",")
+    settings = {"use_parallel_residual": False} if rest else {}
+    return tiny_model(kind, num_hidden_layers=2, **settings), None
+
+
+def _logit(token: int) -> Any:
+    @reads_tokens(lambda context: torch.tensor([token]))
+    def metric(logits: torch.Tensor, _: Any) -> torch.Tensor:
+        return logits[:, token]
+
+    return metric
+
+
+def _sampled(oracle: EdgeOracle, count: int) -> list[str]:
+    edges, draw = oracle.edges(), torch.Generator().manual_seed(0)
+    order = torch.randperm(len(edges), generator=draw)[:count]
+    return [edges[number] for number in order.tolist()]
+
+
+@pytest.mark.parametrize("name", sorted(set(WIRINGS) - set(REFUSED)))
+@pytest.mark.parametrize("padded", [False, True])
+def test_edges_equal_plain_hooks(name: str, padded: bool) -> None:
+    model, api = model_of(name)
+    oracle = oracle_of(model, name)
+    tokens = [torch.tensor([each]) for each in (SOURCE, TARGET)]
+    masks: dict[str, Any] = {}
+    if padded:
+        # A second, longer pair beside it: the first one gets padding on its left.
+        longer = ((7, 7, 12, 3, 9, 40, 2, 11), (7, 7, 12, 3, 8, 40, 6, 11))
+        tokens = [
+            torch.tensor([[0, 0, *short], long])
+            for short, long in zip((SOURCE, TARGET), longer, strict=True)
+        ]
+        masks = {"attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1] * 8])}
+    answers = torch.tensor([1] * len(tokens[0])), torch.tensor([2] * len(tokens[0]))
+    metrics = {f"logit {token}": _logit(token) for token in (1, 2, 14)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AdapterWarning)
+        edges = edge_patching(
+            model, api, *tokens, *answers, metric=metrics, progress=False, **masks
+        )
+    assert list(edges) == oracle.edges()
+    measured = {
+        metric: edges.outcome.for_metric(metric).raw[metric]["edge"][:, 0] for metric in metrics
+    }
+    numbers = {edge: number for number, edge in enumerate(edges)}
+    for edge in _sampled(oracle, 40 if padded else DRAWN):
+        expected = oracle.edge(SOURCE, TARGET, *edge.split("->"))
+        found = torch.stack([measured[f"logit {token}"][numbers[edge]] for token in (1, 2, 14)])
+        torch.testing.assert_close(found, expected[[1, 2, 14]].float(), **NEAR, msg=edge)
