@@ -13,7 +13,6 @@ from nnpatch_core.edges.changes import (
 )
 from nnpatch_core.edges.estimates import METHODS as EDGE_METHODS
 from nnpatch_core.edges.estimates import Estimate, estimate_edges
-from nnpatch_core.edges.given import ablated
 from nnpatch_core.edges.layers import (
     Layers,
     Recording,
@@ -25,7 +24,8 @@ from nnpatch_core.edges.layers import (
 from nnpatch_core.edges.memory import fitting_prompts
 from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, ReceiverKind, Sender
 from nnpatch_core.edges.outcome import EdgeOutcome
-from nnpatch_core.edges.put import EdgePut, source_given
+from nnpatch_core.edges.put import EdgePut, GivenOf, source_given
+from nnpatch_core.edges.setting import Setting, open_setting, read_ablated
 from nnpatch_core.edges.sites import EDGE, EdgeSites, receiver_site
 from nnpatch_core.edges.structure import find_structure
 from nnpatch_core.edges.values import Received, read_by
@@ -46,6 +46,7 @@ __all__ = [
     "Entry",
     "Estimate",
     "Given",
+    "GivenOf",
     "Layers",
     "Nodes",
     "Received",
@@ -55,16 +56,18 @@ __all__ = [
     "Rows",
     "Sender",
     "SenderChanges",
+    "Setting",
     "Structure",
     "Writes",
-    "ablated",
     "added_up",
     "estimate_edges",
     "find_structure",
     "fitting_prompts",
     "nodes_of",
     "open_layers",
+    "open_setting",
     "positions_of",
+    "read_ablated",
     "read_by",
     "receiver_site",
     "record_run",

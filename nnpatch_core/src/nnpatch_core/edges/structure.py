@@ -82,11 +82,24 @@ def find_structure(nnmodel: Any, api: ModelAPI, batch: Batch) -> Structure:
     )
     nodes = attrs.evolve(nodes_of(api, model), parallel=parallel)
     attn, mlp = (tuple(each) for each in zip(*factors, strict=True))
-    structure = Structure(nodes, attn, mlp, tuple(made.direct))
+    none = tuple(False for _ in places)
+    structure = Structure(nodes, attn, mlp, tuple(made.direct), none)
     layers = Layers(nnmodel, api.layers, places, structure, run, calls, len(few))
     for layer in range(len(places)):
         layers.check(layer)
-    return structure
+    tokenwise = tuple(_is_tokenwise(layers, layer) for layer in range(len(places)))
+    return attrs.evolve(structure, tokenwise=tokenwise)
+
+
+def _is_tokenwise(layers: Layers, layer: int) -> bool:
+    """Whether a layer gives the same queries, keys and values of its last tokens alone."""
+    stream, one = layers.target.streams[layer][:1], torch.tensor([0], device="cpu")
+    whole = layers.received(layer, stream, one)
+    try:
+        some = layers.received(layer, stream[:, -1:], one)
+    except EngineError:
+        return False
+    return all(_near(whole[name][:, -1:], each) for name, each in some.items())
 
 
 def _few(batch: Batch) -> Batch:
@@ -162,10 +175,14 @@ def _projected(traced: Any, path: str, shape: tuple[int, int]) -> Tensor | None:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether they are equal, but for the rounding of machines that do not always sum alike."""
+    return _near(one, other, 1e-2)
+
+
+def _near(one: Tensor, other: Tensor, share: float = 1.0) -> bool:
+    """Whether they are equal to rounding, or to a share of it."""
     if one.shape != other.shape:
         return False
-    gap = float((one - other).abs().max())
-    return gap <= 1e-2 * rounding(one) * float(one.abs().max())
+    return float((one - other).abs().max()) <= share * rounding(one) * float(one.abs().max())
 
 
 def _factors(run: Recording, made: _MadeUp, layer: int) -> tuple[float, float]:
