@@ -32,6 +32,7 @@ from nnpatch_core.patching import (
     attribution_patching,
     cache_average,
     edge_patching,
+    path_patching,
     plan_sweep,
 )
 from nnpatch_core.plugins import hookimpl
@@ -100,6 +101,7 @@ __all__ = [
     "fused_projections",
     "hookimpl",
     "infer_adapter",
+    "path_patching",
     "per_prompt",
     "plan_sweep",
     "reads_activations",

@@ -21,6 +21,7 @@ from nnpatch_core.adapters import (
     Location,
     ModelAPI,
     Place,
+    heads_of,
     n_layers,
     place_of,
     table_of,
@@ -196,6 +197,11 @@ class Layers:
                 found.append(self._attention(layer, rows, prompts[part])[:, start:])
         return self.attn[layer] * torch.cat(found)
 
+    def changed_by_heads(self, layer: int, heads: Tensor, prompts: Tensor) -> Tensor:
+        """By how much that changes, `[rows, seq, width]`, where heads are not the target run's."""
+        own = self.attn[layer] * self.target.attn[layer][prompts]
+        return self.added_by_heads(layer, heads, prompts) - own
+
     def _projected(self, layer: int, heads: Tensor) -> Tensor:
         """What the output projection gives, called by itself."""
         path, found = self.places[layer]["o"].path, []
@@ -246,6 +252,11 @@ class Layers:
 
             self.call(layer, rows, some, visit)
         return torch.cat(found)
+
+    @property
+    def start(self) -> Location:
+        """Where the stream before the first layer is."""
+        return (f"{self.path}.0.", "input", 0)
 
     def check(self, layer: int) -> None:
         """Raise `EngineError` unless a layer, called by itself, gives what it gave in the run."""
@@ -322,6 +333,20 @@ def layer_places(api: ModelAPI, model: Any) -> list[dict[str, Place]]:
             )
         found.append(own)
     return found
+
+
+def nodes_of(api: ModelAPI, model: Any) -> Nodes:
+    """The nodes of a model, before it has run: no layer counts as parallel yet.
+
+    Raises:
+        AdapterError: a layer lacks a component.
+    """
+    heads = [heads_of(api, model, layer) for layer in range(len(layer_places(api, model)))]
+    return Nodes(
+        tuple(each.query for each in heads),
+        tuple(each.key_value for each in heads),
+        tuple(False for _ in heads),
+    )
 
 
 def record_run(nnmodel: Any, api: ModelAPI, batch: Batch) -> Recording:
