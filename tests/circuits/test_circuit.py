@@ -193,9 +193,10 @@ def test_top_and_threshold(edges: Edges, absolute: bool, data: st.DataObject) ->
     n = data.draw(st.integers(0, len(names)))
     made = Circuit.from_edges(edges, n=n, pruned=False, absolute=absolute)
     assert set(made) == set(names[:n])
-    least = data.draw(st.floats(-2, 2))
-    by = Circuit.from_edges(edges, threshold=least, pruned=False, absolute=absolute)
     keys = edges.matrix.abs() if absolute else edges.matrix
+    some = sorted({float(keys[edges.nodes.place(name)]) for name in names})
+    least = data.draw(st.floats(-2, 2) | st.sampled_from(some))
+    by = Circuit.from_edges(edges, threshold=least, pruned=False, absolute=absolute)
     assert set(by) == {edge for edge in names if keys[edges.nodes.place(edge)] >= least}
 
 

@@ -6,6 +6,7 @@ import html
 import json
 import math
 import os
+import random
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from matplotlib.patches import PathPatch
 
 from nnpatch_core.circuits import Circuit
+from nnpatch_core.circuits.pictures import arrange
 from nnpatch_core.circuits.pictures.arrange import Item, Piece, crossings
 from nnpatch_core.circuits.pictures.drawing import HIGH, PORTS, Drawing, drawing_of
 from nnpatch_core.circuits.pictures.shown import shown_of
@@ -143,6 +145,38 @@ def test_crossings_are_counted() -> None:
     assert crossings([[piece(0, 0), piece(1, 1)], [piece(0, 2), piece(1, 1), piece(2, 0)]]) == 3
     # From one place, or to one, nothing crosses.
     assert crossings([[piece(0, 1), piece(0, 0), piece(0, 2), piece(-1, 2)]]) == 2
+
+
+def test_boxes_stand_as_near_as_can_be_to_where_they_belong() -> None:
+    row = [Item(0, 1.0, box=0), Item(0, 1.0, box=1), Item(0, 2.0, box=2)]
+    arrange._place(row, [0.0, 0.0, 9.0], [1.0, 3.0, 1.0])
+    gap = 1 + arrange._APART
+    assert [item.x for item in row] == pytest.approx([-0.75 * gap, 0.25 * gap, 9.0])
+    arrange._place(row, [5.0, 5.0, 5.0], [1.0, 1.0, 1.0])
+    assert sum(item.x for item in row) == pytest.approx(15)
+    assert row[2].x - row[1].x == pytest.approx(1.5 + arrange._APART)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_edges_cross_seldom(seed: int) -> None:
+    """Strands side by side, whatever the numbers of their heads, need no crossing."""
+    nodes = nodes_of(4, 6)
+    draw = random.Random(seed)
+    layers = [draw.sample(range(6), 6) for _ in range(4)]
+    edges = [f"a3.h{head}->logits" for head in layers[3]]
+    for strand in range(6):
+        before = "input"
+        for layer, heads in enumerate(layers):
+            if draw.random() < 0.7 or layer == 3:
+                edges.append(f"{before}->a{layer}.h{heads[strand]}<q>")
+                before = f"a{layer}.h{heads[strand]}"
+    made = drawn(Circuit.of(nodes, edges))
+    rows: dict[float, list[Piece]] = {}
+    for curve in made.curves:
+        for start, _, _, end in curve.pieces():
+            piece = Piece(Item(0, 1.0, start[0]), Item(1, 1.0, end[0]), 0.0, 0.0, 1.0)
+            rows.setdefault(round(start[1], 4), []).append(piece)
+    assert crossings(list(rows.values())) == 0
 
 
 def test_few_edges_cross_where_none_must() -> None:
@@ -357,6 +391,8 @@ def test_a_page_is_one_file_without_a_network() -> None:
     scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     assert len(scripts) == 1
     assert len(scripts[0]) < 50_000
+    # Names of edges have a "<", which could end the element that they are in.
+    assert re.search(r'id="data">[^<]*</script>', page)
     for word in ("innerHTML", "eval(", "fetch", "import(", "XMLHttpRequest", "http"):
         assert word not in scripts[0]
     assert "url(" not in page
