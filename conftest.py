@@ -1,30 +1,39 @@
-"""Doctests of the methods of outcomes go on where the example of their class ends."""
+"""Doctests of the methods of some classes go on where the example of their class ends."""
 
 from __future__ import annotations
 
 import doctest
 import functools
+import importlib
 from typing import Any
 
 import pytest
 
-_ROOM = "nnpatch_core.results."
+#: The class whose example others go on from, by the beginning of their names, and what it defines.
+_ROOMS = {
+    "nnpatch_core.results.": ("nnpatch_core", "Outcome", ("out", "estimate")),
+    "nnpatch_core.circuits.curve.CircuitCurve.": (
+        "nnpatch_core.circuits.curve",
+        "CircuitCurve",
+        ("curve",),
+    ),
+}
 
 
 @functools.cache
-def example() -> dict[str, Any]:
-    """The names that the example of `Outcome` defines."""
-    from nnpatch_core import Outcome
-
-    names: dict[str, Any] = {}
-    for each in doctest.DocTestParser().get_examples(Outcome.__doc__ or ""):
+def example(room: str) -> dict[str, Any]:
+    """The names that the example of a room's class defines."""
+    module, kind, defined = _ROOMS[room]
+    names = dict(vars(importlib.import_module(module)))
+    for each in doctest.DocTestParser().get_examples(names[kind].__doc__ or ""):
         exec(compile(each.source, "<example>", "single"), names)
-    return {name: names[name] for name in ("out", "estimate")}
+    return {name: names[name] for name in defined}
 
 
 @pytest.fixture(autouse=True)
 def _names_of_the_example(
     request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]
 ) -> None:
-    if request.node.name.startswith(_ROOM):
-        doctest_namespace.update(example())
+    for room in _ROOMS:
+        if request.node.name.startswith(room):
+            doctest_namespace.update(example(room))

@@ -14,7 +14,15 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnpatch_core import MultiSite, Outcome, Site, Sites, decoder_components, reads_tokens
+from nnpatch_core import (
+    MultiSite,
+    Outcome,
+    Site,
+    Sites,
+    activation_patching,
+    decoder_components,
+    reads_tokens,
+)
 from nnpatch_core.engine.cone.execution import ConeExecution
 from nnpatch_core.engine.full import FullExecution
 from nnpatch_core.errors import (
@@ -35,6 +43,32 @@ from tests.helpers.strategies import grids, lists_of_sites, pairs_of
 
 #: Padding is what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+
+
+# The last layer, of which the last token alone is read.
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma2"])
+def test_attention_is_not_taken_for_the_mlp_that_sees_the_last_token_alone(family: str) -> None:
+    """Nothing is patched in the last layer, which lower cells pass whole."""
+    api, model = FAMILIES[family].api, model_of(family)
+    both = MultiSite([Site.get_site(api, "mlp", 0), Site.get_site(api, "resid", 1, seq_pos=[-1])])
+    cells = [both, Site.get_site(api, "resid", 0, seq_pos=[1]), Site.get_site(api, "mlp", 0)]
+    outcomes = [
+        activation_patching(
+            model,
+            api,
+            Sites.from_sites(cells),
+            torch.tensor([[5, 6, 7, 8, 9, 4]]),
+            torch.tensor([[5, 9, 7, 8, 9, 4]]),
+            torch.tensor([1]),
+            torch.tensor([2]),
+            engine=engine,
+            progress=False,
+        )
+        for engine in ("cone", "full")
+    ]
+    assert gap_of(*outcomes) < ATOL
 
 
 # Any sweep.

@@ -15,6 +15,7 @@ from nnpatch_core.adapters import (
     fused_projections,
     separate_projections,
 )
+from nnpatch_core.circuits import Circuit, circuit_curve, evaluate_circuit, find_circuit
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.infer import infer_adapter, infer_model_api  # noqa: F401 - the second: a hook
 from nnpatch_core.metrics import (
@@ -31,6 +32,7 @@ from nnpatch_core.patching import (
     attribution_patching,
     cache_average,
     edge_patching,
+    path_patching,
     plan_sweep,
 )
 from nnpatch_core.plugins import hookimpl
@@ -57,6 +59,7 @@ from nnpatch_core.steering import Add, Scale, Set, steer
 __all__ = [
     "Add",
     "AllPositions",
+    "Circuit",
     "Component",
     "Custom",
     "CustomConstant",
@@ -88,13 +91,17 @@ __all__ = [
     "activation_patching",
     "attribution_patching",
     "cache_average",
+    "circuit_curve",
     "compares_answers",
     "decoder_components",
     "edge_patching",
+    "evaluate_circuit",
     "execution_order",
+    "find_circuit",
     "fused_projections",
     "hookimpl",
     "infer_adapter",
+    "path_patching",
     "per_prompt",
     "plan_sweep",
     "reads_activations",

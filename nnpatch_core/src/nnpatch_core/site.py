@@ -186,11 +186,11 @@ class Site:
         """A short name for a table or a picture."""
         head = "" if self.head is None else f" H{self.head}"
         part = "" if self.subspace is None else f" {_part_of(self.subspace)}"
-        return f"{self.name} L{self.layer}{head}{self._where}{part}"
+        return f"{self.name} L{self.layer}{head}{self.at}{part}"
 
     @property
-    def _where(self) -> str:
-        """The positions in a few letters."""
+    def at(self) -> str:
+        """The positions in a few letters, as the label shows them."""
         if self.where is not None:
             return f" {self.where!r}"
         if self.seq_pos is None:

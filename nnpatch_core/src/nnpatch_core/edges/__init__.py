@@ -1,17 +1,34 @@
 """Edges between the nodes of a model: what one adds to the stream, as another alone reads it."""
 
-from nnpatch_core.edges.changes import Changes, Entry, Given, SenderChanges
+from nnpatch_core.edges.changes import (
+    Changes,
+    Climb,
+    Entry,
+    Given,
+    Rows,
+    SenderChanges,
+    Writes,
+    added_up,
+    positions_of,
+)
 from nnpatch_core.edges.estimates import METHODS as EDGE_METHODS
 from nnpatch_core.edges.estimates import Estimate, estimate_edges
-from nnpatch_core.edges.given import ablated
-from nnpatch_core.edges.layers import Layers, Recording, Structure, open_layers, record_run
+from nnpatch_core.edges.layers import (
+    Layers,
+    Recording,
+    Structure,
+    nodes_of,
+    open_layers,
+    record_run,
+)
 from nnpatch_core.edges.memory import fitting_prompts
-from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, Sender
+from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, ReceiverKind, Sender
 from nnpatch_core.edges.outcome import EdgeOutcome
-from nnpatch_core.edges.put import EdgePut
-from nnpatch_core.edges.sites import EDGE, EdgeSites
+from nnpatch_core.edges.put import EdgePut, GivenOf, source_given
+from nnpatch_core.edges.setting import Setting, open_setting, read_ablated
+from nnpatch_core.edges.sites import EDGE, EdgeSites, receiver_site
 from nnpatch_core.edges.structure import find_structure
-from nnpatch_core.edges.values import Received
+from nnpatch_core.edges.values import Received, read_by
 
 #: The method that measures.
 EXACT = "exact"
@@ -22,24 +39,37 @@ __all__ = [
     "EDGE_METHODS",
     "EXACT",
     "Changes",
+    "Climb",
     "EdgeOutcome",
     "EdgePut",
     "EdgeSites",
     "Entry",
     "Estimate",
     "Given",
+    "GivenOf",
     "Layers",
     "Nodes",
     "Received",
     "Receiver",
+    "ReceiverKind",
     "Recording",
+    "Rows",
     "Sender",
     "SenderChanges",
+    "Setting",
     "Structure",
-    "ablated",
+    "Writes",
+    "added_up",
     "estimate_edges",
     "find_structure",
     "fitting_prompts",
+    "nodes_of",
     "open_layers",
+    "open_setting",
+    "positions_of",
+    "read_ablated",
+    "read_by",
+    "receiver_site",
     "record_run",
+    "source_given",
 ]

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Integers
 from nnpatch_core.edges.layers import Layers
 from nnpatch_core.edges.nodes import Sender
-from nnpatch_core.seq_pos import Positions
+from nnpatch_core.seq_pos import NONE, Positions, spread
 
-#: A row's number, one of its senders, and `[batch, seq]`, bool: where that is changed.
+#: A sender of an entry, and `[batch, seq]`: from where in the other run each token gets another
+#: activation, -1 where it keeps its own.
+Member: TypeAlias = "tuple[Sender, Tensor]"
+#: The same in a row.
 _InRow: TypeAlias = "tuple[int, Sender, Tensor]"
+#: At a step, as `Nodes.read` counts them: `[rows]`, the number of each row's entry, and `[rows]`,
+#: that of its prompt.
+Rows: TypeAlias = "tuple[Integers, Tensor]"
 
 
 class Changes(Protocol):
@@ -26,15 +33,76 @@ class Changes(Protocol):
         """`[entries, batch, seq]`, bool: where an entry may change anything."""
         ...
 
-    def at(self, entries: Integers, prompts: Tensor, step: int) -> Tensor:
-        """The addition to the stream at a step, `[rows, seq, width]`.
+    def along(self, wanted: Mapping[int, Rows]) -> Iterator[tuple[int, Tensor]]:
+        """The additions to the stream at some steps, from the lowest up.
+
+        Args:
+            wanted: for each step the rows that are asked for.
+
+        Returns:
+            Each step, and `[rows, seq, width]`.
+        """
+        ...
+
+
+class Writes(Protocol):
+    """The writing to the stream of the entries of a sweep, each sender once."""
+
+    @property
+    def moved(self) -> Tensor:
+        """`[entries, batch, seq]`, bool: where an entry may write anything else."""
+        ...
+
+    def senders(self, entry: int) -> frozenset[Sender]:
+        """The senders of an entry."""
+        ...
+
+    def written(
+        self, entries: Integers, prompts: Tensor, until: Integers
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """The writing at each step, from the lowest up.
 
         Args:
             entries: `[rows]`, the number of each row's entry.
             prompts: `[rows]`, the number of its prompt.
-            step: as `Nodes.read` counts them.
+            until: `[rows]`, the last step that is asked for.
+
+        Returns:
+            The step; `[some]`, int64 on the CPU, which rows have something written then, each once
+            at a time; and `[some, seq, width]`, what is added to their stream.
         """
         ...
+
+
+@attrs.frozen(eq=False)
+class Climb:
+    """The rows of several steps as one, for whoever goes up the layers once.
+
+    Args:
+        entries: `[rows]`, the number of each row's entry.
+        prompts: `[rows]`, the number of its prompt.
+        until: `[rows]`, the last step at which it is asked for.
+        index: for each step, from the lowest up, which rows it asks for.
+    """
+
+    entries: Integers
+    prompts: Tensor
+    until: Integers
+    index: Mapping[int, Tensor]
+
+    @classmethod
+    def of(cls, wanted: Mapping[int, Rows]) -> Climb:
+        """The rows that are wanted at any of some steps."""
+        steps = sorted(wanted)
+        pairs = [np.stack([wanted[step][0], wanted[step][1].numpy()], 1) for step in steps]
+        rows, places = np.unique(np.concatenate(pairs), axis=0, return_inverse=True)
+        ends = np.cumsum([len(each) for each in pairs])[:-1]
+        index = dict(zip(steps, np.split(places.reshape(-1), ends), strict=True))
+        until = np.zeros(len(rows), dtype=np.int64)
+        for step in steps:
+            until[index[step]] = step
+        found = {step: torch.from_numpy(each.copy()) for step, each in index.items()}
+        return cls(rows[:, 0].copy(), torch.from_numpy(rows[:, 1].copy()), until, found)
 
 
 @attrs.frozen(eq=False)
@@ -67,22 +135,16 @@ class Entry:
     positions: tuple[Positions | None, ...]
 
     def rows(self, rows: slice) -> Entry:
-        """The same in some of the prompts."""
-        some = (None if each is None else each.rows(rows) for each in self.positions)
-        return Entry(self.senders, tuple(some))
+        """The same in some of the prompts, which may stand several times after one another."""
+        return Entry(self.senders, positions_of(self.positions, rows))
 
-    def members(self, moved: Mapping[Sender, Tensor]) -> list[tuple[Sender, Tensor]]:
-        """Each sender, and `[batch, seq]`, bool: where it is changed.
 
-        Args:
-            moved: the same of each sender at all positions.
-        """
-        found = []
-        for sender, positions in zip(self.senders, self.positions, strict=True):
-            whole = moved[sender]
-            where = whole if positions is None else whole & positions.mask(whole.shape[1])
-            found.append((sender, where))
-        return found
+def positions_of(
+    positions: Sequence[Positions | None], rows: slice
+) -> tuple[Positions | None, ...]:
+    """Positions in some of the prompts, which may stand several times after one another."""
+    index = torch.arange(rows.start, rows.stop, device="cpu")
+    return tuple(None if each is None else each.rows(index % len(each.at)) for each in positions)
 
 
 @attrs.frozen(eq=False)
@@ -104,99 +166,150 @@ class SenderChanges:
     @classmethod
     def of(cls, layers: Layers, given: Given, entries: Sequence[Entry]) -> SenderChanges:
         """The changes of some entries."""
-        senders = dict.fromkeys(sender for entry in entries for sender in entry.senders)
-        known = {sender: _moved(layers, given, sender) for sender in senders}
-        members = [entry.members(known) for entry in entries]
-        moved = torch.stack([torch.stack([own for _, own in each]).any(0) for each in members])
+        known: dict[Sender, Tensor] = {}
+        members = [_members(layers, given, entry, known) for entry in entries]
+        moved = torch.stack(
+            [torch.stack([taken for _, taken in each]).amax(0) != NONE for each in members]
+        )
         return cls(layers, given, members, moved)
 
+    def senders(self, entry: int) -> frozenset[Sender]:
+        """See `Writes.senders`."""
+        return frozenset(sender for sender, _ in self.members[entry])
+
     def at(self, entries: Integers, prompts: Tensor, step: int) -> Tensor:
-        """See `Changes.at`: that of the senders which have written by then."""
-        target = self.layers.target
-        total = torch.zeros_like(target.streams[0][prompts])
-        for layer in range(-1, (step + 1) // 2):
-            self._add(total, entries, prompts, layer, step)
-        return total
+        """The addition to the stream at one step, `[rows, seq, width]`; see `along`."""
+        ((_, change),) = self.along({step: (entries, prompts)})
+        return change
 
-    def _add(
-        self, total: Tensor, entries: Integers, prompts: Tensor, layer: int, step: int
-    ) -> None:
-        """Add what the senders of a layer change, in place; layer -1 is the input."""
-        by_kind: dict[str, list[_InRow]] = {}
-        for row, number in enumerate(entries.tolist()):
-            for sender, where in self.members[number]:
-                own = -1 if sender.kind == "input" else sender.layer
-                if own == layer and written(sender) <= step:
-                    by_kind.setdefault(sender.kind, []).append((row, sender, where))
-        if "input" in by_kind:
-            stream = self.layers.target.streams[0]
-            self._add_difference(total, prompts, by_kind["input"], self.given.stream, stream, 1.0)
-        if "head" in by_kind:
-            self._add_heads(total, prompts, by_kind["head"], layer)
-        if "mlp" in by_kind:
-            own, factor = self.layers.target.mlp[layer], self.layers.mlp[layer]
-            self._add_difference(total, prompts, by_kind["mlp"], self.given.mlp[layer], own, factor)
+    def along(self, wanted: Mapping[int, Rows]) -> Iterator[tuple[int, Tensor]]:
+        """See `Changes.along`: the senders' own alone, of those which have written by then."""
+        yield from added_up(self.layers, self, wanted)
 
-    def _add_difference(
+    def written(
+        self, entries: Integers, prompts: Tensor, until: Integers
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """See `Writes.written`."""
+        by_step: dict[int, list[_InRow]] = {}
+        for row, (number, last) in enumerate(zip(entries.tolist(), until.tolist(), strict=True)):
+            for sender, taken in self.members[number]:
+                if (step := written(sender)) <= last:
+                    by_step.setdefault(step, []).append((row, sender, taken))
+        target, given = self.layers.target, self.given
+        for step in sorted(by_step):
+            members, layer = by_step[step], by_step[step][0][1].layer
+            kind = members[0][1].kind
+            if kind == "head":
+                yield step, *self._of_heads(prompts, members, layer)
+            elif kind == "mlp":
+                other, factor = given.mlp[layer], self.layers.mlp[layer]
+                yield step, *self._difference(prompts, members, other, target.mlp[layer], factor)
+            else:
+                yield (
+                    step,
+                    *self._difference(prompts, members, given.stream, target.streams[0], 1.0),
+                )
+
+    def _difference(
         self,
-        total: Tensor,
         prompts: Tensor,
         members: list[_InRow],
         given: Tensor,
         there: Tensor,
         factor: float,
-    ) -> None:
-        rows = torch.tensor([row for row, _, _ in members], device="cpu")
+    ) -> tuple[Tensor, Tensor]:
+        rows, taken = self._taken(members, prompts)
         some = prompts[rows]
-        difference = factor * (_of(given, some) - there[some])
-        total[rows] += difference * self._where(members, prompts)[..., None].to(difference)
+        difference = factor * (_of(given, some, taken) - there[some])
+        return rows, difference * (taken != NONE)[..., None].to(difference)
 
-    def _add_heads(
-        self,
-        total: Tensor,
-        prompts: Tensor,
-        members: list[_InRow],
-        layer: int,
-    ) -> None:
+    def _of_heads(
+        self, prompts: Tensor, members: list[_InRow], layer: int
+    ) -> tuple[Tensor, Tensor]:
         there = self.layers.target.heads[layer]
         columns = self.layers.places[layer]["o"].columns(there.shape[-1])
         assert columns is not None
-        where = self._where(members, prompts)
-        rows = sorted({row for row, _, _ in members})
-        index = torch.tensor(rows, device="cpu")
-        some = prompts[index]
-        heads, given = there[some].clone(), _of(self.given.heads[layer], some)
-        for number, (row, sender, _) in enumerate(members):
-            at = rows.index(row)
-            assert sender.head is not None
-            own = columns[sender.head].to(heads.device)
-            here = where[number].nonzero().flatten().to(heads.device)[:, None]
-            heads[at, here, own] = given[at, here, own].to(heads)
-        changed = self.layers.added_by_heads(layer, heads, some)
-        unchanged = self.layers.attn[layer] * self.layers.target.attn[layer][some]
+        every, taken = self._taken(members, prompts)
+        rows, at = torch.unique(every, return_inverse=True)
+        some = prompts[rows]
+        heads = there[some].clone()
         # Elsewhere what is added is the target run's own, to the last bit.
-        put = torch.zeros(len(rows), where.shape[1], dtype=torch.bool, device="cpu")
-        for number, (row, _, _) in enumerate(members):
-            put[rows.index(row)] |= where[number]
-        total[index] += (changed - unchanged) * put[..., None].to(changed)
+        put = torch.zeros(len(rows), taken.shape[1], dtype=torch.bool, device="cpu")
+        given = _of(self.given.heads[layer], prompts[every], taken)
+        for number, (_, sender, _) in enumerate(members):
+            assert sender.head is not None
+            own, here = columns[sender.head].to(heads.device), taken[number] != NONE
+            index = here.nonzero().flatten().to(heads.device)[:, None]
+            heads[int(at[number]), index, own] = given[number, index, own].to(heads)
+            put[at[number]] |= here
+        return rows, self.layers.changed_by_heads(layer, heads, some) * put[..., None].to(heads)
 
     @staticmethod
-    def _where(members: list[_InRow], prompts: Tensor) -> Tensor:
-        """`[members, seq]`, bool: where each is changed in its prompt."""
-        return torch.stack([where[int(prompts[row])] for row, _, where in members])
+    def _taken(members: list[_InRow], prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """`[members]`, the row of each; `[members, seq]`, where its activations come from."""
+        rows = torch.tensor([row for row, _, _ in members], device="cpu")
+        taken = [each[prompt] for (_, _, each), prompt in zip(members, prompts[rows], strict=True)]
+        return rows, torch.stack(taken)
+
+
+def added_up(
+    layers: Layers, writes: Writes, wanted: Mapping[int, Rows]
+) -> Iterator[tuple[int, Tensor]]:
+    """The writing of senders by some steps, and nothing else; see `Changes.along`."""
+    climb = Climb.of(wanted)
+    total = torch.zeros_like(layers.target.streams[0][climb.prompts])
+    left = list(climb.index)
+    for step, rows, change in writes.written(climb.entries, climb.prompts, climb.until):
+        while left[0] < step:
+            yield left[0], total[climb.index[left.pop(0)]]
+        total[rows] += change
+    for each in left:
+        yield each, total[climb.index[each]]
 
 
 def written(sender: Sender) -> int:
     """The step from which on the stream holds what a sender writes; see `Nodes.written`."""
-    return 0 if sender.kind == "input" else 2 * sender.layer + (1 if sender.kind == "head" else 2)
+    return sender.step
 
 
-def _of(given: Tensor, prompts: Tensor) -> Tensor:
-    return given[prompts if len(given) > 1 else torch.zeros_like(prompts)]
+def _members(
+    layers: Layers, given: Given, entry: Entry, known: dict[Sender, Tensor]
+) -> list[Member]:
+    """The senders of an entry, each once; `known` are those that are changed everywhere."""
+    found: dict[Sender, Tensor] = {}
+    for sender, positions in zip(entry.senders, entry.positions, strict=True):
+        if sender not in known:
+            known[sender] = _changed(layers, given, sender, _own(given))
+        own = known[sender]
+        if positions is not None and positions.source is None:
+            own = own.where(positions.mask(own.shape[1]), NONE)
+        elif positions is not None:
+            taken = spread(positions.at, own.shape[1], positions.source)
+            own = _changed(layers, given, sender, taken.expand_as(own))
+        found[sender] = own if sender not in found else own.where(own != NONE, found[sender])
+    return list(found.items())
 
 
-def _moved(layers: Layers, given: Given, sender: Sender) -> Tensor:
-    """`[batch, seq]`, bool: where a sender gets another activation than it had, bitwise."""
+def _own(given: Given) -> Tensor:
+    """`[batch, seq]`: each token's own position."""
+    return torch.arange(given.mask.shape[1], device="cpu").expand_as(given.mask)
+
+
+def _of(given: Tensor, prompts: Tensor, taken: Tensor) -> Tensor:
+    """`[rows, seq, any]`: the other run's activations, each from where it is taken."""
+    rows = given[prompts if len(given) > 1 else torch.zeros_like(prompts)]
+    own = torch.arange(taken.shape[1], device="cpu")
+    if bool(((taken == NONE) | (taken == own)).all()):
+        return rows
+    index = torch.arange(len(rows), device="cpu")[:, None]
+    return rows[index, taken.clamp(min=0)]
+
+
+def _changed(layers: Layers, given: Given, sender: Sender, taken: Tensor) -> Tensor:
+    """`[batch, seq]`: from where tokens get another activation than they had, bitwise; else -1.
+
+    `taken` is from where they get one.
+    """
     target = layers.target
     if sender.kind == "input":
         own, other = target.streams[0], given.stream
@@ -209,5 +322,6 @@ def _moved(layers: Layers, given: Given, sender: Sender) -> Tensor:
         assert sender.head is not None
         chosen = columns[sender.head].to(own.device)
         own, other = own[..., chosen], other[..., chosen]
-    moved = (own != other.to(own)).any(-1).cpu()
-    return moved & given.mask.bool().cpu()
+    other = _of(other, torch.arange(len(own), device="cpu"), taken)
+    moved = (own != other.to(own)).any(-1).cpu() & given.mask.bool().cpu()
+    return taken.where(moved, NONE)

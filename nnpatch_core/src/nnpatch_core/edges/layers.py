@@ -21,6 +21,7 @@ from nnpatch_core.adapters import (
     Location,
     ModelAPI,
     Place,
+    heads_of,
     n_layers,
     place_of,
     table_of,
@@ -57,12 +58,14 @@ class Structure:
         attn: for each layer by what its `attn` is multiplied as it is added to the stream.
         mlp: the same of its `mlp`.
         direct: for each layer whether the output projection alone makes its `attn`: no norm.
+        tokenwise: for each layer whether queries, keys and values can be had of some tokens alone.
     """
 
     nodes: Nodes
     attn: tuple[float, ...]
     mlp: tuple[float, ...]
     direct: tuple[bool, ...]
+    tokenwise: tuple[bool, ...]
 
 
 @attrs.frozen(eq=False)
@@ -76,6 +79,7 @@ class Recording:
         heads: for each layer what its heads hand to the output projection, `[batch, seq, any]`.
         attn: for each layer the component `attn`, `[batch, seq, width]`.
         mlp: for each layer the component `mlp`.
+        rests: for each layer what it gives besides the stream; None if it gives no tuple.
     """
 
     batch: Batch
@@ -84,6 +88,7 @@ class Recording:
     heads: Sequence[Tensor]
     attn: Sequence[Tensor]
     mlp: Sequence[Tensor]
+    rests: Sequence[tuple[Any, ...] | None]
 
 
 @attrs.frozen(eq=False)
@@ -128,7 +133,7 @@ class Layers:
 
         Args:
             layer: the layer.
-            stream: `[rows, seq, width]`.
+            stream: `[rows, seq, width]`, or some of the tokens where the layer is `tokenwise`.
             prompts: `[rows]`, the prompt of each row.
         """
         places = [self.places[layer][name] for name in ("q", "k", "v")]
@@ -171,21 +176,31 @@ class Layers:
             self.call(layer, rows, prompts[part], visit)
         return torch.cat(found)
 
-    def added_by_heads(self, layer: int, heads: Tensor, prompts: Tensor) -> Tensor:
+    def added_by_heads(self, layer: int, heads: Tensor, prompts: Tensor, start: int = 0) -> Tensor:
         """The addition of a layer's attention to the stream, `[rows, seq, width]`, given its heads.
 
         Args:
             layer: the layer.
             heads: `[rows, seq, any]`, what they hand to the output projection.
             prompts: `[rows]`, the prompt of each row.
+            start: the position of the first token; left of it nobody looks.
         """
         found: list[Tensor] = []
         for part in _parts(heads):
             if self.structure.direct[layer]:
                 found.append(self._projected(layer, heads[part]))
             else:
-                found.append(self._attention(layer, heads[part], prompts[part]))
+                rows = heads[part]
+                if start:
+                    left = self.target.heads[layer][prompts[part], :start]
+                    rows = torch.cat([left, rows], 1)
+                found.append(self._attention(layer, rows, prompts[part])[:, start:])
         return self.attn[layer] * torch.cat(found)
+
+    def changed_by_heads(self, layer: int, heads: Tensor, prompts: Tensor) -> Tensor:
+        """By how much that changes, `[rows, seq, width]`, where heads are not the target run's."""
+        own = self.attn[layer] * self.target.attn[layer][prompts]
+        return self.added_by_heads(layer, heads, prompts) - own
 
     def _projected(self, layer: int, heads: Tensor) -> Tensor:
         """The output projection's output, called by itself."""
@@ -195,7 +210,7 @@ class Layers:
             output = read_component(follow(traced, path), _OUTPUT, (len(heads), heads.shape[1]))
             found.append(output.clone())
 
-        self._run(layer, path, (heads,), {}, visit)
+        self._run(layer, path, (heads.contiguous(),), {}, visit)
         (output,) = found
         return output
 
@@ -238,6 +253,11 @@ class Layers:
             self.call(layer, rows, some, visit)
         return torch.cat(found)
 
+    @property
+    def start(self) -> Location:
+        """Where the stream before the first layer is."""
+        return (f"{self.path}.0.", "input", 0)
+
     def check(self, layer: int) -> None:
         """Raise `EngineError` unless a layer, called by itself, gives what it gave in the run."""
         run, one = self.target, torch.tensor([len(self.target.batch) - 1], device="cpu")
@@ -263,6 +283,8 @@ class Layers:
             EngineError: it does not run by itself.
         """
         args, kwargs = self.calls[layer]
+        # Some modules take a view of it, which needs its numbers in order.
+        stream = stream.contiguous()
         rest = tuple(of_rows(value, prompts, self.rows) for value in args)
         others = {name: of_rows(value, prompts, self.rows) for name, value in kwargs.items()}
         self._run(layer, f"{self.path}.{layer}", (stream, *rest), others, visit)
@@ -313,6 +335,20 @@ def layer_places(api: ModelAPI, model: Any) -> list[dict[str, Place]]:
     return found
 
 
+def nodes_of(api: ModelAPI, model: Any) -> Nodes:
+    """The nodes of a model, before it has run: no layer counts as parallel yet.
+
+    Raises:
+        AdapterError: a layer lacks a component.
+    """
+    heads = [heads_of(api, model, layer) for layer in range(len(layer_places(api, model)))]
+    return Nodes(
+        tuple(each.query for each in heads),
+        tuple(each.key_value for each in heads),
+        tuple(False for _ in heads),
+    )
+
+
 def record_run(nnmodel: Any, api: ModelAPI, batch: Batch) -> Recording:
     """Run `batch`, and keep what its layers read and write."""
     return recorded(nnmodel, api, batch)[0]
@@ -354,6 +390,7 @@ def recorded(
     streams: list[Tensor] = []
     kept: dict[str, list[Tensor]] = {"o": [], "attn": [], "mlp": []}
     calls: list[Any] = []
+    rests: list[tuple[Any, ...] | None] = []
 
     def visit(traced: Any) -> None:
         for layer, own in enumerate(places):
@@ -368,17 +405,19 @@ def recorded(
                 calls.append((kept_arguments(args[1:]), kept_arguments(kwargs)))
             for place in sorted((own[name] for name in kept), key=lambda each: each.order):
                 kept[place.name].append(read(traced, place, shape).clone())
+            output = envoy.output
+            rests.append(tuple(output[1:]) if isinstance(output, tuple | list) else None)
         streams.append(read_component(envoy, LAYER_OUTPUT, shape).clone())
 
     logits = forward(nnmodel, batch, visit)
-    return Recording(batch, logits, streams, kept["o"], kept["attn"], kept["mlp"]), calls
+    run = Recording(batch, logits, streams, kept["o"], kept["attn"], kept["mlp"], rests)
+    return run, calls
 
 
 def _first(run: Recording, batch: Batch) -> Recording:
     """The run without the rows that were appended to `batch`."""
     count = len(batch)
-    return Recording(
-        batch,
-        run.logits[:count],
-        *([each[:count] for each in kept] for kept in (run.streams, run.heads, run.attn, run.mlp)),
+    streams, heads, attn, mlp = (
+        [each[:count] for each in kept] for kept in (run.streams, run.heads, run.attn, run.mlp)
     )
+    return Recording(batch, run.logits[:count], streams, heads, attn, mlp, run.rests)

@@ -16,7 +16,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import EdgeError
 
 SenderKind: TypeAlias = Literal["input", "head", "mlp"]
-ReceiverKind: TypeAlias = Literal["q", "k", "v", "mlp", "logits"]
+ReceiverKind: TypeAlias = Literal["q", "k", "v", "mlp", "resid_pre", "logits"]
 
 #: Between the names of an edge's two nodes.
 ARROW = "->"
@@ -46,13 +46,20 @@ class Sender:
             return "input"
         return f"m{self.layer}" if self.kind == "mlp" else f"a{self.layer}.h{self.head}"
 
+    @property
+    def step(self) -> int:
+        """The step from which on the stream holds what it writes; see `Nodes.written`."""
+        steps = {"input": 0, "head": 1, "mlp": 2}
+        return _STEPS * self.layer + steps[self.kind]
+
 
 @attrs.frozen
 class Receiver:
     """A node that reads the residual stream.
 
     Args:
-        kind: a head's `"q"`, `"k"` or `"v"`, an `"mlp"`, or the `"logits"`.
+        kind: a head's `"q"`, `"k"` or `"v"`, an `"mlp"`, or the `"logits"`; of paths also the whole
+            stream before a layer, `"resid_pre"`, which is no node.
         layer: its layer; the number of layers for the logits.
         head: which query head of `q`, which key/value head of `k` and `v`; else None.
     """
@@ -63,12 +70,12 @@ class Receiver:
 
     @property
     def name(self) -> str:
-        """As edges name it: `a0.h1<q>`, `m0`, `logits`."""
+        """As edges name it: `a0.h1<q>`, `m0`, `logits`; and `resid_pre0`."""
         if self.kind == "logits":
             return "logits"
-        return (
-            f"m{self.layer}" if self.kind == "mlp" else f"a{self.layer}.h{self.head}<{self.kind}>"
-        )
+        if self.kind in ("mlp", "resid_pre"):
+            return f"{'m' if self.kind == 'mlp' else self.kind}{self.layer}"
+        return f"a{self.layer}.h{self.head}<{self.kind}>"
 
 
 def _flags(values: Iterable[bool]) -> tuple[bool, ...]:
@@ -165,18 +172,17 @@ class Nodes:
     @cached_property
     def written(self) -> Integers:
         """`[senders]`: the step from which on the stream holds what each writes."""
-        steps = {"input": 0, "head": 1, "mlp": 2}
-        return np.array([_STEPS * each.layer + steps[each.kind] for each in self.senders])
+        return np.array([sender.step for sender in self.senders])
 
     @cached_property
     def read(self) -> Integers:
         """`[receivers]`: the step at which each reads the stream; see `written`."""
-        return np.array(
-            [
-                _STEPS * each.layer + (each.kind == "mlp" and not self.parallel[each.layer])
-                for each in self.receivers
-            ]
-        )
+        return np.array([self.step(receiver) for receiver in self.receivers])
+
+    def step(self, receiver: Receiver) -> int:
+        """The step at which a receiver reads the stream, which may be a whole stream itself."""
+        serial = receiver.kind == "mlp" and not self.parallel[receiver.layer]
+        return _STEPS * receiver.layer + serial
 
     @cached_property
     def mask(self) -> Booleans:
@@ -232,11 +238,12 @@ class Nodes:
         first, second = (part.strip() for part in edge.split(ARROW))
         sender, receiver = self.sender(first), self.receiver(second)
         if not self.mask[sender, receiver]:
-            raise EdgeError(f"{edge!r} is no edge: {self._why_not(sender, receiver)}")
+            why = self.why_not(self.senders[sender], self.receivers[receiver])
+            raise EdgeError(f"{edge!r} is no edge: {why}")
         return sender, receiver
 
-    def _why_not(self, sender: int, receiver: int) -> str:
-        one, other = self.senders[sender], self.receivers[receiver]
+    def why_not(self, one: Sender, other: Receiver) -> str:
+        """Say why a sender is not before a receiver."""
         if one.layer == other.layer and other.kind == "mlp" and one.kind == "head":
             return f"in layer {one.layer} attention and MLP read the same stream"
         return f"{one.name} writes after {other.name} has read the stream"

@@ -92,7 +92,7 @@ class EdgeSites:
             expansion = expansion_of(self.strategy, seq_len, prompts)
             if expansion.axis is not None:
                 axes.append(Axis(expansion.axis, expansion.labels))
-        sites = [receiver_site(adapter, each, nodes.n_layers) for each in nodes.receivers]
+        sites = [receiver_site(adapter, each) for each in nodes.receivers]
         index, cells = [], []
         wanted = set(self.receivers)
         for number in self.senders:
@@ -113,17 +113,18 @@ class EdgeSites:
         return {EDGE: Grid(tuple(axes), tuple(index), found)}
 
 
-def receiver_site(api: ModelAPI, receiver: Receiver, n_layers: int, *, alone: bool = True) -> Site:
-    """Where the value of a receiver is put.
+def receiver_site(api: ModelAPI, receiver: Receiver, *, alone: bool = True) -> Site:
+    """Where the value of a receiver is put, at every position.
 
     Args:
         api: the adapter.
         receiver: the receiver.
-        n_layers: how many layers the model has.
         alone: whether it is the only receiver of its cell; see `Received`.
     """
-    if receiver.kind == "logits":
-        return Site.get_site(api, "resid", n_layers - 1)
+    if receiver.kind == "resid_pre" and receiver.layer == 0:
+        return Site.get_site(api, "resid_pre", 0)
+    if receiver.kind in ("resid_pre", "logits"):
+        return Site.get_site(api, "resid", receiver.layer - 1)
     if receiver.kind == "mlp":
         return Site.get_site(api, "resid" if alone else "mlp", receiver.layer)
     return Site.get_site(api, receiver.kind, receiver.layer, receiver.head)

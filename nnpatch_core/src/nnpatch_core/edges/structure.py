@@ -12,10 +12,9 @@ from torch import Tensor
 
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import rounding
-from nnpatch_core.adapters import Component, ModelAPI, heads_of
+from nnpatch_core.adapters import Component, ModelAPI
 from nnpatch_core.batch import Batch
-from nnpatch_core.edges.layers import Layers, Recording, Structure, layer_places, recorded
-from nnpatch_core.edges.nodes import Nodes
+from nnpatch_core.edges.layers import Layers, Recording, Structure, layer_places, nodes_of, recorded
 from nnpatch_core.engine import mlp_inside
 from nnpatch_core.errors import EngineError
 from nnpatch_core.tracing import (
@@ -75,23 +74,32 @@ def find_structure(nnmodel: Any, api: ModelAPI, batch: Batch) -> Structure:
         run, calls = recorded(nnmodel, api, few, called=True)
     with _inputs(nnmodel, api) as after:
         made = _made_up(nnmodel, api, run)
-    heads = [heads_of(api, model, layer) for layer in range(len(places))]
     factors = [_factors(run, made, layer) for layer in range(len(places))]
-    nodes = Nodes(
-        (each.query for each in heads),
-        (each.key_value for each in heads),
-        (
-            _same(run.mlp[layer], made.seen[layer])
-            and all(map(_same, before.get(layer, []), after.get(layer, [])))
-            for layer in range(len(places))
-        ),
+    parallel = (
+        _same(run.mlp[layer], made.seen[layer])
+        and all(map(_same, before.get(layer, []), after.get(layer, [])))
+        for layer in range(len(places))
     )
+    nodes = attrs.evolve(nodes_of(api, model), parallel=parallel)
     attn, mlp = (tuple(each) for each in zip(*factors, strict=True))
-    structure = Structure(nodes, attn, mlp, tuple(made.direct))
+    none = tuple(False for _ in places)
+    structure = Structure(nodes, attn, mlp, tuple(made.direct), none)
     layers = Layers(nnmodel, api.layers, places, structure, run, calls, len(few))
     for layer in range(len(places)):
         layers.check(layer)
-    return structure
+    tokenwise = tuple(_is_tokenwise(layers, layer) for layer in range(len(places)))
+    return attrs.evolve(structure, tokenwise=tokenwise)
+
+
+def _is_tokenwise(layers: Layers, layer: int) -> bool:
+    """Whether a layer gives the same queries, keys and values of its last tokens alone."""
+    stream, one = layers.target.streams[layer][:1], torch.tensor([0], device="cpu")
+    whole = layers.received(layer, stream, one)
+    try:
+        some = layers.received(layer, stream[:, -1:], one)
+    except EngineError:
+        return False
+    return all(_near(whole[name][:, -1:], each) for name, each in some.items())
 
 
 def _few(batch: Batch) -> Batch:
@@ -167,10 +175,14 @@ def _projected(traced: Any, path: str, shape: tuple[int, int]) -> Tensor | None:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether they are equal, but for the rounding of machines that do not always sum alike."""
+    return _near(one, other, 1e-2)
+
+
+def _near(one: Tensor, other: Tensor, share: float = 1.0) -> bool:
+    """Whether they are equal to rounding, or to a share of it."""
     if one.shape != other.shape:
         return False
-    gap = float((one - other).abs().max())
-    return gap <= 1e-2 * rounding(one) * float(one.abs().max())
+    return float((one - other).abs().max()) <= share * rounding(one) * float(one.abs().max())
 
 
 def _factors(run: Recording, made: _MadeUp, layer: int) -> tuple[float, float]:

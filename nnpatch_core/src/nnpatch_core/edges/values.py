@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import attrs
 import numpy as np
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from nnpatch_core._arrays import Integers
 from nnpatch_core.adapters import Location, Place
-from nnpatch_core.edges.changes import Changes
+from nnpatch_core.edges.changes import Changes, Rows
 from nnpatch_core.edges.layers import Layers
 from nnpatch_core.edges.nodes import Receiver
 from nnpatch_core.tracing import BoundSite, PatchedTokens
 
 #: Receivers that are a part of a layer's attention.
-_ATTENTION = ("q", "k", "v")
+ATTENTION = frozenset(("q", "k", "v"))
 
 
 @attrs.frozen(eq=False)
@@ -39,7 +39,7 @@ class _Known:
 class Received:
     """Receivers, each computed from the stream that it reads, with a change added to it.
 
-    A cell is an entry of senders, and some receivers. Where it has one receiver, an MLP enters as
+    A cell is an entry of senders, and some receivers. Where no cell has several, an MLP enters as
     the stream behind its layer, which holds no other change.
 
     Args:
@@ -48,6 +48,7 @@ class Received:
         entries: `[cells]`, the entry of each cell.
         receivers: for each cell its receivers.
         mask: `[batch, seq]`: 1 where a prompt may be changed.
+        alone: whether an MLP is put behind its layer; else as what the MLP gives.
     """
 
     layers: Layers
@@ -55,6 +56,7 @@ class Received:
     entries: Integers
     receivers: Sequence[tuple[Receiver, ...]]
     mask: Tensor
+    alone: bool = True
     by_cell: bool = attrs.field(default=True, init=False)
     _moved: tuple[Tensor, ...] = attrs.field(init=False)
     _known: dict[Location, _Known] = attrs.field(factory=dict, init=False)
@@ -78,18 +80,23 @@ class Received:
                 wanted.setdefault(attrs.evolve(receiver, head=None), []).append(run)
         steps: dict[int, dict[Receiver, Integers]] = {}
         for receiver, numbers in wanted.items():
-            steps.setdefault(self._step(receiver), {})[receiver] = np.array(numbers)
-        kept: dict[Location, list[_Known]] = {}
+            steps.setdefault(self.layers.nodes.step(receiver), {})[receiver] = np.array(numbers)
+        read: dict[int, Rows] = {}
+        which: dict[int, tuple[Integers, Integers]] = {}
         for step, receivers in steps.items():
             every = np.unique(np.concatenate([*receivers.values()]))
             pairs = np.stack([self.entries[own[every]], rows[every]], 1)
-            streams, which = np.unique(pairs, axis=0, return_inverse=True)
-            some = torch.from_numpy(streams[:, 1].copy())
-            changed = self._stream(step)[some] + self.changes.at(streams[:, 0], some, step)
-            values = self._computed(step, [*receivers], changed, some)
+            streams, places = np.unique(pairs, axis=0, return_inverse=True)
+            read[step] = streams[:, 0], torch.from_numpy(streams[:, 1].copy())
+            which[step] = every, places.reshape(-1)
+        kept: dict[Location, list[_Known]] = {}
+        for step, change in self.changes.along(read):
+            receivers, some = steps[step], read[step][1]
+            every, places = which[step]
+            values = self._computed(step, [*receivers], self._stream(step)[some] + change, some)
             for receiver, runs in receivers.items():
                 place, value = values[receiver]
-                index = which.reshape(-1)[np.searchsorted(every, runs)]
+                index = places[np.searchsorted(every, runs)]
                 keys = own[runs] * len(self.mask) + rows[runs]
                 order = np.argsort(keys, kind="stable")
                 kept.setdefault(place, []).append(_Known(keys[order], index[order], value))
@@ -104,11 +111,6 @@ class Received:
         values = known.values[rows.to(device), tokens.positions.to(device)]
         return values.to(there)
 
-    def _step(self, receiver: Receiver) -> int:
-        if receiver.kind == "mlp":
-            return 2 * receiver.layer + (not self.layers.nodes.parallel[receiver.layer])
-        return 2 * receiver.layer
-
     def _stream(self, step: int) -> Tensor:
         """The target's stream before the layer of a step."""
         return self.layers.target.streams[step // 2]
@@ -117,32 +119,42 @@ class Received:
         self, step: int, receivers: Sequence[Receiver], changed: Tensor, prompts: Tensor
     ) -> Mapping[Receiver, tuple[Location, Tensor]]:
         """For each receiver of a step where its value goes, and the value."""
-        layer, found = step // 2, {}
-        attention: Mapping[str, Tensor] = {}
-        if any(each.kind in _ATTENTION for each in receivers):
-            attention = self.layers.received(layer, changed, prompts)
+        layers, layer, found = self.layers, step // 2, {}
+        given = read_by(layers, step, {each.kind for each in receivers}, changed, prompts)
         for receiver in receivers:
-            if receiver.kind in _ATTENTION:
-                place = self.layers.places[layer][receiver.kind]
-                found[receiver] = place.location, attention[receiver.kind]
+            if receiver.kind in ATTENTION:
+                place = layers.places[layer][receiver.kind].location
             elif receiver.kind == "mlp":
-                found[receiver] = self._of_mlp(layer, changed, prompts)
+                place = layers.end(layer) if self.alone else layers.places[layer]["mlp"].location
             else:
-                found[receiver] = (self.layers.end(layer - 1), changed)
+                place = layers.end(layer - 1) if layer else layers.start
+            found[receiver] = place, given[receiver.kind]
+        mlp = next((each for each in receivers if each.kind == "mlp"), None)
+        if mlp is not None and self.alone:
+            behind = layers.target.streams[layer + 1][prompts]
+            change = given["mlp"] - layers.target.mlp[layer][prompts]
+            found[mlp] = found[mlp][0], behind + layers.mlp[layer] * change
         return found
 
-    def _of_mlp(self, layer: int, changed: Tensor, prompts: Tensor) -> tuple[Location, Tensor]:
-        layers = self.layers
-        mlp = layers.mlp_of(layer, changed, prompts)
-        if self._several:
-            return layers.places[layer]["mlp"].location, mlp
-        own = layers.target.mlp[layer][prompts]
-        behind = layers.target.streams[layer + 1][prompts]
-        return layers.end(layer), behind + layers.mlp[layer] * (mlp - own)
 
-    @property
-    def _several(self) -> bool:
-        return any(len(each) > 1 for each in self.receivers)
+def read_by(
+    layers: Layers, step: int, kinds: Collection[str], stream: Tensor, prompts: Tensor
+) -> dict[str, Tensor]:
+    """The activations that receivers of a layer have, `[rows, seq, any]` by their kind.
+
+    Args:
+        layers: the layers.
+        step: at which they read the stream.
+        kinds: of receivers that read at that step.
+        stream: `[rows, seq, width]`, the stream before the layer, with a change added to it.
+        prompts: `[rows]`, the prompt of each row.
+    """
+    found: dict[str, Tensor] = {}
+    if not ATTENTION.isdisjoint(kinds):
+        found.update(layers.received(step // 2, stream, prompts))
+    if "mlp" in kinds:
+        found["mlp"] = layers.mlp_of(step // 2, stream, prompts)
+    return {"resid_pre": stream, "logits": stream, **found}
 
 
 def _joined(parts: Sequence[_Known]) -> _Known:

@@ -80,6 +80,8 @@ class PairRuns:
         part: whether they are a batch of several, whose means are compared together.
         kind: how an outcome calls the sweep.
         put: what is put at the sites; None is the source run's activations.
+        shifted: whether it is made of activations of other positions, where it knows by itself
+            which prompts have them.
         data: `[batch, ...]` by name, for metrics.
         reading: where the metrics read the logits; None is the last token alone.
         several: what the answers have besides their first tokens; see `several_of`.
@@ -98,6 +100,7 @@ class PairRuns:
     part: bool = False
     kind: str = "activation"
     put: Callable[[Sweep, PairRuns], Values] | None = None
+    shifted: bool = False
     scale: Scale = attrs.field(default="restored", init=False)
     ablation: None = attrs.field(default=None, init=False)
 
@@ -112,6 +115,8 @@ class PairRuns:
 
     def mask_of(self, patches: Patches) -> Tensor:
         """See `Runs.mask_of`."""
+        if self.shifted:
+            return self.target.own.to(self.source.mask.device)
         return patchable(self.source, self.target, patches)
 
     @property

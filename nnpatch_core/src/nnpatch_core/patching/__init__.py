@@ -5,6 +5,7 @@ from nnpatch_core.patching.ablation import ablation_patching
 from nnpatch_core.patching.activation import activation_patching
 from nnpatch_core.patching.attribution import attribution_patching
 from nnpatch_core.patching.edge import edge_patching
+from nnpatch_core.patching.path import path_patching
 from nnpatch_core.patching.plan import plan_sweep
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "attribution_patching",
     "cache_average",
     "edge_patching",
+    "path_patching",
     "plan_sweep",
 ]

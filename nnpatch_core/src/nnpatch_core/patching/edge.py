@@ -12,9 +12,8 @@ from torch import Tensor
 from nnpatch_core._arguments import check_flags, listed
 from nnpatch_core._garbage import collecting_later
 from nnpatch_core._integers import strict_int
-from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
+from nnpatch_core._models import in_one_thread
 from nnpatch_core._printable import shown
-from nnpatch_core.adapters import check_fits
 from nnpatch_core.batch import GivenTokens
 from nnpatch_core.edges import (
     EDGE_METHODS,
@@ -24,27 +23,17 @@ from nnpatch_core.edges import (
     EdgeSites,
     Estimate,
     Nodes,
-    ablated,
     estimate_edges,
-    find_structure,
     fitting_prompts,
+    open_setting,
+    read_ablated,
 )
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.errors import EdgeError, PatchingError, UnknownNameError
-from nnpatch_core.interventions import (
-    Ablation,
-    PairArguments,
-    PairRuns,
-    RunArguments,
-    check_ablation,
-    one_mask,
-    pair_arguments,
-    read_pairs,
-)
+from nnpatch_core.interventions import PairArguments, PairRuns
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName, EdgeMethodName, EngineName, SeqPosName
 from nnpatch_core.patching.screen import ScreenOptions, check_screen, measure_chosen
-from nnpatch_core.plugins import find_adapter
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
 from nnpatch_core.seq_pos import PlacedSeqPos, SeqPos, Span
@@ -194,33 +183,33 @@ def edge_patching(
         raise PatchingError(f"seed={shown(seed)} means nothing without top_k= or a resample")
     if checkpoint is not None and how is not None and screen is None:
         raise PatchingError(f"checkpoint= means nothing with method={method!r}, which estimates")
-    arguments = pair_arguments(
-        PairArguments(
-            source_tokens,
-            target_tokens,
-            source_answer_index,
-            target_answer_index,
-            attention_mask,
-            source_attention_mask,
-            target_attention_mask,
-            tokenizer,
-            spans,
-            source_answer_tokens=source_answer_tokens,
-            target_answer_tokens=target_answer_tokens,
-        )
+    arguments = PairArguments(
+        source_tokens,
+        target_tokens,
+        source_answer_index,
+        target_answer_index,
+        attention_mask,
+        source_attention_mask,
+        target_attention_mask,
+        tokenizer,
+        spans,
+        source_answer_tokens=source_answer_tokens,
+        target_answer_tokens=target_answer_tokens,
     )
-    given = _ablation(ablation, reference, per_position, seed)
-    traced = as_nnsight(nnmodel)
-    model = module_of(traced)
-    adapter = find_adapter(api, model)
-    check_fits(adapter, model)
+    given = read_ablated(ablation, reference, per_position, seed)
     strategy = None
     if seq_pos_type is not None or seq_pos is not None:
         strategy = strategy_of(seq_pos_type, seq_pos)
-    runs = read_pairs(traced, arguments, metric_data=metric_data, confident=force_model_confidence)
-    with evaluating(model):
-        structure = find_structure(traced, adapter, runs.target)
-    nodes = structure.nodes
+    setting = open_setting(
+        nnmodel,
+        api,
+        arguments,
+        given,
+        metric_data=metric_data,
+        confident=force_model_confidence,
+    )
+    traced, adapter, runs = setting.nnmodel, setting.api, setting.runs
+    nodes = setting.structure.nodes
     sites = EdgeSites(
         nodes,
         _numbers("senders", senders, nodes),
@@ -237,11 +226,7 @@ def edge_patching(
         Options(batch_size, budget_of(file, memory_budget), progress, seed=drawn),
         estimated=how is not None,
     )
-    put = EdgePut(
-        adapter,
-        structure,
-        None if given is None else ablated(traced, adapter, _one_run(arguments), given, options),
-    )
+    put = setting.put(options)
     told = "edge" if given is None else f"edge (ablation {given.method})"
     runs = attrs.evolve(runs, kind=told, put=put)
     with collecting_later():
@@ -298,23 +283,6 @@ def _screen(how: Estimate | None, top_k: Any, spot_checks: Any, seed: Any) -> Sc
     options = check_screen("attribution", top_k, spot_checks, seed)
     assert options is not None
     return attrs.evolve(options, by=how.words)
-
-
-def _ablation(ablation: Any, reference: Any, per_position: Any, seed: Any) -> Ablation | None:
-    if ablation is None:
-        if reference is not None or per_position:
-            raise PatchingError("reference= and per_position= mean nothing without ablation=")
-        return None
-    own = seed if ablation == "resample" else None
-    return check_ablation("ablation", Ablation(ablation, reference, per_position, own))
-
-
-def _one_run(given: PairArguments) -> RunArguments:
-    """The target prompts, as those of one run."""
-    mask = one_mask("target", given.attention_mask, given.target_attention_mask)
-    return RunArguments(
-        given.target_tokens, given.target_answer_index, given.source_answer_index, mask
-    )
 
 
 def _numbers(argument: str, given: Any, nodes: Nodes) -> list[int]:

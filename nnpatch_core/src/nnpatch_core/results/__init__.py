@@ -16,11 +16,12 @@ from nnpatch_core.results.joined import Joined, Keep, means_of
 from nnpatch_core.results.moments import Moments
 from nnpatch_core.results.outcome import Outcome
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
-from nnpatch_core.results.pictures import GUIDE, distinct, new_picture
+from nnpatch_core.results.pictures import GUIDE, distinct, letters_of, new_picture
 from nnpatch_core.results.provenance import known_in_words, runs_known
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability
 from nnpatch_core.results.top import Top
+from nnpatch_core.results.words import in_digits, model_name
 
 __all__ = [
     "GUIDE",
@@ -39,8 +40,11 @@ __all__ = [
     "Stability",
     "Top",
     "distinct",
+    "in_digits",
     "known_in_words",
+    "letters_of",
     "means_of",
+    "model_name",
     "new_picture",
     "runs_known",
 ]

@@ -34,11 +34,13 @@ AXES: Mapping[str, AxisKind] = {
     "kv_head": AxisKind("head", "key/value head"),
     "sender": AxisKind("sender", "sender", numbered=False),
     "receiver": AxisKind("receiver", "receiver", numbered=False),
+    "circuit": AxisKind("circuit", "circuit", numbered=False),
 }
 _POSITIONS = ((), ("position",), ("column",), ("span",))
 #: The axes that a site name may have together, in their order.
 ORDERS = (
     ("site",),
+    ("circuit",),
     *(
         ("layer", *positions, *heads)
         for positions in _POSITIONS
@@ -52,8 +54,8 @@ ORDERS = (
 )
 #: The columns of a table that name a cell, in their order; a position has a token too.
 LABELS = (
-    *("site", "label", "sender", "receiver", "layer", "position", "token", "column", "span"),
-    "head",
+    *("site", "label", "circuit", "sender", "receiver", "layer", "position", "token", "column"),
+    *("span", "head"),
 )
 #: The columns that hold integers.
 NUMBERED = frozenset(kind.column for kind in AXES.values() if kind.numbered)

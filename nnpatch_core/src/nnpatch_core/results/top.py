@@ -40,12 +40,12 @@ LEVEL = 0.95
 _WIDE = 100
 #: The columns of a row, in their order; a row has those that say something of its cell.
 _COLUMNS = (
-    *("site", "label", "sender", "receiver", "layer", "layers", "position", "token", "column"),
-    *("span", "head"),
+    *("site", "label", "circuit", "sender", "receiver", "layer", "layers", "position", "token"),
+    *("column", "span", "head"),
     *("exact", "value", "low", "high", "p_value"),
 )
 #: Those that stand on the left of their place in a terminal.
-_TEXTS = ("site", "label", "sender", "receiver", "layers", "token", "span")
+_TEXTS = ("site", "label", "circuit", "sender", "receiver", "layers", "token", "span")
 
 
 @attrs.frozen(eq=False, repr=False)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnpatch_core._arrays import Integers
 from nnpatch_core._models import follow
-from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES, Place
+from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES, Place, place_of, table_of
 from nnpatch_core.engine.cone.edits import Edit, edits_of
 from nnpatch_core.engine.cone.last_layer import mlp_inside, only_last_token
 from nnpatch_core.engine.cone.plan import Bucket
@@ -162,9 +162,14 @@ class Ascent:
         places = [place for place in self.patches.places if place.layer == layer]
         if any(place.component.module and place.name == "mlp" for place in places):
             return
-        path = f"{self.patches.layers}.{layer}"
-        attention = next((place for place in places if place.name != "mlp"), None)
-        inside = mlp_inside(self.patches.model.get_submodule(path), attention)
+        path, model = f"{self.patches.layers}.{layer}", self.patches.model
+        api = self.patches.adapters[0]
+        heads = next(
+            (name for name in ("o", "q", "attn") if name in table_of(api, model, layer)), None
+        )
+        if heads is None:
+            return
+        inside = mlp_inside(model.get_submodule(path), place_of(api, model, layer, heads))
         if inside is not None:
             only_last_token(traced, f"{path}.{inside}", self.width)
 

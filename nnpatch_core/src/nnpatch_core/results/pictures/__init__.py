@@ -11,7 +11,7 @@ from nnpatch_core.results.pictures.agreement import draw_agreement
 from nnpatch_core.results.pictures.beside import draw_beside
 from nnpatch_core.results.pictures.colours import GUIDE, distinct
 from nnpatch_core.results.pictures.outcome import draw_combination, draw_outcome
-from nnpatch_core.results.pictures.plain import new_picture
+from nnpatch_core.results.pictures.plain import letters_of, new_picture
 from nnpatch_core.results.pictures.request import PictureKind, PlotOptions
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "draw_beside",
     "draw_combination",
     "draw_outcome",
+    "letters_of",
     "new_picture",
 ]

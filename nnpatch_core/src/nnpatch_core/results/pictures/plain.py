@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from nnpatch_core._extras import extra
+
+if TYPE_CHECKING:
+    from nnpatch_core.results.pictures.fonts import Letters
 
 
 def new_picture(width: float, height: float) -> Any:
@@ -19,3 +23,15 @@ def new_picture(width: float, height: float) -> Any:
     figure = Picture(figsize=(width, height))
     figure.set_layout_engine("constrained")
     return figure
+
+
+def letters_of(texts: Iterable[str]) -> Letters:
+    """The fonts that can draw some texts.
+
+    Raises:
+        OutcomeError: matplotlib is not installed.
+    """
+    extra("matplotlib.figure", "plot")
+    from nnpatch_core.results.pictures.fonts import Letters
+
+    return Letters.of(texts)

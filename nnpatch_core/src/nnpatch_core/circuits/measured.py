@@ -1,0 +1,269 @@
+"""Circuits, run and measured: each is a cell of an outcome, whose value is its faithfulness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from nnpatch_core._models import evaluating, follow, input_device, module_of
+from nnpatch_core.adapters import n_layers
+from nnpatch_core.circuits.circuit import Circuit
+from nnpatch_core.circuits.runs import CircuitRuns
+from nnpatch_core.edges import GivenOf, Setting, open_layers
+from nnpatch_core.errors import MetricError, TokensError
+from nnpatch_core.interventions import PairRuns
+from nnpatch_core.memory import host_memory, memory_budget
+from nnpatch_core.metrics import MetricContext, MetricSpec, activations_read, measure
+from nnpatch_core.results import Baseline, Outcome
+from nnpatch_core.seq_pos import PromptBatch
+from nnpatch_core.site import Site
+from nnpatch_core.sites import Axis, Grid
+from nnpatch_core.sweep import (
+    Options,
+    Sweep,
+    Tally,
+    Versions,
+    baselines,
+    make_bar,
+    outcome,
+    prepare,
+    try_out,
+)
+from nnpatch_core.tracing import LAYER_INPUT, forward, read_component
+
+#: The name under which an outcome has the circuits.
+CIRCUIT = "circuit"
+#: What a run keeps of each sender's part: the part, and copies of it as it is read and joined.
+_COPIES = 4
+
+
+@attrs.frozen(eq=False)
+class _Cell:
+    """A circuit as a sweep has its sites: it comes in where the final stream is."""
+
+    sites: tuple[Site, ...]
+    label: str
+
+    @property
+    def name(self) -> str:
+        """The name of the outcome's tensor."""
+        return CIRCUIT
+
+
+@attrs.frozen(eq=False)
+class _Circuits:
+    """Circuits by name, as `SweepSites`."""
+
+    names: tuple[str, ...]
+
+    def grids(
+        self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
+    ) -> dict[str, Grid]:
+        """See `SweepSites.grids`."""
+        last = Site.get_site(api, "resid", n_layers(api, module_of(nnmodel)) - 1)
+        found: Any = tuple(_Cell((last,), name) for name in self.names)
+        index = tuple((number,) for number in range(len(found)))
+        return {CIRCUIT: Grid((Axis(CIRCUIT, self.names),), index, found)}
+
+
+class CircuitMeasure:
+    """Circuits are run and measured on the same prompts, again and again.
+
+    Args:
+        setting: the model and its prompts.
+        metric: as the user names it.
+        options: how they may run.
+
+    Raises:
+        PatchingError: one of its kinds.
+    """
+
+    def __init__(self, setting: Setting, metric: MetricSpec, options: Options) -> None:
+        _check_masks(setting)
+        given = setting.given(options)
+        self._prepared = _prepared(setting, (CIRCUIT,), metric, options)
+        sweep, runs = self._prepared
+        _check_metrics(sweep)
+        self._setting, self._metric, self._options = setting, metric, options
+        self._own = attrs.evolve(setting, runs=runs)
+        size = _Size.of(sweep, self._own)
+        self._rows, self._chunks = size.circuits, size.chunks
+        self._opened = _Opened(self._own, given, self._chunks)
+        self._known: tuple[MetricContext, dict[str, Baseline]] | None = None
+
+    def outcome(self, circuits: Mapping[str, Circuit]) -> Outcome:
+        """The outcome of circuits by name: the value of each is its faithfulness.
+
+        0 is the run without edges, 1 the source run, which has all.
+        """
+        options, runs = self._options, self._own.runs
+        named, _ = _prepared(self._setting, tuple(circuits), self._metric, options)
+        with self._running():
+            _, baseline = self._baseline()
+            versions = Versions.of(named, runs.reading)
+            with make_bar(len(circuits), options.progress, desc="circuits") as bar:
+                values = self._measured([*circuits.values()], bar)
+        tally = attrs.evolve(Tally.empty(len(circuits), baseline), values=values)
+        tally.done[:] = True
+        tally.note("circuits", None)
+        return outcome(
+            versions.sweep(named),
+            CIRCUIT,
+            runs.scale,
+            versions.tally(tally),
+            versions.baselines(baseline),
+            runs.prompts,
+            versions.mask(runs.mask_of(named.patches)),
+        )
+
+    def faithfulness(self, circuits: Sequence[Circuit]) -> list[float]:
+        """The faithfulness of circuits by the first metric."""
+        sweep, runs = self._prepared
+        with self._running():
+            _, baseline = self._baseline()
+            values = self._measured(circuits, None)
+        versions = Versions.of(sweep, runs.reading)
+        name = next(iter(sweep.metrics))
+        own, once = versions.joined(values)[name].double(), versions.baselines(baseline)[name]
+        none, whole = once.target.double().mean(), once.source.double().mean()
+        return [float(each) for each in (own.mean(1) - none) / (whole - none)]
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with evaluating(module_of(self._setting.nnmodel)), torch.no_grad():
+            yield
+
+    def _measured(self, circuits: Sequence[Circuit], bar: Any) -> dict[str, Tensor]:
+        """For each metric `[circuits, batch]`."""
+        sweep, _ = self._prepared
+        context, _ = self._baseline()
+        kept = torch.stack([circuit.kept for circuit in circuits])
+        found: dict[str, list[Tensor]] = {name: [] for name in sweep.metrics}
+        for first in range(0, len(kept), self._rows):
+            some = kept[first : first + self._rows]
+            logits = torch.cat([self._opened.at(chunk).logits(some) for chunk in self._chunks], 1)
+            for own in logits:
+                for name, value in measure(sweep.metrics, own, context).items():
+                    found[name].append(value)
+            if bar is not None:
+                bar.update(len(some))
+        return {name: torch.stack(each) for name, each in found.items()}
+
+    def _baseline(self) -> tuple[MetricContext, dict[str, Baseline]]:
+        """The context of metrics, and what they give for the runs with all edges and none."""
+        if self._known is None:
+            sweep, runs = self._prepared
+            context = self._opened.context(sweep)
+            baseline = baselines(sweep, context)
+            versions = Versions.of(sweep, runs.reading)
+            runs.check_baseline(context.once, versions.baselines(baseline))
+            try_out(sweep.metrics, context, baseline)
+            self._known = context, baseline
+        return self._known
+
+
+def _prepared(
+    setting: Setting, names: tuple[str, ...], metric: MetricSpec, options: Options
+) -> tuple[Sweep, PairRuns]:
+    sites = _Circuits(names)
+    return prepare(
+        setting.nnmodel, setting.api, sites, setting.runs, metric, options, gathers=False
+    )
+
+
+class _Opened:
+    """Circuits in chunks of the prompts; where there is one chunk, it is opened but once."""
+
+    def __init__(self, setting: Setting, given: GivenOf | None, chunks: Sequence[slice]) -> None:
+        self._setting, self._given, self._chunks = setting, given, chunks
+        self._known: dict[int, tuple[CircuitRuns, Tensor]] = {}
+
+    def at(self, chunk: slice) -> CircuitRuns:
+        """Circuits in the prompts of a chunk."""
+        return self._open(chunk)[0]
+
+    def _open(self, chunk: slice) -> tuple[CircuitRuns, Tensor]:
+        """The same, and the source run's logits."""
+        if chunk.start not in self._known:
+            self._known.clear()
+            setting = self._setting
+            target, source = (
+                batch.rows(chunk) for batch in (setting.runs.target, setting.runs.source)
+            )
+            layers = open_layers(setting.nnmodel, setting.api, setting.structure, target)
+            given = None if self._given is None else self._given(layers, chunk)[0]
+            stream: list[Tensor] = []
+
+            def visit(traced: Any) -> None:
+                envoy = follow(traced, f"{layers.path}.0")
+                stream.append(read_component(envoy, LAYER_INPUT).clone())
+
+            logits = forward(setting.nnmodel, source, visit)
+            self._known[chunk.start] = CircuitRuns.of(layers, stream[0], given), logits
+        return self._known[chunk.start]
+
+    def context(self, sweep: Sweep) -> MetricContext:
+        """The context of metrics: the source run, and the run without edges."""
+        runs, nodes = self._setting.runs, self._setting.structure.nodes
+        if self._given is None and len(self._chunks) > 1:
+            return runs.unpatched(sweep, self._chunks)
+        none = torch.zeros(1, *nodes.mask.shape, dtype=torch.bool, device="cpu")
+        sources, targets = [], []
+        for chunk in self._chunks:
+            circuits, logits = self._open(chunk)
+            sources.append(logits)
+            whole = circuits.layers.target.logits
+            targets.append(whole if self._given is None else circuits.logits(none)[0])
+        return runs.context(torch.cat(sources), torch.cat(targets))
+
+
+@attrs.frozen(eq=False)
+class _Size:
+    """How many circuits, and which prompts, run together."""
+
+    circuits: int
+    chunks: Sequence[slice]
+
+    @classmethod
+    def of(cls, sweep: Sweep, setting: Setting) -> _Size:
+        """As many as fit in memory."""
+        model: Any = module_of(setting.nnmodel)
+        weight = next(model.parameters())
+        width = int(model.get_input_embeddings().weight.shape[-1])
+        nodes, seq_len = setting.structure.nodes, sweep.seq_len
+        row = _COPIES * len(nodes.senders) * seq_len * width * weight.element_size()
+        logits = 4 * sweep.batch * sweep.limits.needs.logits
+        budget = memory_budget(sweep.options.memory_budget, model)
+        device = input_device(model)
+        host = host_memory() if device is not None and device.type != "cpu" else budget
+        rows = max(budget // 2 // row, 1)
+        prompts = min(rows, sweep.options.batch_size or sweep.batch, sweep.batch)
+        together = min(max(rows // prompts, 1), max(host // 4 // max(logits, 1), 1))
+        return cls(together, sweep.limits.chunks(sweep.batch, prompts))
+
+
+def _check_masks(setting: Setting) -> None:
+    """Raise `TokensError` where a pair's prompts differ in length: no edge lines up then."""
+    source, target = setting.runs.source, setting.runs.target
+    uneven = (source.mask != target.mask.to(source.mask.device)).any(1).nonzero().flatten()
+    if len(uneven):
+        raise TokensError(
+            f"a circuit is run on the source prompt with what the target prompt has at the same "
+            f"tokens, and the prompts of pairs {uneven.tolist()} have other lengths: give pairs of "
+            "one length each"
+        )
+
+
+def _check_metrics(sweep: Sweep) -> None:
+    """Raise `MetricError` for a metric that reads activations: no run of a circuit has them."""
+    for name, metric in sweep.metrics.items():
+        if activations_read(metric):
+            raise MetricError(
+                f"metric {name!r} reads activations, and a circuit is run without most of them: "
+                "take a metric of the logits"
+            )
