@@ -27,7 +27,7 @@ from tests.helpers.edge_oracle import (
 #: `[vocab]`, the logits at the last token, to a number.
 Metric = Callable[[Tensor], Any]
 #: How much of a change is made: its square is what the difference is off by.
-STEP = 1e-4
+STEP = 1e-6
 
 
 class EdgeDerivatives(EdgeOracle):

@@ -14,7 +14,7 @@ from nnpatch_core._models import evaluating, follow, input_device, module_of
 from nnpatch_core.adapters import n_layers
 from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.circuits.runs import CircuitRuns
-from nnpatch_core.edges import GivenOf, Setting, open_layers
+from nnpatch_core.edges import Ablated, Setting, open_layers
 from nnpatch_core.errors import MetricError, TokensError
 from nnpatch_core.interventions import PairRuns
 from nnpatch_core.memory import host_memory, memory_budget
@@ -179,7 +179,7 @@ def _prepared(
 class _Opened:
     """Circuits in chunks of the prompts; where there is one chunk, it is opened but once."""
 
-    def __init__(self, setting: Setting, given: GivenOf | None, chunks: Sequence[slice]) -> None:
+    def __init__(self, setting: Setting, given: Ablated | None, chunks: Sequence[slice]) -> None:
         self._setting, self._given, self._chunks = setting, given, chunks
         self._known: dict[int, tuple[CircuitRuns, Tensor]] = {}
 

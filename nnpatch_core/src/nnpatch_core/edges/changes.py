@@ -147,6 +147,14 @@ def positions_of(
     return tuple(None if each is None else each.rows(index % len(each.at)) for each in positions)
 
 
+def told_of(positions: Positions | None) -> list[int]:
+    """Positions as numbers that are others for other positions."""
+    if positions is None:
+        return [-1]
+    parts = [each for each in (positions.at, positions.source) if each is not None]
+    return [number for part in parts for number in (*part.shape, *part.flatten().tolist())]
+
+
 @attrs.frozen(eq=False)
 class SenderChanges:
     """The senders' own changes, with everything between them and a receiver held.

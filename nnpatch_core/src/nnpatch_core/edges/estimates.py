@@ -88,7 +88,7 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
         sweep.seq_len,
         sweep.patches.n_layers,
         given=sweep.options.memory_budget is not None,
-        batch_size=sweep.options.batch_size,
+        batch_size=sweep.limits.prompts,
         held=False,
     )
     chunks = sweep.limits.chunks(sweep.batch, limits.prompts)
@@ -115,10 +115,11 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
                 tally.elided[:, chunk] = part.still
         tally.note("gradient", None)
     tally = versions.tally(attrs.evolve(tally, values=values))
-    mask = runs.mask_of(sweep.patches)
+    mask = put.mask(sweep, runs)
+    told = "" if put.given is None else f"ablation {put.given.runs.ablation}, "
     return outcome(
         versions.sweep(sweep),
-        f"edge ({how.words})",
+        f"edge ({told}{how.words})",
         runs.scale,
         tally,
         once,
@@ -131,7 +132,7 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
 def _context(
     sweep: Sweep, runs: PairRuns, chunks: Sequence[slice], kept: Sequence[Opened]
 ) -> MetricContext:
-    """The context that metrics compare with; runs that are opened already need not be made again."""
+    """The context of metrics; runs that are opened already need not be made again."""
     logits = [(source, layers.target.logits) for layers, _, source in kept if source is not None]
     if logits:
         return runs.context(*logits[0])

@@ -6,12 +6,10 @@ from typing import Any
 
 import attrs
 
-from nnpatch_core._models import module_of
-from nnpatch_core.batch import Batch
 from nnpatch_core.edges.sites import EdgeSites
 from nnpatch_core.errors import MemoryBudgetError
-from nnpatch_core.memory import in_units, memory_budget
-from nnpatch_core.sweep import Options
+from nnpatch_core.memory import in_units
+from nnpatch_core.sweep import Sweep
 
 #: A layer's stream, attention, MLP and heads of the target run; heads and MLP of the source run.
 _KEPT = 6
@@ -19,36 +17,37 @@ _KEPT = 6
 _SHARE = 4
 
 
-def fitting_prompts(
-    nnmodel: Any, sites: EdgeSites, batch: Batch, options: Options, *, estimated: bool
-) -> Options:
-    """The same options, with as many prompts at once as fit, and the memory that is left.
+def fitting_prompts(sweep: Sweep, sites: EdgeSites, *, estimated: bool) -> Sweep:
+    """The same sweep with as many prompts at once as fit, and the memory that is left.
+
+    The budget itself stays, so that a checkpoint knows that of the call.
 
     Args:
-        nnmodel: the model, wrapped by nnsight.
-        sites: the edges.
-        batch: the target prompts.
-        options: how the sweep may run.
+        sweep: the edges.
+        sites: the same, as they were asked for.
         estimated: whether what all senders change is kept, and the gradients of all receivers.
 
     Raises:
-        MemoryBudgetError: the runs of one prompt do not fit.
+        MemoryBudgetError: the runs of one prompt do not fit in a budget that was given.
     """
-    model: Any = module_of(nnmodel)
+    model: Any = sweep.patches.model
+    limits, given = sweep.limits, sweep.options.memory_budget is not None
     weight = next(model.parameters())
     width = int(model.get_input_embeddings().weight.shape[-1])
-    budget = memory_budget(options.memory_budget, model)
     own = len(sites.senders) + len(sites.nodes.receivers)
     rows = _KEPT * sites.nodes.n_layers + (own if estimated else 0)
-    each = rows * batch.seq_len * width * weight.element_size()
-    fitting = budget // _SHARE // each
-    if fitting < 1 and options.memory_budget is not None:
+    each = rows * sweep.seq_len * width * weight.element_size()
+    # Beside them one patched run needs room.
+    spare = (
+        limits.usable - limits.recorded - limits.needs.costs.bytes_of(sweep.seq_len, sweep.seq_len)
+    )
+    room = min(limits.budget // _SHARE, spare)
+    if each > room and given:
         raise MemoryBudgetError(
-            f"what is recorded of one prompt of {batch.seq_len} tokens needs {in_units(each)}, and "
-            f"memory_budget leaves {in_units(budget // _SHARE)} of {in_units(budget)} for it: "
+            f"what is recorded of one prompt of {sweep.seq_len} tokens needs {in_units(each)}, and "
+            f"memory_budget leaves {in_units(max(room, 0))} of {in_units(limits.budget)} for it: "
             "raise it, or give shorter prompts"
         )
-    prompts = min(max(fitting, 1), options.batch_size or len(batch), len(batch))
-    if options.memory_budget is None:
-        return attrs.evolve(options, batch_size=prompts)
-    return attrs.evolve(options, batch_size=prompts, memory_budget=budget - prompts * each)
+    prompts = min(max(room // each, 1), limits.prompts)
+    left = max(limits.usable - prompts * each, limits.usable - max(room, 0))
+    return attrs.evolve(sweep, limits=attrs.evolve(limits, prompts=prompts, usable=left))
