@@ -31,8 +31,8 @@ def main() -> None:
     """Measure, and print a JSON of what was found."""
     arguments = parse()
     device = torch.device(arguments.device)
-    for dtype in (torch.float32, torch.bfloat16):
-        say(json.dumps(measured(arguments, device, dtype)))
+    for dtype in arguments.dtypes:
+        say(json.dumps(measured(arguments, device, getattr(torch, dtype))))
 
 
 def measured(arguments: argparse.Namespace, device: torch.device, dtype: torch.dtype) -> Any:
@@ -62,19 +62,30 @@ def measured(arguments: argparse.Namespace, device: torch.device, dtype: torch.d
         lambda: edge_patching(model, api, *given, method="eap", **options), device, 2
     )
     began = time.perf_counter()
-    edges = edge_patching(model, api, *given, **options)
+    names = found_names(api, model, device)[:: arguments.every]
+    edges = edge_patching(model, api, *given, senders=names, **options)
     synchronize(device)
     seconds = time.perf_counter() - began
-    found |= {"engine": edges.info["engine"], "edges": len(edges), "all edges": seconds}
+    found |= {"engine": edges.info["engine"], "edges": len(edges), "seconds": seconds}
+    found["all edges"] = seconds * len(edges.nodes) / len(edges)
     each = seconds / len(edges) / arguments.pairs
     found |= {"one edge": each, "whole forward / edge": found["forward"] / each}
     for rows in (16, 256):
         found[f"batched by {rows} / edge"] = found[f"forward, batched by {rows}"] / each
-    circuit = Circuit.from_edges(edges, n=1000)
+    circuit = Circuit.from_edges(edges, n=min(1000, len(edges)), pruned=False)
     found["a circuit of 1,000 edges"] = clocked(
         lambda: evaluate_circuit(model, api, circuit, *given, **options), device, 2
     )
     return found
+
+
+def found_names(api: Any, model: Any, device: torch.device) -> tuple[str, ...]:
+    """The names of the senders of a model."""
+    tokens = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 9, 7]])
+    answers = torch.tensor([1]), torch.tensor([2])
+    few = edge_patching(model, api, *tokens, *answers, senders="input", progress=False)
+    synchronize(device)
+    return few.nodes.sender_names
 
 
 def clocked(function: Callable[[], Any], device: torch.device, times: int = 4) -> float:
@@ -102,6 +113,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--shape", default="SmolLM2-135M")
     parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--every", type=int, default=1, help="measure each Nth sender")
+    parser.add_argument("--dtypes", nargs="*", default=["float32", "bfloat16"])
     return parser.parse_args()
 
 
