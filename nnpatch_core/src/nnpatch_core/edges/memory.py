@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import attrs
 
 from nnpatch_core._models import module_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.edges.sites import EdgeSites
+from nnpatch_core.edges.nodes import Nodes
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory import in_units, memory_budget
 from nnpatch_core.sweep import Options
@@ -19,14 +20,28 @@ _KEPT = 6
 _SHARE = 4
 
 
+class _Swept(Protocol):
+    """Edges, or paths."""
+
+    @property
+    def nodes(self) -> Nodes:
+        """The nodes of the model."""
+        ...
+
+    @property
+    def senders(self) -> Sequence[Any]:
+        """The senders that are swept."""
+        ...
+
+
 def fitting_prompts(
-    nnmodel: Any, sites: EdgeSites, batch: Batch, options: Options, *, estimated: bool
+    nnmodel: Any, sites: _Swept, batch: Batch, options: Options, *, estimated: bool
 ) -> Options:
     """The same options, with as many prompts at once as fit, and the memory that is left.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
-        sites: the edges.
+        sites: the edges, or paths.
         batch: the target prompts.
         options: how the sweep may run.
         estimated: whether all senders' changes are kept, as estimates do.
