@@ -129,9 +129,9 @@ def path_patching(
 
     Returns:
         The `Outcome`, whose one tensor is `"path"`. Its axes are `sender` and `receiver`, of which
-        one with a single place is left out (the receiver, if both have); a path that is not there,
-        as its sender comes after its receiver, is nan. Of a longer path all but the last member is
-        the sender.
+        one with a single place is left out (the receiver, if both have). A path that is not there,
+        as its sender comes after its receiver, is not swept. Of a longer path all but the last
+        member is the sender.
 
     Raises:
         EdgeError: a node that the model does not have; or one, named by itself, that comes after
