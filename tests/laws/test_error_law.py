@@ -35,6 +35,8 @@ from nnpatch_core import (
     plan_sweep,
     steer,
 )
+from nnpatch_core.circuits import Circuit, CircuitCurve, areas, auroc
+from nnpatch_core.edges import Nodes
 from nnpatch_core.subspace import (
     Subspace,
     collect,
@@ -93,6 +95,18 @@ def on_disk(name: str) -> Callable[..., Any]:
     return call
 
 
+def of_circuit(name: str) -> Callable[..., Any]:
+    """The same of a circuit's files and pictures."""
+
+    def call(**arguments: Any) -> Any:
+        path = arguments.pop("path", "f")
+        if isinstance(path, str) and path and not Path(path).is_absolute():
+            path = f"/nowhere/{path}"
+        return getattr(CIRCUIT, name)(path, **arguments)
+
+    return call
+
+
 def kept(folder: Any, info: Any = None) -> None:
     """Save a subspace where nobody can make a folder."""
     path = f"/dev/null/{folder}" if isinstance(folder, str) and folder else folder
@@ -125,6 +139,14 @@ def taught_everywhere(progress: Any = False, **options: Any) -> Any:
 
 
 BASIS = torch.eye(4)[:, :2]
+NODES = Nodes((2,), (1,), (False,))
+NUMBERS = {"input->m0": 0.5, "m0->logits": -0.25}
+CIRCUIT = Circuit.from_edges(NUMBERS, n=2, nodes=NODES)
+CURVE = {
+    **{name: [0.0, 1.0] for name in ("fractions", "faithfulness", "low", "high")},
+    "sizes": [0, 2], "circuits": [CIRCUIT] * 2, "cpr": 0.5, "cmd": 0.5, "absolute": True,
+    "info": {},
+}  # fmt: skip
 LAST = Sites("resid", [1], "last")
 
 
@@ -275,6 +297,31 @@ ENTRIES = {
     "save_pretrained": (kept, {"folder": "f"}, ["info"]),
     "from_pretrained": (read, {"name": FOREIGN}, ["filename", "part", "revision", "token"]),
     "push_to_hub": (pushed, {"repo_id": "name"}, ["private", "token", "commit_message"]),
+    "Circuit": (Circuit, {"nodes": NODES, "kept": CIRCUIT.kept}, ["scores", "exact", "info"]),
+    "Circuit.of": (Circuit.of, {"nodes": NODES, "edges": list(NUMBERS)}, []),
+    "from_edges": (
+        Circuit.from_edges,
+        {"edges": NUMBERS, "nodes": NODES, "n": 1},
+        ["threshold", "method", "pruned", "absolute"],
+    ),
+    "greedy": (
+        Circuit.from_edges,
+        {"edges": NUMBERS, "nodes": NODES, "n": 1, "method": "greedy"},
+        [],
+    ),
+    "from_json": (Circuit.from_json, {"path": "/nowhere"}, ["nodes"]),
+    "from_pt": (Circuit.from_pt, {"path": "/nowhere"}, ["nodes"]),
+    "to_json": (of_circuit("to_json"), {}, ["path", "width"]),
+    "circuit.plot": (CIRCUIT.plot, {}, ["size", "edges", "title"]),
+    "circuit.plot.path": (of_circuit("plot"), {}, ["path", "size"]),
+    "circuit.page": (CIRCUIT.page, {}, ["edges", "title"]),
+    "circuit.top": (CIRCUIT.top, {"n": 1}, ["absolute"]),
+    "precision_recall": (CIRCUIT.precision_recall, {"known": CIRCUIT}, []),
+    "areas": (areas, {"fractions": [0.1, 1.0], "faithfulness": [0.0, 1.0]}, []),
+    "auroc": (auroc, {"scores": CIRCUIT.scores, "known": CIRCUIT}, ["absolute"]),
+    "CircuitCurve": (CircuitCurve, CURVE, []),
+    "curve.plot": (lambda **changed: CircuitCurve(**{**CURVE, **changed}).plot(), CURVE, []),
+    "curve": (lambda **changed: str(CircuitCurve(**{**CURVE, **changed})), CURVE, []),
     "getitem": (lambda name: OUT[name], {"name": "resid"}, []),
     "steer": (steered, STEERED, []),
     **{

@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nnpatch_core import (
+    Circuit,
     Outcome,
     PromptPairs,
     Site,
@@ -33,6 +34,9 @@ from nnpatch_core import (
     activation_patching,
     attribution_patching,
     cache_average,
+    edge_patching,
+    evaluate_circuit,
+    path_patching,
     plan_sweep,
     steer,
 )
@@ -434,11 +438,46 @@ def subspaces(report: Report, device: torch.device) -> None:
             report.say(f"      steered text differs: {not torch.equal(plain, steered)}")
 
 
+def edges(report: Report, device: torch.device) -> None:
+    """Edges, measured and estimated; circuits of some of them; paths."""
+    for family in ("llama", "gemma2", "gpt2", "gpt_neox"):
+        # In float32, where rounding looks like no effect; and once.
+        api = find_adapter(None, wide(family))
+        for dtype, allowed in ROUNDING.items():
+            own = wide(family, dtype)
+            there = copy.deepcopy(own).to(device)
+            with report.part(f"edges of {family} in {dtype}"):
+                given = (SOURCE, TARGET, *ANSWERS)
+                options: dict[str, Any] = {"attention_mask": MASK, "progress": False}
+                found = {}
+                for method in ("exact", "eap", "eap-ig-inputs"):
+                    one, other = (
+                        edge_patching(model, api, *given, method=method, **options)
+                        for model in (there, own)
+                    )
+                    report.gap(f"{method} {family} {dtype}", one.outcome, other.outcome, allowed)
+                    found[method] = one
+                report.engine(found["exact"].outcome)
+                circuits = [Circuit.from_edges(found["eap"], n=n) for n in (10, 40)]
+                one, other = (
+                    evaluate_circuit(model, api, circuits, *given, **options).outcome
+                    for model in (there, own)
+                )
+                report.gap(f"circuits {family} {dtype}", one, other, allowed)
+                senders, receivers = ["a0.h1", "m0", "input"], ["a1.h0<q>", "m1", "logits"]
+                one, other = (
+                    path_patching(model, api, senders, receivers, *given, **options)
+                    for model in (there, own)
+                )
+                report.gap(f"paths {family} {dtype}", one, other, allowed)
+
+
 PARTS: Mapping[str, Callable[[Report, torch.device], None]] = {
     "precisions": precisions,
     "rounded": rounded,
     "ambient": ambient,
     "subspaces": subspaces,
+    "edges": edges,
 }
 
 

@@ -20,9 +20,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import attrs  # noqa: E402
+
 from nnpatch_core import PromptPairs, Sites, activation_patching, attribution_patching  # noqa: E402
+from nnpatch_core.circuits import Circuit  # noqa: E402
 from nnpatch_core.sites import Axis  # noqa: E402
 from nnpatch_core.testing import tiny_model, tiny_tokenizer  # noqa: E402
+from tests.helpers.circuits import made_circuit, made_edges, nodes_of  # noqa: E402
 from tests.helpers.made_up import (  # noqa: E402
     PLAIN,
     STRANGE,
@@ -142,11 +146,41 @@ def gallery() -> dict[str, Figures]:
             other, interactive=page, sites=["attn"], limit_difference="largest"
         ),
         "agreement": lambda page: plain.agreement(other).plot(interactive=page),
+        "circuit": lambda page: graph(made_circuit(nodes_of(12, 12), 120), page),
+        "circuit-few": lambda page: graph(made_circuit(nodes_of(4, 4, group=2), 12, seed=2), page),
+        "circuit-groups": lambda page: graph(made_circuit(nodes_of(30, 9, group=3), 900), page),
+        "circuit-parallel": lambda page: graph(
+            made_circuit(nodes_of(6, 8, parallel=True), 60), page
+        ),
+        "circuit-estimates": lambda page: graph(partly_exact(), page),
+        "circuit-plain": lambda page: graph(
+            Circuit.of(nodes_of(1, 2), ["input->m0", "m0->logits", "input->a0.h1<v>"]), page
+        ),
         "real": lambda page: swept().plot(interactive=page),
         "real-agreement": lambda page: swept(attribution_patching).agreement(swept()).plot(
             interactive=page
         ),
     }  # fmt: skip
+
+
+@attrs.frozen
+class Page:
+    """A page, which is written as plotly's are."""
+
+    text: str
+
+    def write_html(self, path: Path) -> None:
+        path.write_text(self.text, "utf-8")
+
+
+def graph(circuit: Circuit, page: bool) -> Any:
+    return Page(circuit.page()) if page else circuit.plot()
+
+
+def partly_exact() -> Circuit:
+    edges = made_edges(nodes_of(6, 4), few=1.2)
+    exact = torch.from_numpy(edges.nodes.mask) & (edges.matrix.abs() > 0.15)
+    return Circuit.from_edges(attrs.evolve(edges, exact=exact), n=120, method="greedy")
 
 
 def swept(sweep: Callable[..., Any] = activation_patching) -> Any:
@@ -269,7 +303,8 @@ READ = """() => {
       const box = text.getBoundingClientRect();
       const way = text.getCTM();
       const slanted = Math.abs(way.b) > 0.1 && Math.abs(way.a) > 0.1;
-      return {text: text.textContent, slanted,
+      const scrolled = text.closest('#graph') !== null;
+      return {text: text.textContent, slanted, scrolled,
               box: [box.left + scrollX, box.top + scrollY,
                     box.right + scrollX, box.bottom + scrollY]};
     });
@@ -285,6 +320,9 @@ def page_faults(read: dict[str, Any], phone: bool) -> Iterator[str]:
     texts = read["texts"]
     for each in texts:
         left, top, right, bottom = each["box"]
+        # The graph of a circuit is moved sideways within its page.
+        if each["scrolled"]:
+            right = min(right, read["width"])
         if left < -EDGE or top < -EDGE or right > read["width"] + EDGE:
             yield f"{each['text']!r} is cut off: {each['box']} of {read['width']}"
         if bottom > read["height"] + EDGE:
@@ -316,7 +354,7 @@ def look(pages: dict[str, Path], out: Path, chromium: str | None) -> list[str]:
             for name, path in pages.items():
                 said.clear()
                 page.goto(path.as_uri())
-                page.wait_for_selector(".main-svg text")
+                page.wait_for_selector("svg text")
                 page.wait_for_timeout(150)
                 read = page.evaluate(READ)
                 page.screenshot(path=out / f"{name}-{device}.png", full_page=True)

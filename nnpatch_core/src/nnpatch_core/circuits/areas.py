@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -116,14 +117,11 @@ def as_numbers(given: Any, what: str) -> Floats:
     Raises:
         EdgeError: something else.
     """
-    numbers = given.detach().cpu().numpy() if isinstance(given, Tensor) else listed(given)
-    if numbers is not None and not isinstance(given, str | bytes):
-        try:
-            found = np.array([float(each) for each in numbers], dtype=np.float64)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            pass
-        else:
-            return found
+    # A tensor that gives no numbers, such as one without data, raises errors of several kinds.
+    with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+        numbers = given.detach().cpu().tolist() if isinstance(given, Tensor) else listed(given)
+        if isinstance(numbers, list | tuple) and not isinstance(given, str | bytes):
+            return np.array([float(each) for each in numbers], dtype=np.float64)
     raise EdgeError(f"{what} must be numbers, got {shown(given)}")
 
 

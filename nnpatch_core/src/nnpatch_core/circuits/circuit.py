@@ -19,7 +19,7 @@ from nnpatch_core._integers import strict_int
 from nnpatch_core._printable import shown
 from nnpatch_core.circuits import choosing, files, pictures, rows
 from nnpatch_core.circuits.connected import connected, feeds
-from nnpatch_core.circuits.scored import Scored, check_marks, check_scores, read_scores
+from nnpatch_core.circuits.scored import Scored, as_info, check_marks, check_scores, read_scores
 from nnpatch_core.edges import ARROW, Nodes
 from nnpatch_core.errors import EdgeError
 
@@ -45,17 +45,6 @@ class PrecisionRecall:
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.precision, self.recall))
-
-
-def _check_info(_: Any, __: Any, info: Any) -> None:
-    if not all(isinstance(part, str) for entry in info.items() for part in entry):
-        raise EdgeError(f"info must be texts by name, got {shown(info)}")
-
-
-def _as_info(given: Any) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise EdgeError(f"info must be texts by name, got {shown(given)}")
-    return dict(given)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -98,7 +87,7 @@ class Circuit:
     kept: Tensor = attrs.field()
     scores: Tensor | None = None
     exact: Tensor | None = None
-    info: Mapping[str, str] = attrs.field(factory=dict, converter=_as_info, validator=_check_info)
+    info: Mapping[str, str] = attrs.field(factory=dict, converter=as_info)
 
     @nodes.validator
     def _check_nodes(self, _: Any, nodes: Any) -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnpatch_core._arguments import listed
+from nnpatch_core._arguments import check_flags, listed
 from nnpatch_core._extras import extra
 from nnpatch_core._html import block, preformatted
 from nnpatch_core._integers import strict_int
 from nnpatch_core._printable import shown
 from nnpatch_core.circuits.areas import as_numbers
 from nnpatch_core.circuits.circuit import Circuit
+from nnpatch_core.circuits.scored import as_info
 from nnpatch_core.errors import EdgeError
 from nnpatch_core.results import GUIDE, distinct, in_digits, letters_of, model_name, new_picture
 
@@ -38,6 +39,11 @@ def _sizes(given: Any) -> tuple[int, ...]:
     if found is None or isinstance(given, str | bytes):
         raise EdgeError(f"sizes must be numbers of edges, got {shown(given)}")
     return tuple(strict_int(each, "each of sizes", EdgeError) for each in found)
+
+
+def _area(given: Any) -> float:
+    (found,) = as_numbers([given], "each of cpr and cmd")
+    return float(found)
 
 
 def _circuits(given: Any) -> tuple[Circuit, ...]:
@@ -87,12 +93,13 @@ class CircuitCurve:
     low: Tensor = attrs.field(converter=_values)
     high: Tensor = attrs.field(converter=_values)
     circuits: tuple[Circuit, ...] = attrs.field(converter=_circuits)
-    cpr: float
-    cmd: float
+    cpr: float = attrs.field(converter=_area)
+    cmd: float = attrs.field(converter=_area)
     absolute: bool
-    info: Mapping[str, str]
+    info: Mapping[str, str] = attrs.field(converter=as_info)
 
     def __attrs_post_init__(self) -> None:
+        check_flags(absolute=self.absolute)
         parts = {
             name: len(getattr(self, name))
             for name in ("fractions", "sizes", "faithfulness", "low", "high", "circuits")

@@ -98,8 +98,8 @@ def check_scores(nodes: Nodes, given: Any, what: str) -> Tensor:
         EdgeError: it is none, has another shape than the nodes, or a number where there is no edge.
     """
     found = _shaped(nodes, given, what)
-    if found.dtype.is_complex or found.dtype == torch.bool:
-        raise EdgeError(f"{what} must have real numbers, got {found.dtype}")
+    if found.dtype == torch.bool:
+        raise EdgeError(f"{what} must have numbers, got {found.dtype}")
     found = found.double()
     _check_none_outside(nodes, ~found.isnan(), what, "a number")
     return found
@@ -118,6 +118,25 @@ def check_marks(nodes: Nodes, given: Any, what: str) -> Tensor:
     return found
 
 
+def as_info(given: Any) -> dict[str, str]:
+    """Texts by name.
+
+    Raises:
+        EdgeError: they are none.
+    """
+    if not isinstance(given, Mapping) or not all(
+        isinstance(part, str) for entry in given.items() for part in entry
+    ):
+        raise EdgeError(f"info must be texts by name, got {shown(given)}")
+    return dict(given)
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has a number, or a truth value, at each place."""
+    strided = tensor.layout == torch.strided and not tensor.is_quantized
+    return strided and not tensor.is_meta and not tensor.dtype.is_complex
+
+
 def _shaped(nodes: Nodes, given: Any, what: str) -> Tensor:
     if isinstance(given, np.ndarray) and given.dtype.kind in "biuf":
         given = torch.from_numpy(np.ascontiguousarray(given))
@@ -129,6 +148,8 @@ def _shaped(nodes: Nodes, given: Any, what: str) -> Tensor:
             f"{what} must have the shape {shape}, of the senders and receivers, got "
             f"{list(given.shape)}"
         )
+    if not is_plain(given):
+        raise EdgeError(f"{what} must have real numbers, and neither be sparse nor quantised")
     return given.detach().cpu().clone()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -238,30 +239,50 @@ class _Part:
             return {name: nothing.clone() for name in self.sweep.metrics}
         start = int(moved[0])
         added = self._added(start)
-        every: dict[str, Tensor] = {}
-        for tangent, share, senders, weights in self._points():
+        size = len(self.steps), len(self.layers.nodes.receivers), len(added)
+        every = {
+            name: torch.zeros(size, dtype=torch.float64, device="cpu")
+            for name in self.sweep.metrics
+        }
+        for points in self._points():
+            senders, gradients = self._averaged(points, start, tick)
             first, last = 0, len(self.steps)
             if senders is not None:
                 first, last = np.searchsorted(self.steps, senders).tolist()
+            for (name, step), (numbers, gradient) in gradients.items():
+                below = min(last, int(np.searchsorted(self.steps, step, side="right")))
+                if below <= first:
+                    continue
+                own = gradient.flatten(2).permute(1, 2, 0)
+                effects = torch.bmm(added[:, first:below].to(own), own).permute(1, 2, 0)
+                every[name][first:below, numbers] += effects.double().cpu()
+        return {
+            name: torch.where(self.still, 0.0, value[self.entries, self.receivers])
+            for name, value in every.items()
+        }
+
+    def _averaged(
+        self, points: Iterator[_Point], start: int, tick: Callable[[], object]
+    ) -> tuple[tuple[int, int] | None, dict[tuple[str, int], tuple[list[int], Tensor]]]:
+        """The steps of the senders that points are for, and their gradients, averaged.
+
+        For each metric and step: the numbers of its receivers, and `[receivers, prompts, seq -
+        start, width]`.
+        """
+        found: dict[tuple[str, int], tuple[list[int], Tensor]] = {}
+        senders: tuple[int, int] | None = None
+        for tangent, share, senders, weights in points:
             for name, weight in weights.items():
                 lowest = 0 if senders is None else senders[0]
-                if name not in every:
-                    size = len(self.steps), len(self.layers.nodes.receivers)
-                    every[name] = added.new_zeros(*size, len(added), dtype=torch.float64)
                 for step, numbers, gradient in tangent.gradients(weight, start, lowest):
-                    below = min(last, int(np.searchsorted(self.steps, step, side="right")))
-                    if below <= first:
-                        continue
-                    own = gradient.flatten(2).permute(1, 2, 0)
-                    effects = torch.bmm(added[:, first:below].to(own), own).permute(1, 2, 0)
-                    every[name][first:below, numbers] += share * effects.double().to(added.device)
+                    if (name, step) in found:
+                        found[name, step][1].add_(gradient, alpha=share)
+                    else:
+                        found[name, step] = numbers, share * gradient
             # Its graph must not stay while the next one is made.
             del tangent
             tick()
-        return {
-            name: torch.where(self.still, 0.0, value[self.entries, self.receivers].cpu())
-            for name, value in every.items()
-        }
+        return senders, found
 
     def _added(self, start: int) -> Tensor:
         """`[prompts, entries, (seq - start) * width]`: what each entry adds to the stream."""
@@ -278,40 +299,57 @@ class _Part:
         ]
         return torch.cat(parts).view(count, batch, -1).transpose(0, 1).contiguous()
 
-    def _points(self) -> Iterator[_Point]:
-        """The runs whose gradients are taken."""
+    def _points(self) -> Iterator[Iterator[_Point]]:
+        """The runs whose gradients are taken: those that are averaged come together."""
         target, method = self.layers.target, self.how.method
         if method == EAP:
-            yield self._at(Moved(), 1.0, None, whole=True)
+            yield iter([self._at(Moved(), 1.0, None, whole=True)])
             return
         if method == BOTH:
-            yield self._at(Moved(), 0.5, None)
-            source = open_tangent(self.layers, self.runs.source.rows(self.chunk), Moved())
-            yield source, 0.5, None, self._weights(source)
+            yield self._both()
             return
-        shares = [(number + 1) / self.how.steps for number in range(self.how.steps)]
-        each = 1 / self.how.steps
-        own, other = target.streams[0], self._masked(self.given.stream, target.streams[0])
+        to = self._masked(self.given.stream, target.streams[0])
+        senders = None if method == INPUTS else (0, 1)
+        yield self._along(target.streams[0], to, Moved, senders)
         if method == INPUTS:
-            for share in shares:
-                yield self._at(Moved(torch.lerp(own, other, share)), each, None)
             return
-        for share in shares:
-            yield self._at(Moved(torch.lerp(own, other, share)), each, (0, 1))
-        everyone = torch.arange(len(own), device="cpu")
+        everyone = torch.arange(len(to), device="cpu")
         for layer in range(self.layers.nodes.n_layers):
-            attn = target.attn[layer]
-            heads = self.given.heads[layer].expand(len(own), -1, -1)
+            attn, mlp = target.attn[layer], target.mlp[layer]
+            heads = self.given.heads[layer].expand(len(to), -1, -1)
             added = self.layers.added_by_heads(layer, heads, everyone) / self.layers.attn[layer]
-            to = self._masked(added, attn)
-            for share in shares:
-                moved = Moved(attn={layer: torch.lerp(attn, to, share)})
-                yield self._at(moved, each, (2 * layer + 1, 2 * layer + 2))
-            mlp = target.mlp[layer]
-            to = self._masked(self.given.mlp[layer], mlp)
-            for share in shares:
-                moved = Moved(mlp={layer: torch.lerp(mlp, to, share)})
-                yield self._at(moved, each, (2 * layer + 2, 2 * layer + 3))
+            step = 2 * layer + 1
+            yield self._along(
+                attn,
+                self._masked(added, attn),
+                partial(_attn_at, layer),
+                (step, step + 1),
+            )
+            yield self._along(
+                mlp,
+                self._masked(self.given.mlp[layer], mlp),
+                partial(_mlp_at, layer),
+                (step + 1, step + 2),
+            )
+
+    def _along(
+        self,
+        own: Tensor,
+        to: Tensor,
+        moved: Callable[[Tensor], Moved],
+        senders: tuple[int, int] | None,
+    ) -> Iterator[_Point]:
+        """Points on the way from the target run's activation to what it is to be."""
+        steps = self.how.steps
+        for number in range(steps):
+            value = torch.lerp(own, to, (number + 1) / steps)
+            yield self._at(moved(value), 1 / steps, senders)
+
+    def _both(self) -> Iterator[_Point]:
+        """The target run and the source run."""
+        yield self._at(Moved(), 0.5, None)
+        source = open_tangent(self.layers, self.runs.source.rows(self.chunk), Moved())
+        yield source, 0.5, None, self._weights(source)
 
     def _masked(self, given: Tensor, own: Tensor) -> Tensor:
         """What is given, where a prompt may be changed."""
@@ -329,3 +367,11 @@ class _Part:
         if whole:
             return self.weights
         return cotangents(self.sweep.metrics, tangent.logits.detach(), self.context, flat=True)
+
+
+def _attn_at(layer: int, value: Tensor) -> Moved:
+    return Moved(attn={layer: value})
+
+
+def _mlp_at(layer: int, value: Tensor) -> Moved:
+    return Moved(mlp={layer: value})

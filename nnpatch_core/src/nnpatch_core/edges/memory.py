@@ -44,7 +44,7 @@ def fitting_prompts(
         sites: the edges, or paths.
         batch: the target prompts.
         options: how the sweep may run.
-        estimated: whether all senders' changes are kept, as estimates do.
+        estimated: whether what all senders change is kept, and the gradients of all receivers.
 
     Raises:
         MemoryBudgetError: the runs of one prompt do not fit.
@@ -53,7 +53,8 @@ def fitting_prompts(
     weight = next(model.parameters())
     width = int(model.get_input_embeddings().weight.shape[-1])
     budget = memory_budget(options.memory_budget, model)
-    rows = _KEPT * sites.nodes.n_layers + (len(sites.senders) if estimated else 0)
+    own = len(sites.senders) + len(sites.nodes.receivers)
+    rows = _KEPT * sites.nodes.n_layers + (own if estimated else 0)
     each = rows * batch.seq_len * width * weight.element_size()
     fitting = budget // _SHARE // each
     if fitting < 1 and options.memory_budget is not None:

@@ -26,6 +26,8 @@ from nnpatch_core.tracing import (
 )
 
 _ATTENTION = ("q", "k", "v")
+#: Types in which a difference of two gradients keeps enough digits.
+_FINE = (torch.float32, torch.float64)
 
 
 @attrs.frozen(eq=False)
@@ -99,11 +101,15 @@ class Tangent:
             yield step, numbers, torch.cat(found)[:, :, start:]
 
     def _from_logits(self, cotangent: Tensor, lowest: int) -> dict[Location | None, Tensor]:
-        """At what each receiver writes; under None at the final stream."""
+        """At what each receiver writes, and at each stream; under None at the final one."""
         wanted: dict[Location | None, Tensor] = {None: self.streams[-1]}
-        for own in self.layers.places[lowest:]:
-            for name in (*_ATTENTION, "mlp"):
+        for layer, own in enumerate(self.layers.places):
+            if layer < lowest:
+                continue
+            for name in (*_ATTENTION, "attn", "mlp"):
                 wanted[own[name].location] = self.parts[own[name].location]
+            if layer:
+                wanted[self.layers.end(layer - 1)] = self.streams[layer]
         gradients = torch.autograd.grad(
             self.logits, [*wanted.values()], cotangent, retain_graph=True, allow_unused=True
         )
@@ -150,14 +156,18 @@ class Tangent:
         return _backwards(given, stream, back.to(given.dtype))
 
     def _of_mlp(self, layer: int, known: Mapping[Location | None, Tensor]) -> Tensor:
-        own = self.layers.places[layer]
-        mlp = own["mlp"].location
+        own, last = self.layers.places[layer], self.layers.nodes.n_layers - 1
+        mlp, attn = own["mlp"].location, own["attn"].location
         if self.layers.nodes.parallel[layer]:
             return _backwards(self.parts[mlp], self.streams[layer], known[mlp][None])[0]
+        factor = self.layers.attn[layer]
+        if known[mlp].dtype in _FINE:
+            # All that attention adds goes on in the stream, and through the MLP.
+            behind = known[None] if layer == last else known[self.layers.end(layer)]
+            return known[attn] / factor - behind
         # The MLP sees attention in the stream alone, to which it is added.
-        attn = self.parts[own["attn"].location]
-        back = _backwards(self.parts[mlp], attn, known[mlp][None])[0]
-        return back / self.layers.attn[layer]
+        back = _backwards(self.parts[mlp], self.parts[attn], known[mlp][None])[0]
+        return back / factor
 
 
 def open_tangent(layers: Layers, batch: Batch, moved: Moved) -> Tangent:

@@ -14,6 +14,7 @@ from nnpatch_core._files import check_file, reason
 from nnpatch_core._printable import named, shown
 from nnpatch_core.circuits.files import heads
 from nnpatch_core.circuits.files.content import Content
+from nnpatch_core.circuits.scored import is_plain
 from nnpatch_core.edges import Nodes
 from nnpatch_core.errors import EdgeError
 
@@ -56,7 +57,7 @@ def _content(found: Any, asked: Nodes | None) -> Content:
     ):
         _check_names(found[key], names, key)
     neurons = found.get("neurons_in_graph")
-    if neurons is not None and not (isinstance(neurons, Tensor) and _is_plain(neurons) and
+    if neurons is not None and not (isinstance(neurons, Tensor) and is_plain(neurons) and
                                     bool((neurons != 0).all())):  # fmt: skip
         raise EdgeError("it is a circuit of neurons: neurons_in_graph has some of a node's own")
     marks = _matrix(found["edges_in_graph"], of_file, "edges_in_graph")
@@ -91,16 +92,7 @@ def _check_names(given: Any, names: tuple[str, ...], key: str) -> None:
 
 def _matrix(given: Any, nodes: Nodes, key: str) -> Tensor:
     shape = list(nodes.mask.shape)
-    if not isinstance(given, Tensor) or not _is_plain(given) or list(given.shape) != shape:
+    if not isinstance(given, Tensor) or not is_plain(given) or list(given.shape) != shape:
         got = list(given.shape) if isinstance(given, Tensor) else shown(given)
         raise EdgeError(f"{key} must be a tensor {shape} of the senders and receivers, got {got}")
     return given.detach()
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return (
-        tensor.layout == torch.strided
-        and not tensor.is_quantized
-        and not tensor.is_meta
-        and not tensor.dtype.is_complex
-    )

@@ -10,12 +10,15 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
 import attrs
 
 from nnpatch_core.circuits.pictures.boxes import Boxes, lane_width
 from nnpatch_core.circuits.pictures.shown import Link
 
+#: Edges that are equal in this share their lanes.
+_Look: TypeAlias = tuple[str, bool, bool]
 #: Inches between boxes, and beside a lane.
 _APART, _BESIDE = 0.16, 0.07
 _SWEEPS, _MOVES = 16, 120
@@ -123,14 +126,14 @@ def _lanes(way: Sequence[Piece]) -> list[float]:
 def _ways(
     boxes: Boxes, links: Sequence[Link], items: Sequence[Item], rows: Sequence[list[Item]]
 ) -> tuple[list[list[Piece]], list[Piece]]:
-    """The pieces of each edge; edges of a sender that have the same sign share their lanes."""
-    highest: dict[tuple[str, bool], int] = {}
+    """The pieces of each edge; edges of a sender that look alike share their lanes."""
+    highest: dict[_Look, int] = {}
     for link in links:
-        lane = (link.sender.name, link.score < 0)
+        lane = _look(link)
         row = items[boxes.ends[link.receiver.name][0]].row
         highest[lane] = max(highest.get(lane, 0), row)
-    lanes: dict[tuple[str, bool], list[tuple[Item, float]]] = {}
-    shared: dict[tuple[str, bool], list[Piece]] = {}
+    lanes: dict[_Look, list[tuple[Item, float]]] = {}
+    shared: dict[_Look, list[Piece]] = {}
     wide = lane_width(len(highest))
     for lane, top in highest.items():
         number, x = boxes.starts[lane[0]]
@@ -145,7 +148,7 @@ def _ways(
         lanes[lane] = stations
     ways, last = [], []
     for link in links:
-        lane = (link.sender.name, link.score < 0)
+        lane = _look(link)
         number, x = boxes.ends[link.receiver.name]
         steps = items[number].row - lanes[lane][0][0].row
         station = lanes[lane][steps - 1]
@@ -153,6 +156,11 @@ def _ways(
         last.append(Piece(*_ends(station, (items[number], x)), pull))
         ways.append([*shared[lane][: steps - 1], last[-1]])
     return ways, [*(piece for each in shared.values() for piece in each), *last]
+
+
+def _look(link: Link) -> _Look:
+    """Where an edge comes from, its sign, and whether it is an estimate."""
+    return link.sender.name, link.score < 0, bool(link.estimate)
 
 
 def _ends(below: tuple[Item, float], above: tuple[Item, float]) -> tuple[Item, Item, float, float]:

@@ -29,12 +29,10 @@ def key_of(shown: Shown) -> tuple[Entry, ...]:
     """The samples; none if no edge has a score."""
     if not shown.scored:
         return ()
-    signs = {link.score < 0 for link in shown.links if not math.isnan(link.score)}
-    most = shown.largest
-    sizes = [-most, -most / 4] if signs == {True} else [most, most / 4]
+    signs = [link.score < 0 for link in shown.links if not math.isnan(link.score)]
+    most = -shown.largest if signs[0] else shown.largest
+    sizes = [most, most / 4, *([-most / 4] if len(set(signs)) > 1 else [])]
     entries = [Entry(size, in_digits(size)) for size in sizes]
-    if len(signs) > 1:
-        entries.append(Entry(-most / 4, in_digits(-most / 4)))
     if shown.mixed:
         entries.append(Entry(most / 4, "estimate", dashed=True))
     return tuple(entries)

@@ -42,6 +42,7 @@ _HELP = (
     "Point at an edge for its value, or at a node for all of its edges. A click keeps them, "
     "another one or Esc lets go.",
 )
+_FRAMES = "A frame holds heads that share a key and a value (kv)."
 
 
 def page_of(drawing: Drawing, nodes: Nodes, total: int) -> str:
@@ -54,6 +55,7 @@ def page_of(drawing: Drawing, nodes: Nodes, total: int) -> str:
     """
     shown = drawing.shown
     title = html.escape(shown.title)
+    helps = [*_HELP, *([_FRAMES] if drawing.frames else [])]
     style = _part("page.css")
     for name in _COLOURS:
         style = style.replace(name, getattr(colours, name))
@@ -76,7 +78,7 @@ def page_of(drawing: Drawing, nodes: Nodes, total: int) -> str:
             "</header>",
             "<main>",
             f'<div id="graph">{_picture(drawing)}</div>',
-            f'<aside id="side">{"".join(f"<p>{html.escape(each)}</p>" for each in _HELP)}</aside>',
+            f'<aside id="side">{"".join(f"<p>{html.escape(each)}</p>" for each in helps)}</aside>',
             "</main>",
             '<div id="tip" role="status" hidden></div>',
             f'<script type="application/json" id="data">{_data(drawing, nodes, total)}</script>',
