@@ -1,4 +1,4 @@
-"""What `path_patching` is told: how nodes are spelled, what is refused, and what an outcome says."""
+"""Arguments of `path_patching`: how nodes are spelled, what is refused, what an outcome says."""
 
 from __future__ import annotations
 
@@ -177,13 +177,8 @@ def test_pairs_stand_for_the_tokens() -> None:
     )
     spans = Sites("o", [0], "spans", ["X", "last"])
     out = path_patching(MODEL, API, spans, "resid_pre1", pairs, through="mlps", progress=False)
-    heads = range(HEADS)
-    assert labels(out)["sender"] == (
-        *(f"a0.h{head} 'X'" for head in heads),
-        *(f"a0.h{head} 'last'" for head in heads),
-    ) or labels(out)["sender"] == tuple(
-        f"a0.h{head} {name!r}" for name in ("X", "last") for head in heads
-    )
+    names = tuple(f"a0.h{head} {name!r}" for name in ("X", "last") for head in range(HEADS))
+    assert labels(out)["sender"] == names
     batches = path_patching(
         MODEL, API, spans, "resid_pre1", iter([pairs, pairs]), through="mlps", progress=False
     )
@@ -200,7 +195,8 @@ def test_a_receiver_is_held_where_a_span_is() -> None:
     named = Sites("mlp", [1], "spans", ["X"])
     (at,) = pairs.batch.spans["X"].target[:, 1].tolist()
     out = path_patching(MODEL, API, "m0", named, pairs, progress=False)
-    placed = path_patching(MODEL, API, "m0", site("mlp", 1, at=[at - 1]), pairs, progress=False)
+    with pytest.warns(PromptWarning, match="prompts have"):
+        placed = path_patching(MODEL, API, "m0", site("mlp", 1, at=[at - 1]), pairs, progress=False)
     same(out, placed)
 
 
@@ -260,7 +256,7 @@ def test_positions_of_each_prompt_are_told_to_a_checkpoint(tmp_path: Path) -> No
             None,
             None,
             {"path": ["m0", "a1.h0<q>", "a1.h0<v>"]},
-            "from a1.h0<q> to a1.h0<v>: a1.h0 w",
+            "from a1.h0<q> to a1.h0<v>: ",
         ),
         (None, None, {"path": ["m0", "logits", "logits"]}, "logits cannot stand amid a path"),
         (None, None, {"path": ["m0", "resid_pre1", "m2"]}, "resid_pre1 cannot stand amid a path"),
@@ -292,7 +288,7 @@ def test_positions_of_each_prompt_are_told_to_a_checkpoint(tmp_path: Path) -> No
     ],
 )
 def test_errors_say_what_is_wrong(senders: Any, receivers: Any, options: Any, words: str) -> None:
-    with traces() as seen, pytest.raises(EdgeError, match=re.escape(words)):
+    with traces(MODEL) as seen, pytest.raises(EdgeError, match=re.escape(words)):
         run(senders, receivers, **options)
     # A few tokens tell how the layers are built.
     assert sum(trace.rows * trace.tokens for trace in seen) <= 2 * SOURCE.shape[1]

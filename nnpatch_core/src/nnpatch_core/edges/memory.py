@@ -35,7 +35,7 @@ class _Swept(Protocol):
 
 
 def fitting_prompts(
-    nnmodel: Any, sites: _Swept, batch: Batch, options: Options, *, estimated: bool
+    nnmodel: Any, sites: _Swept, batch: Batch, options: Options, *, estimated: bool, told: bool
 ) -> Options:
     """The same options, with as many prompts at once as fit, and the memory that is left.
 
@@ -45,6 +45,8 @@ def fitting_prompts(
         batch: the target prompts.
         options: how the sweep may run.
         estimated: whether what all senders change is kept, and the gradients of all receivers.
+        told: whether the user has said how much memory there is. What a checkpoint says is what was
+            left.
 
     Raises:
         MemoryBudgetError: the runs of one prompt do not fit.
@@ -57,13 +59,13 @@ def fitting_prompts(
     rows = _KEPT * sites.nodes.n_layers + (own if estimated else 0)
     each = rows * batch.seq_len * width * weight.element_size()
     fitting = budget // _SHARE // each
-    if fitting < 1 and options.memory_budget is not None:
+    if fitting < 1 and told:
         raise MemoryBudgetError(
             f"what is recorded of one prompt of {batch.seq_len} tokens needs {in_units(each)}, and "
             f"memory_budget leaves {in_units(budget // _SHARE)} of {in_units(budget)} for it: "
             "raise it, or give shorter prompts"
         )
     prompts = min(max(fitting, 1), options.batch_size or len(batch), len(batch))
-    if options.memory_budget is None:
+    if not told:
         return attrs.evolve(options, batch_size=prompts)
     return attrs.evolve(options, batch_size=prompts, memory_budget=budget - prompts * each)

@@ -185,7 +185,9 @@ def path_patching(
     )
     traced, adapter, runs = setting.nnmodel, setting.api, setting.runs
     sites = _sites(setting, given)
-    options = fitting_prompts(traced, sites, runs.target, options, estimated=False)
+    options = fitting_prompts(
+        traced, sites, runs.target, options, estimated=False, told=memory_budget is not None
+    )
     runs = attrs.evolve(
         runs,
         kind=PATH if through is None else f"{PATH} (through {through})",

@@ -37,7 +37,7 @@ class Named(Generic[_N]):
         nodes: the nodes.
         sites: for each a site that has its positions.
         label: how an outcome calls it.
-        told: the same by its nodes, whatever name its user has given it.
+        told: its nodes and their positions, whatever it is called.
         listed: whether it was named by itself, and not as one of a grid.
     """
 
@@ -145,16 +145,17 @@ class Reader:
     def _entry(self, argument: str, asked: _Asked, read: Any) -> Named[Any]:
         nodes: list[Any] = []
         sites: list[Site] = []
-        words: list[str] = []
+        labels: list[str] = []
+        told: list[str] = []
         for item in asked.items:
             own, label = read(argument, item)
             site = Site(self.api, "resid", 0) if isinstance(item, str) else item
             nodes += own
             sites += [site] * len(own)
-            words.append(label + (site.at if asked.at is None else asked.at))
-        told = " + ".join(words)
-        label = told if asked.name is None else asked.name
-        return Named(tuple(nodes), tuple(sites), label, told, asked.listed)
+            labels.append(label + (site.at if asked.at is None else asked.at))
+            told.append(label + site.at)
+        name = " + ".join(labels) if asked.name is None else asked.name
+        return Named(tuple(nodes), tuple(sites), name, " + ".join(told), asked.listed)
 
     def _sender(self, argument: str, item: _Item) -> tuple[list[Sender], str]:
         if isinstance(item, str):
