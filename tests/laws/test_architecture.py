@@ -24,6 +24,7 @@ FLOORS = (
     ("circuits",),
     ("steering",),
     ("patching",),
+    ("paths",),
     ("edges",),
     ("interventions",),
     ("sweep",),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import attrs
 
 from nnpatch_core._models import module_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.edges.sites import EdgeSites
+from nnpatch_core.edges.nodes import Nodes
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory import in_units, memory_budget
 from nnpatch_core.sweep import Options
@@ -19,17 +20,33 @@ _KEPT = 6
 _SHARE = 4
 
 
+class _Swept(Protocol):
+    """Edges, or paths."""
+
+    @property
+    def nodes(self) -> Nodes:
+        """The nodes of the model."""
+        ...
+
+    @property
+    def senders(self) -> Sequence[Any]:
+        """The senders that are swept."""
+        ...
+
+
 def fitting_prompts(
-    nnmodel: Any, sites: EdgeSites, batch: Batch, options: Options, *, estimated: bool
+    nnmodel: Any, sites: _Swept, batch: Batch, options: Options, *, estimated: bool, told: bool
 ) -> Options:
     """The same options, with as many prompts at once as fit, and the memory that is left.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
-        sites: the edges.
+        sites: the edges, or paths.
         batch: the target prompts.
         options: how the sweep may run.
         estimated: whether what all senders change is kept, and the gradients of all receivers.
+        told: whether the user has said how much memory there is. What a checkpoint says is what was
+            left.
 
     Raises:
         MemoryBudgetError: the runs of one prompt do not fit.
@@ -42,13 +59,13 @@ def fitting_prompts(
     rows = _KEPT * sites.nodes.n_layers + (own if estimated else 0)
     each = rows * batch.seq_len * width * weight.element_size()
     fitting = budget // _SHARE // each
-    if fitting < 1 and options.memory_budget is not None:
+    if fitting < 1 and told:
         raise MemoryBudgetError(
             f"what is recorded of one prompt of {batch.seq_len} tokens needs {in_units(each)}, and "
             f"memory_budget leaves {in_units(budget // _SHARE)} of {in_units(budget)} for it: "
             "raise it, or give shorter prompts"
         )
     prompts = min(max(fitting, 1), options.batch_size or len(batch), len(batch))
-    if options.memory_budget is None:
+    if not told:
         return attrs.evolve(options, batch_size=prompts)
     return attrs.evolve(options, batch_size=prompts, memory_budget=budget - prompts * each)

@@ -225,6 +225,7 @@ def edge_patching(
         runs.target,
         Options(batch_size, budget_of(file, memory_budget), progress, seed=drawn),
         estimated=how is not None,
+        told=memory_budget is not None,
     )
     put = setting.put(options)
     told = "edge" if given is None else f"edge (ablation {given.method})"
