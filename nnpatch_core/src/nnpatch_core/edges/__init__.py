@@ -19,7 +19,6 @@ from nnpatch_core.edges.layers import (
     Layers,
     Recording,
     Structure,
-    nodes_of,
     open_layers,
     record_run,
 )
@@ -65,7 +64,6 @@ __all__ = [
     "estimate_edges",
     "find_structure",
     "fitting_prompts",
-    "nodes_of",
     "open_layers",
     "open_setting",
     "positions_of",

@@ -88,7 +88,7 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
         sweep.seq_len,
         sweep.patches.n_layers,
         given=sweep.options.memory_budget is not None,
-        batch_size=sweep.limits.prompts,
+        batch_size=sweep.options.batch_size,
         held=False,
     )
     chunks = sweep.limits.chunks(sweep.batch, limits.prompts)

@@ -21,7 +21,6 @@ from nnpatch_core.adapters import (
     Location,
     ModelAPI,
     Place,
-    heads_of,
     n_layers,
     place_of,
     table_of,
@@ -333,20 +332,6 @@ def layer_places(api: ModelAPI, model: Any) -> list[dict[str, Place]]:
             )
         found.append(own)
     return found
-
-
-def nodes_of(api: ModelAPI, model: Any) -> Nodes:
-    """The nodes of a model, before it has run: no layer counts as parallel yet.
-
-    Raises:
-        AdapterError: a layer lacks a component.
-    """
-    heads = [heads_of(api, model, layer) for layer in range(len(layer_places(api, model)))]
-    return Nodes(
-        tuple(each.query for each in heads),
-        tuple(each.key_value for each in heads),
-        tuple(False for _ in heads),
-    )
 
 
 def record_run(nnmodel: Any, api: ModelAPI, batch: Batch) -> Recording:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import attrs
 
-from nnpatch_core.edges.sites import EdgeSites
+from nnpatch_core._models import module_of
+from nnpatch_core.batch import Batch
+from nnpatch_core.edges.nodes import Nodes
 from nnpatch_core.errors import MemoryBudgetError
-from nnpatch_core.memory import in_units
-from nnpatch_core.sweep import Sweep
+from nnpatch_core.memory import in_units, memory_budget
+from nnpatch_core.sweep import Options
 
 #: A layer's stream, attention, MLP and heads of the target run; heads and MLP of the source run.
 _KEPT = 6
@@ -17,37 +20,52 @@ _KEPT = 6
 _SHARE = 4
 
 
-def fitting_prompts(sweep: Sweep, sites: EdgeSites, *, estimated: bool) -> Sweep:
-    """The same sweep with as many prompts at once as fit, and the memory that is left.
+class _Swept(Protocol):
+    """Edges, or paths."""
 
-    The budget itself stays, so that a checkpoint knows that of the call.
+    @property
+    def nodes(self) -> Nodes:
+        """The nodes of the model."""
+        ...
+
+    @property
+    def senders(self) -> Sequence[Any]:
+        """The senders that are swept."""
+        ...
+
+
+def fitting_prompts(
+    nnmodel: Any, sites: _Swept, batch: Batch, options: Options, *, estimated: bool, told: bool
+) -> Options:
+    """The same options, with as many prompts at once as fit, and the memory that is left.
 
     Args:
-        sweep: the edges.
-        sites: the same, as they were asked for.
+        nnmodel: the model, wrapped by nnsight.
+        sites: the edges, or paths.
+        batch: the target prompts.
+        options: how the sweep may run.
         estimated: whether what all senders change is kept, and the gradients of all receivers.
+        told: whether the user has said how much memory there is. What a checkpoint says is what was
+            left.
 
     Raises:
-        MemoryBudgetError: the runs of one prompt do not fit in a budget that was given.
+        MemoryBudgetError: the runs of one prompt do not fit.
     """
-    model: Any = sweep.patches.model
-    limits, given = sweep.limits, sweep.options.memory_budget is not None
+    model: Any = module_of(nnmodel)
     weight = next(model.parameters())
     width = int(model.get_input_embeddings().weight.shape[-1])
+    budget = memory_budget(options.memory_budget, model)
     own = len(sites.senders) + len(sites.nodes.receivers)
     rows = _KEPT * sites.nodes.n_layers + (own if estimated else 0)
-    each = rows * sweep.seq_len * width * weight.element_size()
-    # Beside them one patched run needs room.
-    spare = (
-        limits.usable - limits.recorded - limits.needs.costs.bytes_of(sweep.seq_len, sweep.seq_len)
-    )
-    room = min(limits.budget // _SHARE, spare)
-    if each > room and given:
+    each = rows * batch.seq_len * width * weight.element_size()
+    fitting = budget // _SHARE // each
+    if fitting < 1 and told:
         raise MemoryBudgetError(
-            f"what is recorded of one prompt of {sweep.seq_len} tokens needs {in_units(each)}, and "
-            f"memory_budget leaves {in_units(max(room, 0))} of {in_units(limits.budget)} for it: "
+            f"what is recorded of one prompt of {batch.seq_len} tokens needs {in_units(each)}, and "
+            f"memory_budget leaves {in_units(budget // _SHARE)} of {in_units(budget)} for it: "
             "raise it, or give shorter prompts"
         )
-    prompts = min(max(room // each, 1), limits.prompts)
-    left = max(limits.usable - prompts * each, limits.usable - max(room, 0))
-    return attrs.evolve(sweep, limits=attrs.evolve(limits, prompts=prompts, usable=left))
+    prompts = min(max(fitting, 1), options.batch_size or len(batch), len(batch))
+    if not told:
+        return attrs.evolve(options, batch_size=prompts)
+    return attrs.evolve(options, batch_size=prompts, memory_budget=budget - prompts * each)

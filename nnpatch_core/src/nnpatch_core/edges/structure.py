@@ -12,9 +12,10 @@ from torch import Tensor
 
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import rounding
-from nnpatch_core.adapters import Component, ModelAPI
+from nnpatch_core.adapters import Component, ModelAPI, heads_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.edges.layers import Layers, Recording, Structure, layer_places, nodes_of, recorded
+from nnpatch_core.edges.layers import Layers, Recording, Structure, layer_places, recorded
+from nnpatch_core.edges.nodes import Nodes
 from nnpatch_core.engine import mlp_inside
 from nnpatch_core.errors import EngineError
 from nnpatch_core.tracing import (
@@ -74,13 +75,17 @@ def find_structure(nnmodel: Any, api: ModelAPI, batch: Batch) -> Structure:
         run, calls = recorded(nnmodel, api, few, called=True)
     with _inputs(nnmodel, api) as after:
         made = _made_up(nnmodel, api, run)
+    heads = [heads_of(api, model, layer) for layer in range(len(places))]
     factors = [_factors(run, made, layer) for layer in range(len(places))]
-    parallel = (
-        _same(run.mlp[layer], made.seen[layer])
-        and all(map(_same, before.get(layer, []), after.get(layer, [])))
-        for layer in range(len(places))
+    nodes = Nodes(
+        (each.query for each in heads),
+        (each.key_value for each in heads),
+        (
+            _same(run.mlp[layer], made.seen[layer])
+            and all(map(_same, before.get(layer, []), after.get(layer, [])))
+            for layer in range(len(places))
+        ),
     )
-    nodes = attrs.evolve(nodes_of(api, model), parallel=parallel)
     attn, mlp = (tuple(each) for each in zip(*factors, strict=True))
     none = tuple(False for _ in places)
     structure = Structure(nodes, attn, mlp, tuple(made.direct), none)

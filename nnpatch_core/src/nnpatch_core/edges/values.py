@@ -72,6 +72,9 @@ class Received:
     def ready(self, cells: Tensor, prompts: Tensor) -> None:
         """See `Prepared.ready`."""
         self._known.clear()
+        if not len(cells):
+            # Rows that control others may run alone.
+            return
         own, rows = cells.numpy(), prompts.numpy()
         wanted: dict[Receiver, list[int]] = {}
         for run, cell in enumerate(own.tolist()):

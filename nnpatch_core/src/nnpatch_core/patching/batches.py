@@ -26,11 +26,12 @@ from nnpatch_core.errors import (
 )
 from nnpatch_core.interventions import Remembered, check_denominators
 from nnpatch_core.metrics import is_per_prompt, name_metrics
+from nnpatch_core.paths import sites_of
 from nnpatch_core.plugins import find_adapter, find_metric
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Joined, Keep, Outcome, means_of
 from nnpatch_core.seq_pos import Custom, CustomConstant, PromptBatch, are_per_prompt
-from nnpatch_core.sites import SiteList, Sites
+from nnpatch_core.sites import SiteList, Sites, SweepSites
 from nnpatch_core.sweep import make_bar, warn_of_columns
 
 _P = ParamSpec("_P")
@@ -159,11 +160,21 @@ class _Stream:
                 f"method='mean' {what} does not go with batches of prompts, whose mean it would "
                 "be: pass a data set as reference=, and leave out per_position="
             )
-        if any(map(are_per_prompt, _positions(self.given["sites"]))):
+        if any(map(are_per_prompt, self._positions)):
             raise PositionError(
                 "seq_pos names positions of each prompt, [batch, k], which does not go with "
                 "several batches: go by name, with seq_pos_type='spans'"
             )
+
+    @property
+    def _sites(self) -> list[SweepSites]:
+        """The sites that are swept."""
+        return sites_of(self.given.get(name) for name in ("sites", "senders", "receivers", "path"))
+
+    @property
+    def _positions(self) -> list[Any]:
+        """The positions that sites name, as they were spelled."""
+        return [positions for sites in self._sites for positions in _positions(sites)]
 
     def _arguments(self) -> dict[str, Any]:
         """The arguments of each batch: the adapter is found, and a data set averaged, but once."""
@@ -176,7 +187,7 @@ class _Stream:
 
     def _check_batch(self, first: PromptBatch, own: PromptBatch, number: int) -> None:
         """Raise, or warn, where a batch does not line up with the first one."""
-        if own.seq_len != first.seq_len and any(map(_from_start, _positions(self.given["sites"]))):
+        if own.seq_len != first.seq_len and any(map(_from_start, self._positions)):
             raise PositionError(
                 f"batch {number} has prompts of {own.seq_len} tokens, and the first one of "
                 f"{first.seq_len}: positions that are counted from the start are other ones there; "
@@ -184,7 +195,8 @@ class _Stream:
             )
         if number:
             with self._telling(number):
-                warn_of_columns(self.given["sites"], _both(first, own))
+                for sites in self._sites:
+                    warn_of_columns(sites, _both(first, own))
 
     def _telling(self, number: int) -> _Telling:
         return _Telling(self.told, number)

@@ -220,7 +220,14 @@ def edge_patching(
     sites.check()
     file = None if checkpoint is None else Checkpoint(checkpoint)
     drawn = None if screen is None else screen.seed
-    options = Options(batch_size, budget_of(file, memory_budget), progress, seed=drawn)
+    options = fitting_prompts(
+        traced,
+        sites,
+        runs.target,
+        Options(batch_size, budget_of(file, memory_budget), progress, seed=drawn),
+        estimated=how is not None,
+        told=memory_budget is not None,
+    )
     put = setting.put(options)
     told = "edge" if given is None else f"edge (ablation {given.method})"
     prompts = PromptBatch(runs.target, runs.source, runs.spans)
@@ -234,7 +241,6 @@ def edge_patching(
     runs = attrs.evolve(runs, kind=told, put=put, shifted=sites.shifted(prompts))
     with collecting_later():
         sweep, runs = prepare(traced, adapter, sites, runs, metric, options, gathers=how is None)
-    sweep = fitting_prompts(sweep, sites, estimated=how is not None)
     warn_of_chunks(sweep, sweep.chunks)
     outcome = _swept(sweep, runs, put, how, screen, engine, file)
     return EdgeOutcome.of(outcome, nodes)

@@ -11,19 +11,17 @@ from torch import Tensor
 
 from nnpatch_core._arguments import check_flags, listed
 from nnpatch_core._hints import did_you_mean
-from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
+from nnpatch_core._models import in_one_thread
 from nnpatch_core._printable import shown
-from nnpatch_core.adapters import check_fits
 from nnpatch_core.batch import GivenTokens
-from nnpatch_core.edges import Structure, find_structure, nodes_of
+from nnpatch_core.edges import Setting, fitting_prompts, open_setting
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.errors import EdgeError, UnknownNameError
-from nnpatch_core.interventions import PairArguments, PairRuns, read_pairs
+from nnpatch_core.interventions import PairArguments
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import EngineName
 from nnpatch_core.patching.batches import in_batches
 from nnpatch_core.paths import PATH, Named, PathPut, PathSites, Reader, sites_of
-from nnpatch_core.plugins import find_adapter
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Keep, Outcome
 from nnpatch_core.seq_pos import PromptBatch, Span
@@ -131,9 +129,9 @@ def path_patching(
 
     Returns:
         The `Outcome`, whose one tensor is `"path"`. Its axes are `sender` and `receiver`, of which
-        one with a single place is left out (the receiver, if both have); a path that is not there,
-        as its sender comes after its receiver, is nan. Of a longer path all but the last member is
-        the sender.
+        one with a single place is left out (the receiver, if both have). A path that is not there,
+        as its sender comes after its receiver, is not swept. Of a longer path all but the last
+        member is the sender.
 
     Raises:
         EdgeError: a node that the model does not have; or one, named by itself, that comes after
@@ -177,15 +175,23 @@ def path_patching(
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress)
-    traced = as_nnsight(nnmodel)
-    adapter = find_adapter(api, module_of(traced))
-    check_fits(adapter, module_of(traced))
-    runs = read_pairs(traced, arguments, metric_data=metric_data, confident=force_model_confidence)
-    sites, structure = _sites(traced, adapter, given, runs)
+    setting = open_setting(
+        nnmodel,
+        api,
+        arguments,
+        None,
+        metric_data=metric_data,
+        confident=force_model_confidence,
+    )
+    traced, adapter, runs = setting.nnmodel, setting.api, setting.runs
+    sites = _sites(setting, given)
+    options = fitting_prompts(
+        traced, sites, runs.target, options, estimated=False, told=memory_budget is not None
+    )
     runs = attrs.evolve(
         runs,
         kind=PATH if through is None else f"{PATH} (through {through})",
-        put=PathPut(adapter, structure, through),
+        put=PathPut(adapter, setting.structure, through),
         shifted=sites.shifted,
     )
     prompts, source = runs.prompts, runs.source
@@ -216,19 +222,14 @@ def _members(senders: Any, receivers: Any, path: Any) -> list[tuple[str, Any]]:
     return [(f"path[{number}]", value) for number, value in enumerate(given)]
 
 
-def _sites(
-    nnmodel: Any, api: Any, given: list[tuple[str, Any]], runs: PairRuns
-) -> tuple[PathSites, Structure]:
-    """The paths of a sweep, checked before anything runs and once layers are known; and these."""
-    model = module_of(nnmodel)
+def _sites(setting: Setting, given: list[tuple[str, Any]]) -> PathSites:
+    """The paths of a sweep."""
+    runs, nodes = setting.runs, setting.structure.nodes
     prompts = PromptBatch(runs.target, runs.source, runs.spans)
-    reader = Reader(nnmodel, model, api, nodes_of(api, model), prompts)
+    reader = Reader(setting.nnmodel, setting.api, nodes, prompts)
     (argument, first), *others = given
     members: list[list[Named[Any]]] = [
         reader.senders(argument, first),
         *(reader.receivers(argument, value) for argument, value in others),
     ]
-    sites = PathSites(nnmodel, api, reader.nodes, members, prompts)
-    with evaluating(model):
-        structure = find_structure(nnmodel, api, runs.target)
-    return attrs.evolve(sites, nodes=structure.nodes), structure
+    return PathSites(setting.nnmodel, setting.api, nodes, members, prompts)

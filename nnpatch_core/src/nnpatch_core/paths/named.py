@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import attrs
 
+from nnpatch_core._models import module_of
 from nnpatch_core._printable import shown
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.edges import Nodes, Receiver, ReceiverKind, Sender
@@ -22,6 +23,8 @@ _Item: TypeAlias = "str | Site"
 _STREAM = re.compile(r"resid_pre(\d+)")
 #: The components that heads read, as receivers have them.
 _READ: Mapping[str, ReceiverKind] = {"q": "q", "k": "k", "v": "v"}
+#: Arguments, a path's members, entries that are swept, and a tuple that counts together.
+_DEEP = 4
 #: The axes of a grid on which positions are.
 _POSITIONS = ("position", "column", "span")
 
@@ -34,7 +37,7 @@ class Named(Generic[_N]):
         nodes: the nodes.
         sites: for each a site that has its positions.
         label: how an outcome calls it.
-        told: the same by its nodes, whatever name its user has given it.
+        told: its nodes and their positions, whatever it is called.
         listed: whether it was named by itself, and not as one of a grid.
     """
 
@@ -68,14 +71,12 @@ class Reader:
 
     Args:
         nnmodel: the model, wrapped by nnsight.
-        model: the Hugging Face model.
         api: the adapter.
         nodes: the nodes of the model.
         prompts: the prompts.
     """
 
     nnmodel: Any
-    model: Any
     api: ModelAPI
     nodes: Nodes
     prompts: PromptBatch
@@ -144,16 +145,17 @@ class Reader:
     def _entry(self, argument: str, asked: _Asked, read: Any) -> Named[Any]:
         nodes: list[Any] = []
         sites: list[Site] = []
-        words: list[str] = []
+        labels: list[str] = []
+        told: list[str] = []
         for item in asked.items:
             own, label = read(argument, item)
             site = Site(self.api, "resid", 0) if isinstance(item, str) else item
             nodes += own
             sites += [site] * len(own)
-            words.append(label + (site.at if asked.at is None else asked.at))
-        told = " + ".join(words)
-        label = told if asked.name is None else asked.name
-        return Named(tuple(nodes), tuple(sites), label, told, asked.listed)
+            labels.append(label + (site.at if asked.at is None else asked.at))
+            told.append(label + site.at)
+        name = " + ".join(labels) if asked.name is None else asked.name
+        return Named(tuple(nodes), tuple(sites), name, " + ".join(told), asked.listed)
 
     def _sender(self, argument: str, item: _Item) -> tuple[list[Sender], str]:
         if isinstance(item, str):
@@ -226,7 +228,7 @@ class Reader:
         return self._before(int(found[1]))
 
     def _check(self, argument: str, site: Site) -> None:
-        check_site(site, self.model)
+        check_site(site, module_of(self.nnmodel))
         if site.subspace is not None:
             raise EdgeError(
                 f"{argument}: {site.label} has a subspace, and a path goes by whole activations"
@@ -265,15 +267,15 @@ def _told_apart(entries: list[Named[_N]]) -> list[Named[_N]]:
 
 def sites_of(values: Iterable[Any]) -> list[SweepSites]:
     """The grids and sites among what names a path's members, as a sweep has its sites."""
-    found: list[SweepSites] = []
-    alone: list[Site | MultiSite] = []
-    left = [*values]
-    while left:
-        value = left.pop(0)
-        if isinstance(value, Sites | SiteList):
-            found.append(value)
-        elif isinstance(value, Site | MultiSite):
-            alone.append(value)
-        elif isinstance(value, list | tuple):
-            left = [*value, *left]
-    return [*found, *([SiteList(alone)] if alone else [])]
+    named = [*_sites_in([*values], _DEEP)]
+    grids: list[SweepSites] = [each for each in named if isinstance(each, Sites | SiteList)]
+    alone = [each for each in named if isinstance(each, Site | MultiSite)]
+    return [*grids, *([SiteList(alone)] if alone else [])]
+
+
+def _sites_in(value: Any, deep: int) -> Iterator[Sites | SiteList | Site | MultiSite]:
+    if isinstance(value, Sites | SiteList | Site | MultiSite):
+        yield value
+    elif isinstance(value, list | tuple) and deep:
+        for each in value:
+            yield from _sites_in(each, deep - 1)

@@ -70,11 +70,14 @@ class PathSites:
         return paths_through(self.nodes, self.members)
 
     @property
+    def senders(self) -> Sequence[Named[Sender]]:
+        """The entries of senders."""
+        return self.members[0]
+
+    @property
     def shifted(self) -> bool:
         """Whether a sender gets activations of other positions than its own."""
-        return any(
-            site.source_seq_pos is not None for each in self.members[0] for site in each.sites
-        )
+        return any(site.source_seq_pos is not None for each in self.senders for site in each.sites)
 
     def grids(
         self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
@@ -84,7 +87,7 @@ class PathSites:
         What comes before the last member counts as the sender. Of two axes, one of a single place
         is left out.
         """
-        senders = self._senders()
+        senders = self._entries()
         relays = [[self._relay(each) for each in some] for some in self.members[1:-1]]
         last = self.members[-1]
         alone = all(len(each.nodes) == 1 for each in last)
@@ -123,8 +126,8 @@ class PathSites:
             each[number].label for each, number in zip(self.members, way, strict=False)
         )
 
-    def _senders(self) -> list[Entry]:
-        entries: Sequence[Named[Sender]] = self.members[0]
+    def _entries(self) -> list[Entry]:
+        entries = self.senders
         # All together: where some take their values from elsewhere, each knows where it has any.
         sites = [site for each in entries for site in each.sites]
         own = iter(self._positions(sites, shifted=self.shifted))
