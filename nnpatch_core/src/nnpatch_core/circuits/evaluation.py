@@ -183,7 +183,9 @@ def evaluate_circuit(
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding, of both runs.
         source_attention_mask: the same, of the source run.
         target_attention_mask: the same, of the target run.
-        metric: a metric's name, a callable, or several; see `nnpatch_core.metrics`.
+        metric: a metric's name, a callable, or several; see `nnpatch_core.metrics`. All runs are of
+            the source prompts: one that goes by tokens, such as `"loss"`, goes by these. With
+            several, faithfulness is that of the first.
         metric_data: what metrics are to know of each prompt.
         source_answer_tokens: `[batch, n]`, all tokens of the source prompts' answers.
         target_answer_tokens: the same of the target prompts.

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._models import evaluating, follow, input_device, module_of
+from nnpatch_core._rounding import rounding
 from nnpatch_core.adapters import n_layers
 from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.circuits.runs import CircuitRuns
 from nnpatch_core.edges import GivenOf, Setting, open_layers
-from nnpatch_core.errors import MemoryBudgetError, MetricError, TokensError
+from nnpatch_core.errors import EngineError, MemoryBudgetError, MetricError, TokensError
 from nnpatch_core.interventions import PairRuns
 from nnpatch_core.memory import host_memory, in_units
 from nnpatch_core.metrics import MetricContext, MetricSpec, activations_read, measure
@@ -33,8 +34,9 @@ from nnpatch_core.sweep import (
     outcome,
     prepare,
     try_out,
+    warn_of_chunks,
 )
-from nnpatch_core.tracing import LAYER_INPUT, forward, read_component
+from nnpatch_core.tracing import LAYER_INPUT, forward, forward_hooks, in_words, read_component
 
 #: The name under which an outcome has the circuits.
 CIRCUIT = "circuit"
@@ -95,6 +97,7 @@ class CircuitMeasure:
         self._setting, self._metric, self._options = setting, metric, options
         self._own = attrs.evolve(setting, runs=runs)
         self._size = _Size.of(sweep, self._own)
+        warn_of_chunks(sweep, self._size.chunks)
         self._opened = _Opened(self._own, given, self._size)
         self._known: tuple[MetricContext, dict[str, Baseline]] | None = None
 
@@ -208,25 +211,30 @@ class _Opened:
                 stream.append(read_component(envoy, LAYER_INPUT).clone())
 
             logits = forward(setting.nnmodel, source, visit)
-            self._known[chunk.start] = (
-                CircuitRuns.of(layers, stream[0], given, self._size.room),
-                logits,
-            )
+            circuits = CircuitRuns.of(layers, source, stream[0], given, self._size.room)
+            _check_hooks(circuits, logits)
+            self._known[chunk.start] = circuits, logits
         return self._known[chunk.start]
 
     def context(self, sweep: Sweep) -> MetricContext:
-        """What metrics compare with: the source run, and the run without edges."""
+        """What metrics compare with: the source run, and the run without edges.
+
+        All runs are of the source prompts: where a metric goes by tokens, or by positions that it
+        finds in them, it does so in these.
+        """
         runs, nodes = self._setting.runs, self._setting.structure.nodes
-        if self._given is None and len(self._size.chunks) > 1:
-            return runs.unpatched(sweep, self._size.chunks)
+        one, other = runs.source.read, runs.target.read
+        alike = one is None or (other is not None and torch.equal(one, other.to(one.device)))
+        if self._given is None and alike and len(self._size.chunks) > 1:
+            return runs.unpatched(sweep, self._size.chunks).of_source_run
         none = torch.zeros(1, *nodes.mask.shape, dtype=torch.bool, device="cpu")
         sources, targets = [], []
         for chunk in self._size.chunks:
             circuits, logits = self._open(chunk)
             sources.append(logits)
-            whole = circuits.layers.target.logits
-            targets.append(whole if self._given is None else circuits.logits(none)[0])
-        return runs.context(torch.cat(sources), torch.cat(targets))
+            whole = self._given is None and alike
+            targets.append(circuits.layers.target.logits if whole else circuits.logits(none)[0])
+        return runs.context(torch.cat(sources), torch.cat(targets)).of_source_run
 
 
 @attrs.frozen(eq=False)
@@ -280,6 +288,27 @@ def _check_masks(setting: Setting) -> None:
             f"a circuit is run on the source prompt with what the target prompt has at the same "
             f"tokens, and the prompts of pairs {uneven.tolist()} have other lengths: give pairs of "
             "one length each"
+        )
+
+
+def _check_hooks(circuits: CircuitRuns, logits: Tensor) -> None:
+    """Raise `EngineError` where a hook of the user's makes circuits another model.
+
+    It may tell rows, or few tokens, from a whole forward; then two circuits of all edges beside
+    each other do not give the source run, whose logits these are.
+    """
+    hooks = forward_hooks(module_of(circuits.layers.nnmodel))
+    if not hooks:
+        return
+    whole = torch.from_numpy(circuits.layers.nodes.mask).expand(2, -1, -1)
+    off = float((circuits.logits(whole) - logits).abs().nan_to_num(torch.inf).max())
+    allowed = rounding(circuits.stream) * float(logits.nan_to_num(0.0).abs().max())
+    if not off <= allowed:
+        raise EngineError(
+            f"circuits are run by calling layers by themselves, and with {in_words(hooks)} the "
+            f"circuit of all edges is not the source run: it is off by {off:.3g} logits, where "
+            f"rounding explains {allowed:.3g}; take that away, or let it treat all rows and tokens "
+            "alike"
         )
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from nnpatch_core._arrays import Booleans
 from nnpatch_core._models import follow
+from nnpatch_core._rounding import as_typed
+from nnpatch_core.batch import Batch
 from nnpatch_core.edges import Given, Layers, Nodes
 from nnpatch_core.tracing import forward, skip
 
@@ -118,6 +120,7 @@ class CircuitRuns:
     Args:
         layers: the layers, and the target run.
         base: the run that edges outside of a circuit carry.
+        source: the source prompts, on which circuits are run.
         stream: the source run's stream before layer 0, `[batch, seq, width]`.
         start: the first position at which this run may differ from the base.
         ablated: whether the base is an ablated run. Where it is not, whatever reads nothing of a
@@ -127,17 +130,21 @@ class CircuitRuns:
 
     layers: Layers
     base: Base
+    source: Batch
     stream: Tensor
     start: int
     ablated: bool
     room: int
 
     @classmethod
-    def of(cls, layers: Layers, stream: Tensor, given: Given | None, room: int) -> CircuitRuns:
+    def of(
+        cls, layers: Layers, source: Batch, stream: Tensor, given: Given | None, room: int
+    ) -> CircuitRuns:
         """Circuits in some prompts.
 
         Args:
             layers: the layers, and the target run.
+            source: the source prompts.
             stream: the source run's stream before layer 0.
             given: what senders outside of a circuit are; None is the target run's.
             room: bytes that runs may take.
@@ -148,7 +155,7 @@ class CircuitRuns:
             # Ablated senders differ from what a run computes wherever there is a token.
             moved = moved | layers.target.batch.mask.bool().any(0).to(moved.device)
         start = int(moved.nonzero()[0]) if moved.any() else len(moved) - 1
-        return cls(layers, base, stream, start, given is not None, room)
+        return cls(layers, base, source, stream, start, given is not None, room)
 
     @functools.cached_property
     def wires(self) -> list[_Wires]:
@@ -229,8 +236,7 @@ class CircuitRuns:
 
     def _finished(self, final: Tensor, rows: Tensor, circuits: int) -> Tensor:
         """The logits of final streams `[rows, seq, width]`, of these prompts."""
-        layers, batch = self.layers, self.layers.target.batch
-        some = batch.rows(rows.to(batch.tokens.device))
+        layers, some = self.layers, self.source.rows(rows.to(self.source.tokens.device))
         nodes, rests = layers.nodes, layers.target.rests
 
         def visit(traced: Any) -> None:
@@ -303,7 +309,8 @@ class _Run:
             some, chosen = parts[torch.from_numpy(used).to(parts.device)], chosen[:, used]
         else:
             some = parts[: len(known)]
-        streams = torch.from_numpy(chosen).to(some) @ some
+        with as_typed(some):
+            streams = torch.from_numpy(chosen).to(some) @ some
         base = self.base.streams[step][self.prompts, self.start :]
         return streams.view(-1, *self.shape) + base, which
 
