@@ -20,6 +20,7 @@ from nnpatch_core import (
     ablation_patching,
     activation_patching,
     attribution_patching,
+    path_patching,
     per_prompt,
 )
 from nnpatch_core.spaces import Subspace
@@ -92,6 +93,16 @@ def compared(logits: Tensor) -> Tensor:
     return logits[:, 3] - 0.5 * logits[:, 3].mean()
 
 
+PATHS: dict[str, dict[str, Any]] = {
+    "path": {
+        "senders": Sites(["o", "mlp"], layers=[0, 1], seq_pos_type="lastk", seq_pos=2),
+        "receivers": ["a2.h1<q>", ("a1.h0<v>", "m2"), "logits"],
+    },
+    "path through mlps": {
+        "through": "mlps",
+        "path": [["input", ("a0.h1", "a0.h2")], ["m0", "a1.h0<k>"], Sites("mlp", layers=[2])],
+    },
+}
 METRIC = {"logit_difference": "logit_difference", "bent": bent}
 #: Of prompts that may come in any order, or alone.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -111,6 +122,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "in subspaces": {"sites": IN_SUBSPACES},
     "mean in subspaces": {"method": "mean", "sites": IN_SUBSPACES},
     "attribution in subspaces": {"sites": IN_SUBSPACES},
+    **PATHS,
 }
 ABLATIONS = ("zero", "mean", "mean per position", "resample", "mean in subspaces")
 ESTIMATES = (
@@ -174,6 +186,19 @@ def run(
             None,
             target,
             *answers,
+            target_attention_mask=target_mask,
+            **options,
+        )
+    if entry in PATHS:
+        members = [options.pop(name, None) for name in ("senders", "receivers")]
+        return path_patching(
+            model,
+            tiny_api(),
+            *members,
+            source,
+            target,
+            *answers,
+            source_attention_mask=source_mask,
             target_attention_mask=target_mask,
             **options,
         )
