@@ -56,6 +56,8 @@ class ThroughMlps:
 
     def along(self, wanted: Mapping[int, Rows]) -> Iterator[tuple[int, Tensor]]:
         """See `Changes.along`: the rows of all steps go up the layers once."""
+        if not wanted:
+            return
         climb = Climb.of(wanted)
         moved = self.moved[torch.from_numpy(climb.entries), climb.prompts][..., None]
         total = torch.zeros_like(self.layers.target.streams[0][climb.prompts])
