@@ -15,7 +15,7 @@ from nnpatch_core._rounding import rounding
 from nnpatch_core.adapters import n_layers
 from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.circuits.runs import CircuitRuns
-from nnpatch_core.edges import GivenOf, Setting, open_layers
+from nnpatch_core.edges import Ablated, Setting, open_layers
 from nnpatch_core.errors import EngineError, MemoryBudgetError, MetricError, TokensError
 from nnpatch_core.interventions import PairRuns
 from nnpatch_core.memory import host_memory, in_units
@@ -162,7 +162,7 @@ class CircuitMeasure:
         return {name: torch.stack(each) for name, each in found.items()}
 
     def _baseline(self) -> tuple[MetricContext, dict[str, Baseline]]:
-        """What metrics compare with, and what they give for the runs with all edges and none."""
+        """The context of metrics, and what they give for the runs with all edges and none."""
         if self._known is None:
             sweep, runs = self._prepared
             context = self._opened.context(sweep)
@@ -186,7 +186,7 @@ def _prepared(
 class _Opened:
     """Circuits in chunks of the prompts; where there is one chunk, it is opened but once."""
 
-    def __init__(self, setting: Setting, given: GivenOf | None, size: _Size) -> None:
+    def __init__(self, setting: Setting, given: Ablated | None, size: _Size) -> None:
         self._setting, self._given, self._size = setting, given, size
         self._known: dict[int, tuple[CircuitRuns, Tensor]] = {}
 
@@ -217,7 +217,7 @@ class _Opened:
         return self._known[chunk.start]
 
     def context(self, sweep: Sweep) -> MetricContext:
-        """What metrics compare with: the source run, and the run without edges.
+        """The context of metrics: the source run, and the run without edges.
 
         All runs are of the source prompts: where a metric goes by tokens, or by positions that it
         finds in them, it does so in these.

@@ -68,7 +68,7 @@ class Base:
 
 
 def _whole(given: Given, own: Given) -> Given:
-    """What senders are, for each prompt, where a prompt may be changed; else the run's own."""
+    """The values of senders, for each prompt, where a prompt may be changed; else the run's own."""
     real = given.mask.bool()[..., None]
 
     def of(one: Tensor, other: Tensor) -> Tensor:

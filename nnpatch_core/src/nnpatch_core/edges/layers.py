@@ -178,7 +178,7 @@ class Layers:
     def attended(
         self, layer: int, given: Mapping[str, Tensor], prompts: Tensor, stream: Tensor | None = None
     ) -> Tensor:
-        """What a layer's heads hand on, given other queries, keys or values, `[rows, seq, any]`.
+        """The output of a layer's heads, given other queries, keys or values, `[rows, seq, any]`.
 
         Args:
             layer: the layer.
@@ -201,7 +201,7 @@ class Layers:
         return torch.cat(found)
 
     def added_by_heads(self, layer: int, heads: Tensor, prompts: Tensor, start: int = 0) -> Tensor:
-        """What a layer's attention adds to the stream, `[rows, seq, width]`, given its heads.
+        """The addition of a layer's attention to the stream, `[rows, seq, width]`, given its heads.
 
         Args:
             layer: the layer.
@@ -227,7 +227,7 @@ class Layers:
         return self.added_by_heads(layer, heads, prompts) - own
 
     def _projected(self, layer: int, heads: Tensor) -> Tensor:
-        """What the output projection gives, called by itself."""
+        """The output projection's output, called by itself."""
         path, found = self.places[layer]["o"].path, []
 
         def visit(traced: Any) -> None:

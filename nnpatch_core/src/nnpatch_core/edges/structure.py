@@ -147,7 +147,7 @@ def _few(batch: Batch) -> Batch:
 
 @contextmanager
 def _inputs(nnmodel: Any, api: ModelAPI) -> Iterator[dict[int, list[Tensor]]]:
-    """What each layer's MLP is given meanwhile: one that is 0 gives the same whatever it sees."""
+    """The inputs of each layer's MLP meanwhile: one that is 0 gives the same whatever it sees."""
     model = module_of(nnmodel)
     found: dict[int, list[Tensor]] = {}
 
@@ -201,7 +201,7 @@ def _made_up(nnmodel: Any, api: ModelAPI, run: Recording) -> _MadeUp:
 
 
 def _projected(traced: Any, path: str, shape: tuple[int, int]) -> Tensor | None:
-    """What the output projection gives, if that is one tensor `[batch, seq, width]`."""
+    """The output projection's output, if that is one tensor `[batch, seq, width]`."""
     output = follow(traced, path).output
     if not isinstance(output, Tensor) or output.shape[:-1] != shape:
         return None

@@ -168,7 +168,7 @@ class _Stream:
 
     @property
     def _sites(self) -> list[SweepSites]:
-        """What is swept, as sites."""
+        """The sites that are swept."""
         return sites_of(self.given.get(name) for name in ("sites", "senders", "receivers", "path"))
 
     @property
