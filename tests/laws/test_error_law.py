@@ -32,6 +32,7 @@ from nnpatch_core import (
     attribution_patching,
     cache_average,
     execution_order,
+    path_patching,
     plan_sweep,
     steer,
 )
@@ -214,6 +215,29 @@ ENTRIES = {
         attribution_patching,
         {**PAIR, **ANSWERED, "progress": False},
         [*MASKS, *COMMON, "ablation", "reference", "per_position", "qk_fix", "grad_drop", "steps"],
+    ),
+    "path": (
+        path_patching,
+        {
+            **{name: PAIR[name] for name in PAIR if name != "sites"},
+            **ANSWERED,
+            "senders": ["a0.h1", SITE],
+            "receivers": ["a2.h1<q>", ("m2", "logits")],
+            "progress": False,
+        },
+        [*MASKS, *COMMON, "engine", "through", "keep"],
+    ),
+    "longer path": (
+        path_patching,
+        {
+            **{name: PAIR[name] for name in PAIR if name != "sites"},
+            **ANSWERED,
+            "senders": None,
+            "receivers": None,
+            "path": ["m0", "m1", "logits"],
+            "progress": False,
+        },
+        [],
     ),
     "plan": (plan_sweep, PAIR, [*MASKS, *LIMITS]),
     "Sites": (swept, {"site_names": "q"}, ["layers", "heads", "seq_pos_type", "seq_pos"]),

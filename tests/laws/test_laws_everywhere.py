@@ -21,6 +21,7 @@ from nnpatch_core import (
     activation_patching,
     attribution_patching,
     edge_patching,
+    path_patching,
     per_prompt,
 )
 from nnpatch_core.spaces import Subspace
@@ -98,6 +99,16 @@ def compared(logits: Tensor) -> Tensor:
     return logits[:, 3] - 0.5 * logits[:, 3].mean()
 
 
+PATHS: dict[str, dict[str, Any]] = {
+    "path": {
+        "senders": Sites(["o", "mlp"], layers=[0, 1], seq_pos_type="lastk", seq_pos=2),
+        "receivers": ["a2.h1<q>", ("a1.h0<v>", "m2"), "logits"],
+    },
+    "path through mlps": {
+        "through": "mlps",
+        "path": [["input", ("a0.h1", "a0.h2")], ["m0", "a1.h0<k>"], Sites("mlp", layers=[2])],
+    },
+}
 METRIC = {"logit_difference": "logit_difference", "bent": bent}
 #: Of prompts that may come in any order, or alone.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -128,6 +139,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "edges by activations": {"method": "eap-ig-activations", "steps": 2},
     "edges by both": {"method": "clean-corrupted"},
     "edges by eap of mean": {"method": "eap", "ablation": "mean"},
+    **PATHS,
 }
 ABLATIONS = ("zero", "mean", "mean per position", "resample", "mean in subspaces")
 ESTIMATES = (
@@ -213,6 +225,19 @@ def run(
             None,
             target,
             *answers,
+            target_attention_mask=target_mask,
+            **options,
+        )
+    if entry in PATHS:
+        members = [options.pop(name, None) for name in ("senders", "receivers")]
+        return path_patching(
+            model,
+            tiny_api(),
+            *members,
+            source,
+            target,
+            *answers,
+            source_attention_mask=source_mask,
             target_attention_mask=target_mask,
             **options,
         )

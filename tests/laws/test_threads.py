@@ -21,6 +21,7 @@ from nnpatch_core import (
     attribution_patching,
     cache_average,
     infer_adapter,
+    path_patching,
 )
 from nnpatch_core.errors import EngineError, MetricError
 from nnpatch_core.testing import run_checks, tiny_model
@@ -52,6 +53,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         source_answer_index=ANSWERS[0],
         target_answer_index=ANSWERS[1],
         progress=False,
+    ),
+    "path": lambda model: path_patching(
+        model, Llama3, "a0.h1", "logits", SOURCE, TARGET, *ANSWERS, progress=False
     ),
     "average": lambda model: cache_average(model, [Site.get_site(Llama3, "mlp", 1)], SOURCE),
     "kit": lambda model: run_checks(Llama3, model, only="check_layers"),

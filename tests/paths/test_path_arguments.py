@@ -17,6 +17,7 @@ from nnpatch_core.errors import (
     HeadError,
     LayerError,
     MemoryBudgetError,
+    OutcomeError,
     PatchingError,
     PositionError,
     PromptWarning,
@@ -156,6 +157,15 @@ def test_paths_that_are_not_there_are_not_swept() -> None:
         layer = int(name[1])
         assert swept[number].tolist() == [layer < 1, layer < 1 or name[:2] == "a1", True]
     assert torch.equal(out["path"] != 0, swept)
+
+
+def test_paths_are_chosen_by_their_ends() -> None:
+    out = run(Sites(["o", "mlp"]), ["a1.h0<q>", "m1", "logits"])
+    some = out.sel(sender=["a0.h1", "m0"], receiver="m1")
+    assert some.swept("path").nonzero().tolist() == [[1, 1], [12, 1]]
+    assert some["path"][12, 1] == out["path"][12, 1]
+    with pytest.raises(OutcomeError, match="no cell has receiver='m2'; there are"):
+        out.sel(receiver="m2")
 
 
 def test_the_two_ways_are_two_kinds() -> None:
@@ -330,3 +340,32 @@ def test_columns_that_mix_are_told() -> None:
     ):
         with pytest.warns(PromptWarning, match="prompts have 3 to 4 tokens"):
             run(senders, receivers, **masks)
+
+
+def test_batches_go_by_names_or_from_the_end() -> None:
+    words = [" red", " blue", " green", " black", " a", " b"]
+    tokenizer = tiny_tokenizer(words)
+    short, long = (
+        PromptPairs.from_texts([f" red{rest}"], [f" green{rest}"], [" red"], [" green"], tokenizer)
+        for rest in (" a", " b a")
+    )
+
+    def swept(*members: Any) -> Outcome:
+        return path_patching(
+            MODEL, API, *members[:2], iter([short, long]), path=members[2], progress=False
+        )
+
+    def members(at: Any) -> list[tuple[Any, ...]]:
+        held = site("mlp", 1, at=at)
+        return [
+            (site("o", 0, 1, at), "logits", None),
+            ("m0", [held], None),
+            (None, None, ["m0", (held, "a1.h0<q>"), "logits"]),
+        ]
+
+    for each in members([-1]):
+        assert swept(*each)["path"].shape == (1,)
+    for at, told in (([1], "counted from the start"), ([[1]], "positions of each prompt")):
+        for each in members(at):
+            with pytest.raises(PositionError, match=told):
+                swept(*each)

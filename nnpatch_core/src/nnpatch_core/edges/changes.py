@@ -264,6 +264,8 @@ def added_up(
     layers: Layers, writes: Writes, wanted: Mapping[int, Rows]
 ) -> Iterator[tuple[int, Tensor]]:
     """The writing of senders by some steps, and nothing else; see `Changes.along`."""
+    if not wanted:
+        return
     climb = Climb.of(wanted)
     total = torch.zeros_like(layers.target.streams[0][climb.prompts])
     left = list(climb.index)

@@ -20,7 +20,7 @@ from nnpatch_core.sites import SiteList, Sites, SweepSites
 _N = TypeVar("_N", Sender, Receiver)
 #: What an entry is made of, as it is given.
 _Item: TypeAlias = "str | Site"
-_STREAM = re.compile(r"resid_pre(\d+)")
+_STREAM = re.compile(r"resid_pre(\d{1,9})", re.ASCII)
 #: The components that heads read, as receivers have them.
 _READ: Mapping[str, ReceiverKind] = {"q": "q", "k": "k", "v": "v"}
 #: Arguments, a path's members, entries that are swept, and a tuple that counts together.

@@ -744,6 +744,8 @@ class Outcome(Mapping[str, Tensor]):
         head: int | Sequence[int] | None = None,
         column: int | Sequence[int] | None = None,
         label: str | Sequence[str] | None = None,
+        sender: str | Sequence[str] | None = None,
+        receiver: str | Sequence[str] | None = None,
     ) -> Outcome:
         """The same outcome with the cells alone that have some labels.
 
@@ -761,6 +763,8 @@ class Outcome(Mapping[str, Tensor]):
             head: heads, or key/value heads.
             column: columns of `seq_pos`, where each prompt has positions of its own.
             label: labels of a list of your own sites.
+            sender: senders of edges or paths.
+            receiver: receivers of edges or paths.
 
         Each takes one label, a list of them, all of which must be there, or for numbers a `range`,
         some of which must.
@@ -786,6 +790,8 @@ class Outcome(Mapping[str, Tensor]):
             "head": head,
             "column": column,
             "label": label,
+            "sender": sender,
+            "receiver": receiver,
         }
         return choose(self, site, labels)
 
