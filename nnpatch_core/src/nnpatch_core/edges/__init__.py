@@ -10,9 +10,11 @@ from nnpatch_core.edges.changes import (
     Writes,
     added_up,
     positions_of,
+    told_of,
 )
 from nnpatch_core.edges.estimates import METHODS as EDGE_METHODS
 from nnpatch_core.edges.estimates import Estimate, estimate_edges
+from nnpatch_core.edges.given import Ablated
 from nnpatch_core.edges.layers import (
     Layers,
     Recording,
@@ -23,7 +25,7 @@ from nnpatch_core.edges.layers import (
 from nnpatch_core.edges.memory import fitting_prompts
 from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, ReceiverKind, Sender
 from nnpatch_core.edges.outcome import EdgeOutcome
-from nnpatch_core.edges.put import EdgePut, GivenOf, source_given
+from nnpatch_core.edges.put import EdgePut, source_given
 from nnpatch_core.edges.setting import Setting, open_setting, read_ablated
 from nnpatch_core.edges.sites import EDGE, EdgeSites, receiver_site
 from nnpatch_core.edges.structure import find_structure
@@ -37,6 +39,7 @@ __all__ = [
     "EDGE",
     "EDGE_METHODS",
     "EXACT",
+    "Ablated",
     "Changes",
     "Climb",
     "EdgeOutcome",
@@ -45,7 +48,6 @@ __all__ = [
     "Entry",
     "Estimate",
     "Given",
-    "GivenOf",
     "Layers",
     "Nodes",
     "Received",
@@ -70,4 +72,5 @@ __all__ = [
     "receiver_site",
     "record_run",
     "source_given",
+    "told_of",
 ]

@@ -1,4 +1,4 @@
-"""What senders change in the residual stream, where their activations are another run's."""
+"""The changes of senders in the residual stream, where their activations are another run's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Rows: TypeAlias = "tuple[Integers, Tensor]"
 
 
 class Changes(Protocol):
-    """What the entries of a sweep, each some senders, change in the stream."""
+    """The changes in the stream of the entries of a sweep, each some senders."""
 
     @property
     def moved(self) -> Tensor:
@@ -34,7 +34,7 @@ class Changes(Protocol):
         ...
 
     def along(self, wanted: Mapping[int, Rows]) -> Iterator[tuple[int, Tensor]]:
-        """What is added to the stream at some steps, from the lowest up.
+        """The additions to the stream at some steps, from the lowest up.
 
         Args:
             wanted: for each step the rows that are asked for.
@@ -46,7 +46,7 @@ class Changes(Protocol):
 
 
 class Writes(Protocol):
-    """What the entries of a sweep write to the stream themselves, each sender once."""
+    """The writing to the stream of the entries of a sweep, each sender once."""
 
     @property
     def moved(self) -> Tensor:
@@ -60,7 +60,7 @@ class Writes(Protocol):
     def written(
         self, entries: Integers, prompts: Tensor, until: Integers
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """What is written at each step, from the lowest up.
+        """The writing at each step, from the lowest up.
 
         Args:
             entries: `[rows]`, the number of each row's entry.
@@ -147,6 +147,14 @@ def positions_of(
     return tuple(None if each is None else each.rows(index % len(each.at)) for each in positions)
 
 
+def told_of(positions: Positions | None) -> list[int]:
+    """Positions as numbers that are others for other positions."""
+    if positions is None:
+        return [-1]
+    parts = [each for each in (positions.at, positions.source) if each is not None]
+    return [number for part in parts for number in (*part.shape, *part.flatten().tolist())]
+
+
 @attrs.frozen(eq=False)
 class SenderChanges:
     """The senders' own changes, with everything between them and a receiver held.
@@ -178,7 +186,7 @@ class SenderChanges:
         return frozenset(sender for sender, _ in self.members[entry])
 
     def at(self, entries: Integers, prompts: Tensor, step: int) -> Tensor:
-        """What is added to the stream at one step, `[rows, seq, width]`; see `along`."""
+        """The addition to the stream at one step, `[rows, seq, width]`; see `along`."""
         ((_, change),) = self.along({step: (entries, prompts)})
         return change
 
@@ -255,7 +263,7 @@ class SenderChanges:
 def added_up(
     layers: Layers, writes: Writes, wanted: Mapping[int, Rows]
 ) -> Iterator[tuple[int, Tensor]]:
-    """What senders have written by some steps, and nothing else; see `Changes.along`."""
+    """The writing of senders by some steps, and nothing else; see `Changes.along`."""
     if not wanted:
         return
     climb = Climb.of(wanted)

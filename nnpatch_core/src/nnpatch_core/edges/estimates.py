@@ -115,10 +115,11 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
                 tally.elided[:, chunk] = part.still
         tally.note("gradient", None)
     tally = versions.tally(attrs.evolve(tally, values=values))
-    mask = runs.mask_of(sweep.patches)
+    mask = put.mask(sweep, runs)
+    told = "" if put.given is None else f"ablation {put.given.runs.ablation}, "
     return outcome(
         versions.sweep(sweep),
-        f"edge ({how.words})",
+        f"edge ({told}{how.words})",
         runs.scale,
         tally,
         once,
@@ -131,7 +132,7 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
 def _context(
     sweep: Sweep, runs: PairRuns, chunks: Sequence[slice], kept: Sequence[Opened]
 ) -> MetricContext:
-    """What metrics compare with; runs that are opened already need not be made again."""
+    """The context of metrics; runs that are opened already need not be made again."""
     logits = [(source, layers.target.logits) for layers, _, source in kept if source is not None]
     if logits:
         return runs.context(*logits[0])
@@ -352,7 +353,7 @@ class _Part:
         yield source, 0.5, None, self._weights(source)
 
     def _masked(self, given: Tensor, own: Tensor) -> Tensor:
-        """What is given, where a prompt may be changed."""
+        """The given activation, where a prompt may be changed."""
         real = self.given.mask.bool().to(own.device)[..., None]
         return torch.where(real, given.to(own), own)
 

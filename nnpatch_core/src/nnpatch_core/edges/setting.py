@@ -8,9 +8,9 @@ import attrs
 
 from nnpatch_core._models import as_nnsight, evaluating, module_of
 from nnpatch_core.adapters import ModelAPI, check_fits
-from nnpatch_core.edges.given import ablated
+from nnpatch_core.edges.given import Ablated, ablated
 from nnpatch_core.edges.layers import Structure
-from nnpatch_core.edges.put import EdgePut, GivenOf
+from nnpatch_core.edges.put import EdgePut
 from nnpatch_core.edges.structure import find_structure
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.interventions import (
@@ -47,8 +47,8 @@ class Setting:
     arguments: PairArguments
     ablation: Ablation | None
 
-    def given(self, options: Options) -> GivenOf | None:
-        """What senders get where they are ablated; None is the source run's activations.
+    def given(self, options: Options) -> Ablated | None:
+        """The activations of ablated senders; None is the source run's activations.
 
         Raises:
             PatchingError: one of its kinds, naming the argument that is wrong.
@@ -58,7 +58,7 @@ class Setting:
         return ablated(self.nnmodel, self.api, self._target(), self.ablation, options)
 
     def put(self, options: Options) -> EdgePut:
-        """What a sweep over edges puts."""
+        """The values that a sweep over edges puts."""
         return EdgePut(self.api, self.structure, self.given(options))
 
     def _target(self) -> RunArguments:
@@ -122,5 +122,5 @@ def read_ablated(ablation: Any, reference: Any, per_position: Any, seed: Any) ->
         if reference is not None or per_position:
             raise PatchingError("reference= and per_position= mean nothing without ablation=")
         return None
-    own = seed if ablation == "resample" else None
+    own = seed if isinstance(ablation, str) and ablation == "resample" else None
     return check_ablation("ablation", Ablation(ablation, reference, per_position, own))

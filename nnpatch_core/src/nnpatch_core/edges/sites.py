@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import numpy as np
@@ -11,15 +11,26 @@ import numpy as np
 from nnpatch_core._models import module_of
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.edges.changes import Entry
-from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, Sender
+from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver
 from nnpatch_core.errors import EdgeError
 from nnpatch_core.plugins import find_adapter
-from nnpatch_core.seq_pos import Expansion, PlacedSeqPos, PromptBatch, SeqPos, expansion_of
+from nnpatch_core.seq_pos import (
+    Expansion,
+    PlacedSeqPos,
+    Positions,
+    PromptBatch,
+    SeqPos,
+    are_per_prompt,
+    expansion_of,
+)
 from nnpatch_core.site import Site, bind_cells
 from nnpatch_core.sites import Axis, Grid
 
 #: The name under which an outcome has the edges.
 EDGE = "edge"
+#: The place of a group on the axis of positions, the positions, and their name; all of them None is
+#: everywhere.
+_Group: TypeAlias = "tuple[int | None, Positions | None, str | None]"
 
 
 @attrs.frozen(eq=False)
@@ -62,12 +73,29 @@ class EdgeSites:
         senders: the numbers of the senders that are swept.
         receivers: the numbers of the receivers.
         strategy: where a sender is changed, one group of positions at a time; None is everywhere.
+        apart: whether senders get something else than activations of the source run, so that it
+            does not matter where a position is there.
     """
 
     nodes: Nodes
     senders: Sequence[int]
     receivers: Sequence[int]
     strategy: SeqPos | PlacedSeqPos | None = None
+    apart: bool = False
+
+    def shifted(self, prompts: PromptBatch) -> bool:
+        """Whether some sender gets activations of other positions than its own."""
+        if self.strategy is None or self.apart:
+            return False
+        cells = expansion_of(self.strategy, prompts.seq_len, prompts).cells
+        return any(cell.source is not None for cell in cells)
+
+    def by_prompt(self, prompts: PromptBatch) -> bool:
+        """Whether positions are named for each prompt."""
+        if self.strategy is None:
+            return False
+        cells = expansion_of(self.strategy, prompts.seq_len, prompts).cells
+        return any(are_per_prompt(cell.seq_pos) for cell in cells)
 
     def check(self) -> None:
         """Raise `EdgeError` where no sender is before a receiver."""
@@ -86,10 +114,10 @@ class EdgeSites:
         """See `SweepSites.grids`: one tensor, whose axes are sender and receiver."""
         adapter, nodes = find_adapter(api, module_of(nnmodel)), self.nodes
         axes = [Axis("sender", nodes.sender_names), Axis("receiver", nodes.receiver_names)]
-        groups: list[tuple[int | None, Entry]]
-        expansion = None
+        groups: list[_Group] = [(None, None, None)]
         if self.strategy is not None:
             expansion = expansion_of(self.strategy, seq_len, prompts)
+            groups = _groups(adapter, expansion, nnmodel, seq_len, prompts, self.apart)
             if expansion.axis is not None:
                 axes.append(Axis(expansion.axis, expansion.labels))
         sites = [receiver_site(adapter, each) for each in nodes.receivers]
@@ -97,16 +125,13 @@ class EdgeSites:
         wanted = set(self.receivers)
         for number in self.senders:
             sender = nodes.senders[number]
-            groups = _entries(adapter, sender, expansion, nnmodel, seq_len, prompts)
+            entries = [Entry((sender,), (at,)) for _, at, _ in groups]
             for other in nodes.mask[number].nonzero()[0].tolist():
                 if other not in wanted:
                     continue
                 receiver = nodes.receivers[other]
-                for label, entry in groups:
+                for (label, _, where), entry in zip(groups, entries, strict=True):
                     index.append((number, other, *(() if label is None else (label,))))
-                    where = None
-                    if label is not None and expansion is not None:
-                        where = str(expansion.labels[label])
                     cells.append(EdgeCell(entry, (receiver,), (sites[other],), where))
         # They are sites as a sweep goes by them: with a label, and with sites of the model.
         found: Any = tuple(cells)
@@ -130,21 +155,37 @@ def receiver_site(api: ModelAPI, receiver: Receiver, *, alone: bool = True) -> S
     return Site.get_site(api, receiver.kind, receiver.layer, receiver.head)
 
 
-def _entries(
+def _groups(
     api: ModelAPI,
-    sender: Sender,
-    expansion: Expansion | None,
+    expansion: Expansion,
     nnmodel: Any,
     seq_len: int,
     prompts: PromptBatch | None,
-) -> list[tuple[int | None, Entry]]:
-    """The sender at each group of positions, with the group's place on its axis."""
-    if expansion is None:
-        return [(None, Entry((sender,), (None,)))]
-    found = []
-    for cell in expansion.cells:
-        # Positions are read as those of a site are.
-        site = Site(api, "resid", 0, None, cell.seq_pos, where=cell.name)
-        bound = bind_cells([site], nnmodel, seq_len, prompts).cells[0].sites[0]
-        found.append((cell.label, Entry((sender,), (bound.positions,))))
-    return found
+    apart: bool,
+) -> list[_Group]:
+    """The groups of positions that a strategy gives."""
+    # Positions are read as those of sites are: where some take their values from elsewhere, each
+    # knows where it has any.
+    if apart and prompts is not None:
+        prompts = attrs.evolve(prompts, source=None)
+    sites = [
+        Site(
+            api,
+            "resid",
+            0,
+            None,
+            cell.seq_pos,
+            source_seq_pos=None if apart else cell.source,
+            where=cell.name,
+        )
+        for cell in expansion.cells
+    ]
+    bound = bind_cells(sites, nnmodel, seq_len, prompts).cells
+    return [
+        (
+            cell.label,
+            found.sites[0].positions,
+            None if cell.label is None else str(expansion.labels[cell.label]),
+        )
+        for cell, found in zip(expansion.cells, bound, strict=True)
+    ]

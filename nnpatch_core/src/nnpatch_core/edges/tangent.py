@@ -32,7 +32,7 @@ _FINE = (torch.float32, torch.float64)
 
 @attrs.frozen(eq=False)
 class Moved:
-    """What a run is given in place of its own: the point at which a gradient is taken.
+    """Activations that a run gets in place of its own: where a gradient is taken.
 
     Args:
         stream: the stream before layer 0, `[batch, seq, width]`; None is the run's own.

@@ -1,4 +1,4 @@
-"""What receivers compute from a changed stream, as an intervention of the engines."""
+"""Receivers computed from a changed stream, as an intervention of the engines."""
 
 from __future__ import annotations
 
@@ -72,6 +72,9 @@ class Received:
     def ready(self, cells: Tensor, prompts: Tensor) -> None:
         """See `Prepared.ready`."""
         self._known.clear()
+        if not len(cells):
+            # Rows that control others may run alone.
+            return
         own, rows = cells.numpy(), prompts.numpy()
         wanted: dict[Receiver, list[int]] = {}
         for run, cell in enumerate(own.tolist()):

@@ -2,6 +2,7 @@
 
 from nnpatch_core.interventions.ablations import (
     Ablation,
+    AblationRuns,
     check_ablation,
     read_ablation,
 )
@@ -34,6 +35,7 @@ from nnpatch_core.interventions.pairs import (
 __all__ = [
     "AS_TARGET",
     "Ablation",
+    "AblationRuns",
     "PairArguments",
     "PairRuns",
     "Recorded",

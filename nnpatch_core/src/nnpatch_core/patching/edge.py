@@ -29,14 +29,14 @@ from nnpatch_core.edges import (
     read_ablated,
 )
 from nnpatch_core.engine import check_engine, choose_engines
-from nnpatch_core.errors import EdgeError, PatchingError, UnknownNameError
+from nnpatch_core.errors import EdgeError, PatchingError, PositionError, UnknownNameError
 from nnpatch_core.interventions import PairArguments, PairRuns
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName, EdgeMethodName, EngineName, SeqPosName
 from nnpatch_core.patching.screen import ScreenOptions, check_screen, measure_chosen
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
-from nnpatch_core.seq_pos import PlacedSeqPos, SeqPos, Span
+from nnpatch_core.seq_pos import PlacedSeqPos, PromptBatch, SeqPos, Span
 from nnpatch_core.sites import strategy_of
 from nnpatch_core.sweep import (
     Checkpoint,
@@ -215,6 +215,7 @@ def edge_patching(
         _numbers("senders", senders, nodes),
         _numbers("receivers", receivers, nodes),
         strategy,
+        apart=given is not None,
     )
     sites.check()
     file = None if checkpoint is None else Checkpoint(checkpoint)
@@ -229,7 +230,15 @@ def edge_patching(
     )
     put = setting.put(options)
     told = "edge" if given is None else f"edge (ablation {given.method})"
-    runs = attrs.evolve(runs, kind=told, put=put)
+    prompts = PromptBatch(runs.target, runs.source, runs.spans)
+    if put.given is not None and put.given.by_place and sites.by_prompt(prompts):
+        raise PositionError(
+            f"with ablation={ablation!r}{' and per_position=True' * per_position} a sender gets "
+            "activations of its own position from the end, and seq_pos names positions of each "
+            "prompt, which need not go together: name the same ones for all prompts, or take "
+            "ablation='zero' or 'mean'"
+        )
+    runs = attrs.evolve(runs, kind=told, put=put, shifted=sites.shifted(prompts))
     with collecting_later():
         sweep, runs = prepare(traced, adapter, sites, runs, metric, options, gathers=how is None)
     warn_of_chunks(sweep, sweep.chunks)

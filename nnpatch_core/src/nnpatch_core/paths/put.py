@@ -21,12 +21,12 @@ from nnpatch_core.edges import (
     Writes,
     open_layers,
     source_given,
+    told_of,
 )
 from nnpatch_core.interventions import PairRuns
 from nnpatch_core.paths.between import Frozen, ThroughMlps
 from nnpatch_core.paths.relayed import Relayed
 from nnpatch_core.paths.sites import PathCell
-from nnpatch_core.seq_pos import Positions
 from nnpatch_core.sweep import Sweep, Values
 from nnpatch_core.tracing import Intervention
 
@@ -122,14 +122,7 @@ def _told(cells: Sequence[Any]) -> Tensor:
     words: list[int] = []
     for each in known.values:
         for at in each.positions:
-            words += _of_positions(at)
+            words += told_of(at)
     for cell in cells:
         words += [known.of(id(each), each) for each in (cell.senders, *cell.relays)]
     return torch.tensor(words, dtype=torch.int64, device="cpu")
-
-
-def _of_positions(at: Positions | None) -> list[int]:
-    if at is None:
-        return [-1]
-    parts = [at.at] if at.source is None else [at.at, at.source]
-    return [number for part in parts for number in (*part.shape, *part.flatten().tolist())]

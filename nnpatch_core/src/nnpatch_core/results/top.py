@@ -20,7 +20,7 @@ from nnpatch_core.errors import OutcomeError
 from nnpatch_core.results import tables
 from nnpatch_core.results.axes import NUMBERED
 from nnpatch_core.results.columns import DRAWS, doubt_of, ends_by_means, only_means
-from nnpatch_core.results.distinct import by_strength, distinct_cells
+from nnpatch_core.results.neighbours import by_strength, distinct_cells
 from nnpatch_core.results.selection import find_names
 from nnpatch_core.results.statistics import (
     Draws,

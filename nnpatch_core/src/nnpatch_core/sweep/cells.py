@@ -24,7 +24,7 @@ from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.sweep.tally import Tally
 
 #: How many logits are looked at together, as each row takes a whole vocabulary.
-_LOGITS = 2**19
+_LOGITS = 2**21
 
 
 def run_cells(

@@ -74,7 +74,9 @@ def _only(chunks: Sequence[slice]) -> Sequence[slice]:
 
 def _context(sweep: Sweep, runs: Runs, kept: Sequence[Opened]) -> MetricContext:
     for opened in kept:
-        return runs.context(opened.source_logits, opened.execution.logits)
+        # Values of no run of prompts come without the source run.
+        if opened.source_logits is not None:
+            return runs.context(opened.source_logits, opened.execution.logits)
     return runs.unpatched(sweep, sweep.chunks)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import is_
 from typing import TypeAlias
 
 import attrs
@@ -64,19 +65,34 @@ def patched_runs(patches: Patches, batch: int, seq_len: int, changed: Changed) -
         seq_len: tokens per prompt.
         changed: where patching changes anything.
     """
-    everyone = np.arange(batch)
     parts: list[tuple[Integers, Integers, Integers, Integers]] = []
+    before: tuple[list[Booleans], tuple[object, ...]] | None = None
+    began: tuple[Integers, Integers, Integers] = (np.zeros(0, np.int64),) * 3
     for number, cell in enumerate(patches.cells):
-        start = np.full(batch, seq_len)
-        stage = np.full(batch, -1)
-        for site in cell.sites:
-            here = changed(number, site)
-            touched = np.any(here, axis=1)
-            at = site.positions.at.numpy()
-            first = at[everyone if len(at) > 1 else 0, here.argmax(1)]
-            start = np.where(touched, np.minimum(start, first), start)
-            stage = np.where(touched & (stage < 0), site.place.stage, stage)
-        runs = stage >= 0
-        prompts = everyone[runs]
-        parts.append((np.full_like(prompts, number), prompts, start[runs], stage[runs]))
+        heres = [changed(number, site) for site in cell.sites]
+        sites = tuple((id(site.positions), site.place.stage) for site in cell.sites)
+        # The edges from one sender into one layer change the same tokens, by the same array.
+        same = before is not None and sites == before[1] and all(map(is_, heres, before[0]))
+        if not same:
+            began = _began(cell.sites, heres, batch, seq_len)
+        before = heres, sites
+        prompts, start, stage = began
+        parts.append((np.full_like(prompts, number), prompts, start, stage))
     return PatchedRuns(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _began(
+    sites: Sequence[BoundSite], heres: Sequence[Booleans], batch: int, seq_len: int
+) -> tuple[Integers, Integers, Integers]:
+    """The prompts in which a cell changes something, with the first position and stage there."""
+    everyone = np.arange(batch)
+    start = np.full(batch, seq_len)
+    stage = np.full(batch, -1)
+    for site, here in zip(sites, heres, strict=True):
+        touched = np.any(here, axis=1)
+        at = site.positions.at.numpy()
+        first = at[everyone if len(at) > 1 else 0, here.argmax(1)]
+        start = np.where(touched, np.minimum(start, first), start)
+        stage = np.where(touched & (stage < 0), site.place.stage, stage)
+    runs = stage >= 0
+    return everyone[runs], start[runs], stage[runs]

@@ -113,10 +113,16 @@ class _Changes:
     reaching: Tensor
     _known: dict[object, Tensor] = attrs.field(factory=dict, init=False)
     _picked: dict[object, Booleans] = attrs.field(factory=dict, init=False)
+    #: The intervention, if it knows what it moves.
+    _knowing: Prepared | None = attrs.field(init=False)
+
+    @_knowing.default
+    def _if_prepared(self) -> Prepared | None:
+        return self.intervention if isinstance(self.intervention, Prepared) else None
 
     def note(self, place: Place, activation: Tensor) -> None:
         """Compare what stands at a place with what is put there."""
-        if isinstance(self.intervention, Prepared):
+        if self._knowing is not None:
             return
         if not self.intervention.by_cell:
             for alignment, limit in self.patches.put_at[place]:
@@ -132,8 +138,8 @@ class _Changes:
 
     def at(self, cell: int, site: BoundSite) -> Booleans:
         """`[batch, positions]` at one site of a cell."""
-        if isinstance(self.intervention, Prepared):
-            moved = self.intervention.moves(cell, site)
+        if self._knowing is not None:
+            moved = self._knowing.moves(cell, site)
             # Cells that move the same tokens share a tensor.
             known = self._picked.get((id(moved), site.positions))
             if known is None:

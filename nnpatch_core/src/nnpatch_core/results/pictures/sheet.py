@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 import numpy as np
 
-from nnpatch_core.results.distinct import distinct_cells
+from nnpatch_core.results.neighbours import distinct_cells
 from nnpatch_core.results.pictures.layout import Layout
 from nnpatch_core.results.pictures.panels import Panel
 from nnpatch_core.results.pictures.request import PictureKind
