@@ -21,7 +21,7 @@ ANSWERS = (" Mary", " John")
 FAMILIES = {"SmolLM2": "llama", "Gemma 3": "gemma3_text"}
 MODELS = {"SmolLM2": smollm2_135m, "Gemma 3": gemma3_270m}
 #: Senders, receivers amid a path, and receivers at its end, of each sweep.
-SENDERS, BETWEEN, ENDS = 9, 4, 7
+SENDERS, BETWEEN, ENDS = 5, 2, 4
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -52,7 +52,7 @@ def test_paths_equal_plain_hooks(
     high = [name for name in reading if _layer(name) >= 2 * layers // 3]
     path = [draw.sample(low, SENDERS), [*draw.sample(high, ENDS - 1), "logits"]]
     if members == 3:
-        path = [path[0][:4], draw.sample(middle, BETWEEN), path[1][-3:]]
+        path = [path[0][:3], draw.sample(middle, BETWEEN), path[1][-2:]]
     out = path_patching(
         real.model, real.api, None, None, pairs, path=path, through=through, progress=False
     )
