@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -103,19 +104,32 @@ class CircuitEvaluation:
 
     def __str__(self) -> str:
         rows = [["circuit", "edges", "faithfulness"]]
-        several = self.outcome.count > 1
-        low, high = self.interval() if several else (None, None)
-        for number, (name, circuit) in enumerate(self.circuits.items()):
-            value = in_digits(float(self.faithfulness[number]))
-            if low is not None and high is not None:
-                ends = in_digits(float(low[number])), in_digits(float(high[number]))
-                value += f" [{ends[0]}, {ends[1]}]"
+        values, doubts = self.in_words()
+        for value, (name, circuit) in zip(values, self.circuits.items(), strict=True):
             rows.append([name, f"{len(circuit):,}", value])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
+        lines = [
             f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}".rstrip()
             for row in rows
-        )
+        ]
+        return "\n".join([*lines, *doubts])
+
+    def in_words(self) -> tuple[list[str], list[str]]:
+        """The faithfulness of each circuit with its interval, and what is to be said of intervals.
+
+        Whoever prints it reads that, and need not be warned.
+        """
+        values = [in_digits(each) for each in self.faithfulness.tolist()]
+        if self.outcome.count == 1:
+            return values, []
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            low, high = (end.tolist() for end in self.interval())
+        ends = [
+            f"[{in_digits(one)}, {in_digits(other)}]" for one, other in zip(low, high, strict=True)
+        ]
+        told = dict.fromkeys(str(each.message) for each in caught)
+        return [" ".join(each) for each in zip(values, ends, strict=True)], [*told]
 
     def __repr__(self) -> str:
         return (

@@ -79,10 +79,7 @@ class FoundCircuit:
         found, whole = self.evaluation, len(self.circuit.nodes)
         words = "" if self.reached else ": no circuit that was run is faithful enough"
         random = [name for name in found.names if name.startswith(RANDOM)]
-        value = in_digits(self.faithfulness)
-        if found.outcome.count > 1:
-            low, high = found.interval()
-            value += f" [{in_digits(float(low[0]))}, {in_digits(float(high[0]))}]"
+        (value, *_), doubts = found.in_words()
         others = ", ".join(in_digits(found[name]) for name in random)
         exact = int(self.edges.outcome.cells["edge"].exact.sum())
         others_too = "" if exact == whole else f", the others estimated ({self.edges.outcome.kind})"
@@ -101,7 +98,7 @@ class FoundCircuit:
             "seconds": cost,
         }
         width = max(map(len, lines))
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+        return "\n".join([*(f"{name:<{width}}  {text}" for name, text in lines.items()), *doubts])
 
     def __repr__(self) -> str:
         return f"FoundCircuit({len(self.circuit):,} edges, faithfulness {self.faithfulness:.3g})"

@@ -156,7 +156,7 @@ def _ours(given: Any, of_file: Nodes, told: Mapping[str, str]) -> _Ours:
     if not isinstance(given, Mapping) or given.get("format") != _FORMAT:
         form = given.get("format") if isinstance(given, Mapping) else given
         raise EdgeError(
-            f"its entry nnpatch has the format {shown(form)}, and this version reads {_FORMAT}"
+            f"its entry 'nnpatch' has the format {shown(form)}, and this version reads {_FORMAT}"
         )
     shared, scores, info = given.get("key_value"), given.get("scores"), given.get("info")
     if not isinstance(shared, list) or len(shared) != of_file.n_layers:
