@@ -24,7 +24,7 @@ EXAMPLE = "docs/examples/nnpatch-gpt2"
 # Scripts that ask SmolLM2 a question each; docs/examples.md shows what they find.
 EXAMPLES = (
     "repeated_names", "greater_than", "induction", "long_answers", "context_or_memory",
-    "first_or_second",
+    "first_or_second", "circuit_of_names", "circuit_of_capitals",
 )  # fmt: skip
 SOURCES = [f"{name}/src" for name in (*DISTRIBUTIONS, EXAMPLE)]
 TESTING = (

@@ -6,16 +6,22 @@ The scripts sweep all layers; here it is some of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from nnpatch_core import PromptPairs
+from nnpatch_core import Circuit, PromptPairs, edge_patching, evaluate_circuit
+from nnpatch_core.edges import Nodes
 from tests.helpers.oracle import Donor, Oracle, Place, Prompt
+from tests.helpers.paths import ROOT
 from tests.models.real import Real, smollm2_135m
 
-import context_or_memory  # isort: skip - found by tests.models.real
+import circuit_of_capitals  # isort: skip - found by tests.models.real
+import circuit_of_names  # isort: skip
+import circuits_found  # isort: skip
+import context_or_memory  # isort: skip
 import first_or_second  # isort: skip
 import greater_than  # isort: skip
 import induction  # isort: skip
@@ -260,3 +266,51 @@ def test_one_direction_decides_between_the_first_and_the_second_name(known: Real
     rows = learned.evaluation
     assert rows.accuracy.value > 0.5
     assert rows["random subspace"].accuracy.value < 0.1
+
+
+# Circuits -----------------------------------------------------------------------------------------
+
+NODES = Nodes(query=[9] * 30, key_value=[3] * 30, parallel=[False] * 30)
+
+
+@pytest.mark.parametrize(
+    ("example", "edges", "elsewhere"),
+    [(circuit_of_names, 665, 0.74), (circuit_of_capitals, 346, 0.78)],
+)
+def test_circuits_do_alone_what_the_model_does(
+    known: Real, example: Any, edges: int, elsewhere: float
+) -> None:
+    """The circuits that the examples have found, as they have kept them."""
+    name = example.__name__.replace("_", "-")
+    circuit = circuits_found.read(ROOT / "docs" / "_static" / "examples" / f"{name}.json", NODES)
+    assert len(circuit) == edges
+    assert circuit.pruned() == circuit
+    pairs = example.prompts(known.tokenizer)
+    others = example.prompts(known.tokenizer, held_out=True)
+    assert not {*pairs.source_answer_index.tolist()} & {*others.source_answer_index.tolist()}
+    without = {"found": circuit, "all but it": Circuit.of(NODES, NODES) - circuit}
+    found = evaluate_circuit(known.model, None, without, pairs, progress=False)
+    assert found["found"] == pytest.approx(0.9, abs=0.01)
+    assert abs(found["all but it"]) < 0.01
+    # It fits the pairs that it was found on: elsewhere it is less faithful, and much better than 0.
+    sentence = example.prompts(known.tokenizer, held_out=True, template=example.OTHER)
+    values = [
+        float(evaluate_circuit(known.model, None, circuit, own, progress=False))
+        for own in (others, sentence)
+    ]
+    assert 0.85 > values[0] > values[1]
+    assert values[1] == pytest.approx(elsewhere, abs=0.01)
+
+
+def test_few_edges_carry_most_of_it(known: Real) -> None:
+    strongest = {"input->m0": 0.984, "m0->a23.h1<v>": 0.254, "a23.h3->logits": 0.423}
+    strongest |= {"a29.h0->logits": -0.201, "a24.h4->logits": -0.169}
+    senders, receivers = zip(*(edge.split("->") for edge in strongest), strict=True)
+    pairs = circuit_of_names.prompts(known.tokenizer)
+    edges = edge_patching(
+        known.model, None, pairs, senders=senders[1:], receivers=receivers[1:], progress=False
+    )
+    for edge in [*strongest][1:]:
+        assert edges[edge] == pytest.approx(strongest[edge], abs=2e-3)
+    first = edge_patching(known.model, None, pairs, senders="input", receivers="m0", progress=False)
+    assert first["input->m0"] == pytest.approx(strongest["input->m0"], abs=2e-3)

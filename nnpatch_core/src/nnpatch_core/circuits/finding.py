@@ -135,7 +135,7 @@ def find_circuit(
     that ranking that is faithful, and drops what it does without, as runs tell. The circuit is then
     run beside its complement and random circuits of its size.
 
-    A circuit is faithful enough if 1 - |1 - faithfulness| reaches the goal: one that overshoots,
+    A circuit is faithful enough if `1 - |1 - faithfulness|` reaches the goal: one that overshoots,
     because it lacks what works against the answer, is no better than one that falls short.
 
     The pairs that it is chosen by are those that it is measured on. Measure it on others, by
