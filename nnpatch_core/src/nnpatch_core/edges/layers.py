@@ -27,6 +27,7 @@ from nnpatch_core.adapters import (
 )
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.nodes import Nodes
+from nnpatch_core.edges.steady import check_rows
 from nnpatch_core.errors import AdapterError, EngineError, PatchingError
 from nnpatch_core.tracing import (
     LAYER_INPUT,
@@ -386,7 +387,7 @@ def open_layers(nnmodel: Any, api: ModelAPI, structure: Structure, batch: Batch)
 
     Raises:
         EngineError: the first or last layer, called by itself, does not give what it gave in the
-            run.
+            run; or a hook treats rows in ways of their own.
     """
     # The number of rows must be no number of tokens: by it masks are told from other arguments.
     count = len(batch)
@@ -398,6 +399,7 @@ def open_layers(nnmodel: Any, api: ModelAPI, structure: Structure, batch: Batch)
     layers = Layers(nnmodel, api.layers, places, structure, target, calls, len(rows))
     for layer in {0, len(places) - 1}:
         layers.check(layer)
+    check_rows(layers)
     return layers
 
 
