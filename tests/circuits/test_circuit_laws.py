@@ -17,9 +17,9 @@ from nnpatch_core import per_prompt
 from nnpatch_core.circuits import Circuit, evaluate_circuit
 from nnpatch_core.edges import Nodes
 from nnpatch_core.testing import tiny_api, tiny_model
-from tests.edges.test_planted_circuits import EACH, planted
 from tests.helpers.edge_pairs import EVEN, Pairs
-from tests.laws.test_laws_everywhere import bent, check_state, compared, state_of
+from tests.helpers.planted_cases import EACH, planted
+from tests.helpers.undisturbed import bent, check_state, compared, state_of
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")

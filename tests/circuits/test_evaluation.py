@@ -33,7 +33,7 @@ from nnpatch_core.errors import (
 )
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
-from tests.circuits.test_circuit_oracle import drawn, measured, subject
+from tests.helpers.circuit_cases import drawn, measured, subject
 from tests.helpers.edge_oracle import oracle_of
 from tests.helpers.edge_pairs import EVEN, UNEVEN, Pairs
 

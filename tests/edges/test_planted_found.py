@@ -8,8 +8,8 @@ import re
 import pytest
 
 from nnpatch_core import Circuit, edge_patching
-from tests.edges.test_planted_circuits import EACH, NOTHING, STEPS, estimated, planted
 from tests.helpers.paths import ROOT
+from tests.helpers.planted_cases import EACH, NOTHING, STEPS, estimated, planted
 from tests.helpers.planted_circuits import PLANTED
 from tests.helpers.planted_oracle import METHODS
 
