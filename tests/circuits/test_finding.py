@@ -20,7 +20,7 @@ from nnpatch_core.edges import Nodes
 from nnpatch_core.errors import PatchingError, TokensError, UnknownNameError
 from nnpatch_core.patching import edge
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
-from tests.edges.test_planted_circuits import EACH, planted
+from tests.helpers.planted_cases import EACH, planted
 from tests.helpers.planted_circuits import PLANTED
 
 MODEL, API = tiny_model("llama", num_hidden_layers=2), tiny_api()
