@@ -144,9 +144,10 @@ def test_edges_from_which_nothing_leads_on_change_nothing(what: str) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=ROUNDING)
 
 
-def test_edges_of_what_reads_nothing_matter_where_the_rest_is_ablated() -> None:
-    """An MLP makes something of an ablated stream, too; so pruning is a change there."""
-    circuit = Circuit.of(NODES, ["input->logits", "m1->logits"])
+@pytest.mark.parametrize("sender", ["m1", "a1.h1"])
+def test_edges_of_what_reads_nothing_matter_where_the_rest_is_ablated(sender: str) -> None:
+    """It makes something of an ablated stream, too; so pruning is a change there."""
+    circuit = Circuit.of(NODES, ["input->logits", f"{sender}->logits"])
     found, pruned = raw(evaluated([circuit, circuit.pruned()], ablation="mean"))[0]
     assert (found - pruned).abs().max() > 0.01
 
