@@ -1,11 +1,13 @@
-"""Edges of models as users have them: with hooks, adapters, other types, offloaded or quantised."""
+"""Edges of models as users have them: with hooks, adapters, in narrow numbers, and broken off.
+
+Those that are quantised, or lie elsewhere, are in the files of such models.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import torch
 from nnsight import NNsight
 from torch import Tensor, nn
 
-from nnpatch_core.errors import EngineError, GradientError
+from nnpatch_core.errors import EngineError
 from nnpatch_core.testing import tiny_model
 from tests.helpers import edge_pairs
 from tests.helpers.counted import calling
@@ -21,9 +23,7 @@ from tests.helpers.edge_derivatives import EdgeDerivatives
 from tests.helpers.edge_oracle import EdgeOracle
 from tests.helpers.edge_pairs import Pairs, from_oracle, numbers, raw
 from tests.helpers.families import FAMILIES
-from tests.laws.test_laws_everywhere import check_state, state_of
-from tests.wrapped.test_offload import all_in_host_memory, all_on_disk, embedding_on_disk
-from tests.wrapped.test_quantised import KINDS, by_modules, dequantised
+from tests.helpers.undisturbed import check_state, state_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
 
@@ -199,29 +199,6 @@ def test_peft(method: str) -> None:
     assert (found - raw(patched(llama(), method=method))).abs().max() > 0.01
     with model.disable_adapter():
         assert (raw(patched(model)) - raw(patched(llama()))).abs().max() < 2e-5
-
-
-@pytest.mark.parametrize("method", ["exact", "eap"])
-@pytest.mark.parametrize("place", [all_in_host_memory, all_on_disk, embedding_on_disk])
-def test_offloaded(place: Callable[..., Any], method: str, tmp_path: Path) -> None:
-    found = patched(place(llama(), tmp_path), engine="auto", method=method)
-    assert "fallback" not in found.info
-    assert (raw(found) - raw(patched(llama(), method=method))).abs().max() < 2e-5
-
-
-@pytest.mark.parametrize("method", ["exact", "eap"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_quantised(kind: str, method: str) -> None:
-    quantise, head = KINDS[kind]
-    both = quantise(llama()), dequantised(head)
-    found, expected = (raw(patched(each, method=method)) for each in both)
-    assert (found - expected).abs().max() < 5e-5
-
-
-@pytest.mark.parametrize("how", ["no graph", "another gradient"])
-def test_a_kernel_without_its_gradient(how: str) -> None:
-    with pytest.raises(GradientError, match=r"quantised.*gradient"):
-        patched(by_modules(llama(), how), method="eap")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
