@@ -357,6 +357,38 @@ def test_answers_of_several_tokens(name: str | None, batch_size: int | None) -> 
         check(numbers(edges)[edge], expected)
 
 
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_answers_of_several_tokens_resampled(batch_size: int | None) -> None:
+    """Each prompt gets the other's, with whichever answer it stands there."""
+    two, answers = EVEN.some(1, 2), torch.tensor([[1, 9], [2, 4]])
+    edges = patched(
+        two,
+        metric="sequence_log_probability_difference",
+        source_answer_tokens=answers,
+        target_answer_tokens=torch.tensor([[5, 8], [6, 3]]),
+        batch_size=batch_size,
+        ablation="resample",
+    )
+    for edge in SOME[::2]:
+        expected = []
+        for row in range(2):
+            target, donor = two.targets[row], two.targets[1 - row]
+            parts = []
+            for tokens in (answers[row].tolist(), [[5, 8], [6, 3]][row]):
+                for count, token in enumerate(tokens):
+                    rest = tuple(tokens[:count])
+                    # The donor's last token stands where the prompt's does.
+                    logits = oracle().edge(
+                        (*donor, *rest),
+                        (*target, *rest),
+                        *edge.split("->"),
+                        positions=range(1 + count, 1 + count + len(target)),
+                    )
+                    parts.append(float(logits.log_softmax(-1)[token]))
+            expected.append(parts[0] + parts[1] - parts[2] - parts[3])
+        check(numbers(edges)[edge], expected)
+
+
 def appended(name: str, row: int, count: int, node: Any) -> Tensor:
     """What a sender gets in a prompt behind which an answer stands."""
     of, prompts = oracle(), EVEN.targets
@@ -415,6 +447,8 @@ def test_a_checkpoint_is_of_one_sweep(
     [
         {},
         {"engine": "full"},
+        # So little that rows which control others run alone.
+        {"memory_budget": "600 KiB"},
         {"memory_budget": "1 MiB"},
         {"batch_size": 1},
         {"ablation": "mean"},

@@ -113,6 +113,20 @@ def test_the_edges_of_a_sender_add_up_in_any_model(
             assert float(own.sum()) == pytest.approx(expected, rel=1e-5, abs=near), sender
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_metric_that_is_bent(method: str) -> None:
+    """Its gradient is another one in each run."""
+    (model, api), oracle = model_of("gemma2"), derivatives("gemma2")
+    steps = 2 if "-ig-" in method else None
+    edges = estimated(model, api, EVEN, method=method, steps=steps, metric=bent)
+    found = raw(edges) - edges.baseline.target.double()
+    for number, edge in enumerate(edges):
+        if number % 13 == 0:
+            for row, pair in enumerate(zip(EVEN.sources, EVEN.targets, strict=True)):
+                expected = oracle.estimate(*pair, edge, bent_alone, method, 2)
+                assert found[number, row].item() == pytest.approx(expected, abs=1e-5), edge
+
+
 # Where all is linear, an estimate is what is measured.
 
 

@@ -24,6 +24,7 @@ from nnpatch_core import (
     attribution_patching,
     cache_average,
     circuit_curve,
+    edge_patching,
     evaluate_circuit,
     find_circuit,
     infer_adapter,
@@ -178,6 +179,23 @@ def average(model: Any) -> dict[str, Tensor]:
     return {site.name: site.value for site in sites}
 
 
+def edges(model: Any, **options: Any) -> dict[str, Tensor]:
+    out = edge_patching(
+        model,
+        Llama3,
+        SOURCE,
+        TARGET,
+        *ANSWERS,
+        senders=["input", "a0.h1", "m1"],
+        attention_mask=MASK,
+        metric=options.pop("metric", EVERY),
+        progress=False,
+        **options,
+    )
+    found = numbers(out.outcome) | {"matrix": out.matrix, "exact": out.exact}
+    return found | {f"position {edge}": out[edge] for edge in out if out.matrix.ndim > 2}
+
+
 #: A circuit's prompts are of one length in both runs, as those of these masks are.
 CIRCUITS = (SOURCE, TARGET, *ANSWERS)
 
@@ -251,6 +269,18 @@ CALLS: dict[str, Callable[[Any], Mapping[str, Tensor]]] = {
     "attribution, QK fix": functools.partial(attribution, qk_fix=True),
     "attribution, GradDrop": functools.partial(attribution, grad_drop=True),
     "attribution, ablated": functools.partial(attribution, source=None, ablation="mean"),
+    "edges, cone": functools.partial(edges, engine="cone"),
+    "edges, full, of each position": functools.partial(
+        edges, engine="full", seq_pos_type="lastk", seq_pos=2
+    ),
+    "edges, ablated, one by one": functools.partial(edges, ablation="resample", batch_size=1),
+    "edges, by attribution": functools.partial(edges, method="eap"),
+    "edges, by attribution on the way": functools.partial(
+        edges, method="eap-ig-activations", steps=2, metric="logit_difference", ablation="mean"
+    ),
+    "edges, screened": functools.partial(
+        edges, method="clean-corrupted", top_k=3, metric="logit_difference"
+    ),
     "circuit": circuit,
     "circuit, others at their mean": functools.partial(circuit, ablation="mean", batch_size=1),
     "circuit, found by attribution": found_circuit,

@@ -20,6 +20,7 @@ from nnpatch_core import (
     activation_patching,
     attribution_patching,
     cache_average,
+    edge_patching,
     infer_adapter,
     path_patching,
 )
@@ -53,6 +54,10 @@ CALLS: dict[str, Callable[[Any], Any]] = {
         source_answer_index=ANSWERS[0],
         target_answer_index=ANSWERS[1],
         progress=False,
+    ),
+    "edges": lambda model: edge_patching(model, Llama3, SOURCE, TARGET, *ANSWERS, progress=False),
+    "edges, estimated": lambda model: edge_patching(
+        model, Llama3, SOURCE, TARGET, *ANSWERS, method="eap", progress=False
     ),
     "path": lambda model: path_patching(
         model, Llama3, "a0.h1", "logits", SOURCE, TARGET, *ANSWERS, progress=False

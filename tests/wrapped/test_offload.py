@@ -21,6 +21,7 @@ from nnpatch_core import (
     activation_patching,
     attribution_patching,
     cache_average,
+    edge_patching,
     infer_adapter,
     plan_sweep,
 )
@@ -112,6 +113,13 @@ def attribution(nnmodel: Any, sites: Sites = SITES, **options: Any) -> Any:
     )
 
 
+def edges(nnmodel: Any, **options: Any) -> Any:
+    nodes = {"senders": ["input", "a0.h1", "m1"], "receivers": ["a1.h2<q>", "m1", "logits"]}
+    return edge_patching(
+        nnmodel, None, SOURCE, TARGET, *ANSWERS, **{**OPTIONS, **nodes, **options}
+    ).outcome
+
+
 def plan(nnmodel: Any) -> Any:
     options = {"attention_mask": MASK, "memory_budget": "1 GiB"}
     return plan_sweep(nnmodel, None, SITES, SOURCE, TARGET, **options)
@@ -129,6 +137,8 @@ ENTRIES: dict[str, Callable[[Any], Any]] = {
     "integrated gradients": lambda it: attribution(it, steps=2),
     "several sites": lambda it: attribution(it, jointly(it)),
     "screen": lambda it: activation(it, screen="attribution", top_k=9),
+    "edges": edges,
+    "edges, estimated": lambda it: edges(it, method="eap-ig-activations", steps=2),
 }
 
 

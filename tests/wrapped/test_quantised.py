@@ -15,6 +15,7 @@ from nnpatch_core import (
     ablation_patching,
     activation_patching,
     attribution_patching,
+    edge_patching,
     plan_sweep,
 )
 from nnpatch_core.engine.cone.unembedding import find_unembedding
@@ -194,6 +195,13 @@ def test_other_entry_points(kind: str) -> None:
     )
     for name in COMPONENTS:
         torch.testing.assert_close(found[name], expected[name], atol=1e-4, rtol=1e-4)
+    nodes = {"senders": ["input", "a0.h1", "m1"], "progress": False}
+    for method in ("exact", "eap"):
+        one, other = (
+            edge_patching(each, None, SOURCE, TARGET, *ANSWERS, method=method, **nodes)
+            for each in (model, plain)
+        )
+        torch.testing.assert_close(one.matrix, other.matrix, atol=1e-4, rtol=1e-4, equal_nan=True)
     assert sweep(model, screen="attribution", top_k=5).screening is not None
     plans = [plan_sweep(each, None, SITES, SOURCE, TARGET) for each in (model, plain)]
     assert plans[0].token_layers == plans[1].token_layers
@@ -269,6 +277,8 @@ def test_a_kernel_without_its_gradient_is_refused(how: str, words: str) -> None:
     model = by_modules(tiny_model("llama"), how)
     with pytest.raises(GradientError, match=rf"quantised.*q_proj.*Whole.*{words}"):
         attribution_patching(model, None, SITES, SOURCE, TARGET, *ANSWERS, progress=False)
+    with pytest.raises(GradientError, match=rf"quantised.*q_proj.*Whole.*{words}"):
+        edge_patching(model, None, SOURCE, TARGET, *ANSWERS, method="eap", progress=False)
     assert torch.equal(model(input_ids=TARGET).logits, expected)
     assert sweep(model).info["engine"] == "cone"
 

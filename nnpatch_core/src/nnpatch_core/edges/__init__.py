@@ -12,8 +12,8 @@ from nnpatch_core.edges.changes import (
     positions_of,
     told_of,
 )
+from nnpatch_core.edges.estimates import BOTH, Estimate, estimate_edges
 from nnpatch_core.edges.estimates import METHODS as EDGE_METHODS
-from nnpatch_core.edges.estimates import Estimate, estimate_edges
 from nnpatch_core.edges.given import Ablated
 from nnpatch_core.edges.layers import (
     Layers,
@@ -36,6 +36,7 @@ EXACT = "exact"
 
 __all__ = [
     "ARROW",
+    "BOTH",
     "EDGE",
     "EDGE_METHODS",
     "EXACT",

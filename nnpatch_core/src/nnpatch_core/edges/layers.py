@@ -27,12 +27,15 @@ from nnpatch_core.adapters import (
 )
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.nodes import Nodes
+from nnpatch_core.edges.steady import check_rows, same_numbers
 from nnpatch_core.errors import AdapterError, EngineError, PatchingError
 from nnpatch_core.tracing import (
     LAYER_INPUT,
     LAYER_OUTPUT,
     call,
     forward,
+    forward_hooks,
+    in_words,
     kept_arguments,
     of_rows,
     read,
@@ -386,7 +389,7 @@ def open_layers(nnmodel: Any, api: ModelAPI, structure: Structure, batch: Batch)
 
     Raises:
         EngineError: the first or last layer, called by itself, does not give what it gave in the
-            run.
+            run; or a hook treats rows in ways of their own.
     """
     # The number of rows must be no number of tokens: by it masks are told from other arguments.
     count = len(batch)
@@ -398,13 +401,18 @@ def open_layers(nnmodel: Any, api: ModelAPI, structure: Structure, batch: Batch)
     layers = Layers(nnmodel, api.layers, places, structure, target, calls, len(rows))
     for layer in {0, len(places) - 1}:
         layers.check(layer)
+    check_rows(layers)
     return layers
 
 
 def recorded(
     nnmodel: Any, api: ModelAPI, batch: Batch, *, called: bool = False
 ) -> tuple[Recording, list[Any]]:
-    """The run of `batch`, and if `called` what each layer was called with besides the stream."""
+    """The run of `batch`, and if `called` what each layer was called with besides the stream.
+
+    Raises:
+        EngineError: a layer does not get what the one before it gives.
+    """
     model = module_of(nnmodel)
     places = layer_places(api, model)
     shape = (len(batch), batch.seq_len)
@@ -412,12 +420,16 @@ def recorded(
     kept: dict[str, list[Tensor]] = {"o": [], "attn": [], "mlp": []}
     calls: list[Any] = []
     rests: list[tuple[Any, ...] | None] = []
+    changed: list[int] = []
 
     def visit(traced: Any) -> None:
+        handed: Tensor | None = None
         for layer, own in enumerate(places):
             envoy = follow(traced, f"{api.layers}.{layer}")
             # Copies: later layers may work in place.
             streams.append(read_component(envoy, LAYER_INPUT, shape).clone())
+            if handed is not None and not same_numbers(handed.view_as(streams[-1]), streams[-1]):
+                changed.append(layer)
             if called:
                 args, kwargs = envoy.inputs
                 if not args:
@@ -427,10 +439,20 @@ def recorded(
             for place in sorted((own[name] for name in kept), key=lambda each: each.order):
                 kept[place.name].append(read(traced, place, shape).clone())
             output = envoy.output
-            rests.append(tuple(output[1:]) if isinstance(output, tuple | list) else None)
+            several = isinstance(output, tuple | list)
+            rests.append(tuple(output[1:]) if several else None)
+            handed = output[0] if several else output
         streams.append(read_component(envoy, LAYER_OUTPUT, shape).clone())
 
     logits = forward(nnmodel, batch, visit)
+    if changed:
+        hooks = forward_hooks(model)
+        told = f", and the model has {in_words(hooks)}" if hooks else ""
+        raise EngineError(
+            f"edges need layers that hand the residual stream on to one another, and layer "
+            f"{changed[0]} gets something else than layer {changed[0] - 1} gives{told}: take away "
+            "what changes it on the way"
+        )
     run = Recording(batch, logits, streams, kept["o"], kept["attn"], kept["mlp"], rests)
     return run, calls
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import attrs
 
 from nnpatch_core._models import as_nnsight, evaluating, module_of
-from nnpatch_core.adapters import ModelAPI, check_fits
+from nnpatch_core.adapters import ModelAPI, check_fits, heads_of
 from nnpatch_core.edges.given import Ablated, ablated
-from nnpatch_core.edges.layers import Structure
+from nnpatch_core.edges.layers import Structure, layer_places
+from nnpatch_core.edges.nodes import Nodes
 from nnpatch_core.edges.put import EdgePut
 from nnpatch_core.edges.structure import find_structure
 from nnpatch_core.errors import PatchingError
@@ -27,14 +29,13 @@ from nnpatch_core.plugins import find_adapter
 from nnpatch_core.sweep import Options
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class Setting:
     """A model, the prompts of two runs, and what senders get in place of the target run's.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
         api: the adapter.
-        structure: what is known of the layers.
         runs: the prompts.
         arguments: these as they were given.
         ablation: how senders are ablated; None is the source run's activations.
@@ -42,10 +43,38 @@ class Setting:
 
     nnmodel: Any
     api: ModelAPI
-    structure: Structure
     runs: PairRuns
     arguments: PairArguments
     ablation: Ablation | None
+
+    @cached_property
+    def structure(self) -> Structure:
+        """How the layers are built; a few tokens are run for that.
+
+        Raises:
+            AdapterError: the adapter lacks a component of a layer.
+            EngineError: edges do not go by such layers.
+        """
+        with evaluating(module_of(self.nnmodel)):
+            return find_structure(self.nnmodel, self.api, self.runs.target)
+
+    @cached_property
+    def likely(self) -> Nodes:
+        """The nodes, all of them by their names, as though no MLP stood beside its attention.
+
+        Nothing runs for that.
+
+        Raises:
+            AdapterError: the adapter lacks a component of a layer.
+        """
+        model = module_of(self.nnmodel)
+        layers = range(len(layer_places(self.api, model)))
+        heads = [heads_of(self.api, model, layer) for layer in layers]
+        return Nodes(
+            (each.query for each in heads),
+            (each.key_value for each in heads),
+            (False for _ in heads),
+        )
 
     def given(self, options: Options) -> Ablated | None:
         """The activations of ablated senders; None is the source run's activations.
@@ -79,7 +108,7 @@ def open_setting(
     confident: bool = False,
     swapped: bool = False,
 ) -> Setting:
-    """Read what a sweep over edges is given, and find out how the model is built.
+    """Read what a sweep over edges is given; no model runs.
 
     Args:
         nnmodel: the model.
@@ -107,9 +136,7 @@ def open_setting(
             target_attention_mask=arguments.source_attention_mask,
         )
     runs = read_pairs(traced, arguments, metric_data=metric_data, confident=confident)
-    with evaluating(model):
-        structure = find_structure(traced, adapter, runs.target)
-    return Setting(traced, adapter, structure, runs, arguments, ablation)
+    return Setting(traced, adapter, runs, arguments, ablation)
 
 
 def read_ablated(ablation: Any, reference: Any, per_position: Any, seed: Any) -> Ablation | None:

@@ -108,6 +108,10 @@ class EdgeSites:
             f"and the last receiver is {receiver}"
         )
 
+    def one(self) -> EdgeSites:
+        """One of the edges alone."""
+        return attrs.evolve(self, senders=[min(self.senders)], receivers=[max(self.receivers)])
+
     def grids(
         self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
     ) -> dict[str, Grid]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from nnpatch_core._models import in_one_thread
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import GivenTokens
 from nnpatch_core.edges import (
+    BOTH,
     EDGE_METHODS,
     EXACT,
     EdgeOutcome,
@@ -197,6 +199,12 @@ def edge_patching(
         target_answer_tokens=target_answer_tokens,
     )
     given = read_ablated(ablation, reference, per_position, seed)
+    if given is not None and method == BOTH:
+        raise PatchingError(
+            f"method={method!r} takes gradients in the target and in the source run, and with "
+            f"ablation={ablation!r} senders get nothing of the source run: take 'eap' or another "
+            "estimate"
+        )
     strategy = None
     if seq_pos_type is not None or seq_pos is not None:
         strategy = strategy_of(seq_pos_type, seq_pos)
@@ -209,11 +217,11 @@ def edge_patching(
         confident=force_model_confidence,
     )
     traced, adapter, runs = setting.nnmodel, setting.api, setting.runs
-    nodes = setting.structure.nodes
+    # Nodes have their names before it is known which of them stand side by side.
     sites = EdgeSites(
-        nodes,
-        _numbers("senders", senders, nodes),
-        _numbers("receivers", receivers, nodes),
+        setting.likely,
+        _numbers("senders", senders, setting.likely),
+        _numbers("receivers", receivers, setting.likely),
         strategy,
         apart=given is not None,
     )
@@ -228,22 +236,33 @@ def edge_patching(
         estimated=how is not None,
         told=memory_budget is not None,
     )
-    put = setting.put(options)
-    told = "edge" if given is None else f"edge (ablation {given.method})"
+    ablated = setting.given(options)
     prompts = PromptBatch(runs.target, runs.source, runs.spans)
-    if put.given is not None and put.given.by_place and sites.by_prompt(prompts):
+    if ablated is not None and ablated.by_place and sites.by_prompt(prompts):
         raise PositionError(
             f"with ablation={ablation!r}{' and per_position=True' * per_position} a sender gets "
             "activations of its own position from the end, and seq_pos names positions of each "
             "prompt, which need not go together: name the same ones for all prompts, or take "
             "ablation='zero' or 'mean'"
         )
-    runs = attrs.evolve(runs, kind=told, put=put, shifted=sites.shifted(prompts))
+    told = "edge" if given is None else f"edge (ablation {given.method})"
+    runs = attrs.evolve(runs, kind=told, shifted=sites.shifted(prompts))
+    with warnings.catch_warnings(action="ignore"):
+        # One edge tells what is wrong with a call. Only then some tokens are run, to find out how
+        # the layers are built.
+        one, _ = prepare(traced, adapter, sites.one(), runs, metric, options, gathers=how is None)
+        if how is None or screen is not None:
+            choose_engines(engine, one.patches)
+    structure = setting.structure
+    sites = attrs.evolve(sites, nodes=structure.nodes)
+    sites.check()
+    put = EdgePut(adapter, structure, ablated)
+    runs = attrs.evolve(runs, put=put)
     with collecting_later():
         sweep, runs = prepare(traced, adapter, sites, runs, metric, options, gathers=how is None)
     warn_of_chunks(sweep, sweep.chunks)
     outcome = _swept(sweep, runs, put, how, screen, engine, file)
-    return EdgeOutcome.of(outcome, nodes)
+    return EdgeOutcome.of(outcome, structure.nodes)
 
 
 def _swept(
