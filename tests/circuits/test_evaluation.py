@@ -17,7 +17,7 @@ from nnpatch_core._models import as_nnsight, evaluating
 from nnpatch_core.batch import make_batch
 from nnpatch_core.circuits import Circuit, evaluate_circuit
 from nnpatch_core.circuits.evaluation import check_nodes
-from nnpatch_core.circuits.runs import CircuitRuns
+from nnpatch_core.circuits.runs import CircuitRuns, _Run
 from nnpatch_core.edges import Layers, Nodes, find_structure, open_layers, record_run
 from nnpatch_core.errors import (
     EdgeError,
@@ -338,7 +338,10 @@ def test_a_metric_that_reads_positions_finds_them_in_the_source_prompts() -> Non
     circuits = (WHOLE, NONE, CIRCUIT)
     oracle, moved = oracle_of(MODEL, "llama"), 0
     for cut in ({}, {"batch_size": 1}):
-        found = raw(evaluated(circuits, metric=metric, **cut))
+        measured = evaluated(circuits, metric=metric, **cut)
+        found, baseline = raw(measured), measured.outcome.baseline
+        ends = torch.stack([baseline.source, baseline.target]).double()
+        torch.testing.assert_close(found[:2], ends, rtol=0, atol=ROUNDING)
         for row, (source, target) in enumerate(zip(EVEN.sources, EVEN.targets, strict=True)):
             stop, other = (
                 1 + min(each.index(mark) for mark in marks if mark in each)
@@ -452,15 +455,23 @@ def _while_long(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
     return output + 0.5 if output.shape[1] > 5 else None
 
 
+def _first(_: nn.Module, __: Any, output: Any) -> Any:
+    stream = (output[0] if isinstance(output, tuple) else output).clone()
+    stream[:, 0] += 0.5
+    return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+
 #: What is read and written is what a module gives before its hooks, and a whole layer runs in the
 #: target run alone: with these all comes out right.
 RIGHT = [
     *(("self_attn.o_proj", _while_long), ("self_attn.q_proj", _while_long)),
     *(("", _while_long), ("", _row)),
+    # Fewer tokens are not given to an MLP that makes another thing of them.
+    *((path, _first) for path in ("self_attn.o_proj", "self_attn.q_proj", "mlp.down_proj", "")),
 ]
 
 
-@pytest.mark.parametrize("hook", [_row, _while_long, steered])
+@pytest.mark.parametrize("hook", [_row, _while_long, _first, steered])
 @pytest.mark.parametrize("path", ["self_attn.o_proj", "mlp.down_proj", "self_attn.q_proj", ""])
 def test_hooks_change_all_edges_as_the_source_run_or_are_refused(hook: Any, path: str) -> None:
     """Those that tell rows or tokens apart make other rows and fewer tokens another model."""
@@ -612,7 +623,9 @@ def test_little_room_gives_the_same_numbers(name: str, called: list[Any]) -> Non
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_layers_that_must_be_called_whole_give_the_same_numbers(name: str) -> None:
+def test_layers_that_must_be_called_whole_give_the_same_numbers(
+    name: str, called: list[Any]
+) -> None:
     """Where attention cannot be left out, or queries cannot be had of some tokens alone."""
     runs = _runs(name=name)
     nodes, structure = runs.layers.nodes, runs.layers.structure
@@ -625,8 +638,22 @@ def test_layers_that_must_be_called_whole_give_the_same_numbers(name: str) -> No
         {"aside": (None,) * nodes.n_layers},
     ):
         layers = attrs.evolve(runs.layers, structure=attrs.evolve(structure, **changed))
+        called.clear()
         found = attrs.evolve(runs, layers=layers).logits(kept)
+        tokens = {shape[1] for name, _, shape in called if name == "received"}
+        assert tokens == {6 if "tokenwise" in changed else 6 - runs.start}
         torch.testing.assert_close(found, expected, rtol=0, atol=ROUNDING)
+
+
+@torch.no_grad()
+def test_sums_of_our_own_are_not_rounded() -> None:
+    """Autocast is for the model."""
+    runs = _runs()
+    run = _Run(runs, [WHOLE.kept.numpy()], torch.arange(3))
+    plain, _ = run._streams(0, 0, runs.wires[0].attends)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast, _ = run._streams(0, 0, runs.wires[0].attends)
+    assert cast.equal(plain)
 
 
 def test_a_norm_of_all_queries_lets_each_head_see_the_others() -> None:

@@ -363,6 +363,13 @@ def test_too_much_is_as_far_off_as_too_little() -> None:
     assert 31 <= len(smallest(search, top, [10, 20, 50, 190])) <= 32
 
 
+def test_rounding_is_no_failure() -> None:
+    search = Search(Made({}), 1.0, 100)
+    assert search.reaches(1 - 1e-6)
+    assert search.reaches(1 + 1e-6)
+    assert not search.reaches(1 - 1e-4)
+
+
 def test_no_circuit_is_run_twice() -> None:
     made = Made({[*NODES][4]: 1.0})
     search = Search(made, 0.9, 100)
@@ -378,6 +385,14 @@ def test_blocks_leave_what_is_needed() -> None:
     search = Search(Made(dict.fromkeys(WAYS[:4], 0.25)), 0.9, 1000)
     circuit = without_blocks(search, Circuit(NODES, RANKING.kept), scores)
     assert set(circuit) == set(WAYS[:4])
+
+
+def test_with_an_edge_goes_what_led_to_it() -> None:
+    scores = torch.where(torch.from_numpy(NODES.mask), 1.0, torch.nan)
+    scores[NODES.place("m2->logits")] = 0.5
+    search = Search(Made({"input->logits": 1.0}), 0.9, 1)
+    whole = Circuit.of(NODES, ["input->logits", "input->m0", "m0->m2", "m2->logits"])
+    assert list(without_blocks(search, whole, scores)) == ["input->logits"]
 
 
 def test_acdc_drops_by_the_change_and_keeps_what_it_dropped_out() -> None:
