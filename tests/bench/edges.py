@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def estimates(model: Any, pairs: PromptPairs, known: dict[str, Any]) -> dict[str
     found: dict[str, Any] = {}
     for method in ESTIMATES:
         times = 1 if method == "eap-ig-activations" else 3
-        seconds = clocked(lambda method=method: swept(model, pairs, method=method), times)
+        seconds = clocked(partial(swept, model, pairs, method=method), times)
         found[method] = {"seconds": seconds, "passes": passes[method]}
         found[method]["ratio"] = seconds / passes[method]
     return found

@@ -39,8 +39,9 @@ def measured(arguments: argparse.Namespace, device: torch.device, dtype: torch.d
     """Seconds of one type."""
     config = AutoConfig.from_pretrained(SHAPES / arguments.shape)
     torch.manual_seed(0)
+    made: Any = AutoModelForCausalLM
     with torch.device(device):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model: Any = made.from_config(config, dtype=dtype).eval()
     api = find_adapter(tiny_api(), model)
     source = torch.randint(10, 1000, (arguments.pairs, TOKENS))
     target = source.clone()

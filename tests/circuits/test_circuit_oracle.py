@@ -126,7 +126,7 @@ def outside(name: str, pairs: Sequence[Any], what: str) -> Any:
                 mixed = own.clone()
                 mixed[-len(DONOR) :] = one(DONOR, sender)
                 return mixed
-            found = []
+            found: list[torch.Tensor] = []
             for back in range(1, len(target) + 1):
                 rows = [one(each, sender)[-back] for each in targets if len(each) >= back]
                 found.insert(0, torch.stack(rows).mean(0))

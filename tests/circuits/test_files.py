@@ -295,13 +295,13 @@ FAULTS: list[tuple[Callable[[Any], None], str]] = [
     (changed(*EDGE, "score", to="1"), "the score of edge 'input->m0' must be a number, got '1'"),
     (changed(*EDGE, "score", to=True), "the score of edge 'input->m0' must be a number, got True"),
     (changed(*EDGE, "score", to=10**400), "the score of edge 'input->m0' is too large"),
-    (changed(OURS, to={"format": 2}), "its entry nnpatch has the format 2, and this version"),
-    (changed(OURS, to=[]), "its entry nnpatch has the format"),
-    (changed(OURS, "key_value", to=[1]), r"key_value in nnpatch must have a number a layer"),
+    (changed(OURS, to={"format": 2}), "its entry 'nnpatch' has the format 2, and this version"),
+    (changed(OURS, to=[]), "its entry 'nnpatch' has the format"),
+    (changed(OURS, "key_value", to=[1]), r"key_value of 'nnpatch' must have a number a layer"),
     (changed(OURS, "key_value", to=[3, 1]), "2 query heads cannot share 3 key/value heads"),
     (changed(OURS, "key_value", to=["2", 1]), "key_value must be a positive number of heads"),
-    (changed(OURS, "scores", to=None), "scores in nnpatch must be true or false, got None"),
-    (changed(OURS, "info", to={"a": 1}), "info in nnpatch must be texts by name"),
+    (changed(OURS, "scores", to=None), "scores of 'nnpatch' must be true or false, got None"),
+    (changed(OURS, "info", to={"a": 1}), "info of 'nnpatch' must be texts by name"),
 ]
 
 

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nnpatch_core import edge_patching, reads_tokens
 from nnpatch_core.errors import AdapterWarning
+from tests.helpers.edge_models import Drawn, tiny, with_others
 from tests.helpers.edge_oracle import WIRINGS, EdgeOracle, oracle_of
+from tests.helpers.edge_pairs import from_oracle, numbers, patched
 from tests.helpers.families import FAMILIES
 from tests.helpers.families import model_of as family_model
 
@@ -20,6 +24,7 @@ SOURCE, TARGET = (3, 9, 4, 17, 5, 8), (3, 9, 21, 17, 30, 8)
 #: Of each family so many edges, drawn at random.
 DRAWN = 200
 NEAR = {"rtol": 0, "atol": 2e-5}
+sizes = st.sampled_from([None, 1, 2])
 
 
 def model_of(name: str) -> tuple[Any, Any]:
@@ -78,3 +83,23 @@ def test_edges_equal_plain_hooks(name: str, padded: bool) -> None:
         expected = oracle.edge(SOURCE, TARGET, *edge.split("->"))
         found = torch.stack([measured[f"logit {token}"][numbers[edge]] for token in (1, 2, 14)])
         torch.testing.assert_close(found, expected[[1, 2, 14]].float(), **NEAR, msg=edge)
+
+
+@pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(tiny(), st.data())
+def test_edges_of_any_model(drawn: Drawn, data: Any) -> None:
+    """With any numbers of layers, heads, prompts and tokens; some that are one prompt twice."""
+    model, api, oracle, pairs = drawn
+    engine = data.draw(st.sampled_from(["cone", "full"]))
+    edges = patched(model, with_others(pairs), api, engine=engine, batch_size=data.draw(sizes))
+    assert list(edges) == oracle.edges()
+    assert edges.info["engine"] == engine
+    found = numbers(edges)
+    for edge in data.draw(st.lists(st.sampled_from(list(edges)), min_size=8, max_size=8)):
+        expected = [from_oracle(oracle, pairs, edge, row) for row in range(len(pairs.targets))]
+        assert found[edge].tolist()[:-1] == pytest.approx(expected, abs=3e-5), edge

@@ -15,17 +15,23 @@ from nnsight import NNsight
 from torch import Tensor
 
 from nnpatch_core import (
+    Circuit,
+    PromptPairs,
     Site,
     Sites,
     ablation_patching,
     activation_patching,
     attribution_patching,
     cache_average,
+    circuit_curve,
+    evaluate_circuit,
+    find_circuit,
     infer_adapter,
     plan_sweep,
 )
-from nnpatch_core.errors import GradientError
-from nnpatch_core.testing import run_checks, tiny_model
+from nnpatch_core.edges import Nodes
+from nnpatch_core.errors import GradientError, StatisticsWarning
+from nnpatch_core.testing import run_checks, tiny_model, tiny_tokenizer
 from nnpatch_llama import Llama3
 from tests.helpers.paths import ROOT
 from tests.helpers.samples import THREE
@@ -172,6 +178,41 @@ def average(model: Any) -> dict[str, Tensor]:
     return {site.name: site.value for site in sites}
 
 
+#: A circuit's prompts are of one length in both runs, as those of these masks are.
+CIRCUITS = (SOURCE, TARGET, *ANSWERS)
+
+
+def circuit(model: Any, **options: Any) -> dict[str, Tensor]:
+    edges = [f"input->{node}" for node in ("a0.h1<k>", "m0", "m1")] + ["a0.h1->m1", "m1->logits"]
+    found = evaluate_circuit(
+        model,
+        Llama3,
+        Circuit.of(Nodes((4,) * 3, (2,) * 3, (False,) * 3), edges),
+        *CIRCUITS,
+        attention_mask=MASK,
+        metric=EVERY,
+        complement=True,
+        random=1,
+        progress=False,
+        **options,
+    )
+    return numbers(found.outcome)
+
+
+def found_circuit(model: Any) -> dict[str, Tensor]:
+    words = [" red", " blue", " green", " black"]
+    others = [*words[1:], words[0]]
+    pairs = PromptPairs.from_texts(words, others, words, others, tiny_tokenizer(words))
+    found = find_circuit(model, Llama3, pairs, method="eap", top_k=5, evaluations=9, progress=False)
+    with pytest.warns(StatisticsWarning, match="too few"):
+        curve = circuit_curve(
+            model, Llama3, found.circuit, pairs, fractions=[0.3, 1], progress=False
+        )
+    assert found.reached
+    # Which edges it has may hang by a last digit.
+    return {"edges": found.edges.matrix, "curve": curve.faithfulness}
+
+
 def inferred(model: Any) -> dict[str, Tensor]:
     adapter = infer_adapter(model, "Found")
     assert adapter.components == Llama3.components
@@ -210,6 +251,9 @@ CALLS: dict[str, Callable[[Any], Mapping[str, Tensor]]] = {
     "attribution, QK fix": functools.partial(attribution, qk_fix=True),
     "attribution, GradDrop": functools.partial(attribution, grad_drop=True),
     "attribution, ablated": functools.partial(attribution, source=None, ablation="mean"),
+    "circuit": circuit,
+    "circuit, others at their mean": functools.partial(circuit, ablation="mean", batch_size=1),
+    "circuit, found by attribution": found_circuit,
     "own traces": own_trace,
     "plan": plan,
     "average": average,

@@ -36,7 +36,15 @@ from nnpatch_core import (
     plan_sweep,
     steer,
 )
-from nnpatch_core.circuits import Circuit, CircuitCurve, areas, auroc
+from nnpatch_core.circuits import (
+    Circuit,
+    CircuitCurve,
+    areas,
+    auroc,
+    circuit_curve,
+    evaluate_circuit,
+    find_circuit,
+)
 from nnpatch_core.edges import Nodes
 from nnpatch_core.subspace import (
     Subspace,
@@ -148,6 +156,9 @@ CURVE = {
     "sizes": [0, 2], "circuits": [CIRCUIT] * 2, "cpr": 0.5, "cmd": 0.5, "absolute": True,
     "info": {},
 }  # fmt: skip
+OF_MODEL = Nodes((4,) * 3, (2,) * 3, (False,) * 3)
+SCORED = {edge: 0.5 ** (number % 9) for number, edge in enumerate(OF_MODEL)}
+EVALUATED = ["ablation", "reference", "per_position", "metric_data", "source_answer_tokens", "seed"]
 LAST = Sites("resid", [1], "last")
 
 
@@ -170,6 +181,7 @@ PAIR = {
     "nnmodel": MODEL, "api": API, "sites": SITES, "source_tokens": SOURCE, "target_tokens": TARGET,
 }  # fmt: skip
 ANSWERED = {"source_answer_index": ANSWERS[0], "target_answer_index": ANSWERS[1]}
+PROMPTED = {**{name: PAIR[name] for name in PAIR if name != "sites"}, **ANSWERED, "progress": False}
 MASKS = ["attention_mask", "source_attention_mask", "target_attention_mask"]
 LIMITS = ["batch_size", "memory_budget"]
 ONE = {
@@ -346,6 +358,24 @@ ENTRIES = {
     "CircuitCurve": (CircuitCurve, CURVE, []),
     "curve.plot": (lambda **changed: CircuitCurve(**{**CURVE, **changed}).plot(), CURVE, []),
     "curve": (lambda **changed: str(CircuitCurve(**{**CURVE, **changed})), CURVE, []),
+    "evaluate_circuit": (
+        evaluate_circuit,
+        {**PROMPTED, "circuit": Circuit.from_edges(SCORED, n=9, method="greedy", nodes=OF_MODEL)},
+        [*MASKS, *COMMON, *EVALUATED, "swap", "complement", "random", "minimality", "progress"],
+    ),
+    "circuit_curve": (
+        circuit_curve,
+        {**PROMPTED, "edges": SCORED, "fractions": [0.1, 1]},
+        [*MASKS, *COMMON, *EVALUATED, "swap", "method", "absolute"],
+    ),
+    "find_circuit": (
+        find_circuit,
+        {**PAIRED, "method": "eap", "top_k": 0, "evaluations": 1, "progress": False},
+        [
+            *("faithfulness", "steps", "prune", "threshold", "metric", "ablation", "reference"),
+            *("per_position", "seed", *LIMITS),
+        ],
+    ),
     "getitem": (lambda name: OUT[name], {"name": "resid"}, []),
     "steer": (steered, STEERED, []),
     **{
@@ -420,7 +450,8 @@ bad = st.one_of(
 
 def may_take_long(argument: Any, value: Any) -> Any:
     """What is a sensible number, only a large one."""
-    return argument in ("steps", "epochs", "draws") and isinstance(value, int) and value > 5
+    named = ("steps", "epochs", "draws", "random")
+    return argument in named and isinstance(value, int) and value > 5
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

@@ -459,17 +459,17 @@ def edges(report: Report, device: torch.device) -> None:
                     found[method] = one
                 report.engine(found["exact"].outcome)
                 circuits = [Circuit.from_edges(found["eap"], n=n) for n in (10, 40)]
-                one, other = (
+                ours, theirs = (
                     evaluate_circuit(model, api, circuits, *given, **options).outcome
                     for model in (there, own)
                 )
-                report.gap(f"circuits {family} {dtype}", one, other, allowed)
+                report.gap(f"circuits {family} {dtype}", ours, theirs, allowed)
                 senders, receivers = ["a0.h1", "m0", "input"], ["a1.h0<q>", "m1", "logits"]
-                one, other = (
+                ours, theirs = (
                     path_patching(model, api, senders, receivers, *given, **options)
                     for model in (there, own)
                 )
-                report.gap(f"paths {family} {dtype}", one, other, allowed)
+                report.gap(f"paths {family} {dtype}", ours, theirs, allowed)
 
 
 PARTS: Mapping[str, Callable[[Report, torch.device], None]] = {

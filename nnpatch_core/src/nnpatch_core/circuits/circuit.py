@@ -123,7 +123,7 @@ class Circuit:
         names = None if isinstance(edges, str) else listed(edges)
         if names is None:
             raise EdgeError(f"edges must be names such as ['input->m0'], got {shown(edges)}")
-        kept = torch.zeros(nodes.mask.shape, dtype=torch.bool)
+        kept = torch.zeros(nodes.mask.shape, dtype=torch.bool, device="cpu")
         for name in names:
             kept[nodes.place(name)] = True
         return cls(nodes, kept)

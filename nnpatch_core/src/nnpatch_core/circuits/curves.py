@@ -15,9 +15,9 @@ from nnpatch_core.batch import GivenTokens
 from nnpatch_core.circuits.areas import FRACTIONS, areas, as_numbers
 from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.circuits.curve import CircuitCurve
-from nnpatch_core.circuits.evaluation import check_circuits, evaluated
-from nnpatch_core.circuits.scored import Scored
-from nnpatch_core.edges import Setting, open_setting, read_ablated
+from nnpatch_core.circuits.evaluation import check_nodes, check_seed, evaluated
+from nnpatch_core.circuits.scored import Scored, Scores, read_scores
+from nnpatch_core.edges import Nodes, Setting, open_setting, read_ablated
 from nnpatch_core.errors import EdgeError, UnknownNameError
 from nnpatch_core.interventions import PairArguments
 from nnpatch_core.metrics import MetricSpec
@@ -33,7 +33,7 @@ _METHODS = ("greedy", "top")
 def circuit_curve(
     nnmodel: Any,
     api: Any,
-    edges: Scored,
+    edges: Scored | Circuit | Mapping[str, float],
     source_tokens: GivenTokens | PromptPairs,
     target_tokens: GivenTokens | None = None,
     source_answer_index: Tensor | None = None,
@@ -68,7 +68,7 @@ def circuit_curve(
     Args:
         nnmodel: the model, as for `activation_patching`.
         api: an adapter, its name, or None to find it by the model.
-        edges: the outcome of `edge_patching`, or a `Circuit` with scores.
+        edges: the outcome of `edge_patching`, a `Circuit` with scores, or numbers by edge names.
         source_tokens: as for `evaluate_circuit`, and all other arguments about prompts.
         target_tokens: as for `evaluate_circuit`.
         source_answer_index: as for `evaluate_circuit`.
@@ -114,7 +114,7 @@ def circuit_curve(
         (190, 1.0)
     """
     check_flags(absolute=absolute, swap=swap, per_position=per_position)
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise UnknownNameError(f"unknown method {shown(method)}; there are {', '.join(_METHODS)}")
     shares = as_numbers(fractions, "fractions").tolist()
     if len(shares) < 2 or not all(0 < one <= 1 for one in shares) or sorted({*shares}) != shares:
@@ -122,6 +122,8 @@ def circuit_curve(
             f"fractions must be at least two, increase, and be above 0 and up to 1, got "
             f"{shown(shares)}"
         )
+    ablated = read_ablated(ablation, reference, per_position, seed)
+    check_seed(seed, ablated, drawn=False, without="a resample")
     setting = open_setting(
         nnmodel,
         api,
@@ -137,7 +139,7 @@ def circuit_curve(
             source_answer_tokens=source_answer_tokens,
             target_answer_tokens=target_answer_tokens,
         ),
-        read_ablated(ablation, reference, per_position, seed),
+        ablated,
         metric_data=metric_data,
         swapped=swap,
     )
@@ -147,7 +149,7 @@ def circuit_curve(
 
 def curve_of(
     setting: Setting,
-    edges: Scored,
+    edges: Scored | Circuit | Mapping[str, float],
     fractions: Sequence[float],
     method: Any,
     metric: MetricSpec,
@@ -156,14 +158,14 @@ def curve_of(
     absolute: bool,
 ) -> CircuitCurve:
     """The curve of circuits that are chosen by the scores of edges."""
-    total = len(setting.structure.nodes)
+    nodes = setting.structure.nodes
+    scores = _scores(edges, nodes)
     circuits = {
         f"{share:g}": Circuit.from_edges(
-            edges, n=int(share * total + 1e-9), method=method, absolute=absolute
+            scores, n=int(share * len(nodes) + 1e-9), method=method, absolute=absolute
         )
         for share in fractions
     }
-    check_circuits(circuits, setting.structure.nodes)
     found = evaluated(setting, circuits, metric, options)
     faithfulness = found.faithfulness.double()
     low = high = torch.full_like(faithfulness, torch.nan)
@@ -182,3 +184,20 @@ def curve_of(
         absolute=absolute,
         info=dict(found.outcome.info),
     )
+
+
+def _scores(edges: Any, nodes: Nodes) -> Scores:
+    """The scores of all edges of a model.
+
+    Raises:
+        EdgeError: they are none, or of another model.
+    """
+    if isinstance(edges, Circuit):
+        if edges.scores is None:
+            raise EdgeError("edges must be scored, and a circuit without scores was given")
+        found = Scores(edges.nodes, edges.scores, edges.exact, edges.info)
+    else:
+        by_name = isinstance(edges, Mapping) and not hasattr(edges, "nodes")
+        found = read_scores(edges, nodes if by_name else None)
+    check_nodes("edges", found.nodes, nodes)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.circuits.measured import CIRCUIT, CircuitMeasure
 from nnpatch_core.edges import Nodes, Setting, open_setting, read_ablated
 from nnpatch_core.errors import EdgeError, PatchingError
-from nnpatch_core.interventions import PairArguments
+from nnpatch_core.interventions import Ablation, PairArguments
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName
 from nnpatch_core.prompts import PromptPairs
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 _OWN = "circuit"
 #: What stands before the names of circuits that are made of others.
 WITHOUT, RANDOM = "all without ", "random "
+#: So many random circuits at most.
+_MOST = 10_000
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -83,11 +86,8 @@ class CircuitEvaluation:
             EdgeError: it was not asked for, by `minimality=True`.
         """
         whole, start = self[name], f"{name} without "
-        found = {
-            each.removeprefix(start): whole - self[each]
-            for each in self.names
-            if each.startswith(start)
-        }
+        edges = [edge for edge in self.circuits[name] if f"{start}{edge}" in self.circuits]
+        found = {edge: whole - self[f"{start}{edge}"] for edge in edges}
         if not found:
             raise EdgeError("no circuit was measured without an edge: pass minimality=True")
         return dict(sorted(found.items(), key=lambda item: -abs(item[1])))
@@ -104,19 +104,32 @@ class CircuitEvaluation:
 
     def __str__(self) -> str:
         rows = [["circuit", "edges", "faithfulness"]]
-        several = self.outcome.count > 1
-        low, high = self.interval() if several else (None, None)
-        for number, (name, circuit) in enumerate(self.circuits.items()):
-            value = in_digits(float(self.faithfulness[number]))
-            if low is not None and high is not None:
-                ends = in_digits(float(low[number])), in_digits(float(high[number]))
-                value += f" [{ends[0]}, {ends[1]}]"
+        values, doubts = self.in_words()
+        for value, (name, circuit) in zip(values, self.circuits.items(), strict=True):
             rows.append([name, f"{len(circuit):,}", value])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
+        lines = [
             f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}".rstrip()
             for row in rows
-        )
+        ]
+        return "\n".join([*lines, *doubts])
+
+    def in_words(self) -> tuple[list[str], list[str]]:
+        """The faithfulness of each circuit with its interval, and what is to be said of intervals.
+
+        Whoever prints it reads that, and need not be warned.
+        """
+        values = [in_digits(each) for each in self.faithfulness.tolist()]
+        if self.outcome.count == 1:
+            return values, []
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            low, high = (end.tolist() for end in self.interval())
+        ends = [
+            f"[{in_digits(one)}, {in_digits(other)}]" for one, other in zip(low, high, strict=True)
+        ]
+        told = dict.fromkeys(str(each.message) for each in caught)
+        return [" ".join(each) for each in zip(values, ends, strict=True)], [*told]
 
     def __repr__(self) -> str:
         return (
@@ -178,13 +191,15 @@ def evaluate_circuit(
             runs on the target prompts (noising).
         complement: whether each circuit's complement is run too, `"all without ..."`: what is left
             of the model without the circuit. Low faithfulness there means that it is necessary.
-        random: how many random circuits of as many edges are run beside each.
+        random: how many random circuits of as many edges are run beside each, up to 10,000.
         minimality: whether each circuit is run without each of its edges in turn.
         seed: of the random ones; None is 0.
         attention_mask: `[batch, seq]`, 1 for a token and 0 for padding, of both runs.
         source_attention_mask: the same, of the source run.
         target_attention_mask: the same, of the target run.
-        metric: a metric's name, a callable, or several; see `nnpatch_core.metrics`.
+        metric: a metric's name, a callable, or several; see `nnpatch_core.metrics`. All runs are of
+            the source prompts: one that goes by tokens, such as `"loss"`, goes by these. With
+            several, faithfulness is that of the first.
         metric_data: what metrics are to know of each prompt.
         source_answer_tokens: `[batch, n]`, all tokens of the source prompts' answers.
         target_answer_tokens: the same of the target prompts.
@@ -222,10 +237,11 @@ def evaluate_circuit(
         1.0
     """
     check_flags(swap=swap, complement=complement, minimality=minimality, per_position=per_position)
-    if strict_int(random, "random", PatchingError) < 0:
-        raise PatchingError(f"random must not be negative, got {random}")
-    if seed is not None and not random and ablation != "resample":
-        raise PatchingError(f"seed={shown(seed)} means nothing without random= or a resample")
+    count = strict_int(random, "random", PatchingError)
+    if not 0 <= count <= _MOST:
+        raise PatchingError(f"random must be from 0 to {_MOST}, got {count}")
+    ablated = read_ablated(ablation, reference, per_position, seed)
+    check_seed(seed, ablated, drawn=bool(count), without="random= or a resample")
     given = named_circuits(circuit)
     setting = open_setting(
         nnmodel,
@@ -242,22 +258,21 @@ def evaluate_circuit(
             source_answer_tokens=source_answer_tokens,
             target_answer_tokens=target_answer_tokens,
         ),
-        read_ablated(ablation, reference, per_position, seed),
+        ablated,
         metric_data=metric_data,
         swapped=swap,
     )
-    check_circuits(given, setting.structure.nodes)
+    for name, own in given.items():
+        check_nodes(name, own.nodes, setting.structure.nodes)
     every = dict(given)
     for name, own in given.items():
         if complement:
-            whole = Circuit(own.nodes, torch.from_numpy(own.nodes.mask))
-            every[f"{WITHOUT}{name}"] = whole - own
-        if random:
-            every.update(_random(name, own, random, strict_seed(seed)))
+            whole = torch.from_numpy(own.nodes.mask)
+            _put(every, {f"{WITHOUT}{name}": _edges(own, whole & ~own.kept)})
+        if count:
+            _put(every, _random(name, own, count, strict_seed(seed)))
         if minimality:
-            every.update(
-                {f"{name} without {edge}": own - Circuit.of(own.nodes, [edge]) for edge in own}
-            )
+            _put(every, _without_each(name, own))
     options = Options(batch_size, memory_budget, progress, seed=seed)
     return evaluated(setting, every, metric, options)
 
@@ -295,14 +310,36 @@ def named_circuits(given: Any) -> dict[str, Circuit]:
     return named
 
 
-def check_circuits(circuits: Mapping[str, Circuit], nodes: Nodes) -> None:
-    """Raise `EdgeError` for a circuit of another model."""
-    for name, circuit in circuits.items():
-        if circuit.nodes != nodes:
-            raise EdgeError(
-                f"{name} is a circuit of a model of {circuit.nodes.n_layers} layers and "
-                f"{len(circuit.nodes)} edges, and this model has {nodes.n_layers} and {len(nodes)}"
-            )
+def check_nodes(name: str, own: Nodes, nodes: Nodes) -> None:
+    """Raise `EdgeError` for a circuit, or edges, of another model."""
+    if own == nodes:
+        return
+    sizes = [f"{each.n_layers} layers, {len(each):,} edges" for each in (own, nodes)]
+    told = sizes if sizes[0] != sizes[1] else [repr(own), repr(nodes)]
+    raise EdgeError(f"{name}: of a model of {told[0]}, and this model has {told[1]}")
+
+
+def check_seed(seed: Any, ablation: Ablation | None, *, drawn: bool, without: str) -> None:
+    """Raise `PatchingError` for a seed of nothing.
+
+    Args:
+        seed: as it was given.
+        ablation: what edges outside of a circuit carry.
+        drawn: whether something else is drawn.
+        without: what would be.
+    """
+    if seed is not None and not drawn and (ablation is None or ablation.drawn is None):
+        raise PatchingError(f"seed={shown(seed)} means nothing without {without}")
+
+
+def _put(circuits: dict[str, Circuit], more: Mapping[str, Circuit]) -> None:
+    twice = next((name for name in more if name in circuits), None)
+    if twice is not None:
+        raise EdgeError(
+            f"{shown(twice)} is the name of one circuit, and of one that is made of another: give "
+            "them other names"
+        )
+    circuits.update(more)
 
 
 def _random(name: str, circuit: Circuit, count: int, seed: int) -> dict[str, Circuit]:
@@ -314,5 +351,20 @@ def _random(name: str, circuit: Circuit, count: int, seed: int) -> dict[str, Cir
         chosen = edges[torch.randperm(len(edges), generator=draw, device="cpu")[: len(circuit)]]
         kept = torch.zeros_like(circuit.kept)
         kept[tuple(chosen.T)] = True
-        found[f"{RANDOM}{name} {number}"] = Circuit(circuit.nodes, kept)
+        found[f"{RANDOM}{name} {number}"] = _edges(circuit, kept)
     return found
+
+
+def _without_each(name: str, circuit: Circuit) -> dict[str, Circuit]:
+    """A circuit without each of its edges in turn."""
+    found = {}
+    for place, edge in zip(circuit.kept.nonzero().tolist(), circuit, strict=True):
+        kept = circuit.kept.clone()
+        kept[tuple(place)] = False
+        found[f"{name} without {edge}"] = _edges(circuit, kept)
+    return found
+
+
+def _edges(circuit: Circuit, kept: Tensor) -> Circuit:
+    """Other edges of the same nodes; scores are left out, as there may be many circuits."""
+    return Circuit(circuit.nodes, kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias, get_args
 
 import attrs
@@ -16,10 +16,18 @@ from nnpatch_core._printable import shown
 from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.circuits.evaluation import RANDOM, WITHOUT, CircuitEvaluation, evaluate_circuit
 from nnpatch_core.circuits.measured import CIRCUIT, CircuitMeasure
-from nnpatch_core.circuits.shrinking import Search, Step, as_acdc, smallest, without_blocks
+from nnpatch_core.circuits.shrinking import (
+    ROUNDING,
+    Search,
+    Step,
+    as_acdc,
+    is_faithful,
+    smallest,
+    without_blocks,
+)
 from nnpatch_core.edges import EDGE_METHODS, EdgeOutcome, open_setting, read_ablated
 from nnpatch_core.errors import PatchingError, TokensError, UnknownNameError
-from nnpatch_core.interventions import PairArguments
+from nnpatch_core.interventions import PairArguments, Remembered
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName
 from nnpatch_core.patching import edge_patching
@@ -44,6 +52,7 @@ class FoundCircuit:
         evaluation: of the circuit, of all edges but its own, and of random ones of its size.
         steps: the circuits that were run on the way.
         goal: how faithful it was to be.
+        evaluations: how many circuits might be run on the way.
         cost: seconds by stage.
     """
 
@@ -52,6 +61,7 @@ class FoundCircuit:
     evaluation: CircuitEvaluation
     steps: tuple[Step, ...]
     goal: float
+    evaluations: int
     cost: dict[str, float]
 
     @property
@@ -62,18 +72,20 @@ class FoundCircuit:
     @property
     def reached(self) -> bool:
         """Whether it is as faithful as it was to be."""
-        return 1 - abs(1 - self.faithfulness) >= self.goal
+        # Once more by rounding: it was run beside others.
+        return is_faithful(self.faithfulness, self.goal - ROUNDING)
 
     def __str__(self) -> str:
         found, whole = self.evaluation, len(self.circuit.nodes)
         words = "" if self.reached else ": no circuit that was run is faithful enough"
         random = [name for name in found.names if name.startswith(RANDOM)]
-        value = in_digits(self.faithfulness)
-        if found.outcome.count > 1:
-            low, high = found.interval()
-            value += f" [{in_digits(float(low[0]))}, {in_digits(float(high[0]))}]"
+        (value, *_), doubts = found.in_words()
         others = ", ".join(in_digits(found[name]) for name in random)
-        measured = int(self.edges.outcome.cells["edge"].exact.sum())
+        exact = int(self.edges.outcome.cells["edge"].exact.sum())
+        others_too = "" if exact == whole else f", the others estimated ({self.edges.outcome.kind})"
+        all_of_them = (
+            ", as many as evaluations= allows" if len(self.steps) == self.evaluations else ""
+        )
         cost = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in self.cost.items())
         lines = {
             "circuit": f"{len(self.circuit):,} of {whole:,} edges, "
@@ -81,12 +93,12 @@ class FoundCircuit:
             "faithfulness": f"{value}, where {in_digits(self.goal)} was asked for",
             "without it": f"{in_digits(found[f'{WITHOUT}{CIRCUIT}'])} is left",
             "random": f"{others} with as many edges",
-            "edges": f"{measured:,} measured, the others estimated ({self.edges.outcome.kind})",
-            "runs": f"{len(self.steps)} circuits in {found.outcome.count} prompts",
+            "edges": f"{exact:,} of {whole:,} exact{others_too}",
+            "runs": f"{len(self.steps)} circuits{all_of_them}, in {found.outcome.count} prompts",
             "seconds": cost,
         }
         width = max(map(len, lines))
-        return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+        return "\n".join([*(f"{name:<{width}}  {text}" for name, text in lines.items()), *doubts])
 
     def __repr__(self) -> str:
         return f"FoundCircuit({len(self.circuit):,} edges, faithfulness {self.faithfulness:.3g})"
@@ -172,7 +184,7 @@ def find_circuit(
     least = _threshold(prune, threshold)
     count = _checked("top_k", top_k, 0)
     most = _checked("evaluations", evaluations, 1)
-    if method not in EDGE_METHODS:
+    if not isinstance(method, str) or method not in EDGE_METHODS:
         raise UnknownNameError(
             f"unknown method {shown(method)}; there are {', '.join(EDGE_METHODS)}"
         )
@@ -180,6 +192,7 @@ def find_circuit(
         raise TokensError(f"pairs must be a PromptPairs, got {shown(pairs)}")
     strict_seed(seed)
     cost = _Cost()
+    reference = _several_times(reference, ablation, per_position)
     given = read_ablated(ablation, reference, per_position, seed)
     setting = open_setting(nnmodel, api, PairArguments(pairs, None), given)
     # The circuits' own checks come first: a sweep of edges takes its time.
@@ -196,7 +209,7 @@ def find_circuit(
         ablation=ablation,
         reference=reference,
         per_position=per_position,
-        seed=seed if count or ablation == "resample" else None,
+        seed=seed if count or (given is not None and given.drawn is not None) else None,
         metric=metric,
         batch_size=batch_size,
         memory_budget=memory_budget,
@@ -205,10 +218,10 @@ def find_circuit(
     cost.note("edges")
     with make_bar(most, progress, desc="circuits") as bar:
 
-        def run(circuits: Sequence[Circuit]) -> list[float]:
-            values = measure.faithfulness(circuits)
-            bar.update(min(len(circuits), bar.total - bar.n) if bar.total else len(circuits))
-            return values
+        def run(circuit: Circuit) -> float:
+            (value,) = measure.faithfulness([circuit])
+            bar.update(1)
+            return value
 
         search = Search(run, goal, most)
         sizes = [*(size for size in _SIZES if size < total), total]
@@ -218,12 +231,12 @@ def find_circuit(
                 return Circuit.from_edges(edges, n=total, method="top", pruned=False)
             return Circuit.from_edges(edges, n=size, method="greedy")
 
-        circuit, value = smallest(search, choose, sizes)
+        circuit = smallest(search, choose, sizes)
         cost.note("size")
-        if search.reaches(value) and prune == "blocks":
-            circuit = without_blocks(search, circuit, edges.matrix)
-        elif prune == "acdc":
+        if prune == "acdc":
             circuit = as_acdc(search, circuit, least)
+        elif prune == "blocks" and search.reaches(search.run("prune", circuit)):
+            circuit = without_blocks(search, circuit, edges.matrix)
         cost.note("prune")
     evaluation = evaluate_circuit(
         nnmodel,
@@ -249,6 +262,7 @@ def find_circuit(
         evaluation,
         tuple(search.steps),
         goal,
+        most,
         cost.seconds,
     )
 
@@ -266,6 +280,14 @@ class _Cost:
         self.seconds[stage], self.since = now - self.since, now
 
 
+def _several_times(reference: Any, ablation: Any, per_position: Any) -> Any:
+    """A data set that several sweeps read, whose mean is made once, and which may be a stream."""
+    averaged = isinstance(ablation, str) and ablation == "mean" and not per_position
+    if reference is not None and averaged:
+        return Remembered(reference)
+    return list(reference) if isinstance(reference, Iterator) else reference
+
+
 def _goal(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise PatchingError(f"faithfulness must be above 0 and up to 1, got {shown(value)}")
@@ -274,7 +296,7 @@ def _goal(value: Any) -> float:
 
 def _threshold(prune: Any, value: Any) -> float:
     methods = get_args(PruneMethod)
-    if prune is not None and prune not in methods:
+    if prune is not None and (not isinstance(prune, str) or prune not in methods):
         raise UnknownNameError(
             f"unknown prune {shown(prune)}; there are {', '.join(methods)} and None"
         )

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._models import evaluating, follow, input_device, module_of
+from nnpatch_core._rounding import rounding
 from nnpatch_core.adapters import n_layers
 from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.circuits.runs import CircuitRuns
 from nnpatch_core.edges import Ablated, Setting, open_layers
-from nnpatch_core.errors import MetricError, TokensError
+from nnpatch_core.errors import EngineError, MemoryBudgetError, MetricError, TokensError
 from nnpatch_core.interventions import PairRuns
-from nnpatch_core.memory import host_memory, memory_budget
+from nnpatch_core.memory import host_memory, in_units
 from nnpatch_core.metrics import MetricContext, MetricSpec, activations_read, measure
 from nnpatch_core.results import Baseline, Outcome
 from nnpatch_core.seq_pos import PromptBatch
@@ -33,13 +34,17 @@ from nnpatch_core.sweep import (
     outcome,
     prepare,
     try_out,
+    warn_of_chunks,
 )
-from nnpatch_core.tracing import LAYER_INPUT, forward, read_component
+from nnpatch_core.tracing import LAYER_INPUT, forward, forward_hooks, in_words, read_component
 
 #: The name under which an outcome has the circuits.
 CIRCUIT = "circuit"
-#: What a run keeps of each sender's part: the part, and copies of it as it is read and joined.
-_COPIES = 4
+#: A layer's stream, attention, MLP and heads of the target run; two streams, queries, keys, values
+#: and again the heads and MLP of the run that edges outside of a circuit carry.
+_KEPT = 11
+#: Recorded runs, and logits that wait, take at most this share of the memory.
+_SHARE = 4
 
 
 @attrs.frozen(eq=False)
@@ -91,9 +96,9 @@ class CircuitMeasure:
         _check_metrics(sweep)
         self._setting, self._metric, self._options = setting, metric, options
         self._own = attrs.evolve(setting, runs=runs)
-        size = _Size.of(sweep, self._own)
-        self._rows, self._chunks = size.circuits, size.chunks
-        self._opened = _Opened(self._own, given, self._chunks)
+        self._size = _Size.of(sweep, self._own)
+        warn_of_chunks(sweep, self._size.chunks)
+        self._opened = _Opened(self._own, given, self._size)
         self._known: tuple[MetricContext, dict[str, Baseline]] | None = None
 
     def outcome(self, circuits: Mapping[str, Circuit]) -> Outcome:
@@ -142,16 +147,18 @@ class CircuitMeasure:
         """For each metric `[circuits, batch]`."""
         sweep, _ = self._prepared
         context, _ = self._baseline()
-        kept = torch.stack([circuit.kept for circuit in circuits])
         found: dict[str, list[Tensor]] = {name: [] for name in sweep.metrics}
-        for first in range(0, len(kept), self._rows):
-            some = kept[first : first + self._rows]
-            logits = torch.cat([self._opened.at(chunk).logits(some) for chunk in self._chunks], 1)
-            for own in logits:
+        for first in range(0, len(circuits), self._size.circuits):
+            some = circuits[first : first + self._size.circuits]
+            kept = torch.stack([circuit.kept for circuit in some])
+            logits = []
+            for chunk in self._size.chunks:
+                last = chunk is self._size.chunks[-1]
+                done = bar.update if bar is not None and last else None
+                logits.append(self._opened.at(chunk).logits(kept, done))
+            for own in torch.cat(logits, 1):
                 for name, value in measure(sweep.metrics, own, context).items():
                     found[name].append(value)
-            if bar is not None:
-                bar.update(len(some))
         return {name: torch.stack(each) for name, each in found.items()}
 
     def _baseline(self) -> tuple[MetricContext, dict[str, Baseline]]:
@@ -179,8 +186,8 @@ def _prepared(
 class _Opened:
     """Circuits in chunks of the prompts; where there is one chunk, it is opened but once."""
 
-    def __init__(self, setting: Setting, given: Ablated | None, chunks: Sequence[slice]) -> None:
-        self._setting, self._given, self._chunks = setting, given, chunks
+    def __init__(self, setting: Setting, given: Ablated | None, size: _Size) -> None:
+        self._setting, self._given, self._size = setting, given, size
         self._known: dict[int, tuple[CircuitRuns, Tensor]] = {}
 
     def at(self, chunk: slice) -> CircuitRuns:
@@ -204,47 +211,72 @@ class _Opened:
                 stream.append(read_component(envoy, LAYER_INPUT).clone())
 
             logits = forward(setting.nnmodel, source, visit)
-            self._known[chunk.start] = CircuitRuns.of(layers, stream[0], given), logits
+            circuits = CircuitRuns.of(layers, source, stream[0], given, self._size.room)
+            _check_hooks(circuits, logits)
+            self._known[chunk.start] = circuits, logits
         return self._known[chunk.start]
 
     def context(self, sweep: Sweep) -> MetricContext:
-        """The context of metrics: the source run, and the run without edges."""
+        """The context of metrics: the source run, and the run without edges.
+
+        All runs are of the source prompts: where a metric goes by tokens, or by positions that it
+        finds in them, it does so in these.
+        """
         runs, nodes = self._setting.runs, self._setting.structure.nodes
-        if self._given is None and len(self._chunks) > 1:
-            return runs.unpatched(sweep, self._chunks)
+        one, other = runs.source.read, runs.target.read
+        alike = one is None or (other is not None and torch.equal(one, other.to(one.device)))
+        if self._given is None and alike and len(self._size.chunks) > 1:
+            return runs.unpatched(sweep, self._size.chunks).of_source_run
         none = torch.zeros(1, *nodes.mask.shape, dtype=torch.bool, device="cpu")
         sources, targets = [], []
-        for chunk in self._chunks:
+        for chunk in self._size.chunks:
             circuits, logits = self._open(chunk)
             sources.append(logits)
-            whole = circuits.layers.target.logits
-            targets.append(whole if self._given is None else circuits.logits(none)[0])
-        return runs.context(torch.cat(sources), torch.cat(targets))
+            whole = self._given is None and alike
+            targets.append(circuits.layers.target.logits if whole else circuits.logits(none)[0])
+        return runs.context(torch.cat(sources), torch.cat(targets)).of_source_run
 
 
 @attrs.frozen(eq=False)
 class _Size:
-    """How many circuits, and which prompts, run together."""
+    """How much is done at once.
+
+    Args:
+        circuits: of how many circuits the logits are kept.
+        chunks: which prompts run together.
+        room: bytes that runs may take.
+    """
 
     circuits: int
     chunks: Sequence[slice]
+    room: int
 
     @classmethod
     def of(cls, sweep: Sweep, setting: Setting) -> _Size:
-        """As many as fit in memory."""
+        """As much as fits in memory.
+
+        Raises:
+            MemoryBudgetError: the runs of one prompt do not fit in a budget that was given.
+        """
         model: Any = module_of(setting.nnmodel)
         weight = next(model.parameters())
         width = int(model.get_input_embeddings().weight.shape[-1])
-        nodes, seq_len = setting.structure.nodes, sweep.seq_len
-        row = _COPIES * len(nodes.senders) * seq_len * width * weight.element_size()
-        logits = 4 * sweep.batch * sweep.limits.needs.logits
-        budget = memory_budget(sweep.options.memory_budget, model)
+        limits, nodes = sweep.limits, setting.structure.nodes
+        kept = _KEPT * nodes.n_layers * sweep.seq_len * width * weight.element_size()
+        share = limits.usable // _SHARE
+        if kept > share and sweep.options.memory_budget is not None:
+            raise MemoryBudgetError(
+                f"what is recorded of one prompt of {sweep.seq_len} tokens needs {in_units(kept)}, "
+                f"and memory_budget leaves {in_units(share)} of {in_units(limits.budget)} for it: "
+                "raise it, or give shorter prompts"
+            )
+        prompts = min(max(share // kept, 1), limits.prompts)
         device = input_device(model)
-        host = host_memory() if device is not None and device.type != "cpu" else budget
-        rows = max(budget // 2 // row, 1)
-        prompts = min(rows, sweep.options.batch_size or sweep.batch, sweep.batch)
-        together = min(max(rows // prompts, 1), max(host // 4 // max(logits, 1), 1))
-        return cls(together, sweep.limits.chunks(sweep.batch, prompts))
+        own = device is not None and device.type != "cpu"
+        waiting = (host_memory() if own else limits.usable) // _SHARE
+        circuits = max(waiting // (sweep.batch * limits.needs.logits), 1)
+        room = max(limits.usable - prompts * kept - (0 if own else waiting), 0)
+        return cls(circuits, limits.chunks(sweep.batch, prompts), room)
 
 
 def _check_masks(setting: Setting) -> None:
@@ -256,6 +288,27 @@ def _check_masks(setting: Setting) -> None:
             f"a circuit is run on the source prompt with what the target prompt has at the same "
             f"tokens, and the prompts of pairs {uneven.tolist()} have other lengths: give pairs of "
             "one length each"
+        )
+
+
+def _check_hooks(circuits: CircuitRuns, logits: Tensor) -> None:
+    """Raise `EngineError` where a hook of the user's makes circuits another model.
+
+    It may tell rows, or few tokens, from a whole forward; then two circuits of all edges beside
+    each other do not give the source run, whose logits these are.
+    """
+    hooks = forward_hooks(module_of(circuits.layers.nnmodel))
+    if not hooks:
+        return
+    whole = torch.from_numpy(circuits.layers.nodes.mask).expand(2, -1, -1)
+    off = float((circuits.logits(whole) - logits).abs().nan_to_num(torch.inf).max())
+    allowed = rounding(circuits.stream) * float(logits.nan_to_num(0.0).abs().max())
+    if not off <= allowed:
+        raise EngineError(
+            f"circuits are run by calling layers by themselves, and with {in_words(hooks)} the "
+            f"circuit of all edges is not the source run: it is off by {off:.3g} logits, where "
+            f"rounding explains {allowed:.3g}; take that away, or let it treat all rows and tokens "
+            "alike"
         )
 
 

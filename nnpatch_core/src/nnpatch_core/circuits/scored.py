@@ -84,7 +84,7 @@ def read_scores(edges: Any, nodes: Any = None) -> Scores:
         )
     if nodes is None:
         raise EdgeError("numbers by name need nodes=, the Nodes of the model")
-    matrix = torch.full(nodes.mask.shape, math.nan, dtype=torch.float64)
+    matrix = torch.full(nodes.mask.shape, math.nan, dtype=torch.float64, device="cpu")
     named: dict[tuple[int, int], str] = {}
     for name, value in edges.items():
         place = nodes.place(name)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
 from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.edges import Nodes
 
-#: The faithfulness of some circuits, each run and measured.
-Measure: TypeAlias = Callable[[Sequence[Circuit]], list[float]]
+#: By so much rounding may part what is equal.
+ROUNDING = 1e-5
 
 
 @attrs.frozen
@@ -33,21 +33,31 @@ class Step:
     kept: bool
 
 
+def is_faithful(faithfulness: float, goal: float) -> bool:
+    """Whether that is faithful enough, but for rounding: too much is as far off as too little."""
+    return _closeness(faithfulness) >= goal - ROUNDING
+
+
+def _closeness(faithfulness: float) -> float:
+    return 1 - abs(1 - faithfulness)
+
+
 @attrs.define(eq=False)
 class Search:
-    """A search for a small circuit that is faithful.
+    """A search for a small circuit that is faithful; no circuit is run twice.
 
     Args:
-        measure: runs circuits.
-        goal: how faithful one must be: 1 - |1 - faithfulness|.
+        measure: runs a circuit, and says how faithful it is.
+        goal: how faithful one must be.
         most: how many circuits may be run.
         steps: those that were run.
     """
 
-    measure: Measure
+    measure: Callable[[Circuit], float]
     goal: float
     most: int
     steps: list[Step] = attrs.field(factory=list)
+    _known: dict[bytes, float] = attrs.field(factory=dict, init=False)
 
     @property
     def left(self) -> int:
@@ -55,53 +65,56 @@ class Search:
         return max(self.most - len(self.steps), 0)
 
     def reaches(self, faithfulness: float) -> bool:
-        """Whether that is faithful enough: too much is as far off as too little."""
-        return 1 - abs(1 - faithfulness) >= self.goal
+        """Whether that is faithful enough."""
+        return is_faithful(faithfulness, self.goal)
 
-    def run(self, stage: str, circuits: Sequence[Circuit]) -> list[float]:
-        """Run circuits, and note them."""
-        found = self.measure(circuits)
-        self.steps += [
-            Step(stage, len(circuit), value, self.reaches(value))
-            for circuit, value in zip(circuits, found, strict=True)
-        ]
-        return found
+    def run(self, stage: str, circuit: Circuit) -> float:
+        """Run a circuit, and note it."""
+        edges = np.packbits(circuit.kept.numpy()).tobytes()
+        if edges not in self._known:
+            found = self._known[edges] = self.measure(circuit)
+            self.steps.append(Step(stage, len(circuit), found, self.reaches(found)))
+        return self._known[edges]
 
 
-def smallest(
-    search: Search, choose: Callable[[int], Circuit], sizes: Sequence[int]
-) -> tuple[Circuit, float]:
+def smallest(search: Search, choose: Callable[[int], Circuit], sizes: Sequence[int]) -> Circuit:
     """The smallest faithful circuit among those of a ranking.
 
-    Sizes are tried from the smallest on, a few at a time; between the first that is faithful and
-    the one before, the size is halved in. Faithfulness need not grow with size: so a smaller one
-    may be missed.
+    Sizes are tried from the smallest on; between the first that is faithful and the one before, the
+    size is halved in. Faithfulness need not grow with size: so a smaller one may be missed.
 
     Args:
         search: runs circuits.
         choose: the circuit of so many edges.
-        sizes: which numbers of edges are tried, ascending; the last one is all.
+        sizes: which numbers of edges are tried, ascending.
+
+    Returns:
+        The circuit; if none that was run is faithful, the one that comes closest.
     """
-    low, first = 0, sizes[-1]
+    low, first = 0, None
     known: dict[int, tuple[Circuit, float]] = {}
-    for size in sizes:
+
+    def reaches(size: int) -> bool:
         circuit = choose(size)
-        (value,) = search.run("size", [circuit])
-        known[size] = circuit, value
-        if search.reaches(value):
+        known[size] = circuit, search.run("size", circuit)
+        return search.reaches(known[size][1])
+
+    for size in sizes:
+        if not search.left:
+            break
+        if reaches(size):
             first = size
             break
         low = size
+    if first is None:
+        return max(known.values(), key=lambda each: _closeness(each[1]))[0]
     while first - low > max(first // 50, 1) and search.left:
         middle = (low + first) // 2
-        circuit = choose(middle)
-        (value,) = search.run("size", [circuit])
-        known[middle] = circuit, value
-        if search.reaches(value):
+        if reaches(middle):
             first = middle
         else:
             low = middle
-    return known[first]
+    return known[first][0]
 
 
 def without_blocks(search: Search, circuit: Circuit, scores: Tensor) -> Circuit:
@@ -120,11 +133,10 @@ def without_blocks(search: Search, circuit: Circuit, scores: Tensor) -> Circuit:
         for block in _blocks(circuit, scores, size):
             if not search.left:
                 break
-            smaller = _dropped(circuit, block)
+            smaller = _dropped(circuit, block).pruned()
             if len(smaller) == len(circuit) or not len(smaller):
                 continue
-            (value,) = search.run("prune", [smaller])
-            if search.reaches(value):
+            if search.reaches(search.run("prune", smaller)):
                 circuit = smaller
         if size == 1:
             break
@@ -136,24 +148,25 @@ def as_acdc(search: Search, circuit: Circuit, threshold: float) -> Circuit:
     """The circuit without each edge whose loss changes the faithfulness by less than a threshold.
 
     From the logits down, each receiver's edges in turn, as Conmy et al. do it, "Towards Automated
-    Circuit Discovery for Mechanistic Interpretability" (2023). An edge that is dropped stays so.
+    Circuit Discovery for Mechanistic Interpretability" (2023). An edge that is dropped stays so. In
+    the end all goes that is on no way from the input to the logits.
 
     Args:
         search: runs circuits.
-        circuit: where it begins.
+        circuit: where it begins; it was run.
         threshold: of the change.
     """
-    (value,) = search.run("acdc", [circuit])
+    value = search.run("acdc", circuit)
     for sender, receiver in _from_logits(circuit.nodes):
         if not bool(circuit.kept[sender, receiver]):
             continue
         if not search.left:
             break
-        smaller = _dropped(circuit, torch.tensor([[sender, receiver]], device="cpu"), prune=False)
-        (other,) = search.run("acdc", [smaller])
+        smaller = _dropped(circuit, torch.tensor([[sender, receiver]], device="cpu"))
+        other = search.run("acdc", smaller)
         if abs(other - value) < threshold:
             circuit, value = smaller, other
-    return circuit
+    return circuit.pruned()
 
 
 def _from_logits(nodes: Nodes) -> Iterator[tuple[int, int]]:
@@ -172,8 +185,7 @@ def _blocks(circuit: Circuit, scores: Tensor, size: int) -> Iterator[Tensor]:
         yield ordered[first : first + size]
 
 
-def _dropped(circuit: Circuit, edges: Tensor, *, prune: bool = True) -> Circuit:
+def _dropped(circuit: Circuit, edges: Tensor) -> Circuit:
     kept = circuit.kept.clone()
     kept[tuple(edges.T)] = False
-    smaller = attrs.evolve(circuit, kept=kept)
-    return smaller.pruned() if prune else smaller
+    return attrs.evolve(circuit, kept=kept)

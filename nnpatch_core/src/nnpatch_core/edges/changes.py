@@ -229,7 +229,7 @@ class SenderChanges:
         rows, taken = self._taken(members, prompts)
         some = prompts[rows]
         difference = factor * (_of(given, some, taken) - there[some])
-        return rows, difference * (taken != NONE)[..., None].to(difference)
+        return rows, _where(taken != NONE, difference)
 
     def _of_heads(
         self, prompts: Tensor, members: list[_InRow], layer: int
@@ -250,7 +250,7 @@ class SenderChanges:
             index = here.nonzero().flatten().to(heads.device)[:, None]
             heads[int(at[number]), index, own] = given[number, index, own].to(heads)
             put[at[number]] |= here
-        return rows, self.layers.changed_by_heads(layer, heads, some) * put[..., None].to(heads)
+        return rows, _where(put, self.layers.changed_by_heads(layer, heads, some))
 
     @staticmethod
     def _taken(members: list[_InRow], prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,6 +303,11 @@ def _members(
 def _own(given: Given) -> Tensor:
     """`[batch, seq]`: each token's own position."""
     return torch.arange(given.mask.shape[1], device="cpu").expand_as(given.mask)
+
+
+def _where(here: Tensor, change: Tensor) -> Tensor:
+    """A change, and 0 elsewhere: at padding a model may give what is no number."""
+    return change.masked_fill(~here.to(change.device)[..., None], 0)
 
 
 def _of(given: Tensor, prompts: Tensor, taken: Tensor) -> Tensor:

@@ -240,6 +240,8 @@ class _Part:
             return {name: nothing.clone() for name in self.sweep.metrics}
         start = int(moved[0])
         added = self._added(start)
+        # There may be no gradient at padding, where nothing is added.
+        still = ~self.changes_of.moved.any(0)[:, start:, None]
         size = len(self.steps), len(self.layers.nodes.receivers), len(added)
         every = {
             name: torch.zeros(size, dtype=torch.float64, device="cpu")
@@ -254,6 +256,7 @@ class _Part:
                 below = min(last, int(np.searchsorted(self.steps, step, side="right")))
                 if below <= first:
                     continue
+                gradient = gradient.masked_fill(still.to(gradient.device), 0)
                 own = gradient.flatten(2).permute(1, 2, 0)
                 effects = torch.bmm(added[:, first:below].to(own), own).permute(1, 2, 0)
                 every[name][first:below, numbers] += effects.double().cpu()

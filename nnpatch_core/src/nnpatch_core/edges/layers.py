@@ -37,6 +37,7 @@ from nnpatch_core.tracing import (
     of_rows,
     read,
     read_component,
+    skip,
     write,
 )
 
@@ -49,6 +50,27 @@ _OUTPUT = Component("", "output")
 
 
 @attrs.frozen
+class Aside:
+    """How a layer's attention is left out where its MLP alone is wanted.
+
+    Args:
+        path: dotted path of the module that has the attention.
+        items: how many things that module gives; None is a tensor by itself.
+        is_attn: whether the first of them is the component `attn`; otherwise that comes of it.
+    """
+
+    path: str
+    items: int | None
+    is_attn: bool
+
+    def skip(self, traced: Any, attention: Tensor) -> None:
+        """Let the module give an attention without running it, inside a trace."""
+        value = attention.clone() if self.is_attn else torch.zeros_like(attention)
+        rest = () if self.items is None else (None,) * (self.items - 1)
+        skip(follow(traced, self.path), value if self.items is None else (value, *rest))
+
+
+@attrs.frozen
 class Structure:
     """How the layers of a model are built, as far as edges go by it; see `find_structure`.
 
@@ -58,6 +80,8 @@ class Structure:
         mlp: the same of its `mlp`.
         direct: for each layer whether the output projection alone makes its `attn`: no norm.
         tokenwise: for each layer whether queries, keys and values can be had of some tokens alone.
+        aside: for each layer how its attention is left out, so that its MLP can be had of some
+            tokens alone; None where it cannot.
     """
 
     nodes: Nodes
@@ -65,6 +89,7 @@ class Structure:
     mlp: tuple[float, ...]
     direct: tuple[bool, ...]
     tokenwise: tuple[bool, ...]
+    aside: tuple[Aside | None, ...]
 
 
 @attrs.frozen(eq=False)
@@ -226,31 +251,42 @@ class Layers:
         return attention
 
     def mlp_of(
-        self, layer: int, stream: Tensor, prompts: Tensor, attn: Tensor | None = None
+        self,
+        layer: int,
+        stream: Tensor,
+        prompts: Tensor,
+        attn: Tensor | None = None,
+        start: int = 0,
     ) -> Tensor:
-        """A layer's component `mlp`, `[rows, seq, width]`, given the stream before the layer.
+        """A layer's component `mlp`, `[rows, seq - start, width]`, given the stream before it.
 
         Args:
             layer: the layer.
             stream: `[rows, seq, width]`.
             prompts: `[rows]`, the prompt of each row.
             attn: the layer's component `attn` in each row; None is the target run's.
+            start: the position of the first token whose MLP is wanted.
         """
-        own, found = self.places[layer], []
-        for part in _parts(stream):
-            rows, some = stream[part], prompts[part]
+        own, found, aside = self.places[layer], [], self.structure.aside[layer]
+        # An MLP sees each token alone.
+        first = start if aside is not None else 0
+        for part in _parts(stream[:, first:]):
+            rows, some = stream[part, first:], prompts[part]
             attention = self.target.attn[layer][some] if attn is None else attn[part]
+            attention = attention[:, first:]
 
             def visit(traced: Any, rows: Tensor = rows, attention: Tensor = attention) -> None:
                 shape = (len(rows), rows.shape[1])
+                if aside is not None:
+                    aside.skip(traced, attention)
                 for place in sorted((own["attn"], own["mlp"]), key=lambda each: each.order):
                     if place is own["mlp"]:
                         found.append(read(traced, place, shape).clone())
-                    else:
+                    elif aside is None or not aside.is_attn:
                         write(traced, place, attention.clone())
 
             self.call(layer, rows, some, visit)
-        return torch.cat(found)
+        return torch.cat(found)[:, start - first :]
 
     @property
     def start(self) -> Location:

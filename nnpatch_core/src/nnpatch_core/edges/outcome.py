@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -64,12 +65,10 @@ class EdgeOutcome(Mapping[str, Any]):
 
     def __getitem__(self, edge: str) -> Any:
         sender, receiver = self.nodes.place(edge)
-        values = self.matrix[sender, receiver]
-        if not values.ndim:
-            if bool(values.isnan()):
-                raise EdgeError(f"edge {shown(edge)} was not swept")
-            return values.item()
-        return values
+        if not bool(self._swept[sender, receiver].any()):
+            raise EdgeError(f"edge {shown(edge)} was not swept")
+        values = self._matrix[sender, receiver]
+        return values.clone() if values.ndim else values.item()
 
     def __iter__(self) -> Iterator[str]:
         senders, receivers = self.nodes.sender_names, self.nodes.receiver_names
@@ -86,7 +85,7 @@ class EdgeOutcome(Mapping[str, Any]):
             sender, receiver = self.nodes.place(edge)
         except EdgeError:
             return False
-        return bool(self.outcome.swept(EDGE)[sender, receiver].any())
+        return bool(self._swept[sender, receiver].any())
 
     def __repr__(self) -> str:
         exact = self.outcome.cells[EDGE].exact
@@ -103,9 +102,16 @@ class EdgeOutcome(Mapping[str, Any]):
 
         nan where there is no edge, or none was swept.
         """
-        values = self.outcome[EDGE].clone()
-        values[~self.outcome.swept(EDGE)] = torch.nan
-        return values
+        return self._matrix.clone()
+
+    @cached_property
+    def _swept(self) -> Tensor:
+        return self.outcome.swept(EDGE)
+
+    @cached_property
+    def _matrix(self) -> Tensor:
+        # Once, as a mapping is asked for each of its values.
+        return self.outcome[EDGE].masked_fill(~self._swept, torch.nan)
 
     @property
     def exact(self) -> Tensor:

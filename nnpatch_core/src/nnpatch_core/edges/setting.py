@@ -122,5 +122,5 @@ def read_ablated(ablation: Any, reference: Any, per_position: Any, seed: Any) ->
         if reference is not None or per_position:
             raise PatchingError("reference= and per_position= mean nothing without ablation=")
         return None
-    own = seed if ablation == "resample" else None
+    own = seed if isinstance(ablation, str) and ablation == "resample" else None
     return check_ablation("ablation", Ablation(ablation, reference, per_position, own))

@@ -14,7 +14,7 @@ from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import rounding
 from nnpatch_core.adapters import Component, ModelAPI, heads_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.edges.layers import Layers, Recording, Structure, layer_places, recorded
+from nnpatch_core.edges.layers import Aside, Layers, Recording, Structure, layer_places, recorded
 from nnpatch_core.edges.nodes import Nodes
 from nnpatch_core.engine import mlp_inside
 from nnpatch_core.errors import EngineError
@@ -87,13 +87,43 @@ def find_structure(nnmodel: Any, api: ModelAPI, batch: Batch) -> Structure:
         ),
     )
     attn, mlp = (tuple(each) for each in zip(*factors, strict=True))
-    none = tuple(False for _ in places)
-    structure = Structure(nodes, attn, mlp, tuple(made.direct), none)
+    none, nowhere = tuple(False for _ in places), tuple(None for _ in places)
+    structure = Structure(nodes, attn, mlp, tuple(made.direct), none, nowhere)
     layers = Layers(nnmodel, api.layers, places, structure, run, calls, len(few))
     for layer in range(len(places)):
         layers.check(layer)
-    tokenwise = tuple(_is_tokenwise(layers, layer) for layer in range(len(places)))
-    return attrs.evolve(structure, tokenwise=tokenwise)
+    return attrs.evolve(
+        structure,
+        tokenwise=tuple(_is_tokenwise(layers, layer) for layer in range(len(places))),
+        aside=tuple(_aside(layers, layer) for layer in range(len(places))),
+    )
+
+
+def _aside(layers: Layers, layer: int) -> Aside | None:
+    """How a layer's attention is left out, if its MLP is the same of the last tokens then."""
+    own, run = layers.places[layer], layers.target
+    inside = own["o"].component.module.partition(".")[0]
+    path = f"{layers.path}.{layer}.{inside}"
+    if not inside or _is_in(own["o"].path, path) is _is_in(own["mlp"].path, path):
+        return None
+    stream, one = run.streams[layer][:1], torch.tensor([0], device="cpu")
+    outputs: list[Any] = []
+    layers.call(layer, stream, one, lambda traced: outputs.append(follow(traced, path).output))
+    (output,) = outputs
+    items = len(output) if isinstance(output, tuple | list) else None
+    found = Aside(path, items, _is_in(own["attn"].path, path))
+    trial = attrs.evolve(layers.structure, aside=tuple(found for _ in layers.places))
+    try:
+        mlp = attrs.evolve(layers, structure=trial).mlp_of(
+            layer, stream, one, start=stream.shape[1] - 1
+        )
+    except EngineError:
+        return None
+    return found if _near(run.mlp[layer][:1, -1:], mlp) else None
+
+
+def _is_in(path: str, module: str) -> bool:
+    return f"{path}.".startswith(f"{module}.")
 
 
 def _is_tokenwise(layers: Layers, layer: int) -> bool:

@@ -1,4 +1,4 @@
-"""The senders of a path as its receivers see them, with the MLPs between them recomputed."""
+"""Changes that a path's receivers see, with what stands between held, or its MLPs recomputed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnpatch_core.edges import Climb, Layers, Receiver, Rows, Sender, Writes, ad
 
 @attrs.frozen(eq=False)
 class Frozen:
-    """The writing of senders, with everything between them and the receivers held.
+    """The changes that senders write, with everything between them and the receivers held.
 
     Args:
         layers: the layers, and the target run.
@@ -37,7 +37,7 @@ class Frozen:
 
 @attrs.frozen(eq=False)
 class ThroughMlps:
-    """The writing of senders, and what each MLP makes of that; heads are held.
+    """The changes that senders write, and those that each MLP makes of them; heads are held.
 
     An MLP that is a sender is not recomputed, at no position.
 

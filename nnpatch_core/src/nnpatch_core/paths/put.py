@@ -62,7 +62,7 @@ class PathPut:
         return Values(mask, of, {"mask": mask, "path": _told(told)})
 
     def _received(self, sweep: Sweep, layers: Layers, given: Given, chunk: slice) -> Received:
-        """The receivers of a sweep's cells, computed in some of its prompts."""
+        """The values that receivers of a sweep's cells compute, in some of its prompts."""
         cells: list[Any] = [cell.named for cell in sweep.patches.cells]
         ways = [(each.senders, *each.relays) for each in cells]
         known = _Numbers()

@@ -1,4 +1,4 @@
-"""The middle of a path, which sends on: receivers that see a change, as senders."""
+"""Receivers amid a path as senders of what they write once they see a change."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Relay:
 
 @attrs.frozen(eq=False)
 class Relayed:
-    """The writing of entries of a path's middle, as they see the entries before them.
+    """The changes that entries amid a path write, as they see the entries before them.
 
     A head that reads a changed query, key or value hands on another z, with all else of its layer
     as in the target run.
@@ -75,7 +75,7 @@ class Relayed:
         relays: Sequence[Relay],
         mask: Tensor,
     ) -> Relayed:
-        """The writing of entries.
+        """Find out where entries may write anything else.
 
         Args:
             layers: see above.

@@ -156,15 +156,15 @@ def _ours(given: Any, of_file: Nodes, told: Mapping[str, str]) -> _Ours:
     if not isinstance(given, Mapping) or given.get("format") != _FORMAT:
         form = given.get("format") if isinstance(given, Mapping) else given
         raise EdgeError(
-            f"its entry nnpatch has the format {shown(form)}, and this version reads {_FORMAT}"
+            f"its entry 'nnpatch' has the format {shown(form)}, and this version reads {_FORMAT}"
         )
     shared, scores, info = given.get("key_value"), given.get("scores"), given.get("info")
     if not isinstance(shared, list) or len(shared) != of_file.n_layers:
-        raise EdgeError(f"key_value in nnpatch must have a number a layer, got {shown(shared)}")
+        raise EdgeError(f"key_value of 'nnpatch' must have a number a layer, got {shown(shared)}")
     if not isinstance(scores, bool):
-        raise EdgeError(f"scores in nnpatch must be true or false, got {shown(scores)}")
+        raise EdgeError(f"scores of 'nnpatch' must be true or false, got {shown(scores)}")
     if not isinstance(info, dict) or not all(isinstance(text, str) for text in info.values()):
-        raise EdgeError(f"info in nnpatch must be texts by name, got {shown(info)}")
+        raise EdgeError(f"info of 'nnpatch' must be texts by name, got {shown(info)}")
     return _Ours(Nodes(of_file.query, shared, of_file.parallel), scores, info)
 
 
