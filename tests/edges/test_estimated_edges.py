@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from nnpatch_core import per_prompt, reads_positions
 from nnpatch_core.errors import AdapterWarning
 from nnpatch_core.testing import tiny_model
-from tests.edges.test_exact_edges import REFUSED, SOURCE, TARGET, model_of
 from tests.helpers.edge_derivatives import EdgeDerivatives
+from tests.helpers.edge_families import REFUSED, SOURCE, TARGET, model_of
 from tests.helpers.edge_models import Drawn, tiny, with_others
 from tests.helpers.edge_oracle import WIRINGS
 from tests.helpers.edge_pairs import EVEN, Pairs, patched, raw

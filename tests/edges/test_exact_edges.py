@@ -12,30 +12,15 @@ from hypothesis import strategies as st
 
 from nnpatch_core import edge_patching, reads_tokens
 from nnpatch_core.errors import AdapterWarning
+from tests.helpers.edge_families import REFUSED, SOURCE, TARGET, model_of
 from tests.helpers.edge_models import Drawn, tiny, with_others
 from tests.helpers.edge_oracle import WIRINGS, EdgeOracle, oracle_of
 from tests.helpers.edge_pairs import from_oracle, numbers, patched
-from tests.helpers.families import FAMILIES
-from tests.helpers.families import model_of as family_model
 
-#: Those whose layers nnpatch refuses, each with the reason in tests of its own.
-REFUSED = ("llama, MLP first in one layer",)
-SOURCE, TARGET = (3, 9, 4, 17, 5, 8), (3, 9, 21, 17, 30, 8)
 #: Of each family so many edges, drawn at random.
 DRAWN = 200
 NEAR = {"rtol": 0, "atol": 2e-5}
 sizes = st.sampled_from([None, 1, 2])
-
-
-def model_of(name: str) -> tuple[Any, Any]:
-    """A tiny model of a family, and its adapter; None finds one by its type."""
-    if name in FAMILIES:
-        return family_model(name), FAMILIES[name].api
-    from nnpatch_core.testing import tiny_model
-
-    kind, _, rest = name.partition(",")
-    settings = {"use_parallel_residual": False} if rest else {}
-    return tiny_model(kind, num_hidden_layers=2, **settings), None
 
 
 def _logit(token: int) -> Any:

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from nnpatch_core import Circuit, edge_patching
-from tests.edges.test_planted_circuits import EACH, NOTHING, STEPS, estimated, planted
 from tests.helpers.paths import ROOT
+from tests.helpers.planted_cases import EACH, NOTHING, STEPS, estimated, planted
 from tests.helpers.planted_circuits import PLANTED
 from tests.helpers.planted_oracle import METHODS
 
@@ -83,7 +83,7 @@ def test_estimates_are_the_oracle_s(name: str, method: str) -> None:
 
 
 def test_the_page_tells_what_methods_say() -> None:
-    page = (ROOT / "docs" / "edges.md").read_text("utf-8").split("\n## What each method says\n")[1]
+    page = (ROOT / "docs" / "edges.md").read_text("utf-8").split("\n## Where methods differ\n")[1]
     rows = re.findall(r"^\|([^|]*)\| `([^`|]*->[^`|]*)` \|(.*)\|$", page, re.MULTILINE)
     assert len(rows) == 20
     model, told = "", set()

@@ -76,6 +76,8 @@ def single_sites(draw: st.DrawFn, pairs: Pairs) -> Any:
     return Sites.from_sites(cells)
 
 
+# Sites are drawn, of values alone too.
+@pytest.mark.filterwarnings("ignore:qk_fix=True changes nothing")
 @given(st.data(), pairs_of(), st.sampled_from(METRICS), st.sampled_from(REPAIRS))
 @settings(max_examples=50)
 def test_any_estimate_is_that_of_the_oracle(

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from nnpatch_core import (
     Add,
     Each,
+    EdgeOutcome,
     MultiSite,
     Outcome,
     PatchingError,
@@ -31,6 +32,7 @@ from nnpatch_core import (
     activation_patching,
     attribution_patching,
     cache_average,
+    edge_patching,
     execution_order,
     path_patching,
     plan_sweep,
@@ -200,6 +202,17 @@ LEARNED_FROM = PromptPairs.from_texts(
 RESID = Site.get_site(API, "resid", 2, seq_pos=[-1])
 PAIRED = {"nnmodel": MODEL, "api": API, "pairs": LEARNED_FROM}
 LEARNING = {**PAIRED, "site": RESID, "epochs": 1, "random_labels": False}
+EDGES = {
+    **{name: value for name, value in PAIR.items() if name != "sites"}, **ANSWERED,
+    "senders": ["m0", "a0.h1"], "receivers": ["m1", "logits"], "progress": False,
+}  # fmt: skip
+MORE = ["top_k", "spot_checks"]
+EDGE_OPTIONS = [
+    *(*MASKS, *COMMON, *MORE, "method", "seq_pos_type", "seq_pos", "spans", "metric_data"),
+    *("source_answer_tokens", "target_answer_tokens", "force_model_confidence", "ablation"),
+    *("reference", "per_position", "steps", "seed", "engine"),
+]
+EDGE_OUT = edge_patching(**EDGES)
 PICTURE = [
     *("sites", "interactive", "title", "limit", "crop", "layers", "positions", "size", "values"),
     *("mark", "mute"),
@@ -251,6 +264,20 @@ ENTRIES = {
         },
         [],
     ),
+    "edges": (edge_patching, EDGES, EDGE_OPTIONS),
+    "edges of positions": (edge_patching, {**EDGES, "seq_pos_type": "custom"}, ["seq_pos"]),
+    "edges estimated": (edge_patching, {**EDGES, "method": "eap-ig-inputs"}, ["steps", *MORE]),
+    "edges ablated": (
+        edge_patching,
+        {**EDGES, "ablation": "resample"},
+        ["reference", "per_position", "seed"],
+    ),
+    "edge": (EDGE_OUT.__getitem__, {"edge": "m0->logits"}, []),
+    "edge agreement": (EDGE_OUT.agreement, {"exact": EDGE_OUT}, ["top_k"]),
+    "edge interval": (EDGE_OUT.interval, {}, ["level", "seed"]),
+    "edge top": (EDGE_OUT.top, {"n": 2}, []),
+    "edge metric": (EDGE_OUT.for_metric, {"metric": "logit_difference"}, []),
+    "edge load": (EdgeOutcome.load, {"path": "/nowhere"}, []),
     "plan": (plan_sweep, PAIR, [*MASKS, *LIMITS]),
     "Sites": (swept, {"site_names": "q"}, ["layers", "heads", "seq_pos_type", "seq_pos"]),
     "lastk": (swept, {"site_names": "q", "seq_pos_type": "lastk"}, ["seq_pos"]),

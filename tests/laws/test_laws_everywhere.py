@@ -22,11 +22,11 @@ from nnpatch_core import (
     attribution_patching,
     edge_patching,
     path_patching,
-    per_prompt,
 )
 from nnpatch_core.spaces import Subspace
 from nnpatch_core.testing import tiny_api, tiny_model
 from tests.helpers.counted import calling
+from tests.helpers.undisturbed import bent, check_state, compared, state_of
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word.
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
@@ -85,18 +85,6 @@ class Batch:
 
 
 EVERYONE = Batch.of(0, 1, 2, 3, 4)
-
-
-@per_prompt
-def bent(logits: Tensor, context: Any) -> Tensor:
-    """Reads all logits, and is not linear."""
-    own = logits.gather(1, context.source_answer_index[:, None])[:, 0]
-    return own.tanh() - 0.1 * logits.square().mean(-1)
-
-
-def compared(logits: Tensor) -> Tensor:
-    """Compares prompts."""
-    return logits[:, 3] - 0.5 * logits[:, 3].mean()
 
 
 PATHS: dict[str, dict[str, Any]] = {
@@ -346,36 +334,8 @@ def test_a_padded_batch_gives_each_prompt_what_it_has_alone(
         assert (found[..., row] - each[..., 0]).abs().max() < ROUNDING
 
 
-def state_of(model: Any) -> dict[str, Any]:
-    """What a sweep must leave as it was."""
-    return {
-        "weights": [weight.detach().clone() for weight in model.parameters()],
-        "flags": [weight.requires_grad for weight in model.parameters()],
-        "gradients": [weight.grad is None for weight in model.parameters()],
-        "training": [module.training for module in model.modules()],
-        "types": [type(module) for module in model.modules()],
-        "hooks": [
-            len(module._forward_hooks) + len(module._forward_pre_hooks)
-            for module in model.modules()
-        ],
-        "generator": torch.get_rng_state(),
-        "gradient mode": torch.is_grad_enabled(),
-        "logits": model(torch.tensor([TARGETS[0]])).logits.detach(),
-    }
-
-
 def inputs_of(laid: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
     return {name: torch.stack(tensors) for name, tensors in laid.items()}
-
-
-def check_state(before: dict[str, Any], after: dict[str, Any]) -> None:
-    for what, value in before.items():
-        if what == "weights":
-            assert all(map(torch.equal, value, after[what]))
-        elif isinstance(value, Tensor):
-            assert value.equal(after[what]), what
-        else:
-            assert value == after[what], what
 
 
 @everywhere()

@@ -23,7 +23,8 @@ def areas(fractions: Any, faithfulness: Any) -> tuple[float, float]:
     """The areas CPR and CMD of MIB, by trapezoids over the fraction as it is.
 
     CPR is the area under the faithfulness f, the larger the better; CMD that between f and 1, the
-    smaller the better: each trapezoid has `|1 - f|` of its ends, also where f crosses 1 between them.
+    smaller the better: each trapezoid has `|1 - f|` of its ends, also where f crosses 1 between
+    them.
     MIB divides neither by the range of the fractions: from 0.001 to 1 a circuit that is always
     faithful has a CPR of 0.999.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -147,6 +148,8 @@ class EdgeOutcome(Mapping[str, Any]):
         Raises:
             OutcomeError: they are of other edges.
         """
+        if not isinstance(exact, EdgeOutcome):
+            raise OutcomeError(f"exact must be the outcome of edge_patching, got {shown(exact)}")
         return self.outcome.agreement(exact.outcome, top_k)
 
     def for_metric(self, metric: str) -> EdgeOutcome:
@@ -154,12 +157,13 @@ class EdgeOutcome(Mapping[str, Any]):
         return attrs.evolve(self, outcome=self.outcome.for_metric(metric))
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """A frame with a row for each edge.
+        """A frame with a row for each edge that was swept, or for each of its positions.
 
         Raises:
             OutcomeError: pandas is not installed.
         """
-        return self.outcome.to_dataframe()
+        frame = self.outcome.to_dataframe()
+        return frame[self._swept.flatten().tolist()].reset_index(drop=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of it to one file, which `EdgeOutcome.load` reads."""
@@ -172,10 +176,14 @@ class EdgeOutcome(Mapping[str, Any]):
         Raises:
             OutcomeError: the file is damaged, or holds no edges.
         """
-        outcome = Outcome.load(path)
-        try:
+        outcome, nodes = Outcome.load(path), None
+        # What a file says of nodes counts if its tensor is of these nodes.
+        axes = outcome.axes(EDGE)[:2] if EDGE in outcome else ()
+        labels = [each.labels for each in axes]
+        with contextlib.suppress(KeyError, ValueError, TypeError, RecursionError):
             query, key_value, parallel = json.loads(outcome.info[NODES])
-            nodes = Nodes(query, key_value, map(bool, parallel))
-        except (KeyError, ValueError, TypeError) as error:
-            raise OutcomeError(f"{path} holds no edges of a model") from error
+            if sum(query) < len(labels[0]):
+                nodes = Nodes(query, key_value, map(bool, parallel))
+        if nodes is None or labels != [nodes.sender_names, nodes.receiver_names]:
+            raise OutcomeError(f"{os.fspath(path)} holds no edges of a model")
         return cls(outcome, nodes)

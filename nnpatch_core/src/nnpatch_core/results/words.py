@@ -76,10 +76,14 @@ def cell_name(row: Mapping[str, Any]) -> str:
         "q L3 H2 [5] ' Mary'"
         >>> cell_name({"site": "resid", "layer": 3, "span": "S2"})
         "resid L3 'S2'"
+        >>> cell_name({"site": "edge", "sender": "a0.h1", "receiver": "m3"})
+        'edge a0.h1->m3'
     """
     if "label" in row:
         return str(row["label"])
-    words = [row["site"]]
+    words = [row["site"], *([row["circuit"]] if "circuit" in row else [])]
+    nodes = [row[key] for key in ("sender", "receiver") if key in row]
+    words += ["->".join(nodes)] if nodes else []
     words += [f"{sign}{row[key]}" for key, sign in (("layer", "L"), ("head", "H")) if key in row]
     if "position" in row:
         words += [f"[{row['position']}]", f"'{row['token']}'"]

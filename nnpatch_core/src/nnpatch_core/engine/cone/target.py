@@ -110,7 +110,7 @@ class _Changes:
 
     patches: Patches
     intervention: Intervention
-    reaching: Tensor
+    reaching: Tensor | bool = True
     _known: dict[object, Tensor] = attrs.field(factory=dict, init=False)
     _picked: dict[object, Booleans] = attrs.field(factory=dict, init=False)
     #: The intervention, if it knows what it moves.
@@ -143,7 +143,9 @@ class _Changes:
             # Cells that move the same tokens share a tensor.
             known = self._picked.get((id(moved), site.positions))
             if known is None:
-                known = site.positions.picked(moved & self.reaching[..., 0]).numpy()
+                reaching = self.reaching
+                seen = moved if isinstance(reaching, bool) else moved & reaching[..., 0]
+                known = site.positions.picked(seen).numpy()
                 self._picked[id(moved), site.positions] = known
             return known
         key: object = (site.place, self.patches.alignment(site.positions), site.limit)
