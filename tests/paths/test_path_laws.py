@@ -264,6 +264,38 @@ def test_what_does_not_move_is_the_target_run() -> None:
     assert not out.cells["path"].elided[1].any()
 
 
+def test_amid_a_path_only_what_moves_is_run() -> None:
+    """A query sees the change where it stands, a key and a value from there on."""
+    api = FAMILIES["gpt2"].api
+    last = Site.get_site(api, "o", 0, 1, seq_pos=[-1])
+    for kind, at, elided in (("q", 3, True), ("q", 5, False), ("k", 3, True), ("k", 5, False)):
+        middle = Site.get_site(api, kind, 1, 0, seq_pos=[at])
+        out = paths("gpt2", None, None, path=[last, middle, "logits"])
+        assert bool(out.cells["path"].elided.all()) is elided
+        assert bool(out.cells["path"].elided.any()) is elided
+    early = Site.get_site(api, "o", 0, 1, seq_pos=[4])
+    for kind, elided in (("q", True), ("k", False)):
+        middle = Site.get_site(api, kind, 1, 0)
+        ends = Site.get_site(api, "resid", 1, seq_pos=[-1])
+        out = paths("gpt2", None, None, path=[early, middle, ends])
+        assert bool(out.cells["path"].elided.all()) is elided
+
+
+@pytest.mark.parametrize("engine", ["cone", "full"])
+def test_what_comes_from_elsewhere_may_go_where_its_source_has_padding(engine: str) -> None:
+    masks = {
+        "source_attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1]] * 3),
+        "target_attention_mask": torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1], [0] + [1] * 5]),
+        "engine": engine,
+    }
+    where = {"seq_pos": [[0, 5], [2, 3], [1, 4]], "source_seq_pos": [[3, 2], [5, 3], [4, 2]]}
+    sites = Sites("mlp", layers=[0], seq_pos_type="custom", **where)
+    found, expected = paths("qwen3", sites, "resid_pre1", **masks), patched("qwen3", sites, **masks)
+    same(raw(found), raw(expected, "mlp"))
+    for column in raw(found):
+        assert differ(column[0], found.baselines["logit_difference"].target[0])
+
+
 @pytest.mark.parametrize("engine", ["cone", "full"])
 def test_answers_of_several_tokens_repeat_the_prompts(engine: str) -> None:
     """Positions of each prompt too, and what is appended is never patched."""
