@@ -368,7 +368,7 @@ class _Run:
     def _received(self, layer: int, streams: Tensor) -> dict[str, Tensor]:
         """Queries, keys and values of streams, `[streams, batch, tokens, any]`."""
         rows, prompts = streams.flatten(0, 1), self.prompts.repeat(len(streams))
-        if not self.layers.structure.tokenwise[layer]:
+        if not self.layers.structure.tokenwise(layer):
             left = self.base.streams[2 * layer][prompts, : self.start]
             rows = torch.cat([left, rows], 1)
         found = self.layers.received(layer, rows, prompts)

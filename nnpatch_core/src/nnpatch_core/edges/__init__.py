@@ -15,17 +15,12 @@ from nnpatch_core.edges.changes import (
 from nnpatch_core.edges.estimates import BOTH, Estimate, estimate_edges
 from nnpatch_core.edges.estimates import METHODS as EDGE_METHODS
 from nnpatch_core.edges.given import Ablated
-from nnpatch_core.edges.layers import (
-    Layers,
-    Recording,
-    Structure,
-    open_layers,
-    record_run,
-)
+from nnpatch_core.edges.layers import Layers, Structure, open_layers
 from nnpatch_core.edges.memory import fitting_prompts
 from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, ReceiverKind, Sender
 from nnpatch_core.edges.outcome import EdgeOutcome
 from nnpatch_core.edges.put import EdgePut, source_given
+from nnpatch_core.edges.recording import Recording, record_run
 from nnpatch_core.edges.setting import Setting, open_setting, read_ablated
 from nnpatch_core.edges.sites import EDGE, EdgeSites, receiver_site
 from nnpatch_core.edges.structure import find_structure

@@ -15,7 +15,8 @@ from nnpatch_core._models import evaluating, frozen
 from nnpatch_core.edges.changes import Entry, Given, SenderChanges, written
 from nnpatch_core.edges.layers import Layers
 from nnpatch_core.edges.put import EdgePut, Opened
-from nnpatch_core.edges.tangent import Moved, Tangent, open_tangent
+from nnpatch_core.edges.recording import Graph, Moved, graphed
+from nnpatch_core.edges.tangent import Tangent, open_tangent
 from nnpatch_core.errors import MetricError
 from nnpatch_core.gradients import check_gradients, cotangents, graph_limits
 from nnpatch_core.interventions import PairRuns
@@ -93,8 +94,16 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
     )
     chunks = sweep.limits.chunks(sweep.batch, limits.prompts)
     with evaluating(model), frozen(model):
+        # The runs that senders' changes are read off have the graphs that are needed, if two fit.
+        opened_in = partial(
+            put.opened,
+            sweep,
+            runs,
+            target=how.method in (EAP, BOTH),
+            source=how.method == BOTH and limits.rows >= 2 * limits.prompts,
+        )
         # Where all prompts run together, the recorded runs are the unpatched ones too.
-        kept = [put.opened(sweep, runs, chunk) for chunk in chunks] if len(chunks) == 1 else []
+        kept = [opened_in(chunk) for chunk in chunks] if len(chunks) == 1 else []
         context = _context(sweep, runs, chunks, kept)
         baseline, versions = baselines(sweep, context), Versions.of(sweep, runs.reading)
         once = versions.baselines(baseline)
@@ -107,7 +116,7 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
         total = len(chunks) * how.passes(sweep.patches.n_layers)
         with make_bar(total, sweep.options.progress, desc="gradients") as bar:
             for chunk in chunks:
-                opened = kept.pop() if kept else put.opened(sweep, runs, chunk)
+                opened = kept.pop() if kept else opened_in(chunk)
                 part = _Part.of(sweep, runs, opened, how, chunk, context, weights)
                 del opened
                 for name, change in part.changes(bar.update).items():
@@ -133,7 +142,7 @@ def _context(
     sweep: Sweep, runs: PairRuns, chunks: Sequence[slice], kept: Sequence[Opened]
 ) -> MetricContext:
     """The context of metrics; runs that are opened already need not be made again."""
-    logits = [(source, layers.target.logits) for layers, _, source in kept if source is not None]
+    logits = [(each.logits, each.layers.target.logits) for each in kept if each.logits is not None]
     if logits:
         return runs.context(*logits[0])
     source, target = (
@@ -175,6 +184,7 @@ class _Part:
         entries: `[cells]`, the entry of each cell.
         receivers: `[cells]`, the number of its receiver.
         steps: `[entries]`, from which step on the stream holds what each writes.
+        graphs: of the target and the source run, those that there are; each is used once.
     """
 
     sweep: Sweep
@@ -189,6 +199,7 @@ class _Part:
     entries: Any
     receivers: Any
     steps: Any
+    graphs: dict[str, Graph | None]
 
     @classmethod
     def of(
@@ -201,7 +212,7 @@ class _Part:
         context: MetricContext,
         weights: Mapping[str, Tensor],
     ) -> _Part:
-        layers, given, _ = opened
+        layers, given = opened.layers, opened.given
         nodes = layers.nodes
         named: list[Any] = [cell.named for cell in sweep.patches.cells]
         every: dict[int, Entry] = {id(each.entry): each.entry for each in named}
@@ -223,6 +234,7 @@ class _Part:
             np.array([numbers[id(each.entry)] for each in named]),
             np.array([receivers[each.receivers[0]] for each in named]),
             np.array([written(each.senders[0]) for each in entries]),
+            {"target": opened.target, "source": opened.source},
         )
 
     @property
@@ -307,7 +319,7 @@ class _Part:
         """The runs whose gradients are taken: those that are averaged come together."""
         target, method = self.layers.target, self.how.method
         if method == EAP:
-            yield iter([self._at(Moved(), 1.0, None, whole=True)])
+            yield iter([self._of_run("target", 1.0, whole=True)])
             return
         if method == BOTH:
             yield self._both()
@@ -351,26 +363,33 @@ class _Part:
 
     def _both(self) -> Iterator[_Point]:
         """The target run and the source run."""
-        yield self._at(Moved(), 0.5, None)
-        source = open_tangent(self.layers, self.runs.source.rows(self.chunk), Moved())
-        yield source, 0.5, None, self._weights(source)
+        yield self._of_run("target", 0.5)
+        yield self._of_run("source", 0.5)
+
+    def _of_run(self, run: str, share: float, *, whole: bool = False) -> _Point:
+        """One of the two runs."""
+        graph = self.graphs.pop(run)
+        if graph is None:
+            batch = self.runs.source.rows(self.chunk)
+            *_, graph = graphed(self.layers.nnmodel, self.layers.api, batch)
+        tangent = Tangent(self.layers, graph)
+        return tangent, share, None, self._weights(tangent, whole=whole)
 
     def _masked(self, given: Tensor, own: Tensor) -> Tensor:
         """The given activation, where a prompt may be changed."""
         real = self.given.mask.bool().to(own.device)[..., None]
         return torch.where(real, given.to(own), own)
 
-    def _at(
-        self, moved: Moved, share: float, senders: tuple[int, int] | None, *, whole: bool = False
-    ) -> _Point:
-        tangent = open_tangent(self.layers, self.layers.target.batch, moved)
-        return tangent, share, senders, self._weights(tangent, whole=whole)
+    def _at(self, moved: Moved, share: float, senders: tuple[int, int] | None) -> _Point:
+        tangent = open_tangent(self.layers, moved)
+        return tangent, share, senders, self._weights(tangent)
 
     def _weights(self, tangent: Tangent, *, whole: bool = False) -> Mapping[str, Tensor]:
         """For each metric its gradient with respect to a run's logits."""
         if whole:
             return self.weights
-        return cotangents(self.sweep.metrics, tangent.logits.detach(), self.context, flat=True)
+        logits = tangent.graph.logits.detach()
+        return cotangents(self.sweep.metrics, logits, self.context, flat=True)
 
 
 def _attn_at(layer: int, value: Tensor) -> Moved:

@@ -21,22 +21,14 @@ from nnpatch_core.adapters import (
     Location,
     ModelAPI,
     Place,
-    n_layers,
-    place_of,
-    table_of,
 )
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.nodes import Nodes
-from nnpatch_core.edges.steady import check_rows, same_numbers
-from nnpatch_core.errors import AdapterError, EngineError, PatchingError
+from nnpatch_core.edges.recording import Graph, Recording, graphed, layer_places, recorded
+from nnpatch_core.edges.steady import check_rows
+from nnpatch_core.errors import EngineError, PatchingError
 from nnpatch_core.tracing import (
-    LAYER_INPUT,
-    LAYER_OUTPUT,
     call,
-    forward,
-    forward_hooks,
-    in_words,
-    kept_arguments,
     of_rows,
     read,
     read_component,
@@ -44,8 +36,6 @@ from nnpatch_core.tracing import (
     write,
 )
 
-#: The components of a layer that edges go by.
-_NEEDED = ("q", "k", "v", "o", "attn", "mlp")
 #: How many tokens pass a layer together when it is called by itself.
 _TOKENS = 2048
 #: What a module gives.
@@ -74,6 +64,20 @@ class Aside:
 
 
 @attrs.frozen
+class Alone:
+    """Parts of the layers that can be had of some tokens alone.
+
+    Args:
+        tokenwise: for each layer whether queries, keys and values can.
+        aside: for each layer how its attention is left out, so that its MLP can; None where it
+            cannot.
+    """
+
+    tokenwise: tuple[bool, ...]
+    aside: tuple[Aside | None, ...]
+
+
+@attrs.frozen
 class Structure:
     """How the layers of a model are built, as far as edges go by it; see `find_structure`.
 
@@ -82,40 +86,23 @@ class Structure:
         attn: for each layer by what its `attn` is multiplied as it is added to the stream.
         mlp: the same of its `mlp`.
         direct: for each layer whether the output projection alone makes its `attn`: no norm.
-        tokenwise: for each layer whether queries, keys and values can be had of some tokens alone.
-        aside: for each layer how its attention is left out, so that its MLP can be had of some
-            tokens alone; None where it cannot.
+        alone: the parts that can be had of some tokens alone; None where nobody has tried, and
+            all tokens run.
     """
 
     nodes: Nodes
     attn: tuple[float, ...]
     mlp: tuple[float, ...]
     direct: tuple[bool, ...]
-    tokenwise: tuple[bool, ...]
-    aside: tuple[Aside | None, ...]
+    alone: Alone | None = None
 
+    def tokenwise(self, layer: int) -> bool:
+        """Whether a layer's queries, keys and values can be had of some tokens alone."""
+        return self.alone is not None and self.alone.tokenwise[layer]
 
-@attrs.frozen(eq=False)
-class Recording:
-    """A run, as far as edges need it: what its layers read and write.
-
-    Args:
-        batch: its prompts.
-        logits: as `forward` gives them.
-        streams: the residual stream before each layer, and behind the last, `[batch, seq, width]`.
-        heads: for each layer what its heads hand to the output projection, `[batch, seq, any]`.
-        attn: for each layer the component `attn`, `[batch, seq, width]`.
-        mlp: for each layer the component `mlp`.
-        rests: for each layer what it gives besides the stream; None if it gives no tuple.
-    """
-
-    batch: Batch
-    logits: Tensor
-    streams: Sequence[Tensor]
-    heads: Sequence[Tensor]
-    attn: Sequence[Tensor]
-    mlp: Sequence[Tensor]
-    rests: Sequence[tuple[Any, ...] | None]
+    def aside(self, layer: int) -> Aside | None:
+        """How a layer's attention is left out, so that its MLP can be had of some tokens alone."""
+        return None if self.alone is None else self.alone.aside[layer]
 
 
 @attrs.frozen(eq=False)
@@ -124,7 +111,7 @@ class Layers:
 
     Args:
         nnmodel: the model, wrapped by nnsight.
-        path: dotted path of the list of layers.
+        api: the adapter.
         places: for each layer its components, by name.
         structure: what is known of the layers.
         target: the run whose arguments the layers are called with.
@@ -133,12 +120,17 @@ class Layers:
     """
 
     nnmodel: Any
-    path: str
+    api: ModelAPI
     places: Sequence[Mapping[str, Place]]
     structure: Structure
     target: Recording
     calls: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]
     rows: int
+
+    @property
+    def path(self) -> str:
+        """Dotted path of the list of layers."""
+        return self.api.layers
 
     @property
     def nodes(self) -> Nodes:
@@ -270,7 +262,7 @@ class Layers:
             attn: the layer's component `attn` in each row; None is the target run's.
             start: the position of the first token whose MLP is wanted.
         """
-        own, found, aside = self.places[layer], [], self.structure.aside[layer]
+        own, found, aside = self.places[layer], [], self.structure.aside(layer)
         # An MLP sees each token alone.
         first = start if aside is not None else 0
         for part in _parts(stream[:, first:]):
@@ -348,36 +340,6 @@ def _parts(rows: Tensor) -> Iterator[slice]:
         yield slice(start, min(start + some, len(rows)))
 
 
-def layer_places(api: ModelAPI, model: Any) -> list[dict[str, Place]]:
-    """The components of each layer that edges go by.
-
-    Raises:
-        AdapterError: a layer lacks one.
-    """
-    found = []
-    for layer in range(n_layers(api, model)):
-        table = table_of(api, model, layer)
-        missing = [name for name in _NEEDED if name not in table]
-        if missing:
-            raise AdapterError(
-                f"edges go between the heads and MLPs of a model, and adapter {api.name!r} has no "
-                f"{', '.join(missing)} in layer {layer}; there it has {', '.join(table)}"
-            )
-        own = {name: place_of(api, model, layer, name) for name in _NEEDED}
-        if own["mlp"].order < own["q"].order:
-            raise AdapterError(
-                f"edges take a layer's attention to come before its MLP, or beside it, and by "
-                f"adapter {api.name!r} the MLP comes first in layer {layer}"
-            )
-        found.append(own)
-    return found
-
-
-def record_run(nnmodel: Any, api: ModelAPI, batch: Batch) -> Recording:
-    """Run `batch`, and keep what its layers read and write."""
-    return recorded(nnmodel, api, batch)[0]
-
-
 def open_layers(nnmodel: Any, api: ModelAPI, structure: Structure, batch: Batch) -> Layers:
     """Run `batch`, the target prompts, and make its layers ready to be called by themselves.
 
@@ -395,66 +357,35 @@ def open_layers(nnmodel: Any, api: ModelAPI, structure: Structure, batch: Batch)
     count = len(batch)
     some = np.arange(count) if count != batch.seq_len else np.append(np.arange(count), 0)
     rows = torch.from_numpy(some)
-    run, calls = recorded(nnmodel, api, batch.rows(rows.to(batch.tokens.device)), called=True)
+    run, calls = recorded(nnmodel, api, batch.rows(rows.to(batch.tokens.device)))
+    return _checked(nnmodel, api, structure, _first(run, batch), calls, len(rows))
+
+
+def open_graphed(
+    nnmodel: Any, api: ModelAPI, structure: Structure, batch: Batch
+) -> tuple[Layers, Graph]:
+    """The same, and the graph of the run."""
+    if len(batch) == batch.seq_len:
+        # Then a row is appended, of which there must be no gradient.
+        return open_layers(nnmodel, api, structure, batch), graphed(nnmodel, api, batch)[-1]
+    run, calls, graph = graphed(nnmodel, api, batch)
+    return _checked(nnmodel, api, structure, run, calls, len(batch)), graph
+
+
+def _checked(
+    nnmodel: Any,
+    api: ModelAPI,
+    structure: Structure,
+    run: Recording,
+    calls: Sequence[Any],
+    rows: int,
+) -> Layers:
     places = layer_places(api, module_of(nnmodel))
-    target = _first(run, batch)
-    layers = Layers(nnmodel, api.layers, places, structure, target, calls, len(rows))
+    layers = Layers(nnmodel, api, places, structure, run, calls, rows)
     for layer in {0, len(places) - 1}:
         layers.check(layer)
     check_rows(layers)
     return layers
-
-
-def recorded(
-    nnmodel: Any, api: ModelAPI, batch: Batch, *, called: bool = False
-) -> tuple[Recording, list[Any]]:
-    """The run of `batch`, and if `called` what each layer was called with besides the stream.
-
-    Raises:
-        EngineError: a layer does not get what the one before it gives.
-    """
-    model = module_of(nnmodel)
-    places = layer_places(api, model)
-    shape = (len(batch), batch.seq_len)
-    streams: list[Tensor] = []
-    kept: dict[str, list[Tensor]] = {"o": [], "attn": [], "mlp": []}
-    calls: list[Any] = []
-    rests: list[tuple[Any, ...] | None] = []
-    changed: list[int] = []
-
-    def visit(traced: Any) -> None:
-        handed: Tensor | None = None
-        for layer, own in enumerate(places):
-            envoy = follow(traced, f"{api.layers}.{layer}")
-            # Copies: later layers may work in place.
-            streams.append(read_component(envoy, LAYER_INPUT, shape).clone())
-            if handed is not None and not same_numbers(handed.view_as(streams[-1]), streams[-1]):
-                changed.append(layer)
-            if called:
-                args, kwargs = envoy.inputs
-                if not args:
-                    name = next(iter(kwargs))
-                    kwargs = {key: value for key, value in kwargs.items() if key != name}
-                calls.append((kept_arguments(args[1:]), kept_arguments(kwargs)))
-            for place in sorted((own[name] for name in kept), key=lambda each: each.order):
-                kept[place.name].append(read(traced, place, shape).clone())
-            output = envoy.output
-            several = isinstance(output, tuple | list)
-            rests.append(tuple(output[1:]) if several else None)
-            handed = output[0] if several else output
-        streams.append(read_component(envoy, LAYER_OUTPUT, shape).clone())
-
-    logits = forward(nnmodel, batch, visit)
-    if changed:
-        hooks = forward_hooks(model)
-        told = f", and the model has {in_words(hooks)}" if hooks else ""
-        raise EngineError(
-            f"edges need layers that hand the residual stream on to one another, and layer "
-            f"{changed[0]} gets something else than layer {changed[0] - 1} gives{told}: take away "
-            "what changes it on the way"
-        )
-    run = Recording(batch, logits, streams, kept["o"], kept["attn"], kept["mlp"], rests)
-    return run, calls
 
 
 def _first(run: Recording, batch: Batch) -> Recording:

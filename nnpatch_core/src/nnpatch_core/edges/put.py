@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import attrs
 import numpy as np
@@ -13,14 +13,31 @@ from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.changes import Entry, Given, SenderChanges, told_of
 from nnpatch_core.edges.given import Ablated
-from nnpatch_core.edges.layers import Layers, Structure, open_layers, record_run
+from nnpatch_core.edges.layers import Layers, Structure, open_graphed, open_layers
+from nnpatch_core.edges.recording import Graph, Recording, graphed, record_run
 from nnpatch_core.edges.values import Received
 from nnpatch_core.interventions import PairRuns
 from nnpatch_core.sweep import Sweep, Values
 from nnpatch_core.tracing import Intervention
 
-#: The layers on some prompts, what senders get, and the logits of the run that told it, if any.
-Opened: TypeAlias = "tuple[Layers, Given, Tensor | None]"
+
+@attrs.frozen(eq=False)
+class Opened:
+    """Some prompts, ready for their edges.
+
+    Args:
+        layers: the layers, and the target run.
+        given: what senders get.
+        logits: of the source run, if that told it.
+        target: the graph of the target run, where that was asked for.
+        source: the same of the source run.
+    """
+
+    layers: Layers
+    given: Given
+    logits: Tensor | None
+    target: Graph | None = None
+    source: Graph | None = None
 
 
 @attrs.frozen(eq=False)
@@ -42,8 +59,8 @@ class EdgePut:
         mask, depends = self.mask(sweep, runs), {} if self.given is None else self.given.depends
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor | None, Intervention]:
-            layers, given, logits = self.opened(some, runs, chunk)
-            return logits, received(some, layers, given, chunk)
+            opened = self.opened(some, runs, chunk)
+            return opened.logits, received(some, opened.layers, opened.given, chunk)
 
         return Values(mask, of, {"mask": mask, "senders": _senders(sweep), **depends})
 
@@ -53,20 +70,49 @@ class EdgePut:
             return runs.mask_of(sweep.patches)
         return self.given.mask(runs.target)
 
-    def opened(self, sweep: Sweep, runs: PairRuns, chunk: slice) -> Opened:
-        """The layers on some prompts, what senders get, and the logits of the run that told it."""
-        layers = open_layers(sweep.nnmodel, self.api, self.structure, runs.target.rows(chunk))
+    def opened(
+        self,
+        sweep: Sweep,
+        runs: PairRuns,
+        chunk: slice,
+        *,
+        target: bool = False,
+        source: bool = False,
+    ) -> Opened:
+        """Some of the prompts.
+
+        Args:
+            sweep: the edges.
+            runs: the prompts of both runs.
+            chunk: which prompts.
+            target: whether to keep the graph of the target run.
+            source: whether to keep that of the source run.
+        """
+        model, batch = sweep.nnmodel, runs.target.rows(chunk)
+        graph, other = None, None
+        if target:
+            layers, graph = open_graphed(model, self.api, self.structure, batch)
+        else:
+            layers = open_layers(model, self.api, self.structure, batch)
         if self.given is not None:
-            return layers, *self.given(layers, chunk)
-        given, logits = source_given(layers, self.api, runs.source.rows(chunk))
-        mask = self.mask(sweep, runs)[chunk]
-        return layers, attrs.evolve(given, mask=mask), logits
+            return Opened(layers, *self.given(layers, chunk), graph)
+        batch = runs.source.rows(chunk)
+        if source:
+            run, _, other = graphed(model, self.api, batch)
+        else:
+            run = record_run(model, self.api, batch)
+        given = attrs.evolve(_given(run), mask=self.mask(sweep, runs)[chunk])
+        return Opened(layers, given, run.logits, graph, other)
 
 
 def source_given(layers: Layers, api: ModelAPI, source: Batch) -> tuple[Given, Tensor]:
     """The source run's activations, and its logits."""
     run = record_run(layers.nnmodel, api, source)
-    return Given(run.streams[0], run.heads, run.mlp, source.mask), run.logits
+    return _given(run), run.logits
+
+
+def _given(run: Recording) -> Given:
+    return Given(run.streams[0], run.heads, run.mlp, run.batch.mask)
 
 
 def _senders(sweep: Sweep) -> Tensor:

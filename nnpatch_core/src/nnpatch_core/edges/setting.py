@@ -10,9 +10,10 @@ import attrs
 from nnpatch_core._models import as_nnsight, evaluating, module_of
 from nnpatch_core.adapters import ModelAPI, check_fits, heads_of
 from nnpatch_core.edges.given import Ablated, ablated
-from nnpatch_core.edges.layers import Structure, layer_places
+from nnpatch_core.edges.layers import Structure
 from nnpatch_core.edges.nodes import Nodes
 from nnpatch_core.edges.put import EdgePut
+from nnpatch_core.edges.recording import layer_places
 from nnpatch_core.edges.structure import find_structure
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.interventions import (
@@ -55,8 +56,12 @@ class Setting:
             AdapterError: the adapter lacks a component of a layer.
             EngineError: edges do not go by such layers.
         """
+        return self.built()
+
+    def built(self, *, alone: bool = True) -> Structure:
+        """The structure, and if `alone` which parts can be had of some tokens alone."""
         with evaluating(module_of(self.nnmodel)):
-            return find_structure(self.nnmodel, self.api, self.runs.target)
+            return find_structure(self.nnmodel, self.api, self.runs.target, alone=alone)
 
     @cached_property
     def likely(self) -> Nodes:

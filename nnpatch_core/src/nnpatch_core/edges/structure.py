@@ -14,8 +14,9 @@ from nnpatch_core._models import follow, module_of
 from nnpatch_core._rounding import rounding
 from nnpatch_core.adapters import Component, ModelAPI, heads_of
 from nnpatch_core.batch import Batch
-from nnpatch_core.edges.layers import Aside, Layers, Recording, Structure, layer_places, recorded
+from nnpatch_core.edges.layers import Alone, Aside, Layers, Structure
 from nnpatch_core.edges.nodes import Nodes
+from nnpatch_core.edges.recording import Recording, layer_places, recorded
 from nnpatch_core.engine import mlp_inside
 from nnpatch_core.errors import EngineError
 from nnpatch_core.tracing import (
@@ -55,13 +56,14 @@ class _MadeUp:
     direct: list[bool] = attrs.field(factory=list)
 
 
-def find_structure(nnmodel: Any, api: ModelAPI, batch: Batch) -> Structure:
+def find_structure(nnmodel: Any, api: ModelAPI, batch: Batch, *, alone: bool = True) -> Structure:
     """Find out how the layers of a model are built.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
         api: the adapter.
         batch: some prompts, of which a few tokens are run.
+        alone: whether to try which parts can be had of some tokens alone. Estimates need none.
 
     Raises:
         AdapterError: the adapter lacks a component of a layer.
@@ -72,7 +74,7 @@ def find_structure(nnmodel: Any, api: ModelAPI, batch: Batch) -> Structure:
     places = layer_places(api, model)
     few = _few(batch)
     with _inputs(nnmodel, api) as before:
-        run, calls = recorded(nnmodel, api, few, called=True)
+        run, calls = recorded(nnmodel, api, few)
     with _inputs(nnmodel, api) as after:
         made = _made_up(nnmodel, api, run)
     heads = [heads_of(api, model, layer) for layer in range(len(places))]
@@ -87,16 +89,19 @@ def find_structure(nnmodel: Any, api: ModelAPI, batch: Batch) -> Structure:
         ),
     )
     attn, mlp = (tuple(each) for each in zip(*factors, strict=True))
-    none, nowhere = tuple(False for _ in places), tuple(None for _ in places)
-    structure = Structure(nodes, attn, mlp, tuple(made.direct), none, nowhere)
-    layers = Layers(nnmodel, api.layers, places, structure, run, calls, len(few))
+    structure = Structure(nodes, attn, mlp, tuple(made.direct))
+    layers = Layers(nnmodel, api, places, structure, run, calls, len(few))
     for layer in range(len(places)):
-        layers.check(layer)
-    return attrs.evolve(
-        structure,
-        tokenwise=tuple(_is_tokenwise(layers, layer) for layer in range(len(places))),
-        aside=tuple(_aside(layers, layer) for layer in range(len(places))),
+        # Where there is no norm, an estimate calls the output projection alone.
+        if alone or not structure.direct[layer]:
+            layers.check(layer)
+    if not alone:
+        return structure
+    found = Alone(
+        tuple(_is_tokenwise(layers, layer) for layer in range(len(places))),
+        tuple(_aside(layers, layer) for layer in range(len(places))),
     )
+    return attrs.evolve(structure, alone=found)
 
 
 def _aside(layers: Layers, layer: int) -> Aside | None:
@@ -112,7 +117,8 @@ def _aside(layers: Layers, layer: int) -> Aside | None:
     (output,) = outputs
     items = len(output) if isinstance(output, tuple | list) else None
     found = Aside(path, items, _is_in(own["attn"].path, path))
-    trial = attrs.evolve(layers.structure, aside=tuple(found for _ in layers.places))
+    every = len(layers.places)
+    trial = attrs.evolve(layers.structure, alone=Alone((False,) * every, (found,) * every))
     try:
         mlp = attrs.evolve(layers, structure=trial).mlp_of(
             layer, stream, one, start=stream.shape[1] - 1

@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nnpatch_core._models import follow, module_of
-from nnpatch_core._upstream import forward_of
+from nnpatch_core._models import module_of
 from nnpatch_core.adapters import Location, Place
-from nnpatch_core.batch import Batch
 from nnpatch_core.edges.layers import Layers
-from nnpatch_core.errors import GradientError
-from nnpatch_core.tracing import (
-    LAYER_INPUT,
-    LAYER_OUTPUT,
-    forward,
-    read,
-    read_component,
-    write,
-    write_component,
-)
+from nnpatch_core.edges.recording import Graph, Moved, graphed
 
 _ATTENTION = ("q", "k", "v")
 #: Types in which a difference of two gradients keeps enough digits.
 _FINE = (torch.float32, torch.float64)
-
-
-@attrs.frozen(eq=False)
-class Moved:
-    """Activations that a run gets in place of its own: where a gradient is taken.
-
-    Args:
-        stream: the stream before layer 0, `[batch, seq, width]`; None is the run's own.
-        attn: by layer the component `attn`.
-        mlp: by layer the component `mlp`.
-    """
-
-    stream: Tensor | None = None
-    attn: Mapping[int, Tensor] = attrs.field(factory=dict)
-    mlp: Mapping[int, Tensor] = attrs.field(factory=dict)
 
 
 @attrs.frozen(eq=False)
@@ -51,18 +24,11 @@ class Tangent:
 
     Args:
         layers: the layers of the model.
-        logits: as `forward` gives them.
-        streams: the stream before each layer, and behind the last.
-        parts: by location what stands at `q`, `k`, `v`, `attn` and `mlp` of each layer.
-        projected: by location what the projections of queries, keys and values were given, where
-            they are plain matrices.
+        graph: the graph of the run.
     """
 
     layers: Layers
-    logits: Tensor
-    streams: Sequence[Tensor]
-    parts: Mapping[Location, Tensor]
-    projected: Mapping[Location, Tensor]
+    graph: Graph
 
     def gradients(
         self, cotangent: Tensor, start: int, lowest: int = 0
@@ -102,16 +68,16 @@ class Tangent:
 
     def _from_logits(self, cotangent: Tensor, lowest: int) -> dict[Location | None, Tensor]:
         """At what each receiver writes, and at each stream; under None at the final one."""
-        wanted: dict[Location | None, Tensor] = {None: self.streams[-1]}
+        wanted: dict[Location | None, Tensor] = {None: self.graph.streams[-1]}
         for layer, own in enumerate(self.layers.places):
             if layer < lowest:
                 continue
             for name in (*_ATTENTION, "attn", "mlp"):
-                wanted[own[name].location] = self.parts[own[name].location]
+                wanted[own[name].location] = self.graph.parts[own[name].location]
             if layer:
-                wanted[self.layers.end(layer - 1)] = self.streams[layer]
+                wanted[self.layers.end(layer - 1)] = self.graph.streams[layer]
         gradients = torch.autograd.grad(
-            self.logits, [*wanted.values()], cotangent, retain_graph=True, allow_unused=True
+            self.graph.logits, [*wanted.values()], cotangent, retain_graph=True, allow_unused=True
         )
         known = {}
         for (location, value), gradient in zip(wanted.items(), gradients, strict=True):
@@ -142,13 +108,13 @@ class Tangent:
         Returns:
             `[heads, batch, seq, width]`.
         """
-        stream, given = self.streams[layer], self.projected.get(place.location)
+        stream, given = self.graph.streams[layer], self.graph.projected.get(place.location)
         index = columns.to(gradient.device)
         if given is None:
             alone = gradient.new_zeros(len(index), *gradient.shape)
             for number, own in enumerate(index):
                 alone[number][..., own] = gradient[..., own]
-            return _backwards(self.parts[place.location], stream, alone)
+            return _backwards(self.graph.parts[place.location], stream, alone)
         weight = module_of(self.layers.nnmodel).get_submodule(place.path).weight
         assert isinstance(weight, Tensor)
         # Each head's rows of the matrix alone.
@@ -159,90 +125,25 @@ class Tangent:
         own, last = self.layers.places[layer], self.layers.nodes.n_layers - 1
         mlp, attn = own["mlp"].location, own["attn"].location
         if self.layers.nodes.parallel[layer]:
-            return _backwards(self.parts[mlp], self.streams[layer], known[mlp][None])[0]
+            return _backwards(self.graph.parts[mlp], self.graph.streams[layer], known[mlp][None])[0]
         factor = self.layers.attn[layer]
         if known[mlp].dtype in _FINE:
             # All that attention adds goes on in the stream, and through the MLP.
             behind = known[None] if layer == last else known[self.layers.end(layer)]
             return known[attn] / factor - behind
         # The MLP sees attention in the stream alone, to which it is added.
-        back = _backwards(self.parts[mlp], self.parts[attn], known[mlp][None])[0]
+        back = _backwards(self.graph.parts[mlp], self.graph.parts[attn], known[mlp][None])[0]
         return back / factor
 
 
-def open_tangent(layers: Layers, batch: Batch, moved: Moved) -> Tangent:
-    """Run `batch` and keep its graph.
-
-    Args:
-        layers: the layers of the model.
-        batch: the prompts.
-        moved: what the run is given in place of its own.
+def open_tangent(layers: Layers, moved: Moved) -> Tangent:
+    """Run the target prompts with something in place of their own, and keep the graph.
 
     Raises:
         GradientError: the logits have no gradient.
     """
-    shape = len(batch), batch.seq_len
-    streams: list[Tensor] = []
-    parts: dict[Location, Tensor] = {}
-    projected: dict[Location, Tensor] = {}
-    model = module_of(layers.nnmodel)
-    plain = {
-        place.location
-        for own in layers.places
-        for place in (own[name] for name in _ATTENTION)
-        if _is_plain(model.get_submodule(place.path.rstrip(".")), place)
-    }
-
-    def taken(value: Tensor) -> Tensor:
-        # A copy, so that only what goes on from here counts.
-        value = value.clone()
-        return value if value.requires_grad else value.detach().requires_grad_()
-
-    def visit(traced: Any) -> None:
-        for layer, own in enumerate(layers.places):
-            envoy = follow(traced, f"{layers.path}.{layer}")
-            stream = read_component(envoy, LAYER_INPUT, shape)
-            if layer == 0 and moved.stream is not None:
-                stream = moved.stream.to(stream)
-            streams.append(taken(stream))
-            write_component(envoy, LAYER_INPUT, streams[-1].clone())
-            names = (*_ATTENTION, "attn", "mlp")
-            for place in sorted((own[name] for name in names), key=lambda each: each.order):
-                if place.location in parts:
-                    continue
-                if place.location in plain:
-                    projected[place.location] = follow(traced, place.path).input
-                value = read(traced, place, shape)
-                given = {"attn": moved.attn, "mlp": moved.mlp}.get(place.name, {}).get(layer)
-                parts[place.location] = taken(value if given is None else given.to(value))
-                write(traced, place, parts[place.location].clone())
-        streams.append(taken(read_component(envoy, LAYER_OUTPUT, shape)))
-        write_component(envoy, LAYER_OUTPUT, streams[-1].clone())
-
-    try:
-        logits = forward(layers.nnmodel, batch, visit, gradients=True)
-    except RuntimeError as error:
-        if "inference" not in str(error).lower():
-            raise
-        raise GradientError(f"the model works in inference mode: {error}") from error
-    if not logits.requires_grad:
-        raise GradientError(
-            f"the logits of {type(model).__name__} have no gradient: something in its forward "
-            "leaves the graph, as detach() and no_grad() do"
-        )
-    return Tangent(layers, logits, streams, parts, projected)
-
-
-def _is_plain(module: nn.Module, place: Place) -> bool:
-    """Whether what a component gives is its module's input times a matrix, and nothing else."""
-    return (
-        type(module) is nn.Linear
-        and type(module.weight) in (nn.Parameter, Tensor)
-        and not module.weight.is_meta
-        and place.component.side == "output"
-        and not (module._forward_hooks or module._forward_pre_hooks)
-        and forward_of(module) is None
-    )
+    *_, graph = graphed(layers.nnmodel, layers.api, layers.target.batch, moved)
+    return Tangent(layers, graph)
 
 
 def _backwards(of: Tensor, at: Tensor, cotangents: Tensor) -> Tensor:

@@ -251,9 +251,10 @@ def edge_patching(
         # One edge tells what is wrong with a call. Only then some tokens are run, to find out how
         # the layers are built.
         one, _ = prepare(traced, adapter, sites.one(), runs, metric, options, gathers=how is None)
-        if how is None or screen is not None:
+        measured = how is None or screen is not None
+        if measured:
             choose_engines(engine, one.patches)
-    structure = setting.structure
+    structure = setting.built(alone=measured)
     sites = attrs.evolve(sites, nodes=structure.nodes)
     sites.check()
     put = EdgePut(adapter, structure, ablated)
