@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -38,6 +40,8 @@ __all__ = [
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "AutoConfig",
     "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "BitsAndBytesConfig",
     "Cache",
     "DynamicLayer",
     "Envoy",

@@ -93,6 +93,10 @@ class CheckpointError(PatchingError):
     """A checkpoint of another sweep, or a file that is none or damaged, or cannot be written."""
 
 
+class SettingsError(PatchingError):
+    """Settings of a run that there are not, or that do not go together; a folder it cannot use."""
+
+
 class PluginWarning(UserWarning):
     """A plugin was left out: it did not import, or one of its hooks raised."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from torch import Tensor, nn
 
 from nnpatch_core._models import input_device
@@ -20,6 +20,7 @@ from nnpatch_core.adapters import (
     of_other_type,
     table_of,
 )
+from nnpatch_core.cli.arguments import AsJson
 from nnpatch_core.cli.models import INSTEAD, MODEL_HELP, find_api, weightless
 from nnpatch_core.cli.output import UsageError, say, say_aside, say_json, say_table
 from nnpatch_core.errors import PatchingError
@@ -35,37 +36,34 @@ from nnpatch_core.plugins import (
 )
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "components",
-        help="show where the components of a model are",
-        description="Show the table of an adapter on a model: module paths, shapes and heads of "
-        "each component. No weights are loaded. Where no plugin claims the model's type, the "
-        "adapter is inferred from a tiny random model of that type.",
-    )
-    parser.add_argument("model", metavar="MODEL_OR_CONFIG", help=MODEL_HELP)
-    parser.add_argument(
-        "--adapter",
-        metavar="NAME",
-        help="an adapter's name or module:attribute; by default that of the model's type",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=run)
+def components(
+    name: Annotated[str, typer.Argument(metavar="MODEL_OR_CONFIG", help=MODEL_HELP)],
+    *,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="An adapter's name or module:attribute; by default that of the model's type.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> bool:
+    """Show where the components of a model are.
 
-
-def run(arguments: argparse.Namespace) -> bool:
-    """Print the table."""
+    The table of an adapter on it: module paths, shapes and heads of each component. No weights are
+    loaded. Where no plugin claims the model's type, the adapter is inferred from a tiny random
+    model of that type.
+    """
     registry = load_plugins(report=False)
-    model = weightless(arguments.model, _instead(arguments, registry))
-    api, inferred = _adapter(arguments.adapter, model, registry)
+    model = weightless(name, _instead(name, adapter, registry))
+    api, inferred = _adapter(adapter, model, registry)
     check_fits(api, model)
     doubt = of_other_type(api, model)
     if doubt:
         say_aside(doubt)
     kinds = _kinds(api, model)
     config: Any = model.config
-    if arguments.json:
+    if as_json:
         say_json(
             {
                 "adapter": api.name,
@@ -101,10 +99,10 @@ def run(arguments: argparse.Namespace) -> bool:
     return True
 
 
-def _instead(arguments: argparse.Namespace, registry: Registry) -> str:
+def _instead(name: str, adapter: str | None, registry: Registry) -> str:
     """Say what to do about a type that there is no tiny model of."""
-    types = [name for adapter in registry.adapters for name in adapter.value.model_types]
-    if arguments.adapter is not None or arguments.model in types:
+    types = [own for entry in registry.adapters for own in entry.value.model_types]
+    if adapter is not None or name in types:
         return INSTEAD
     return f"{INSTEAD}; and its adapter with --adapter, as no plugin has one"
 

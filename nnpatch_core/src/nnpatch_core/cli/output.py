@@ -31,8 +31,9 @@ def only_ours() -> Iterator[None]:
 
 
 def say(text: str = "") -> None:
-    """Print a line on the standard output; names and reasons in it may be anybody's."""
-    _write(printable(text))
+    """Print lines on the standard output; names and reasons in them may be anybody's."""
+    for line in text.split("\n"):
+        _write(printable(line))
 
 
 def say_aside(text: str) -> None:

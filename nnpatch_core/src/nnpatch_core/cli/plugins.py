@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import Any
 
+from nnpatch_core.cli.arguments import AsJson
 from nnpatch_core.cli.output import say, say_json, say_table
 from nnpatch_core.plugins import ENVIRONMENT_VARIABLE, Failure, Plugin, Registry, load_plugins
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the parser."""
-    parser = commands.add_parser(
-        "plugins",
-        help="list the installed plugins, and what failed to load",
-        description="List the installed plugins with their adapters, model types and hooks, and "
-        "those that failed to load with their error. The environment variable "
-        f"{ENVIRONMENT_VARIABLE} limits what is loaded. Exit code 1 if one failed.",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=run)
+def plugins(*, as_json: AsJson = False) -> bool:
+    """List the installed plugins, and what failed to load.
 
-
-def run(arguments: argparse.Namespace) -> bool:
-    """Print the plugins; whether all of them loaded."""
+    With their adapters, model types and hooks, and those that failed to load with their error. The
+    environment variable NNPATCH_PLUGINS limits what is loaded. Exit code 1 if one failed.
+    """
     registry = load_plugins(report=False)
-    if arguments.json:
+    if as_json:
         say_json(
             {
                 "limited_to": os.environ.get(ENVIRONMENT_VARIABLE),

@@ -1,0 +1,57 @@
+"""The command line that settings stand for."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nnpatch_core.run.settings import Settings, options
+from nnpatch_core.run.toml import changed
+
+#: An argument of a call, in a message: `name='value'`, `name=`.
+_ARGUMENT = re.compile(r"\b(?P<name>[a-z_]+)=(?:'(?P<value>[\w*-]+)'|(?=[\s,:;.)]|$))")
+
+
+def command_of(settings: Settings) -> str:
+    """The command that runs with these settings, to be pasted into a shell.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> command_of(Settings(table=Path("my pairs.csv"), model="gpt2", layers=("0-2",)))
+        "nnpatch run 'my pairs.csv' --model gpt2 --layers 0-2"
+    """
+    given = dict(changed(settings))
+    table = given.pop("table", Path())
+    words = ["nnpatch", "run", str(table), *_words("model", given.pop("model", ""))]
+    for name, value in given.items():
+        words += _words(name, value)
+    return shlex.join(words)
+
+
+def in_options(text: str) -> str:
+    """A message with options of the command line in place of arguments of a call.
+
+    Examples:
+        >>> in_options("faulty='drop' leaves them out")
+        '--faulty drop leaves them out'
+    """
+    names = {name for name, *_ in options()}
+
+    def told(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"] or ""
+        return f"--{name.replace('_', '-')} {value}".rstrip() if name in names else found[0]
+
+    return _ARGUMENT.sub(told, text)
+
+
+def _words(name: str, value: Any) -> Iterator[str]:
+    option = f"--{name.replace('_', '-')}"
+    if value is True:
+        yield option
+    elif isinstance(value, tuple):
+        yield from (option, ",".join(value))
+    else:
+        yield from (option, str(value))

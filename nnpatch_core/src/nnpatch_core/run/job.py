@@ -1,0 +1,204 @@
+"""A run from its settings to its files: look at everything first, then sweep, then write."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from nnpatch_core._sizes import bounded
+from nnpatch_core._upstream import AutoModelForCausalLM
+from nnpatch_core.errors import PatchingError, SettingsError
+from nnpatch_core.patching import plan_sweep
+from nnpatch_core.plugins import find_adapter
+from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.run.command import command_of, in_options
+from nnpatch_core.run.folder import REPORT, Folder
+from nnpatch_core.run.loading import (
+    check_libraries,
+    device_of,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
+from nnpatch_core.run.outputs import check_extras, outputs_of
+from nnpatch_core.run.settings import SITES, Settings
+from nnpatch_core.run.sweeps import Asked, run_sweep, sites_of
+
+#: Takes a line for the user.
+Say = Callable[[str], None]
+
+
+@attrs.frozen(eq=False)
+class Job:
+    """A run that nothing is wrong with, as far as can be told without the model's weights.
+
+    Args:
+        settings: of the run.
+        folder: where it writes.
+        pairs: the prompts.
+        skeleton: the model without weights.
+        api: its adapter.
+    """
+
+    settings: Settings
+    folder: Folder
+    pairs: PromptPairs
+    skeleton: nn.Module
+    api: Any
+
+    @classmethod
+    def prepared(cls, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> Job:
+        """Look at the folder, the table, the tokenizer, the model's config and the sites.
+
+        Raises:
+            PatchingError: one of its kinds, with all that is wrong with table and model.
+        """
+        check_extras()
+        check_libraries(settings)
+        folder = Folder.of(settings)
+        folder.check(settings, resume=resume, overwrite=overwrite)
+        faults: list[PatchingError] = []
+        pairs = _tried(lambda: read_pairs(settings), faults)
+        looked = _tried(lambda: _looked_at(settings), faults)
+        if pairs is None or looked is None:
+            raise SettingsError("\n".join(in_options(str(each)) for each in faults)) from faults[0]
+        return cls(settings, folder, pairs, *looked)
+
+    def plan(self) -> str:
+        """The cost, before anything runs, in lines for people."""
+        settings, count = self.settings, len(self.pairs)
+        lines = [
+            f"model   {settings.model}, {settings.dtype}, {self._where()}",
+            f"table   {settings.table}: {self.pairs!r}",
+        ]
+        if settings.method in SITES and settings.method != "subspace":
+            try:
+                plan = plan_sweep(
+                    self.skeleton,
+                    self.api,
+                    sites_of(settings, self.api),
+                    *((None, self.pairs) if settings.method == "ablation" else (self.pairs,)),
+                    batch_size=settings.batch_size,
+                    memory_budget=settings.memory_budget,
+                )
+            except PatchingError as error:
+                return "\n".join([*lines, f"plan    none: {error}"])
+            return "\n".join([*lines, str(plan)])
+        return "\n".join([*lines, f"method  {settings.method}, {count} pairs"])
+
+    def _where(self) -> str:
+        if self.settings.device_map is not None:
+            return f"device map {self.settings.device_map}"
+        return device_of(self.settings)
+
+    def run(self, say: Say, warn: Say, *, progress: bool, resume: bool = False) -> Any:
+        """Load the weights, sweep, and write all files.
+
+        Args:
+            say: takes what came out.
+            warn: takes warnings, as they come.
+            progress: whether bars show what is done.
+            resume: whether to go on with what is in the folder.
+
+        Returns:
+            The result of the sweep.
+
+        Raises:
+            PatchingError: one of its kinds. What was measured stays in the folder.
+        """
+        settings, folder = self.settings, self.folder
+        folder.begin(settings, resume=resume)
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        with _heard(warn) as heard:
+            model = load_model(settings)
+            asked = Asked(settings, model, self.api, self.pairs, folder.checkpoint, progress)
+            result = run_sweep(asked)
+            outputs = outputs_of(result, settings.level)
+            for name, write in outputs.files.items():
+                write(folder.path / name)
+            result.report(
+                folder.path / REPORT,
+                command=command_of(settings),
+                question=settings.question,
+                pages=outputs.pages,
+                warnings=heard,
+            )
+        folder.forget()
+        say(outputs.table)
+        say("")
+        say(f"{folder.path}/: {', '.join([*outputs.files, REPORT])}")
+        return result
+
+
+def read_pairs(settings: Settings) -> PromptPairs:
+    """The pairs of the table, as settings ask for them.
+
+    Raises:
+        PatchingError: one of its kinds, naming all faulty lines and columns.
+    """
+    columns = dict(_column(part) for part in settings.columns)
+    options = {"system": settings.system} if settings.system is not None else {}
+    pairs = PromptPairs.from_table(
+        settings.table,
+        load_tokenizer(settings),
+        columns=columns or None,
+        layout=settings.layout,  # type: ignore[arg-type]
+        chat=settings.chat,
+        answers=settings.answers,
+        multi_token=settings.multi_token,
+        faulty=settings.faulty,
+        **options,
+    )
+    if settings.limit is not None:
+        pairs = pairs[: settings.limit]
+    return pairs.swapped() if settings.swap else pairs
+
+
+def _column(part: str) -> tuple[str, str]:
+    name, separator, column = part.partition("=")
+    if not (name and separator and column):
+        raise SettingsError(f"columns: {part!r} is not NAME=COLUMN, as source=question")
+    return name, column
+
+
+def _looked_at(settings: Settings) -> tuple[nn.Module, Any]:
+    """The model without weights, and its adapter, which has the sites that are asked for."""
+    config = load_config(settings)
+    with torch.device("meta"), bounded():
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    api = find_adapter(settings.api, skeleton)
+    if settings.method in SITES:
+        sites_of(settings, api).grids(skeleton, api, 1)
+    return skeleton, api
+
+
+def _tried(make: Callable[[], Any], faults: list[PatchingError]) -> Any:
+    try:
+        return make()
+    except PatchingError as error:
+        faults.append(error)
+        return None
+
+
+@contextmanager
+def _heard(warn: Say) -> Iterator[list[str]]:
+    """The warnings that are raised meanwhile, each said once, as it comes."""
+    heard: list[str] = []
+
+    def show(message: Warning | str, *_: Any) -> None:
+        words = str(message)
+        if words not in heard:
+            heard.append(words)
+            warn(words)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield heard

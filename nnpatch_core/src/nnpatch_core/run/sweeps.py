@@ -1,0 +1,255 @@
+"""The kinds of analysis: what is swept, and the call of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from nnpatch_core.adapters import component_names
+from nnpatch_core.circuits import find_circuit
+from nnpatch_core.errors import SettingsError
+from nnpatch_core.patching import (
+    ablation_patching,
+    activation_patching,
+    attribution_patching,
+    edge_patching,
+    path_patching,
+)
+from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.run.numbers import read_numbers
+from nnpatch_core.run.settings import SITES, Settings
+from nnpatch_core.seq_pos import PromptBatch
+from nnpatch_core.sites import Grid, Sites, SweepSites
+from nnpatch_core.subspace import sweep_subspaces
+
+#: What is swept where nobody says: blocks at each position, heads at the last.
+_BLOCKS, _HEADS = ("resid", "attn", "mlp"), ("o",)
+
+
+@attrs.frozen
+class Together:
+    """Several grids of sites in one sweep, of different names."""
+
+    parts: tuple[SweepSites, ...]
+
+    def grids(
+        self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
+    ) -> dict[str, Grid]:
+        """See `SweepSites.grids`."""
+        found: dict[str, Grid] = {}
+        for part in self.parts:
+            found |= part.grids(nnmodel, api, seq_len, prompts)
+        return found
+
+
+@attrs.frozen(eq=False)
+class Asked:
+    """All that the call of an analysis takes.
+
+    Args:
+        settings: of the run.
+        nnmodel: the model.
+        api: its adapter.
+        pairs: the prompts.
+        checkpoint: where a sweep is kept that is under way.
+        progress: whether a bar shows it.
+    """
+
+    settings: Settings
+    nnmodel: Any
+    api: Any
+    pairs: PromptPairs
+    checkpoint: Path
+    progress: bool
+
+    def given(self, *names: str, **renamed: str) -> dict[str, Any]:
+        """The settings that were given, as arguments of a call; others keep its own defaults."""
+        arguments = {name: name for name in names} | renamed
+        values = {name: getattr(self.settings, key) for name, key in arguments.items()}
+        given = {name: value for name, value in values.items() if value is not None}
+        if self.settings.metrics:
+            given["metric"] = list(self.settings.metrics)
+        return {**given, "progress": self.progress}
+
+
+def run_sweep(asked: Asked) -> Any:
+    """Run the analysis that the settings name.
+
+    Raises:
+        PatchingError: one of its kinds, as the analysis raises it.
+    """
+    return _CALLS[asked.settings.method](asked)
+
+
+def sites_of(settings: Settings, api: Any) -> SweepSites:
+    """The sites that settings ask for.
+
+    Args:
+        settings: of the run.
+        api: the adapter of the model.
+
+    Raises:
+        PatchingError: one of its kinds, for names and numbers that there are not.
+    """
+    assert settings.method in SITES
+    layers, heads = (read_numbers(each, getattr(settings, each)) for each in ("layers", "heads"))
+    if settings.sites:
+        positions = settings.positions or ("last" if settings.method == "subspace" else "each")
+        at = _at(positions, settings.at)
+        return Sites(list(settings.sites), layers, positions, at, heads)
+    for name in ("heads", "positions"):
+        if getattr(settings, name):
+            raise SettingsError(f"{name}: say of which sites")
+    if settings.method == "subspace":
+        return Sites("resid", layers, "last")
+    known = component_names(api)
+    parts: list[SweepSites] = []
+    for names, positions in ((_BLOCKS, "each"), (_HEADS, "last")):
+        there = [name for name in names if name in known]
+        parts += [Sites(there, layers, positions)] if there else []
+    return Together(tuple(parts))
+
+
+def _at(positions: str, parts: tuple[str, ...]) -> Any:
+    """What a strategy is given: a number, numbers, or names."""
+    if not parts:
+        return None
+    if positions == "spans":
+        return list(parts)
+    numbers = read_numbers("at", parts)
+    assert numbers is not None
+    return numbers[0] if positions == "lastk" and len(numbers) == 1 else numbers
+
+
+def _activation(asked: Asked) -> Any:
+    return activation_patching(
+        asked.nnmodel,
+        asked.api,
+        sites_of(asked.settings, asked.api),
+        asked.pairs,
+        force_model_confidence=asked.settings.confident,
+        checkpoint=asked.checkpoint,
+        **asked.given("engine", "batch_size", "memory_budget", "screen", "top_k", **_seed(asked)),
+    )
+
+
+def _seed(asked: Asked) -> Mapping[str, str]:
+    """A seed means nothing where nothing is drawn."""
+    settings = asked.settings
+    drawn = settings.screen is not None or "resample" in (settings.ablation or "")
+    drawn |= settings.method == "edges" and settings.top_k is not None
+    return {"seed": "seed"} if drawn or settings.method in ("circuit", "subspace") else {}
+
+
+def _attribution(asked: Asked) -> Any:
+    return attribution_patching(
+        asked.nnmodel,
+        asked.api,
+        sites_of(asked.settings, asked.api),
+        asked.pairs,
+        force_model_confidence=asked.settings.confident,
+        per_position=asked.settings.per_position,
+        **asked.given("batch_size", "memory_budget", "steps", "ablation"),
+    )
+
+
+def _ablation(asked: Asked) -> Any:
+    return ablation_patching(
+        asked.nnmodel,
+        asked.api,
+        sites_of(asked.settings, asked.api),
+        asked.pairs,
+        checkpoint=asked.checkpoint,
+        per_position=asked.settings.per_position,
+        **asked.given("engine", "batch_size", "memory_budget", method="ablation", **_seed(asked)),
+    )
+
+
+def _path(asked: Asked) -> Any:
+    settings = asked.settings
+    return path_patching(
+        asked.nnmodel,
+        asked.api,
+        list(settings.senders),
+        list(settings.receivers),
+        asked.pairs,
+        force_model_confidence=settings.confident,
+        checkpoint=asked.checkpoint,
+        **asked.given("engine", "batch_size", "memory_budget", "through"),
+    )
+
+
+def _edges(asked: Asked) -> Any:
+    settings = asked.settings
+    measured = settings.estimate is None or settings.top_k is not None
+    at = {} if settings.positions is None else {"seq_pos": _at(settings.positions, settings.at)}
+    return edge_patching(
+        asked.nnmodel,
+        asked.api,
+        asked.pairs,
+        senders=list(settings.senders) or None,
+        receivers=list(settings.receivers) or None,
+        force_model_confidence=settings.confident,
+        per_position=settings.per_position,
+        checkpoint=asked.checkpoint if measured else None,
+        **at,
+        **asked.given(
+            "engine",
+            "batch_size",
+            "memory_budget",
+            "ablation",
+            "top_k",
+            "steps",
+            method="estimate",
+            seq_pos_type="positions",
+            **_seed(asked),
+        ),
+    )
+
+
+def _circuit(asked: Asked) -> Any:
+    return find_circuit(
+        asked.nnmodel,
+        asked.api,
+        asked.pairs,
+        per_position=asked.settings.per_position,
+        **asked.given(
+            "faithfulness",
+            "top_k",
+            "evaluations",
+            "prune",
+            "steps",
+            "ablation",
+            "batch_size",
+            "memory_budget",
+            "seed",
+            method="estimate",
+        ),
+    )
+
+
+def _subspace(asked: Asked) -> Any:
+    settings = asked.settings
+    return sweep_subspaces(
+        asked.nnmodel,
+        asked.api,
+        sites_of(settings, asked.api),
+        asked.pairs,
+        settings.rank,
+        checkpoint=asked.checkpoint,
+        **asked.given("epochs", "engine", "memory_budget", "seed"),
+    )
+
+
+_CALLS: Mapping[str, Callable[[Asked], Any]] = {
+    "activation": _activation,
+    "attribution": _attribution,
+    "ablation": _ablation,
+    "path": _path,
+    "edges": _edges,
+    "circuit": _circuit,
+    "subspace": _subspace,
+}
