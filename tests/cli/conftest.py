@@ -76,7 +76,7 @@ def misused(nnpatch: Command) -> Misused:
         done = nnpatch(*arguments)
         assert done.code == 2
         assert done.out == ""
-        assert done.err.startswith("usage: nnpatch")
+        assert done.err.startswith("Usage: nnpatch")
         last = done.err.splitlines()[-1]
         assert "error: " in last
         for part in parts:

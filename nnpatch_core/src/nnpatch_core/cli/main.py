@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -39,8 +41,44 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class _ReaderGoneError(Exception):
+    """Nobody reads the output any more."""
+
+
+class _StoppedError(Exception):
+    """Stopped by Ctrl-C."""
+
+
+def _paragraphs(command: Callable[..., bool]) -> str:
+    """What a command says of itself, a line for each paragraph: terminals have their own widths."""
+    parts = (inspect.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(" ".join(part.split()) for part in parts)
+
+
+def _ours(command: Callable[..., bool]) -> Callable[..., bool]:
+    """The command, while which nobody else prints: all that is wrong is in its own output."""
+
+    @functools.wraps(command)
+    def quiet(*args: Any, **kwargs: Any) -> bool:
+        output = sys.stdout
+        # The parser has codes of its own for these.
+        try:
+            with only_ours(), warnings.catch_warnings(action="ignore"):
+                done = command(*args, **kwargs)
+            output.flush()
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error
+        except KeyboardInterrupt as stop:
+            raise _StoppedError(str(stop) or "interrupted") from stop
+        return done
+
+    return quiet
+
+
 for command in (run, plan, show, compare, plugins, components, check, new_adapter):
-    app.command(command.__name__.replace("_", "-"))(command)
+    app.command(command.__name__.replace("_", "-"), help=_paragraphs(command))(_ours(command))
 
 
 def _version(asked: bool) -> None:
@@ -68,18 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        # What is wrong with plugins and models is in the output of the commands.
-        with only_ours(), warnings.catch_warnings(action="ignore"):
-            done: Any = app(sys.argv[1:] if argv is None else argv, standalone_mode=False)
-        sys.stdout.flush()
+        given = sys.argv[1:] if argv is None else argv
+        done: Any = app(list(given), prog_name="nnpatch", standalone_mode=False)
     except (PatchingError, UsageError) as error:
         listed = isinstance(error, _LISTED)
         return _refused(*(str(error).splitlines() if listed else [first_line(str(error))]))
-    except BrokenPipeError:
+    except _ReaderGoneError:
         # Whoever read the output has gone; Python must not fail again when it closes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (KeyboardInterrupt, typer.Abort) as stop:
+    except (_StoppedError, KeyboardInterrupt, typer.Abort) as stop:
         return _refused(str(stop) or "interrupted", code=INTERRUPTED)
     except Exception as error:
         misused = getattr(error, "format_message", None)

@@ -61,11 +61,15 @@ class Folder:
                     "folder, or say --overwrite to write beside them"
                 )
             return
-        if not resume:
-            done = "a finished run" if self.finished else "a run that was broken off"
-            advice = "" if self.finished else "--resume goes on with it, "
+        if self.finished:
             raise SettingsError(
-                f"out: {self.path} has {done}: {advice}--overwrite begins anew, --out names another"
+                f"out: {self.path} has a finished run: --overwrite begins anew, --out names "
+                "another folder, and nnpatch show prints what it has found"
+            )
+        if not resume:
+            raise SettingsError(
+                f"out: {self.path} has a run that was broken off: --resume goes on with it, "
+                "--overwrite begins anew, --out names another folder"
             )
         values, places = read_toml(told)
         there = changed(read_settings(values, lambda name: places.get(name, str(told))))
