@@ -67,6 +67,7 @@ def numbers(out: Outcome) -> dict[str, Any]:
         "info": dict(out.info),
         "screening": None if out.screening is None else out.screening.largest,
         "columns": {name: list(values) for name, values in out.prompts.columns.items()},
+        "answers": {run: list(texts) for run, texts in out.prompts.answers.items()},
         "metrics": {
             metric: {
                 name: {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -48,7 +48,12 @@ def write_file(
 
 
 def read_file(
-    path: str | os.PathLike[str], form: str, what: str, error: type[PatchingError]
+    path: str | os.PathLike[str],
+    form: str,
+    what: str,
+    error: type[PatchingError],
+    *,
+    older: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read the header and the tensors that `write_file` wrote.
 
@@ -57,6 +62,7 @@ def read_file(
         form: what its header must call its format.
         what: what errors call such a file.
         error: raised if it is none, or not as it was written.
+        older: formats that are read too.
     """
     target = check_file(path, error)
     if not target.exists():
@@ -65,7 +71,9 @@ def read_file(
         with safe_open(str(target), framework="pt") as file:
             entries = file.metadata() or {}
             header = json.loads(entries.get(_KEY, "{}"))
-            _check_format(path, header, form, what, error)
+            written = header.get("format") if isinstance(header, dict) else None
+            if not isinstance(written, str) or written not in older:
+                _check_format(path, header, form, what, error)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         written, writer = header.pop("digest", None), header.get("writer")
         digest = _digest(header, tensors)

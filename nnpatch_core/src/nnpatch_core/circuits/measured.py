@@ -40,6 +40,8 @@ from nnpatch_core.tracing import LAYER_INPUT, forward, forward_hooks, in_words, 
 
 #: The name under which an outcome has the circuits.
 CIRCUIT = "circuit"
+#: Under `swapped` in an outcome's `info`.
+SWAPPED = "source and target prompts have changed places, their answers in the metric have not"
 #: A layer's stream, attention, MLP and heads of the target run; two streams, queries, keys, values
 #: and again the heads and MLP of the run that edges outside of a circuit carry.
 _KEPT = 11
@@ -116,7 +118,7 @@ class CircuitMeasure:
         tally = attrs.evolve(Tally.empty(len(circuits), baseline), values=values)
         tally.done[:] = True
         tally.note("circuits", None)
-        return outcome(
+        found = outcome(
             versions.sweep(named),
             CIRCUIT,
             runs.scale,
@@ -125,6 +127,12 @@ class CircuitMeasure:
             runs.prompts,
             versions.mask(runs.mask_of(named.patches)),
         )
+        given = self._own.ablation
+        told = {
+            **({"swapped": SWAPPED} if self._own.swapped else {}),
+            **({} if given is None else {"ablation": given.method}),
+        }
+        return attrs.evolve(found, info={**found.info, **told})
 
     def faithfulness(self, circuits: Sequence[Circuit]) -> list[float]:
         """The faithfulness of circuits by the first metric."""

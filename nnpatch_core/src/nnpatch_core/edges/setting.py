@@ -40,6 +40,7 @@ class Setting:
         runs: the prompts.
         arguments: these as they were given.
         ablation: how senders are ablated; None is the source run's activations.
+        swapped: whether source and target prompts have changed places, and answers have stayed.
     """
 
     nnmodel: Any
@@ -47,6 +48,7 @@ class Setting:
     runs: PairRuns
     arguments: PairArguments
     ablation: Ablation | None
+    swapped: bool = False
 
     @cached_property
     def structure(self) -> Structure:
@@ -141,7 +143,12 @@ def open_setting(
             target_attention_mask=arguments.source_attention_mask,
         )
     runs = read_pairs(traced, arguments, metric_data=metric_data, confident=confident)
-    return Setting(traced, adapter, runs, arguments, ablation)
+    if swapped:
+        # Metrics have the answers as before; each prompt is told with its own.
+        others = {"source": "target", "target": "source"}
+        answers = {others[run]: texts for run, texts in runs.prompts.answers.items()}
+        runs = attrs.evolve(runs, prompts=attrs.evolve(runs.prompts, answers=answers))
+    return Setting(traced, adapter, runs, arguments, ablation, swapped)
 
 
 def read_ablated(ablation: Any, reference: Any, per_position: Any, seed: Any) -> Ablation | None:

@@ -18,7 +18,7 @@ from nnpatch_core.adapters import Location
 from nnpatch_core.batch import Batch, check_answers
 from nnpatch_core.errors import AnswerError, PatchingError, PositionError, UnknownNameError
 from nnpatch_core.interventions.arguments import RunArguments
-from nnpatch_core.interventions.firsts import several_of, warn_of_first_tokens
+from nnpatch_core.interventions.firsts import answer_ids, several_of, warn_of_first_tokens
 from nnpatch_core.interventions.inputs import Remembered, read_batch, read_batches, read_spans
 from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
 from nnpatch_core.interventions.values import (
@@ -338,12 +338,20 @@ def read_ablation(
         # Listed, as a stream can be read but once.
         data = None if data is None else list(data)
         donors, partners = draw(target, data, strict_seed(ablation.seed))
+    of_metrics = check_data(
+        metric_data,
+        len(target),
+        given.known_answers,
+        source_answer_tokens=given.answer_tokens,
+        target_answer_tokens=given.other_answer_tokens,
+    )
+    told = answer_ids(answers, of_metrics, "source") | answer_ids(others, of_metrics, "target")
     return AblationRuns(
         target,
         answers,
         others,
         named("other_answer_index"),
-        label_prompts(nnmodel, target, target, given.tokenizer, given.columns),
+        label_prompts(nnmodel, target, target, given.tokenizer, given.columns, told),
         read_spans(given.spans, len(target), target.seq_len),
         ablation.method,
         data,
@@ -351,12 +359,6 @@ def read_ablation(
         remembered,
         donors,
         partners,
-        check_data(
-            metric_data,
-            len(target),
-            given.known_answers,
-            source_answer_tokens=given.answer_tokens,
-            target_answer_tokens=given.other_answer_tokens,
-        ),
+        of_metrics,
         several=several_of(given.known_answers),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from nnpatch_core._warnings import warn
@@ -32,6 +33,36 @@ def several_of(known: Mapping[str, Tensor] | None) -> dict[str, int]:
     """
     most = {name: int((ids >= 0).sum(1).max()) for name, ids in (known or {}).items()}
     return {name: count for name, count in most.items() if count > 1}
+
+
+def answer_ids(
+    firsts: Tensor | None, data: Mapping[str, Tensor], run: str
+) -> dict[str, list[list[list[int]]]]:
+    """The answers of a run as tokens, `label_prompts` has them; none where there are none.
+
+    Args:
+        firsts: `[batch]`, the first tokens.
+        data: what metrics are told, in which sets and whole answers may be.
+        run: `"source"` or `"target"`.
+    """
+    if firsts is None:
+        return {}
+    whole, sets = data.get(f"{run}_answer_tokens"), data.get(f"{run}_answers")
+    if whole is not None and _are_ids(whole):
+        return {run: [[_known(ids)] for ids in whole.tolist()]}
+    if sets is not None and _are_ids(sets):
+        return {run: [[[each] for each in _known(ids)] for ids in sets.tolist()]}
+    return {run: [[[each]] for each in firsts.tolist()]}
+
+
+def _are_ids(given: Tensor) -> bool:
+    """Whether it is what a metric takes for answers: the user may have put anything there."""
+    whole = given.ndim == 2 and given.dtype in (torch.int32, torch.int64)
+    return whole and bool((given >= 0).any(1).all())
+
+
+def _known(ids: list[int]) -> list[int]:
+    return [each for each in ids if each >= 0]
 
 
 def warn_of_first_tokens(

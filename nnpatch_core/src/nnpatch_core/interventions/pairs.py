@@ -14,7 +14,7 @@ from nnpatch_core.batch import Batch, check_answers, check_paired
 from nnpatch_core.errors import ConfidenceError, MetricError
 from nnpatch_core.interventions.arguments import PairArguments, pair_arguments
 from nnpatch_core.interventions.constants import Recorded
-from nnpatch_core.interventions.firsts import several_of, warn_of_first_tokens
+from nnpatch_core.interventions.firsts import answer_ids, several_of, warn_of_first_tokens
 from nnpatch_core.interventions.inputs import one_mask, read_batch, read_spans
 from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
 from nnpatch_core.metrics import Metric, MetricContext, Reading, logit_difference
@@ -201,21 +201,26 @@ def read_pairs(
     given = pair_arguments(given)
     source, target = read_two(nnmodel, given)
     count, vocab = len(source), vocab_size(module_of(nnmodel))
+    answers = (
+        check_answers("source_answer_index", given.source_answer_index, count, vocab),
+        check_answers("target_answer_index", given.target_answer_index, count, vocab),
+    )
+    data = check_data(
+        metric_data,
+        count,
+        given.known_answers,
+        source_answer_tokens=given.source_answer_tokens,
+        target_answer_tokens=given.target_answer_tokens,
+    )
+    told = answer_ids(answers[0], data, "source") | answer_ids(answers[1], data, "target")
     return PairRuns(
         source,
         target,
-        check_answers("source_answer_index", given.source_answer_index, count, vocab),
-        check_answers("target_answer_index", given.target_answer_index, count, vocab),
-        label_prompts(nnmodel, source, target, given.tokenizer, given.columns),
+        *answers,
+        label_prompts(nnmodel, source, target, given.tokenizer, given.columns, told),
         read_spans(given.spans, len(source), source.seq_len),
         confident,
-        check_data(
-            metric_data,
-            count,
-            given.known_answers,
-            source_answer_tokens=given.source_answer_tokens,
-            target_answer_tokens=given.target_answer_tokens,
-        ),
+        data,
         several=several_of(given.known_answers),
         part=bool(given.part),
     )

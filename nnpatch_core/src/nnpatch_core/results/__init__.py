@@ -4,7 +4,7 @@ Where a line belongs: a figure of the raw metrics in `statistics`, and the argum
 those that say how sure a value is in `sureness`; a sum of outcomes in `combination`; rows, frames
 and arrays in `tables`; a choice among cells in `selection`, by labels in `chosen`; the table of the
 strongest in `top`, and which of them are one fact in `neighbours`; a drawing in `pictures`; a
-notebook's page in `notebook`; what is saved in the metadata of a field, by `formats`; a check of a
+notebook's page in `notebook`, and a report in `reported`; what is saved in the metadata of a field, by `formats`; a check of a
 whole outcome in `whole`; how an axis is named and shown in `axes`; the words of `info` that batches
 add up in `provenance`.
 """
@@ -18,6 +18,7 @@ from nnpatch_core.results.outcome import Outcome
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.pictures import GUIDE, distinct, letters_of, new_picture
 from nnpatch_core.results.provenance import known_in_words, runs_known
+from nnpatch_core.results.reported import facts_of, study_of, table_of_top
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability
 from nnpatch_core.results.top import Top
@@ -40,6 +41,7 @@ __all__ = [
     "Stability",
     "Top",
     "distinct",
+    "facts_of",
     "in_digits",
     "known_in_words",
     "letters_of",
@@ -47,4 +49,6 @@ __all__ = [
     "model_name",
     "new_picture",
     "runs_known",
+    "study_of",
+    "table_of_top",
 ]

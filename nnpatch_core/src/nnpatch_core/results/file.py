@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 _Outcome = TypeVar("_Outcome", bound="Outcome")
 
-FORMAT = "nnpatch outcome 4"
+FORMAT = "nnpatch outcome 5"
+#: An older format, and what files of it lack, as it was then.
+_OLDER: Mapping[str, Mapping[str, Any]] = {"nnpatch outcome 4": {"prompts/answers": {}}}
 
 
 def write(path: str | os.PathLike[str], outcome: Outcome) -> None:
@@ -58,8 +60,12 @@ def read(path: str | os.PathLike[str], kind: type[_Outcome]) -> _Outcome:
         OutcomeError: the file is not an outcome, not of this version, damaged, or its parts do not
             fit together.
     """
-    header, tensors = read_file(path, FORMAT, "an outcome", OutcomeError)
+    header, tensors = read_file(path, FORMAT, "an outcome", OutcomeError, older=tuple(_OLDER))
     try:
+        lacking = _OLDER.get(header["format"], {})
+        if lacking.keys() & header.keys():
+            raise OutcomeError(f"a file of its format has no {shown(min(lacking))}")
+        header = {**header, **lacking}
         names = _check_content(header, tensors, kind)
         outcome: _Outcome = Part(kind).together({**header, **tensors}, "", names)
         check_whole(outcome)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -81,8 +81,12 @@ def _prompts(prompts: Prompts, rows: Tensor) -> Prompts:
         source_mask=prompts.source_mask[rows],
         target_tokens=prompts.target_tokens[rows],
         target_mask=prompts.target_mask[rows],
-        columns={
-            name: tuple(values[row] for row in rows.tolist())
-            for name, values in prompts.columns.items()
-        },
+        columns=_some(prompts.columns, rows),
+        answers=_some(prompts.answers, rows),
     )
+
+
+def _some(columns: Mapping[str, tuple[Any, ...]], rows: Tensor) -> dict[str, tuple[Any, ...]]:
+    return {
+        name: tuple(values[row] for row in rows.tolist()) for name, values in columns.items()
+    }

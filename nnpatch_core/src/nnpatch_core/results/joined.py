@@ -293,6 +293,7 @@ def _one(prompts: Prompts) -> Prompts:
         target_tokens=prompts.target_tokens[:1],
         target_mask=prompts.target_mask[:1],
         columns={},
+        answers={run: texts[:1] for run, texts in prompts.answers.items()},
     )
 
 
@@ -305,16 +306,16 @@ def _padded(parts: list[Prompts], width: int) -> Prompts:
             [torch.nn.functional.pad(each, (width - each.shape[1], 0)) for each in rows]
         )
 
-    # A batch without a column lacks its values, which are missing then, and not lost.
-    names = dict.fromkeys(name for part in parts for name in part.columns)
-    columns: dict[str, tuple[Any, ...]] = {
-        name: tuple(
-            value
-            for part in parts
-            for value in part.columns.get(name, (None,) * len(part.target_tokens))
-        )
-        for name in names
-    }
+    def columns(field: str) -> dict[str, tuple[Any, ...]]:
+        # A batch without a column lacks its values, which are missing then, and not lost.
+        own = [(getattr(part, field), len(part.target_tokens)) for part in parts]
+        return {
+            name: tuple(
+                value for each, count in own for value in each.get(name, (None,) * count)
+            )
+            for name in dict.fromkeys(name for each, _ in own for name in each)
+        }
+
     strings = {token: text for part in parts for token, text in part.strings.items()}
     return Prompts(
         joined("source_tokens"),
@@ -322,5 +323,6 @@ def _padded(parts: list[Prompts], width: int) -> Prompts:
         joined("target_tokens"),
         joined("target_mask"),
         strings,
-        columns,
+        columns("columns"),
+        columns("answers"),
     )

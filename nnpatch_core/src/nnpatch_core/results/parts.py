@@ -78,6 +78,8 @@ class Prompts:
         source_mask, target_mask: 1 for a token, 0 for padding, int64.
         strings: the text of each token id that occurs, where a tokenizer was at hand.
         columns: further columns of the user's table, one value for each prompt.
+        answers: `"source"` and `"target"`, each to the text of each prompt's answer, or its token
+            id; several that count as one are joined by ` | `. What is not known is left out.
 
     Examples:
         >>> import torch
@@ -99,6 +101,7 @@ class Prompts:
     target_mask: Tensor = attrs.field(metadata=stored(Array(PLACES, ("batch", "seq"))))
     strings: Mapping[int, str] = attrs.field(factory=dict, metadata=stored(STRINGS))
     columns: Mapping[str, tuple[Any, ...]] = attrs.field(factory=dict, metadata=stored(COLUMNS))
+    answers: Mapping[str, tuple[Any, ...]] = attrs.field(factory=dict, metadata=stored(COLUMNS))
 
     def text(self, prompt: int) -> tuple[str, str]:
         """A prompt of the source run and of the target run; token ids where no text is known."""

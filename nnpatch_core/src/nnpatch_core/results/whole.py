@@ -35,7 +35,10 @@ def check_whole(outcome: Outcome) -> None:
 def _check_prompts(prompts: Prompts) -> None:
     if 0 in prompts.target_tokens.shape:
         raise OutcomeError(f"its prompts have the shape {list(prompts.target_tokens.shape)}")
-    for name, values in prompts.columns.items():
+    unknown = sorted(set(prompts.answers) - {"source", "target"})
+    if unknown:
+        raise OutcomeError(f"its answers are of {shown(unknown[0])}")
+    for name, values in (*prompts.columns.items(), *prompts.answers.items()):
         if len(values) != len(prompts.target_tokens):
             raise OutcomeError(
                 f"its column {shown(name)} has {len(values)} values, of "

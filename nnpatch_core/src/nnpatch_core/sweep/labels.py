@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from nnpatch_core.sweep.spaces_told import spaces_told
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.sweep.tally import Tally
 from nnpatch_core.tracing import forward_hooks
+
+#: The answers of each prompt, several of which count as one, each as tokens.
+AnswerIds: TypeAlias = Sequence[Sequence[Sequence[int]]]
 
 
 def outcome(
@@ -87,6 +90,7 @@ def outcome(
             "model_type": str(getattr(config, "model_type", None)),
             "dtype": str(getattr(model, "dtype", None)),
             **({} if sweep.options.seed is None else {"seed": str(sweep.options.seed)}),
+            **_together(sweep),
             **_subspaces(sweep),
             "elided": known_in_words(*runs_known(cells.values())),
             **provenance(sweep.options.call, model, adapters),
@@ -94,6 +98,13 @@ def outcome(
         },
         screening=None,
     )
+
+
+def _together(sweep: Sweep) -> dict[str, str]:
+    """How many cells patch several sites at once, in words, if any do."""
+    cells = sweep.patches.cells
+    several = sum(len(cell.sites) > 1 for cell in cells)
+    return {"together": f"{several} of {len(cells)} cells patch several sites"} if several else {}
 
 
 def _subspaces(sweep: Sweep) -> dict[str, str]:
@@ -122,10 +133,19 @@ def label_prompts(
     target: Batch,
     tokenizer: Any,
     columns: Mapping[Any, tuple[Any, ...]] | None = None,
+    answers: Mapping[str, AnswerIds] | None = None,
 ) -> Prompts:
     """The prompts as they are run, with the text of their tokens if a tokenizer is at hand.
 
-    `columns` are further ones of the user's table.
+    Args:
+        nnmodel: the model, wrapped by nnsight, which may have a tokenizer.
+        source, target: the prompts.
+        tokenizer: the user's; None takes the model's.
+        columns: further ones of the user's table.
+        answers: of the source and of the target run, as tokens.
+
+    Raises:
+        TokensError: the tokenizer is none, or does not decode the tokens.
     """
     tokenizer = getattr(nnmodel, "tokenizer", None) if tokenizer is None else tokenizer
     if tokenizer is not None and not hasattr(tokenizer, "decode"):
@@ -141,4 +161,16 @@ def label_prompts(
                 f"tokenizer {shown(tokenizer)} does not decode the tokens: {error}"
             ) from error
     named = {str(name): values for name, values in (columns or {}).items()}
-    return Prompts(source.tokens, source.mask, target.tokens, target.mask, strings, named)
+    told = {
+        run: tuple(" | ".join(_spelled(tokenizer, ids) for ids in each) for each in own)
+        for run, own in (answers or {}).items()
+    }
+    return Prompts(source.tokens, source.mask, target.tokens, target.mask, strings, named, told)
+
+
+def _spelled(tokenizer: Any, ids: Sequence[int]) -> str:
+    """An answer's text; its ids where no tokenizer knows them: answers need not be of its words."""
+    try:
+        return str(tokenizer.decode(list(ids)))
+    except Exception:  # no tokenizer, or any error of its own
+        return " ".join(map(str, ids))

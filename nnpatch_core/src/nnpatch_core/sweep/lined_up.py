@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnpatch_core._templates import MOST, templates_of
 from nnpatch_core._warnings import warn
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import PromptWarning
@@ -28,10 +29,6 @@ _REMEDY = (
     "of the other constructors); or sweep each kind of prompt alone, as pairs.groups has them; or "
     "patch one position from the end, such as 'last'"
 )
-#: Prompts of one template agree in at least this share of their words.
-_ALIKE = 0.5
-#: How many templates are told apart.
-_MOST = 10
 
 
 def warn_of_columns(
@@ -110,29 +107,15 @@ def _words(prompts: PromptBatch, strings: Mapping[int, str]) -> str | None:
     source = target if prompts.source is None else prompts.source.to(torch.device("cpu"))
     # Where the two runs of a pair differ is what the pair is about, and no template.
     fixed = (source.tokens == target.tokens) & target.mask.bool()
-    kinds = _templates(target, fixed)
+    kinds = templates_of(target.tokens, fixed)
     if len(kinds) == 1:
         return None
     column, words = _example(target, fixed, kinds, strings)
-    count = f"{len(kinds)}{' or more' if len(kinds) == _MOST else ''}"
+    count = f"{len(kinds)}{' or more' if len(kinds) == MOST else ''}"
     return (
         f"prompts have other words at the same places, as of {count} templates: position "
         f"{column} is {' and '.join(words)}, and each column mixes them"
     )
-
-
-def _templates(batch: Batch, fixed: Tensor) -> list[int]:
-    """The first prompt of each template, as far as words tell: of the first few templates."""
-    firsts: list[int] = []
-    left = torch.arange(len(batch), device="cpu")
-    while len(left) and len(firsts) < _MOST:
-        first = left[0]
-        firsts.append(int(first))
-        both = fixed[first] & fixed[left]
-        same = both & (batch.tokens[first] == batch.tokens[left])
-        # Where no word can be compared, nothing tells that they differ.
-        left = left[same.sum(1) < _ALIKE * both.sum(1)]
-    return firsts
 
 
 def _example(
