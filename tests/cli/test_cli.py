@@ -41,7 +41,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 @pytest.mark.parametrize("command", OPTIONS, ids=lambda command: "".join(command) or "nnpatch")
-def test_help(nnpatch: Command, command: Any, flag: str) -> None:
+def test_help(nnpatch: Command, command: Any, flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     done = nnpatch(*command, flag)
     assert done.code == 0
     assert done.err == ""

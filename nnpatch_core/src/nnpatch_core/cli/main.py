@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -33,12 +34,17 @@ INTERRUPTED = 130
 #: Errors of which every line is a fault of its own.
 _LISTED = (SettingsError, TokensError)
 
+#: So wide must a terminal be for them.
+_BOXES = 80
+
 app = typer.Typer(
     name="nnpatch",
     help="Activation patching on Hugging Face language models.",
     epilog="Exit code: 0; 1 where a check or a plugin fails; 2 for a wrong argument or table; 130 "
     "after Ctrl-C.",
     pretty_exceptions_enable=False,
+    # Boxes cut names of options where there is no room.
+    rich_markup_mode="rich" if shutil.get_terminal_size().columns >= _BOXES else None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

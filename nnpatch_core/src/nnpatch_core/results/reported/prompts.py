@@ -101,9 +101,7 @@ def _spelled(prompts: Prompts, number: int) -> tuple[Marked, Marked]:
         differ = (source != target) & mask.bool()
         pieces = [
             (_token(prompts, token), aligned and out)
-            for token, own, out in zip(
-                tokens.tolist(), mask.tolist(), differ.tolist(), strict=True
-            )
+            for token, own, out in zip(tokens.tolist(), mask.tolist(), differ.tolist(), strict=True)
             if own
         ]
         made.append(Marked(tuple(_joined(pieces))))
