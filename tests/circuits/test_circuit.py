@@ -373,6 +373,10 @@ def test_tables_of_circuits_without_scores() -> None:
     assert str(plain).splitlines()[1:] == ["edge", *plain.edges]
     assert list(plain.to_dataframe()) == ["edge", "sender", "receiver"]
     assert str(Circuit.of(NODES, [])) == "Circuit: 0 of the 82 edges, 0 nodes"
+    lost = Circuit.from_edges({"input->m0": 1.0}, n=1, nodes=NODES)
+    assert str(lost).splitlines()[1:] == [
+        "top 1 by size, then pruned: no way leads from the input to the logits"
+    ]
     assert "<table></table>" in Circuit.of(NODES, [])._repr_html_()
     matrix = made_edges(NODES).matrix
     matrix[NODES.place("input->m0")] = math.nan

@@ -109,6 +109,7 @@ def test_minimality_is_what_each_edge_loses() -> None:
     found = evaluated({"a": small, "b": CIRCUIT & small}, minimality=True)
     lost = found.minimality("a")
     assert set(lost) == set(small)
+    assert found.minimality() == lost
     for edge, loss in lost.items():
         alone = evaluated([small, small - Circuit.of(NODES, [edge])]).faithfulness
         assert loss == pytest.approx(float(alone[0] - alone[1]), abs=1e-4)
@@ -145,12 +146,18 @@ def test_circuits_that_are_made_carry_no_scores() -> None:
 
 OTHERS = Circuit.of(Nodes((4,) * 2, (2,) * 2, (False,) * 2), ["input->m0"])
 PARALLEL = Circuit.of(Nodes((4,) * 3, (2,) * 3, (True, False, False)), ["input->m0"])
+PAIRS = PromptPairs.from_texts([" a"], [" b"], [" a"], [" b"], tiny_tokenizer([" a b"]))
 LONGER = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
 ERRORS: dict[str, tuple[dict[str, Any], type[PatchingError], str]] = {
     "no circuit": ({"circuit": []}, EdgeError, "there is no circuit: give at least one"),
     "none by name": ({"circuit": {}}, EdgeError, "there is no circuit"),
     "an edge": ({"circuit": "input->m0"}, EdgeError, "circuit must be a Circuit, or several, got"),
     "edges": ({"circuit": ["input->m0"]}, EdgeError, "must be Circuit objects by name, got"),
+    "prompts": (
+        {"circuit": PAIRS},
+        EdgeError,
+        "circuit is a PromptPairs: the circuit comes before the prompts",
+    ),
     "a number": ({"circuit": 3}, EdgeError, "circuit must be a Circuit, or several, got 3"),
     "no name": ({"circuit": {3: CIRCUIT}}, EdgeError, "must be Circuit objects by name, got 3"),
     "another model's": (

@@ -124,7 +124,7 @@ def test_no_more_circuits_are_run_than_are_allowed(
     monkeypatch.setattr(CircuitMeasure, "faithfulness", spy)
     circuit = found(evaluations=most, prune=prune)
     assert sum(runs) == len(circuit.steps) <= most
-    if not circuit.reached:
+    if not any(1 - abs(1 - step.faithfulness) > 0.9 for step in circuit.steps):
         assert "no circuit that was run is faithful enough" in str(circuit)
     if len(circuit.steps) == most:
         assert f"{most} circuits, as many as evaluations= allows, in 4 prompts" in str(circuit)
@@ -139,6 +139,15 @@ def test_a_goal_that_was_not_reached_is_said() -> None:
     assert len(circuit.circuit) == closest.edges
     first = str(circuit).split("\n")[0]
     assert first.endswith("nodes: no circuit that was run is faithful enough")
+
+
+def test_pruning_below_the_goal_is_said() -> None:
+    """ACDC does not know the goal: a faithful circuit was run."""
+    circuit = found(prune="acdc", threshold=2, evaluations=500)
+    assert max(step.faithfulness for step in circuit.steps) > 0.9
+    assert not circuit.reached
+    first = str(circuit).split("\n")[0]
+    assert first.endswith("nodes: pruning has made it less faithful than was asked for")
 
 
 def test_the_same_call_gives_the_same_circuit() -> None:

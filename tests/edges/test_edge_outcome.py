@@ -133,9 +133,7 @@ def test_values_by_position() -> None:
 
 def test_repr_and_tables() -> None:
     assert repr(exact()) == "EdgeOutcome(edge, logit_difference: 82 edges, all measured)"
-    assert repr(estimate()) == (
-        "EdgeOutcome(edge (eap), logit_difference: 82 edges, 0 cells of 82 measured)"
-    )
+    assert repr(estimate()) == ("EdgeOutcome(edge (eap), logit_difference: 82 edges, 0 measured)")
     top = max(exact(), key=lambda edge: abs(exact()[edge]))
     sender, receiver = top.split("->")
     assert exact().top(1).rows[0]["sender"] == sender

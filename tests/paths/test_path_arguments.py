@@ -252,6 +252,8 @@ def test_positions_of_each_prompt_are_told_to_a_checkpoint(tmp_path: Path) -> No
 
 # What is refused.
 
+PAIRS = PromptPairs.from_texts([" a"], [" b"], [" a"], [" b"], tiny_tokenizer([" a b"]))
+
 
 @pytest.mark.parametrize(
     ("senders", "receivers", "options", "words"),
@@ -275,6 +277,7 @@ def test_positions_of_each_prompt_are_told_to_a_checkpoint(tmp_path: Path) -> No
         ("m0", None, {"path": ["m0", "m1"]}, "pass None as senders and receivers"),
         (None, "logits", {}, "senders is None"),
         ("m0", None, {}, "receivers is None"),
+        (PAIRS, "m0", {}, "senders is a PromptPairs"),
         ("m3", "logits", {}, "no sender 'm3'"),
         ("a0.h4", "logits", {}, "no sender 'a0.h4' (did you mean"),
         ("a0.h1<q>", "logits", {}, "no sender 'a0.h1<q>'"),

@@ -79,12 +79,16 @@ class CircuitEvaluation:
         """The faithfulness of the first circuit."""
         return float(self.faithfulness[0])
 
-    def minimality(self, name: str = _OWN) -> dict[str, float]:
+    def minimality(self, name: str | None = None) -> dict[str, float]:
         """For each edge of a circuit the faithfulness that is lost without it, largest first.
+
+        Args:
+            name: of the circuit; None is the first.
 
         Raises:
             EdgeError: it was not asked for, by `minimality=True`.
         """
+        name = self.names[0] if name is None else name
         whole, start = self[name], f"{name} without "
         edges = [edge for edge in self.circuits[name] if f"{start}{edge}" in self.circuits]
         found = {edge: whole - self[f"{start}{edge}"] for edge in edges}
@@ -293,6 +297,8 @@ def named_circuits(given: Any) -> dict[str, Circuit]:
     """
     if isinstance(given, Circuit):
         return {_OWN: given}
+    if isinstance(given, PromptPairs):
+        raise EdgeError("circuit is a PromptPairs: the circuit comes before the prompts")
     if isinstance(given, Mapping):
         named = dict(given)
     else:
@@ -303,7 +309,8 @@ def named_circuits(given: Any) -> dict[str, Circuit]:
     for name, each in named.items():
         if not isinstance(name, str) or not isinstance(each, Circuit):
             raise EdgeError(
-                f"circuits must be Circuit objects by name, got {shown(name)}: {shown(each)}"
+                f"circuits must be Circuit objects by name, got {shown(name)}: {shown(each)}; "
+                "Circuit.from_edges and Circuit.of make one"
             )
     if not named:
         raise EdgeError("there is no circuit: give at least one")

@@ -78,6 +78,8 @@ class FoundCircuit:
     def __str__(self) -> str:
         found, whole = self.evaluation, len(self.circuit.nodes)
         words = "" if self.reached else ": no circuit that was run is faithful enough"
+        if words and any(is_faithful(step.faithfulness, self.goal) for step in self.steps):
+            words = ": pruning has made it less faithful than was asked for"
         random = [name for name in found.names if name.startswith(RANDOM)]
         (value, *_), doubts = found.in_words()
         others = ", ".join(in_digits(found[name]) for name in random)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: So many edges does a table that nobody has asked for show.
 _SHOWN = 20
+#: How `info["chosen"]` ends where pruning came last.
+_PRUNED = ", then pruned"
 
 
 @attrs.frozen
@@ -118,5 +120,8 @@ def _written(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def _more(circuit: Circuit) -> list[str]:
+    chosen = circuit.info.get("chosen")
+    if not len(circuit) and chosen is not None and chosen.endswith(_PRUNED):
+        return [f"{chosen}: no way leads from the input to the logits"]
     left = len(circuit) - _SHOWN
     return [f"and {left:,} more: to_dataframe() has all"] if left > 0 else []

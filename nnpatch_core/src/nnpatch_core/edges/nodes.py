@@ -22,7 +22,8 @@ ReceiverKind: TypeAlias = Literal["q", "k", "v", "mlp", "resid_pre", "logits"]
 ARROW = "->"
 #: A layer is read by its attention, then by its MLP: two steps a layer, on which nodes stand.
 _STEPS = 2
-_HEAD = re.compile(r"a\d+\.h\d+")
+#: A head, and which of its inputs, if that is told.
+_HEAD = re.compile(r"a(\d{1,9})\.h(\d{1,9})(?:<([kv])>)?", re.ASCII)
 
 
 @attrs.frozen
@@ -220,12 +221,29 @@ class Nodes:
         Raises:
             EdgeError: there is none of this name.
         """
-        if isinstance(name, str) and _HEAD.fullmatch(name):
-            raise EdgeError(
-                f"{name!r} does not say which of a head's inputs receives: it is {name}<q>, or of "
-                "its key/value head <k> or <v>"
-            )
+        if isinstance(name, str) and name not in self._receiver_numbers:
+            self._check_head(name)
         return _number(name, self._receiver_numbers, "receiver")
+
+    def _check_head(self, name: str) -> None:
+        """Raise `EdgeError` for a query head where one of its inputs is meant: it says which."""
+        found = _HEAD.fullmatch(name)
+        if found is None or int(found[1]) >= self.n_layers:
+            return
+        layer, head = int(found[1]), int(found[2])
+        query, shared = self.query[layer], self.key_value[layer]
+        if head >= query:
+            return
+        own = f"a{layer}.h{head * shared // query}"
+        if found[3] is not None:
+            raise EdgeError(
+                f"the model has no receiver {name!r}: {query} query heads share {shared} key/value "
+                f"heads, and query head {head} reads {own}<{found[3]}>"
+            )
+        raise EdgeError(
+            f"{name!r} does not say which of a head's inputs receives: name its query, {name}<q>, "
+            f"its key, {own}<k>, or its value, {own}<v>"
+        )
 
     def place(self, edge: Any) -> tuple[int, int]:
         """The numbers of an edge's sender and receiver.

@@ -91,8 +91,10 @@ class EdgeOutcome(Mapping[str, Any]):
     def __repr__(self) -> str:
         exact = self.outcome.cells[EDGE].exact
         count = int(exact.sum())
-        told = "all measured" if count == len(exact) else f"{count} cells of {len(exact)} measured"
-        return f"EdgeOutcome({self.outcome.kind}, {self.outcome.metric}: {len(self)} edges, {told})"
+        told = "all measured" if count == len(exact) else f"{count:,} measured"
+        # An edge has a cell for each group of positions.
+        size = f"{len(self):,} edges" + (f", {len(exact):,} cells" * (len(exact) > len(self)))
+        return f"EdgeOutcome({self.outcome.kind}, {self.outcome.metric}: {size}, {told})"
 
     def _repr_html_(self) -> str:
         return self.top(10)._repr_html_()

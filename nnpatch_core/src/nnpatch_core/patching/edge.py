@@ -322,5 +322,5 @@ def _numbers(argument: str, given: Any, nodes: Nodes) -> list[int]:
         return [*range(len(nodes.senders if sending else nodes.receivers))]
     names = (given,) if isinstance(given, str) else listed(given)
     if not names:
-        raise EdgeError(f"{argument} must be names of nodes, or one, got {shown(given)}")
+        raise EdgeError(f"{argument} must be names of nodes, or a single name, got {shown(given)}")
     return sorted({nodes.sender(name) if sending else nodes.receiver(name) for name in names})

@@ -208,6 +208,8 @@ def _members(senders: Any, receivers: Any, path: Any) -> list[tuple[str, Any]]:
         for name, value in (("senders", senders), ("receivers", receivers)):
             if value is None:
                 raise EdgeError(f"{name} is None: name at least one node, or give path=")
+            if isinstance(value, PromptPairs):
+                raise EdgeError(f"{name} is a PromptPairs: both ends come before the prompts")
         return [("senders", senders), ("receivers", receivers)]
     if senders is not None or receivers is not None:
         raise EdgeError(

@@ -65,7 +65,10 @@ def _drawing(circuit: Circuit, edges: Any, title: Any) -> Drawing:
     if title is not None and not isinstance(title, str):
         raise EdgeError(f"title must be a text, got {shown(title)}")
     if not len(circuit):
-        raise EdgeError("there are no edges to draw")
+        raise EdgeError(
+            "there are no edges to draw; where the chosen ones lead nowhere, choose more of them, "
+            "or keep them by Circuit.from_edges(..., pruned=False)"
+        )
     return drawing_of(circuit.nodes, shown_of(circuit, most, title))
 
 

@@ -135,4 +135,10 @@
     slider.addEventListener("input", () => limit(Number(slider.value)));
     limit(Number(slider.value));
   }
+  // In a narrow window the logits may lie beside what is seen.
+  const top = nodes.get("logits"), graph = get("graph");
+  if (top && graph.scrollWidth > graph.clientWidth) {
+    const box = top.getBoundingClientRect(), seen = graph.getBoundingClientRect();
+    if (box.right > seen.right) graph.scrollLeft += (box.left + box.right - seen.left - seen.right) / 2;
+  }
 })();
