@@ -468,8 +468,8 @@ def _first(_: nn.Module, __: Any, output: Any) -> Any:
     return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
 
-#: With these all comes out right: fewer tokens are not given to a module that makes another thing of
-#: them. A hook on a whole layer stands between it and the next one, and is refused whatever it does.
+#: With these all comes out right: fewer tokens are not given to a module that makes another thing
+#: of them. A hook on a whole layer stands between it and the next one, and is refused.
 INSIDE = ("self_attn.o_proj", "self_attn.q_proj", "mlp.down_proj")
 RIGHT = [
     ("self_attn.q_proj", _while_long),

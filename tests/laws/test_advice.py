@@ -24,11 +24,12 @@ import pytest
 import torch
 from nnsight import TransformersModel
 from transformers import PreTrainedTokenizerBase
+from typer.main import get_command
 
 import nnpatch_core
 from nnpatch_core import Site, Sites, infer, plugins, results, subspace, testing
 from nnpatch_core.cli import main
-from nnpatch_core.cli.main import _parser
+from nnpatch_core.cli.main import app
 from nnpatch_core.errors import (
     AdapterError,
     AdapterWarning,
@@ -117,9 +118,11 @@ SOURCE = [
 
 def commands() -> dict[str, set[str]]:
     """Each command of the command line to its options."""
+    group: Any = get_command(app)
     return {
-        name: {option for action in parser._actions for option in action.option_strings}
-        for name, parser in _parser()[1].items()
+        name: {"-h", "--help"}
+        | {option for each in command.params for option in (*each.opts, *each.secondary_opts)}
+        for name, command in group.commands.items()
     }
 
 
@@ -169,7 +172,7 @@ def wrong_commands(text: str, own: str | None = None) -> list[str]:
     allowed = set().union(*(known[name] for name in {*named, own} & set(known)))
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
     if "nox" not in text and "pip " not in text:
-        wrong += [option for option in options if option not in allowed | {"--version"}]
+        wrong += [option for option in options if option not in allowed | {"--version", "--help"}]
     return wrong
 
 
@@ -196,6 +199,10 @@ def wrong_arguments(text: str) -> list[str]:
 
 
 def own_command(file: Path) -> str | None:
+    if file.parent.name == "run":
+        return "run"
+    if file.name == "arguments.py":
+        return "plugins"
     name = file.stem.replace("_", "-")
     return name if file.parent.name == "cli" and name in commands() else None
 

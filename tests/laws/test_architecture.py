@@ -17,6 +17,7 @@ FLOORS = (
     ("__init__",),
     ("_selfcheck",),
     ("cli",),
+    ("run",),
     ("scaffold",),
     ("infer", "testing"),
     ("conformance",),

@@ -34,6 +34,7 @@ _TEMPLATE = Annotated[
     typer.Option(metavar="FILE", help="Write a TOML file with all settings, and stop."),
 ]
 _RESUME = Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")]
+_NO = "--no" + "-"
 _METAVARS: Mapping[type, str] = {int: "N", float: "X", Path: "PATH"}
 _OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Begin anew in the folder.")]
 
@@ -126,7 +127,7 @@ def _annotation(key: str, kind: Any, default: Any, option: Option) -> Any:
     told: Any = {"help": words, "rich_help_panel": option.group}
     flag = f"--{key.replace('_', '-')}"
     if plain is bool:
-        return Annotated[bool | None, typer.Option(f"{flag}/--no{flag[1:]}", **told)]
+        return Annotated[bool | None, typer.Option(f"{flag}/{_NO}{flag[2:]}", **told)]
     told["metavar"] = "|".join(option.choices) or _METAVARS.get(plain, "TEXT")
     return Annotated[(list[str] if several else plain) | None, typer.Option(flag, **told)]
 

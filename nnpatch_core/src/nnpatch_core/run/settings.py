@@ -107,7 +107,7 @@ class Settings:
     )
     peft: str | None = _option(None, "The folder, or name on the hub, of a PEFT adapter.", MODEL)
     api: str | None = _option(
-        None, "The nnpatch adapter, by name; by default that of the model's type.", MODEL
+        None, "The name of the adapter; by default that of the model's type.", MODEL
     )
 
     # What is patched.

@@ -287,4 +287,11 @@ class _Run:
         return tuple(values[prompt] for prompt in prompts)
 
     def _text(self, token: int) -> Any:
-        return token if self.tokenizer is None else str(self.tokenizer.decode([token]))
+        if self.tokenizer is None:
+            return token
+        try:
+            return str(self.tokenizer.decode([token]))
+        except Exception as error:
+            raise TokensError(
+                f"tokenizer {shown(self.tokenizer)} does not decode the tokens: {error}"
+            ) from error
