@@ -71,8 +71,8 @@ def auroc(scores: Any, known: Circuit, *, absolute: bool = False) -> float:
     """How well scores tell the edges of a known circuit from all others.
 
     It is the probability that an edge of the circuit has a larger score than one outside; a tie
-    counts half. (MIB draws the ROC curve through ten circuits that are chosen greedily; this is the
-    whole one, of all edges by their scores alone.)
+    counts half. (MIB draws the ROC curve through ten circuits that are chosen greedily, by size;
+    this is the whole one, of all edges by their scores alone.)
 
     Args:
         scores: `[senders, receivers]`, or something that has such a `matrix`, as the outcome of
