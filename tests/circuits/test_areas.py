@@ -172,6 +172,19 @@ def test_intervals_are_shown_if_there_are_any() -> None:
     assert not axis.collections
 
 
+def test_intervals_of_the_areas_are_beside_them() -> None:
+    made = curve(cpr_interval=(0.1, 0.25), cmd_interval=torch.tensor([-math.inf, math.inf]))
+    assert made.cpr_interval == (0.1, 0.25)
+    title = str(made).splitlines()[0]
+    assert title.endswith(
+        f"CPR {made.cpr:.3f} [0.100, 0.250], CMD {made.cmd:.3f} [-inf, inf]",
+    )
+    assert repr(made) == f"CircuitCurve({title})"
+    assert "[0.100, 0.250]" in made._repr_html_()
+    # A picture has no room for them.
+    assert "[" not in made.plot().get_suptitle()
+
+
 def test_its_picture() -> None:
     figure = curve(high=[math.inf] * len(FRACTIONS)).plot()
     (axis,) = figure.axes
@@ -194,6 +207,8 @@ def test_its_picture() -> None:
         ({"low": "x"}, "each of faithfulness, low and high must be numbers, got 'x'"),
         ({"circuits": [1] * 10}, "circuits must be a list of them"),
         ({"fractions": None}, "fractions must be numbers, got None"),
+        ({"cpr_interval": [0.1]}, r"an interval has two ends, got \[0.1\]"),
+        ({"cmd_interval": "x"}, "each of cpr_interval and cmd_interval must be numbers, got 'x'"),
     ],
 )
 def test_what_is_no_curve(changes: Any, words: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +15,9 @@ from nnpatch_core import edge_patching
 from nnpatch_core.circuits import FRACTIONS, Circuit, areas, circuit_curve, evaluate_circuit
 from nnpatch_core.edges import Nodes
 from nnpatch_core.errors import EdgeError, PatchingError, StatisticsWarning, UnknownNameError
+from nnpatch_core.results.statistics import drawing, samples
 from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers import statistics_oracle
 from tests.helpers.edge_pairs import EVEN
 
 #: Padding is a part of what is tested here, so that what it mixes needs no word; and so are
@@ -85,11 +90,97 @@ def test_each_point_is_that_circuit_evaluated(options: dict[str, Any]) -> None:
     assert found.faithfulness[-1] == pytest.approx(1, abs=1e-4)
 
 
+#: Few enough to be quick, and enough for intervals.
+MANY = 8
+
+
+def apart(*, surely: bool) -> dict[str, Any]:
+    """Pairs whose runs a metric tells apart: in each the same way, or in half of them the other."""
+    random = torch.Generator().manual_seed(4)
+    source, target = torch.randint(3, 60, (2, MANY, 5), generator=random)
+    with torch.no_grad():
+        one, other = (MODEL(tokens).logits[:, -1] for tokens in (source, target))
+    answers = [(one - other).argmax(-1), (one - other).argmin(-1)]
+    if not surely:
+        first = torch.arange(MANY) % 2 == 0
+        answers = [torch.where(first, *answers), torch.where(first, *answers[::-1])]
+    return {
+        "source_tokens": source,
+        "target_tokens": target,
+        "source_attention_mask": None,
+        "target_attention_mask": None,
+        "source_answer_index": answers[0],
+        "target_answer_index": answers[1],
+    }
+
+
+Row = Sequence[float]
+
+
+def areas_by_hand(
+    fractions: Row, runs: Sequence[Row], source: Row, target: Row, rows: Sequence[int]
+) -> tuple[float, float]:
+    """CPR and CMD of some pairs, from the metric of each circuit and baseline in each."""
+    none, whole = (math.fsum(each[row] for row in rows) for each in (target, source))
+    values = [(math.fsum(run[row] for row in rows) - none) / (whole - none) for run in runs]
+    cpr = cmd = 0.0
+    for place in range(len(values) - 1):
+        step, ends = fractions[place + 1] - fractions[place], values[place : place + 2]
+        cpr += step * sum(ends) / 2
+        cmd += step * sum(abs(1 - end) for end in ends) / 2
+    return cpr, cmd
+
+
+def test_intervals_of_the_areas_are_those_of_a_loop() -> None:
+    """Pairs are drawn for all circuits and both baselines at once, and the areas anew of each."""
+    fractions, pairs = [0.05, 0.3, 0.6, 1], apart(surely=True)
+    found = curve(fractions=fractions, **pairs)
+    alone = evaluate_circuit(
+        MODEL, API, list(found.circuits), **{**SOME, **pairs, "progress": False}
+    ).outcome
+    runs = alone.raw["logit_difference"]["circuit"].double().tolist()
+    source, target = alone.baseline.source.tolist(), alone.baseline.target.tolist()
+    (order,) = samples.orders([alone]) or ()
+    (drawn,) = drawing.counts(MANY, 10_000, 0, 0)
+    picks = [np.repeat(order, each.astype(int)).tolist() for each in drawn]
+
+    def by_hand(rows: Sequence[int]) -> tuple[float, float]:
+        return areas_by_hand(fractions, runs, source, target, rows)
+
+    every = list(range(MANY))
+    values = by_hand(every)
+    resampled = list(zip(*map(by_hand, picks), strict=True))
+    without = list(
+        zip(*(by_hand([row for row in every if row != left]) for left in every), strict=True)
+    )
+    # Some draws have circuits that do more than all edges do, and some do not: CMD is no mean.
+    assert max(found.high.tolist()) > 1
+    assert (found.cpr, found.cmd) == pytest.approx(values, abs=ROUNDING)
+    for number, ends in enumerate((found.cpr_interval, found.cmd_interval)):
+        expected = statistics_oracle.bca_of(
+            values[number], resampled[number], without[number], MANY, 0.95
+        )
+        assert ends == pytest.approx(expected, abs=ROUNDING)
+        assert ends[0] < values[number] < ends[1]
+    told = str(found).splitlines()[0]
+    assert f"[{found.cpr_interval[0]:.3f}, {found.cpr_interval[1]:.3f}], CMD" in told
+
+
+def test_areas_of_runs_that_may_not_differ_may_be_anything() -> None:
+    with pytest.warns(StatisticsWarning, match="every interval is") as caught:
+        found = curve(fractions=[0.2, 1], **apart(surely=False))
+    assert len(caught) == 1
+    assert found.cpr_interval == found.cmd_interval == (-math.inf, math.inf)
+    assert found.low.isinf().all()
+
+
 def test_one_prompt_has_no_interval() -> None:
     found = curve(**EVEN.some(0).arguments())
     assert found.low.isnan().all()
     assert found.high.isnan().all()
     assert "low" not in str(found)
+    assert all(map(math.isnan, (*found.cpr_interval, *found.cmd_interval)))
+    assert "[" not in str(found)
 
 
 def test_few_prompts_are_a_warning_once() -> None:

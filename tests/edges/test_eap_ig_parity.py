@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
@@ -22,9 +23,11 @@ from nnpatch_core import (
     evaluate_circuit,
     infer_adapter,
 )
-from tests.helpers.eap_ig import groups, reference
+from nnpatch_core.circuits import auroc
+from tests.helpers.eap_ig import edge_names, grouped, groups, reference
 from tests.helpers.formula_models import MODELS, formula_model
 from tests.helpers.paths import ROOT
+from tests.helpers.planted_cases import planted
 
 PAGE = (ROOT / "docs" / "edges-and-eap-ig.md").read_text("utf-8")
 METHODS = ("eap", "eap-ig-inputs", "clean-corrupted", "eap-ig-activations", "exact")
@@ -312,3 +315,44 @@ def test_curves_are_those_of_mib(name: str, absolute: bool) -> None:
     # And the page has them.
     numbers = f"{told['cpr']:.6f}, {told['cmd']:.6f}"
     assert numbers in PAGE
+
+
+#: Of planted circuits and methods: what the page has beside MIB's numbers.
+RANKED = [
+    ("chain", "exact"),
+    ("chain", "eap"),
+    ("redundant", "eap"),
+    ("backup", "eap"),
+    ("backup", "eap-ig-inputs"),
+    ("negative", "eap"),
+]
+
+
+@pytest.mark.parametrize(("name", "method"), RANKED)
+def test_auroc_is_what_the_page_has(name: str, method: Any) -> None:
+    """Over our edges and over MIB's, which has each key and value once for each query head."""
+    circuit = planted(name)
+    found = edge_patching(
+        circuit.model,
+        None,
+        circuit.source_tokens,
+        circuit.target_tokens,
+        circuit.source_answer_index,
+        circuit.target_answer_index,
+        method=method,
+        progress=False,
+    )
+    # Below that an edge is worth nothing, and its digits are of the machine.
+    matrix = found.matrix.double().round(decimals=4)
+    ours = auroc(matrix, Circuit.of(found.nodes, circuit.edges), absolute=True)
+
+    def counted(edges: Sequence[str]) -> float:
+        sizes = [(abs(float(matrix[found.nodes.place(edge)])), edge) for edge in edges]
+        inside = [size for size, edge in sizes if edge in circuit.edges]
+        outside = [size for size, edge in sizes if edge not in circuit.edges]
+        wins = [(one > other) + 0.5 * (one == other) for one in inside for other in outside]
+        return math.fsum(wins) / len(wins)
+
+    assert ours == pytest.approx(counted(list(found.nodes)))
+    theirs = counted([grouped(edge, 2) for edge in edge_names(found.nodes.n_layers, 4, False)])
+    assert f'| {name}, `"{method}"` | {ours:.6f} | {theirs:.6f} | ' in PAGE

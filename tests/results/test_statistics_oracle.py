@@ -14,7 +14,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from nnpatch_core import Outcome
-from nnpatch_core.results import Scale
+from nnpatch_core.results import Scale, interval_of_figures
 from nnpatch_core.results.statistics import drawing, samples
 from tests.helpers import statistics_oracle as oracle
 from tests.helpers.made import made
@@ -94,6 +94,35 @@ def test_an_interval_is_that_of_a_loop(count: int, level: float, scale: Scale) -
     expected = [oracle.bca(row, whole_of(whole, scale), picks, level) for row in changes.tolist()]
     close(found.low, [low for low, _ in expected])
     close(found.high, [high for _, high in expected])
+
+
+def test_an_interval_of_a_figure_of_all_cells_is_that_of_a_loop() -> None:
+    """A mean of cells, and the largest gap to 1, which is no mean of prompts."""
+    changes, whole = numbers(12)
+    interval = interval_of_figures(
+        made(changes, whole),
+        "mlp",
+        lambda values: np.stack([values.mean(0), np.abs(1 - values).max(0)]),
+        seed=SEED,
+        resamples=DRAWN,
+    )
+    rows, sizes = changes.tolist(), whole.tolist()
+
+    def figures(pick: Sequence[int]) -> tuple[float, float]:
+        own = [oracle.resampled(row, sizes, [pick])[0] for row in rows]
+        return oracle.mean(own), max(abs(1 - each) for each in own)
+
+    every = list(range(12))
+    values, drawn = figures(every), [figures(pick) for pick in picked(12)]
+    left = [figures([one for one in every if one != without]) for without in every]
+    expected = [
+        oracle.bca_of(
+            value, [one[number] for one in drawn], [one[number] for one in left], 12, 0.95
+        )
+        for number, value in enumerate(values)
+    ]
+    close(interval.low, [low for low, _ in expected])
+    close(interval.high, [high for _, high in expected])
 
 
 @pytest.mark.parametrize("scale", SCALES)

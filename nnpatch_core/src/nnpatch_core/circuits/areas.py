@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,16 +57,22 @@ def areas(fractions: Any, faithfulness: Any) -> tuple[float, float]:
     steps = np.diff(across)
     if not (steps > 0).all() or not np.isfinite(across).all():
         raise EdgeError(f"fractions must increase, got {shown(across.tolist())}")
-    under, beside = (_trapezoids(steps, each) for each in (values, np.abs(1 - values)))
-    return under, beside
+    cpr, cmd = _areas(steps, values)
+    return float(cpr), float(cmd)
+
+
+def areas_of_draws(fractions: Sequence[float]) -> Callable[[Floats], Floats]:
+    """CPR and CMD, `[2, draws]`, of the faithfulness in each draw of prompts, `[points, draws]`."""
+    steps = np.diff(np.array(fractions, dtype=np.float64))
+    return lambda values: np.stack(_areas(steps, values))
 
 
 def auroc(scores: Any, known: Circuit, *, absolute: bool = False) -> float:
     """How well scores tell the edges of a known circuit from all others.
 
     It is the probability that an edge of the circuit has a larger score than one outside; a tie
-    counts half. (MIB draws the ROC curve through ten circuits that are chosen greedily; this is the
-    whole one, of all edges by their scores alone.)
+    counts half. (MIB draws the ROC curve through ten circuits that are chosen greedily, by size;
+    this is the whole one, of all edges by their scores alone.)
 
     Args:
         scores: `[senders, receivers]`, or something that has such a `matrix`, as the outcome of
@@ -126,5 +133,11 @@ def as_numbers(given: Any, what: str) -> Floats:
     raise EdgeError(f"{what} must be numbers, got {shown(given)}")
 
 
-def _trapezoids(steps: Floats, values: Floats) -> float:
-    return float((steps * (values[1:] + values[:-1]) / 2).sum())
+def _areas(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """CPR and CMD of `[points, ...]`."""
+    return _trapezoids(steps, values), _trapezoids(steps, np.abs(1 - values))
+
+
+def _trapezoids(steps: Floats, values: Floats) -> Floats:
+    under: Floats = np.tensordot(steps, (values[1:] + values[:-1]) / 2, 1)
+    return under

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -46,6 +47,13 @@ def _area(given: Any) -> float:
     return float(found)
 
 
+def _ends(given: Any) -> tuple[float, float]:
+    ends = as_numbers(given, "each of cpr_interval and cmd_interval").tolist()
+    if len(ends) != 2:
+        raise EdgeError(f"an interval has two ends, got {shown(ends)}")
+    return ends[0], ends[1]
+
+
 def _circuits(given: Any) -> tuple[Circuit, ...]:
     found = listed(given)
     if found is None or not all(isinstance(each, Circuit) for each in found):
@@ -67,6 +75,8 @@ class CircuitCurve:
         cmd: MIB's area between the faithfulness and 1.
         absolute: whether edges were chosen by size, or by value.
         info: what else is known of it, such as the model's name, as texts.
+        cpr_interval: the ends of the interval of `cpr` over prompts; nan if there is none.
+        cmd_interval: the same of `cmd`.
 
     Raises:
         EdgeError: there are not as many of each.
@@ -97,6 +107,8 @@ class CircuitCurve:
     cmd: float = attrs.field(converter=_area)
     absolute: bool
     info: Mapping[str, str] = attrs.field(converter=as_info)
+    cpr_interval: tuple[float, float] = attrs.field(converter=_ends, default=(nan, nan))
+    cmd_interval: tuple[float, float] = attrs.field(converter=_ends, default=(nan, nan))
 
     def __attrs_post_init__(self) -> None:
         check_flags(absolute=self.absolute)
@@ -112,7 +124,7 @@ class CircuitCurve:
         return len(self.fractions)
 
     def __repr__(self) -> str:
-        return f"CircuitCurve({self._title()})"
+        return f"CircuitCurve({self._title(ends=True)})"
 
     def __str__(self) -> str:
         heads = ["fraction", "edges", "faithfulness"]
@@ -125,7 +137,7 @@ class CircuitCurve:
             lines.append([f"{fraction:.3f}", f"{self.sizes[number]:,}", *cells])
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         rows = ("  ".join(map(str.rjust, line, widths)) for line in lines)
-        return "\n".join([self._title(), *rows])
+        return "\n".join([self._title(ends=True), *rows])
 
     def _repr_html_(self) -> str:
         return block(preformatted(str(self)))
@@ -207,12 +219,24 @@ class CircuitCurve:
     def _has_intervals(self) -> bool:
         return bool((~self.low.isnan() & ~self.high.isnan()).any())
 
-    def _title(self) -> str:
+    def _title(self, *, ends: bool = False) -> str:
+        """In a line; `ends` adds the intervals, if there are any."""
         by = "size" if self.absolute else "value"
-        return (
-            f"{len(self)} circuits, edges chosen by {by}: CPR {in_digits(self.cpr)}, CMD "
-            f"{in_digits(self.cmd)}"
+        cpr, cmd = (
+            in_digits(value) + (_in_words(interval) if ends else "")
+            for value, interval in (
+                (self.cpr, self.cpr_interval),
+                (self.cmd, self.cmd_interval),
+            )
         )
+        return f"{len(self)} circuits, edges chosen by {by}: CPR {cpr}, CMD {cmd}"
+
+
+def _in_words(interval: tuple[float, float]) -> str:
+    if any(map(isnan, interval)):
+        return ""
+    low, high = map(in_digits, interval)
+    return f" [{low}, {high}]"
 
 
 def _around(values: Any) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from nnpatch_core._arguments import check_flags
 from nnpatch_core._models import in_one_thread
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import GivenTokens
-from nnpatch_core.circuits.areas import FRACTIONS, areas, as_numbers
+from nnpatch_core.circuits.areas import FRACTIONS, areas, areas_of_draws, as_numbers
 from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.circuits.curve import CircuitCurve
 from nnpatch_core.circuits.evaluation import check_nodes, check_seed, evaluated
+from nnpatch_core.circuits.measured import CIRCUIT
 from nnpatch_core.circuits.scored import Scored, Scores, read_scores
 from nnpatch_core.edges import Nodes, Setting, open_setting, read_ablated
 from nnpatch_core.errors import EdgeError, UnknownNameError
@@ -23,6 +25,7 @@ from nnpatch_core.interventions import PairArguments
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName
 from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.results import interval_of_figures
 from nnpatch_core.sweep import Options
 
 #: The ways to choose that go by a number of edges.
@@ -95,7 +98,8 @@ def circuit_curve(
         tokenizer: as for `evaluate_circuit`.
 
     Returns:
-        The `CircuitCurve`, with intervals over prompts where there are several.
+        The `CircuitCurve`, with intervals over prompts where there are several: of each point as
+        `evaluate_circuit` has them, and of both areas, which are computed anew of the same draws.
 
     Raises:
         PatchingError: one of its kinds, before any circuit runs, naming the value that is wrong.
@@ -169,8 +173,11 @@ def curve_of(
     found = evaluated(setting, circuits, metric, options)
     faithfulness = found.faithfulness.double()
     low = high = torch.full_like(faithfulness, torch.nan)
+    ends = [(nan, nan)] * 2
     if found.outcome.count > 1:
         low, high = found.interval()
+        around = interval_of_figures(found.outcome, CIRCUIT, areas_of_draws(fractions))
+        ends = [(float(one), float(other)) for one, other in zip(*around, strict=True)]
     cpr, cmd = areas(fractions, faithfulness)
     return CircuitCurve(
         fractions=fractions,
@@ -183,6 +190,8 @@ def curve_of(
         cmd=cmd,
         absolute=absolute,
         info=dict(found.outcome.info),
+        cpr_interval=ends[0],
+        cmd_interval=ends[1],
     )
 
 

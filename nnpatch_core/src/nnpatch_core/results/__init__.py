@@ -18,6 +18,7 @@ from nnpatch_core.results.outcome import Outcome
 from nnpatch_core.results.parts import Baseline, Cells, Prompts, Scale
 from nnpatch_core.results.pictures import GUIDE, distinct, letters_of, new_picture
 from nnpatch_core.results.provenance import known_in_words, runs_known
+from nnpatch_core.results.redrawn import interval_of_figures
 from nnpatch_core.results.reported import facts_of, study_of, table_of_top
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability
@@ -43,6 +44,7 @@ __all__ = [
     "distinct",
     "facts_of",
     "in_digits",
+    "interval_of_figures",
     "known_in_words",
     "letters_of",
     "means_of",

@@ -1,4 +1,4 @@
-"""The figures of an agreement, in prompts that are drawn again."""
+"""Figures of several cells together, in prompts that are drawn again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import OutcomeError, StatisticsWarning
+from nnpatch_core.results.interval import Interval
 from nnpatch_core.results.selection import find_name
 from nnpatch_core.results.statistics import (
     Draws,
+    Figures,
     Samples,
+    figures_of,
     joined,
     orders,
     read_level,
@@ -31,6 +34,39 @@ if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
 
 _FIGURES = ("rank_correlation", "rank_correlation_of_sizes", "recall", "sign_agreement")
+
+
+def interval_of_figures(
+    outcome: Outcome,
+    name: str,
+    figures: Figures,
+    level: float = 0.95,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Interval:
+    """The intervals of figures that the cells of a site name have together.
+
+    They are made as `Outcome.interval` makes those of the cells, of the same draws; the doubts that
+    it tells are about them as well, and are not told again.
+
+    Args:
+        outcome: of swept cells.
+        name: the site name.
+        figures: of values `[cells, n]`, in the order of the swept cells, `[figures, n]`; none moves
+            further than the cell that moves most.
+        level: as for `Outcome.interval`.
+        seed: as for `Outcome.interval`.
+        resamples: as for `Outcome.interval`.
+
+    Returns:
+        `[figures]` each end.
+
+    Raises:
+        OutcomeError: no level, a wrong number of draws, or only means were kept.
+    """
+    check_prompts(outcome, "an interval")
+    draws = Draws.read(resamples, seed, "resamples")
+    return figures_of(outcome, find_name(outcome.cells, name), figures, read_level(level), draws)
 
 
 def figure_interval(

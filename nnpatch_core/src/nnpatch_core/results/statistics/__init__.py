@@ -15,13 +15,14 @@ from nnpatch_core.results.statistics.faces import (
     bands_of,
     doubts,
     ends_of,
+    figures_of,
     interval_of,
     least_pvalue,
     pvalues_of,
     read_level,
     top_shares,
 )
-from nnpatch_core.results.statistics.intervals import redrawn, tail_of
+from nnpatch_core.results.statistics.intervals import Figures, redrawn, tail_of
 from nnpatch_core.results.statistics.needed import prompts_needed
 from nnpatch_core.results.statistics.samples import (
     Samples,
@@ -42,6 +43,7 @@ from nnpatch_core.results.statistics.values import (
 __all__ = [
     "Draws",
     "Figured",
+    "Figures",
     "Samples",
     "Term",
     "alike",
@@ -50,6 +52,7 @@ __all__ = [
     "cell_values",
     "doubts",
     "ends_of",
+    "figures_of",
     "flat_cells",
     "interval_of",
     "joined",

@@ -75,6 +75,15 @@ def interval_of(
     return _placed(figured, name, ends)
 
 
+def figures_of(
+    figured: Figured, name: str, figures: resampling.Figures, level: float, draws: Draws
+) -> Interval:
+    """The interval of each figure of all cells of a site name together, `[figures]` each end."""
+    samples = samples_of(figured, name)
+    ends = resampling.figure_intervals(samples, figures, level, draws.seed, draws.count)
+    return Interval(*map(torch.from_numpy, ends))
+
+
 def ends_of(
     figured: Figured, name: str, rows: Sequence[int], level: float, draws: Draws
 ) -> tuple[Floats, Floats]:

@@ -7,7 +7,8 @@ prompts, of Hesterberg, "What teachers should know about the bootstrap" (2015).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
@@ -15,6 +16,8 @@ from scipy.special import ndtr, ndtri, stdtrit
 from nnpatch_core.results.statistics.drawing import chunks, counts, side_by_side
 from nnpatch_core.results.statistics.samples import Floats, Samples
 
+#: Figures of all cells together: of values `[cells, n]` they are `[figures, n]`.
+Figures: TypeAlias = Callable[[Floats], Floats]
 #: Sums in another order differ by so much, as a share of their terms' sizes.
 _ROUNDING = 1e-12
 
@@ -42,6 +45,38 @@ def intervals(
     if wider:
         half = student(min(samples.counts), level) * samples.standard_errors()
         low, high = np.minimum(low, values - half), np.maximum(high, values + half)
+    return low, high
+
+
+def figure_intervals(
+    samples: Samples, figures: Figures, level: float, seed: int, resamples: int
+) -> tuple[Floats, Floats]:
+    """The ends of the interval of each figure, `[figures]` each, as `intervals` has those of cells.
+
+    All cells are drawn together, and the figures are computed anew of each draw.
+
+    Args:
+        samples: of the same prompts.
+        figures: none moves further than the cell that moves most.
+        level: as in `intervals`, and so are the draws.
+        seed: of the draws.
+        resamples: how many there are.
+    """
+    values = figures(samples.values()[:, None])[:, 0]
+    finite = np.isfinite(values)
+    low, high = np.full((2, len(values)), np.nan)
+    if min(samples.counts) < 2 or denominator_may_be_zero(samples, level, seed, resamples):
+        low[finite], high[finite] = -np.inf, np.inf
+        return low, high
+    (without,) = samples.without_each()
+    ends = _ends(
+        values,
+        np.concatenate([figures(block) for block in resampled(samples, seed, resamples)], axis=1),
+        np.broadcast_to(_grain(samples).max(), values.shape),
+        _acceleration(samples.counts, [figures(without)]),
+        tail_of(level, min(samples.counts)),
+    )
+    low[finite], high[finite] = (end[finite] for end in ends)
     return low, high
 
 
@@ -102,14 +137,28 @@ def redrawn(samples: Samples, seed: int, resamples: int) -> Iterator[Floats]:
 
 
 def _bca(samples: Samples, tail: float, seed: int, resamples: int) -> tuple[Floats, Floats]:
-    values = samples.values()
     drawn = np.concatenate(list(resampled(samples, seed, resamples)), axis=1)
+    skew = _acceleration(samples.counts, samples.without_each())
+    return _ends(samples.values(), drawn, _grain(samples), skew, tail)
+
+
+def _ends(
+    values: Floats, drawn: Floats, grain: Floats, skew: Floats, tail: float
+) -> tuple[Floats, Floats]:
+    """The ends of bias-corrected and accelerated intervals.
+
+    Args:
+        values: `[cells]`, of all prompts.
+        drawn: `[cells, resamples]`, of prompts drawn again; it is sorted.
+        grain: `[cells]`: what differs by no more is one value.
+        skew: `[cells]`, the acceleration.
+        tail: the share of draws beyond each end.
+    """
+    resamples = drawn.shape[1]
     # A draw that equals the value, as one of each prompt once, is half below it.
-    grain = _grain(samples)
     low, high = (values - grain)[:, None], (values + grain)[:, None]
     below = ((drawn < low).mean(1) + (drawn <= high).mean(1)) / 2
     bias = ndtri(np.clip(below, 0.5 / resamples, 1 - 0.5 / resamples))
-    skew = _acceleration(samples)
     drawn.sort(axis=1)
     ends = []
     for normal in (ndtri(tail), -ndtri(tail)):
@@ -132,11 +181,16 @@ def _grain(samples: Samples) -> Floats:
     return grain
 
 
-def _acceleration(samples: Samples) -> Floats:
-    """`[cells]`, by the jackknife; 0 for a cell that no prompt moves."""
+def _acceleration(counts: Sequence[int], left: Sequence[Floats]) -> Floats:
+    """`[cells]`, by the jackknife; 0 for a cell that no prompt moves.
+
+    Args:
+        counts: of each draw the number of prompts.
+        left: for each draw `[cells, prompts]`, the value without each prompt.
+    """
     cubes: Floats = np.zeros(1)
     squares: Floats = np.zeros(1)
-    for count, without in zip(samples.counts, samples.without_each(), strict=True):
+    for count, without in zip(counts, left, strict=True):
         pulls = (without.mean(1, keepdims=True) - without) * (count - 1) / count
         cubes, squares = cubes + (pulls**3).sum(1), squares + (pulls**2).sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
