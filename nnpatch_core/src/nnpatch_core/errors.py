@@ -139,3 +139,7 @@ class MemoryWarning(UserWarning):
 
 class StatisticsWarning(UserWarning):
     """Prompts are too few, or too much like each other, to say how sure a value is."""
+
+
+class PictureWarning(UserWarning):
+    """A picture that a run leaves out, as it cannot be drawn."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -13,7 +14,7 @@ from torch import nn
 
 from nnpatch_core._sizes import bounded
 from nnpatch_core._upstream import AutoModelForCausalLM
-from nnpatch_core.errors import PatchingError, SettingsError
+from nnpatch_core.errors import PatchingError, PictureWarning, SettingsError
 from nnpatch_core.patching import plan_sweep
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.prompts import PromptPairs
@@ -65,7 +66,7 @@ class Job:
         folder.check(settings, resume=resume, overwrite=overwrite)
         faults: list[PatchingError] = []
         pairs = _tried(lambda: read_pairs(settings), faults)
-        looked = _tried(lambda: _looked_at(settings), faults)
+        looked = _tried(lambda: _looked_at(settings, pairs), faults)
         if pairs is None or looked is None:
             raise SettingsError("\n".join(in_options(str(each)) for each in faults)) from faults[0]
         return cls(settings, folder, pairs, *looked)
@@ -121,19 +122,24 @@ class Job:
             asked = Asked(settings, model, self.api, self.pairs, folder.checkpoint, progress)
             result = run_sweep(asked)
             outputs = outputs_of(result, settings.level)
-            for name, write in outputs.files.items():
+            for name, write in outputs.data.items():
                 write(folder.path / name)
+            drawn = [
+                name
+                for name, draw in outputs.pictures.items()
+                if _drawn(name, partial(draw, folder.path / name))
+            ]
             result.report(
                 folder.path / REPORT,
                 command=command_of(settings),
                 question=settings.question,
-                pages=outputs.pages,
+                pages={name: words for name, words in outputs.pages.items() if name in drawn},
                 warnings=heard,
             )
         folder.forget()
         say(outputs.table)
         say("")
-        say(f"{folder.path}/: {', '.join([*outputs.files, REPORT])}")
+        say(f"{folder.path}/: {', '.join([*outputs.data, *drawn, REPORT])}")
         return result
 
 
@@ -168,15 +174,27 @@ def _column(part: str) -> tuple[str, str]:
     return name, column
 
 
-def _looked_at(settings: Settings) -> tuple[nn.Module, Any]:
+def _looked_at(settings: Settings, pairs: PromptPairs | None) -> tuple[nn.Module, Any]:
     """The model without weights, and its adapter, which has the sites that are asked for."""
     config = load_config(settings)
     with torch.device("meta"), bounded():
         skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
     api = find_adapter(settings.api, skeleton)
     if settings.method in SITES:
-        sites_of(settings, api).grids(skeleton, api, 1)
+        sites = sites_of(settings, api)
+        if pairs is not None:
+            sites.grids(skeleton, api, pairs.batch.seq_len, pairs.batch)
     return skeleton, api
+
+
+def _drawn(name: str, draw: Callable[[], object]) -> bool:
+    """Whether a picture could be drawn; nothing is lost for want of one."""
+    try:
+        draw()
+    except PatchingError as error:
+        warnings.warn(f"{name} is left out: {error}", PictureWarning, stacklevel=2)
+        return False
+    return True
 
 
 def _tried(make: Callable[[], Any], faults: list[PatchingError]) -> Any:

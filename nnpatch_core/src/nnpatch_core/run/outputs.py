@@ -30,12 +30,14 @@ class Outputs:
     """The files of a result.
 
     Args:
-        files: name to writer, in the order in which they are written.
+        data: name to writer, in the order in which they are written.
+        pictures: the same of pictures and pages, without which the data are whole.
         pages: those of them that are interactive pages, with what a link says.
         table: what is printed.
     """
 
-    files: Writers
+    data: Writers
+    pictures: Writers
     pages: Mapping[str, str]
     table: str
 
@@ -65,6 +67,8 @@ def _outcome(result: Outcome, level: float) -> Outputs:
         {
             OUTCOME: steady(result).save,
             "cells.parquet": partial(result.to_parquet, level=level),
+        },
+        {
             "heatmap.png": partial(_figure, lambda: result.plot(metrics=several)),
             "heatmap.html": partial(_page, lambda: result.plot(metrics=several, interactive=True)),
         },
@@ -75,31 +79,30 @@ def _outcome(result: Outcome, level: float) -> Outputs:
 
 def _edges(result: EdgeOutcome, level: float) -> Outputs:
     outcome = result.outcome
-    circuit = partial(Circuit.from_edges, result, n=min(_EDGES, len(result)))
-    files: Writers = {
+    circuit = partial(Circuit.from_edges, result, n=min(_EDGES, len(result)), pruned=False)
+    data: Writers = {
         OUTCOME: EdgeOutcome(steady(outcome), result.nodes).save,
         "cells.parquet": partial(outcome.to_parquet, level=level),
     }
     if outcome.cells["edge"].index.shape[1] > 2:
         # A circuit has no positions.
-        return Outputs(files, {}, str(result.top(10)))
+        return Outputs(data, {}, {}, str(result.top(10)))
     pictures: Writers = {
         "edges.png": partial(_figure, lambda: circuit().plot(edges=_EDGES)),
         "edges.html": lambda path: circuit().page(path),
     }
     return Outputs(
-        {**files, **pictures},
+        data,
+        pictures,
         {"edges.html": "the strongest edges as a graph, with a value under the pointer"},
         str(result.top(10)),
     )
 
 
 def _circuit(result: FoundCircuit, level: float) -> Outputs:
-    edges = _edges(result.edges, level).files
     return Outputs(
+        {"circuit.json": result.circuit.to_json, **_edges(result.edges, level).data},
         {
-            "circuit.json": result.circuit.to_json,
-            **{name: edges[name] for name in (OUTCOME, "cells.parquet")},
             "circuit.png": partial(_figure, result.circuit.plot),
             "circuit.html": result.circuit.page,
         },
@@ -114,12 +117,12 @@ def _subspaces(result: SubspaceSweep, _: float) -> Outputs:
         for number, each in enumerate(result.learned.values())
     }
     files["cells.parquet"] = partial(_frame, result.to_dataframe)
-    files["accuracy.png"] = partial(_figure, result.plot)
+    pictures: Writers = {"accuracy.png": partial(_figure, result.plot)}
     rows = [
         f"{f'subspace-{number}':<12}  {label:<24}  {each.accuracy}"
         for number, (label, each) in enumerate(result.learned.items())
     ]
-    return Outputs(files, {}, "\n".join(["accuracy on pairs held out, of 95 %", *rows]))
+    return Outputs(files, pictures, {}, "\n".join(["accuracy on pairs held out, of 95 %", *rows]))
 
 
 _KINDS: Mapping[type, Callable[[Any, float], Outputs]] = {
