@@ -83,10 +83,13 @@ def _settings(config: Path | None, given: Mapping[str, Any]) -> Settings:
     """The settings of a file, and of the options, which come first."""
     values, places = ({}, {}) if config is None else read_toml(config)
     chosen = {name: value for name, value in given.items() if value not in (None, [])}
-    return read_settings(
-        {**values, **chosen},
-        lambda name: f"--{name.replace('_', '-')}" if name in chosen else places.get(name, name),
-    )
+
+    def place(name: str) -> str:
+        if name in places and name not in chosen:
+            return places[name]
+        return name.upper() if name == "table" else f"--{name.replace('_', '-')}"
+
+    return read_settings({**values, **chosen}, place)
 
 
 def _with_settings(function: Callable[..., bool], name: str) -> Callable[..., bool]:

@@ -21,7 +21,7 @@ from nnpatch_core.edges.nodes import ARROW, Nodes, Receiver, ReceiverKind, Sende
 from nnpatch_core.edges.outcome import EdgeOutcome
 from nnpatch_core.edges.put import EdgePut, source_given
 from nnpatch_core.edges.recording import Recording, record_run
-from nnpatch_core.edges.setting import Setting, open_setting, read_ablated
+from nnpatch_core.edges.setting import Setting, likely_nodes, open_setting, read_ablated
 from nnpatch_core.edges.sites import EDGE, EdgeSites, receiver_site
 from nnpatch_core.edges.structure import find_structure
 from nnpatch_core.edges.values import Received, read_by
@@ -60,6 +60,7 @@ __all__ = [
     "estimate_edges",
     "find_structure",
     "fitting_prompts",
+    "likely_nodes",
     "open_layers",
     "open_setting",
     "positions_of",

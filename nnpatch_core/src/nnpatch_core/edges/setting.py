@@ -67,21 +67,8 @@ class Setting:
 
     @cached_property
     def likely(self) -> Nodes:
-        """The nodes, all of them by their names, as though no MLP stood beside its attention.
-
-        Nothing runs for that.
-
-        Raises:
-            AdapterError: the adapter lacks a component of a layer.
-        """
-        model = module_of(self.nnmodel)
-        layers = range(len(layer_places(self.api, model)))
-        heads = [heads_of(self.api, model, layer) for layer in layers]
-        return Nodes(
-            (each.query for each in heads),
-            (each.key_value for each in heads),
-            (False for _ in heads),
-        )
+        """See `likely_nodes`."""
+        return likely_nodes(self.api, module_of(self.nnmodel))
 
     def given(self, options: Options) -> Ablated | None:
         """The activations of ablated senders; None is the source run's activations.
@@ -103,6 +90,24 @@ class Setting:
         mask = one_mask("target", given.attention_mask, given.target_attention_mask)
         answers = given.target_answer_index, given.source_answer_index
         return RunArguments(given.target_tokens, *answers, mask)
+
+
+def likely_nodes(api: ModelAPI, model: Any) -> Nodes:
+    """The nodes, all of them by their names, as though no MLP stood beside its attention.
+
+    Nothing runs for that.
+
+    Args:
+        api: the adapter.
+        model: the Hugging Face model, perhaps without weights.
+
+    Raises:
+        AdapterError: the adapter lacks a component of a layer.
+    """
+    heads = [heads_of(api, model, layer) for layer in range(len(layer_places(api, model)))]
+    return Nodes(
+        (each.query for each in heads), (each.key_value for each in heads), (False for _ in heads)
+    )
 
 
 def open_setting(

@@ -29,7 +29,7 @@ from nnpatch_core.run.loading import (
 )
 from nnpatch_core.run.outputs import check_extras, outputs_of
 from nnpatch_core.run.settings import SITES, Settings
-from nnpatch_core.run.sweeps import Asked, run_sweep, sites_of
+from nnpatch_core.run.sweeps import Asked, check_names, run_sweep, sites_of
 
 #: Takes a line for the user.
 Say = Callable[[str], None]
@@ -180,10 +180,14 @@ def _looked_at(settings: Settings, pairs: PromptPairs | None) -> tuple[nn.Module
     with torch.device("meta"), bounded():
         skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
     api = find_adapter(settings.api, skeleton)
+    check_names(settings, skeleton, api)
     if settings.method in SITES:
-        sites = sites_of(settings, api)
-        if pairs is not None:
-            sites.grids(skeleton, api, pairs.batch.seq_len, pairs.batch)
+        if pairs is None:
+            # Names and numbers can be looked at all the same.
+            some = attrs.evolve(settings, at=(), positions="last" if settings.sites else None)
+            sites_of(some, api).grids(skeleton, api, 1)
+        else:
+            sites_of(settings, api).grids(skeleton, api, pairs.batch.seq_len, pairs.batch)
     return skeleton, api
 
 

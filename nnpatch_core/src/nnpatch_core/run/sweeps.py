@@ -10,7 +10,9 @@ import attrs
 
 from nnpatch_core.adapters import component_names
 from nnpatch_core.circuits import find_circuit
+from nnpatch_core.edges import likely_nodes
 from nnpatch_core.errors import SettingsError
+from nnpatch_core.metrics import name_metrics
 from nnpatch_core.patching import (
     ablation_patching,
     activation_patching,
@@ -18,6 +20,7 @@ from nnpatch_core.patching import (
     edge_patching,
     path_patching,
 )
+from nnpatch_core.plugins import find_metric
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.run.numbers import read_numbers
 from nnpatch_core.run.settings import SITES, Settings
@@ -82,6 +85,24 @@ def run_sweep(asked: Asked) -> Any:
         PatchingError: one of its kinds, as the analysis raises it.
     """
     return _CALLS[asked.settings.method](asked)
+
+
+def check_names(settings: Settings, model: Any, api: Any) -> None:
+    """Raise the fitting error for a metric or a node that there is not, before any weights are.
+
+    Args:
+        settings: of the run.
+        model: the model, perhaps without weights.
+        api: its adapter.
+    """
+    if settings.metrics:
+        name_metrics(list(settings.metrics), find_metric)
+    if settings.method == "edges":
+        nodes = likely_nodes(api, model)
+        for name in settings.senders:
+            nodes.sender(name)
+        for name in settings.receivers:
+            nodes.receiver(name)
 
 
 def sites_of(settings: Settings, api: Any) -> SweepSites:
