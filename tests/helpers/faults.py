@@ -70,13 +70,13 @@ def room_for(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     monkeypatch.setattr(owner, name, small)
 
 
-def slow_down(seconds: float) -> None:
-    """For good: in a process that is to be killed, every trace of the cone engine takes longer."""
-    owner, name = RUNS["cone"]
+def slow_down(seconds: float, engine: str = "cone") -> None:
+    """For good: in a process that is to be killed, every trace of an engine takes longer."""
+    owner, name = RUNS[engine]
     real = getattr(owner, name)
 
-    def slowly(*arguments: Any) -> Any:
+    def slowly(*arguments: Any, **options: Any) -> Any:
         time.sleep(seconds)
-        return real(*arguments)
+        return real(*arguments, **options)
 
     setattr(owner, name, slowly)
