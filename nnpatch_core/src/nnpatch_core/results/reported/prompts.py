@@ -128,7 +128,8 @@ def _token(prompts: Prompts, token: int) -> str:
 
 
 def _answer(text: object) -> str:
-    return "" if text is None else _line(str(text))
+    # A leading space is part of it.
+    return "" if text is None else f"'{_line(str(text))}'"
 
 
 def _line(text: str) -> str:

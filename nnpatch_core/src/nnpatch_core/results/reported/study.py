@@ -56,7 +56,7 @@ def study_of(outcome: Outcome, *, distinct: bool = True, **pictures: Any) -> Stu
         prompts_in_words=prompts_in_words(outcome),
         info={name: text for name, text in outcome.info.items() if name not in _HIDDEN},
         call=call_of(outcome),
-        facts=facts_of(outcome, WIDTH),
+        facts=facts_of(outcome, WIDTH, distinct=distinct),
     )
 
 
@@ -106,9 +106,10 @@ def _drawing(outcome: Outcome, top: Top, asked: dict[str, Any]) -> Drawing:
     def draw() -> Any:
         return draw_outcome(outcome, sites=None, metrics=None, **options)
 
+    what = "The strongest" if options["kind"] == "bars" else "All values"
     caption = (
-        f"All values by {outcome.metric}, the strongest outlined. Blue is above 0 and red below; "
-        "in grey the two look alike, and the numbers below have the signs."
+        f"{what} by {outcome.metric}. Blue is above 0 and red below; in grey the two look alike, "
+        "and the numbers below have the signs."
     )
     label = f"Picture of {', '.join(outcome.cells)}. {_found(outcome, top)}"
     return Drawing(caption, label, draw)
