@@ -1,10 +1,10 @@
 """The report: a study as one page that opens anywhere, with advice on how it was made.
 
 `facts` is what the advice goes by, `rules` the rules of it, `sources` where it comes from, `advice`
-what they say, and `linter` the advice on an outcome. A `study` is what any kind of outcome has to tell; `asked` reads what its caller adds;
-`page` lays both out, in the `parts` of a page, with pictures from `svg`; `writing` writes it, and
-`reports` is the method of the outcomes.
-This room knows no outcome: those above it make the studies.
+what they say, and `linter` the advice on an outcome. A `study` is what any kind of outcome has to
+tell; `asked` reads what its caller adds; `page` lays both out, in the `parts` of a page, with
+pictures from `svg`; `writing` writes it, and `reports` is the method of the outcomes. This room
+knows no outcome: those above it make the studies.
 """
 
 from nnpatch_core.report.advice import Advice

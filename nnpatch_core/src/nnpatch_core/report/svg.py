@@ -36,7 +36,7 @@ def as_svg(figure: Any, prefix: str, label: str) -> Markup:
     import matplotlib as mpl
 
     file = io.StringIO()
-    options = {"svg.hashsalt": "nnpatch", "svg.fonttype": "path", "svg.image_inline": True}
+    options: Any = {"svg.hashsalt": "nnpatch", "svg.fonttype": "path", "svg.image_inline": True}
     with mpl.rc_context(options):
         figure.savefig(file, format="svg", dpi=_DOTS, metadata={"Date": None})
     text = file.getvalue()

@@ -13,9 +13,7 @@ from nnpatch_core.report.page import page_of
 from nnpatch_core.report.study import Study
 
 
-def write_report(
-    path: str | os.PathLike[str], study: Callable[[], Study], asked: Asked
-) -> None:
+def write_report(path: str | os.PathLike[str], study: Callable[[], Study], asked: Asked) -> None:
     """Write the report of a study.
 
     Args:

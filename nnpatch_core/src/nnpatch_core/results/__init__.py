@@ -4,9 +4,9 @@ Where a line belongs: a figure of the raw metrics in `statistics`, and the argum
 those that say how sure a value is in `sureness`; a sum of outcomes in `combination`; rows, frames
 and arrays in `tables`; a choice among cells in `selection`, by labels in `chosen`; the table of the
 strongest in `top`, and which of them are one fact in `neighbours`; a drawing in `pictures`; a
-notebook's page in `notebook`, and a report in `reported`; what is saved in the metadata of a field, by `formats`; a check of a
-whole outcome in `whole`; how an axis is named and shown in `axes`; the words of `info` that batches
-add up in `provenance`.
+notebook's page in `notebook`, and a report in `reported`; what is saved in the metadata of a field,
+by `formats`; a check of a whole outcome in `whole`; how an axis is named and shown in `axes`; the
+words of `info` that batches add up in `provenance`.
 """
 
 from nnpatch_core.results.agreement import Agreement

@@ -87,6 +87,4 @@ def _prompts(prompts: Prompts, rows: Tensor) -> Prompts:
 
 
 def _some(columns: Mapping[str, tuple[Any, ...]], rows: Tensor) -> dict[str, tuple[Any, ...]]:
-    return {
-        name: tuple(values[row] for row in rows.tolist()) for name, values in columns.items()
-    }
+    return {name: tuple(values[row] for row in rows.tolist()) for name, values in columns.items()}

@@ -310,9 +310,7 @@ def _padded(parts: list[Prompts], width: int) -> Prompts:
         # A batch without a column lacks its values, which are missing then, and not lost.
         own = [(getattr(part, field), len(part.target_tokens)) for part in parts]
         return {
-            name: tuple(
-                value for each, count in own for value in each.get(name, (None,) * count)
-            )
+            name: tuple(value for each, count in own for value in each.get(name, (None,) * count))
             for name in dict.fromkeys(name for each, _ in own for name in each)
         }
 

@@ -140,9 +140,7 @@ def _race(outcome: Outcome, distinct: bool) -> Race | None:
     ends = [_sizes(row["low"], row["high"]) for row in rows]
     if not ends[0][0] <= ends[1][1]:
         return None
-    told = [
-        f"{cell_name(row)} {in_digits(row['low'])} to {in_digits(row['high'])}" for row in rows
-    ]
+    told = [f"{cell_name(row)} {in_digits(row['low'])} to {in_digits(row['high'])}" for row in rows]
     return Race(*told)
 
 
@@ -189,5 +187,3 @@ def _weak(outcome: Outcome) -> tuple[int, ...]:
     apart = outcome.baseline.source.double() - outcome.baseline.target.double()
     mean = apart.mean()
     return tuple((~(apart / mean >= _LITTLE)).nonzero().flatten().tolist())
-
-

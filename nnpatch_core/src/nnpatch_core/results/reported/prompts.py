@@ -101,9 +101,7 @@ def _spelled(prompts: Prompts, number: int) -> tuple[Marked, Marked]:
         differ = (source != target) & mask.bool()
         pieces = [
             (_token(prompts, token), aligned and out)
-            for token, own, out in zip(
-                tokens.tolist(), mask.tolist(), differ.tolist(), strict=True
-            )
+            for token, own, out in zip(tokens.tolist(), mask.tolist(), differ.tolist(), strict=True)
             if own
         ]
         made.append(Marked(tuple(_joined(pieces))))
@@ -154,7 +152,7 @@ def _baselines(outcome: Outcome) -> Table:
             row.append("NO" if number in unsure else "yes")
         rows.append(tuple(row))
     means = ["mean", *(in_digits(sum(values) / len(values)) for values in columns)]
-    rows.insert(0, tuple([*means, *([] if unsure is None else [""])]))
+    rows.insert(0, (*means, *([] if unsure is None else [""])))
     numbers = frozenset(head)
     if unsure is not None:
         head.append("confident")
