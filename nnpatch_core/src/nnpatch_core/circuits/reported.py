@@ -32,7 +32,7 @@ def study_of_evaluation(evaluation: CircuitEvaluation) -> Study:
     outcome, own = evaluation.outcome, _own(evaluation)
     values, doubts = evaluation.in_words()
     told = dict(zip(evaluation.names, values, strict=True))
-    study = study_of(outcome)
+    study = study_of(outcome, kind="bars", mark=0)
     return attrs.evolve(
         study,
         question=(

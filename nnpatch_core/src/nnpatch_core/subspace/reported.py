@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: So many pairs a report has, at most, and so many are seen at once.
 _MOST, _SHOWN = 200, 8
+#: What `info` says that tables say better.
+_IN_TABLES = ("metrics", "controls")
 _ACCURACY = (
     "Interchange accuracy is the share of pairs whose most likely next token, over the whole "
     "vocabulary, is the source answer when the target prompt runs with the source prompt's "
@@ -44,7 +46,7 @@ def study_of_evaluation(evaluation: Evaluation) -> Study:
         title=f"A subspace at {evaluation.site}",
         question=(
             f"Does the subspace at {evaluation.site} carry what tells the source from the target "
-            f"prompt, in {evaluation.pairs} pairs?"
+            f"prompt, in {_pairs_in_words(evaluation.pairs)}?"
         ),
         answer=[
             f"Its interchange accuracy is {own}, that of the whole component {whole} "
@@ -53,7 +55,8 @@ def study_of_evaluation(evaluation: Evaluation) -> Study:
         ],
         tables=[
             Table(
-                f"What came of patching at {evaluation.site}: shares of {evaluation.pairs} pairs",
+                f"What came of patching at {evaluation.site}: shares of "
+                f"{_pairs_in_words(evaluation.pairs)}",
                 head,
                 rows,
                 frozenset(head[1:]),
@@ -90,7 +93,7 @@ def study_of_trained(trained: Trained) -> Study:
     """A subspace that was learned."""
     study = study_of_evaluation(trained.evaluation)
     space, pairs = trained.subspace, trained.held_out_pairs
-    info = {name: _told(value) for name, value in space.info.items()}
+    info = {name: _told(value) for name, value in space.info.items() if name not in _IN_TABLES}
     model = model_name(info.get("model", "")) or "the model"
     epochs = tuple(
         tuple(_number(value) for value in attrs.astuple(each)) for each in trained.history
@@ -101,9 +104,10 @@ def study_of_trained(trained: Trained) -> Study:
         study,
         title=f"{model}: a subspace of rank {space.rank} at {trained.evaluation.site}",
         question=(
-            f"Which {space.rank} direction{'s' * (space.rank != 1)} at {trained.evaluation.site} "
-            f"of {model} carry what tells the source from the target prompt, as learned from "
-            f"{len(trained.seen)} pairs and measured on {trained.evaluation.pairs} others?"
+            f"Does a subspace of rank {space.rank} at {trained.evaluation.site} of {model} carry "
+            "what tells the source from the target prompt, as learned from "
+            f"{_pairs_in_words(len(trained.seen))} and measured on "
+            f"{_pairs_in_words(trained.evaluation.pairs)} held out?"
         ),
         drawings=[
             Drawing(
@@ -150,6 +154,10 @@ def _pairs(pairs: PromptPairs) -> Table:
         _SHOWN,
         (f"{left_out:,} more are not shown.",) if left_out else (),
     )
+
+
+def _pairs_in_words(count: int) -> str:
+    return "1 pair" if count == 1 else f"{count:,} pairs"
 
 
 def _text(given: Any) -> str:

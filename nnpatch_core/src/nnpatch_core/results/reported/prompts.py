@@ -39,7 +39,7 @@ def prompts_in_words(outcome: Outcome) -> list[str]:
     if not outcome.prompts.strings:
         words.append("No tokenizer was at hand: prompts and answers are token ids.")
     if not outcome.prompts.answers:
-        words.append("The answers are not known: the outcome was saved by an earlier version.")
+        words.append("The answers are not known, as in all outcomes that earlier versions saved.")
     unsure = unsure_of(outcome)
     if unsure is None:
         words.append(
