@@ -18,12 +18,15 @@ from nnpatch_core._printable import shown
 from nnpatch_core.batch import GivenTokens
 from nnpatch_core.circuits.circuit import Circuit
 from nnpatch_core.circuits.measured import CIRCUIT, CircuitMeasure
+from nnpatch_core.circuits.names import RANDOM, WITHOUT
+from nnpatch_core.circuits.reported import facts_of_evaluation, study_of_evaluation
 from nnpatch_core.edges import Nodes, Setting, open_setting, read_ablated
 from nnpatch_core.errors import EdgeError, PatchingError
 from nnpatch_core.interventions import Ablation, PairArguments
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName
 from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.report import Facts, Reports, Study
 from nnpatch_core.results import Interval, Outcome, in_digits
 from nnpatch_core.sweep import Options
 
@@ -32,14 +35,12 @@ if TYPE_CHECKING:
 
 #: What a circuit is called that is given without a name.
 _OWN = "circuit"
-#: What stands before the names of circuits that are made of others.
-WITHOUT, RANDOM = "all without ", "random "
 #: So many random circuits at most.
 _MOST = 10_000
 
 
 @attrs.frozen(eq=False, repr=False)
-class CircuitEvaluation:
+class CircuitEvaluation(Reports):
     """How faithful circuits are, and the outcome that this is read from.
 
     Args:
@@ -142,6 +143,12 @@ class CircuitEvaluation:
 
     def _repr_html_(self) -> str:
         return block(preformatted(str(self)))
+
+    def _study(self) -> Study:
+        return study_of_evaluation(self)
+
+    def _report_facts(self, width: float) -> Facts:
+        return facts_of_evaluation(self, width)
 
 
 @in_one_thread

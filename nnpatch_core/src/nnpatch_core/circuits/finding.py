@@ -14,8 +14,10 @@ from nnpatch_core._integers import strict_int, strict_seed
 from nnpatch_core._models import in_one_thread
 from nnpatch_core._printable import shown
 from nnpatch_core.circuits.circuit import Circuit
-from nnpatch_core.circuits.evaluation import RANDOM, WITHOUT, CircuitEvaluation, evaluate_circuit
+from nnpatch_core.circuits.evaluation import CircuitEvaluation, evaluate_circuit
 from nnpatch_core.circuits.measured import CIRCUIT, CircuitMeasure
+from nnpatch_core.circuits.names import RANDOM, WITHOUT
+from nnpatch_core.circuits.reported import facts_of_found, study_of_found
 from nnpatch_core.circuits.shrinking import (
     ROUNDING,
     Search,
@@ -32,6 +34,7 @@ from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName
 from nnpatch_core.patching import edge_patching
 from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.report import Facts, Reports, Study
 from nnpatch_core.results import in_digits
 from nnpatch_core.sweep import Options, make_bar
 
@@ -43,7 +46,7 @@ _RANDOM = 5
 
 
 @attrs.frozen(eq=False, repr=False)
-class FoundCircuit:
+class FoundCircuit(Reports):
     """A circuit that was found, how faithful it is, and the cost of finding it.
 
     Args:
@@ -107,6 +110,12 @@ class FoundCircuit:
 
     def _repr_html_(self) -> str:
         return block(preformatted(str(self)))
+
+    def _study(self) -> Study:
+        return study_of_found(self)
+
+    def _report_facts(self, width: float) -> Facts:
+        return facts_of_found(self, width)
 
 
 @in_one_thread

@@ -17,7 +17,16 @@ from nnpatch_core._printable import shown
 from nnpatch_core.edges.nodes import ARROW, Nodes
 from nnpatch_core.edges.sites import EDGE
 from nnpatch_core.errors import EdgeError, OutcomeError
-from nnpatch_core.results import Agreement, Baseline, Interval, Outcome, Top
+from nnpatch_core.report import Facts, Reports, Study
+from nnpatch_core.results import (
+    Agreement,
+    Baseline,
+    Interval,
+    Outcome,
+    Top,
+    facts_of,
+    study_of,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -27,7 +36,7 @@ NODES = "nodes"
 
 
 @attrs.frozen(eq=False, repr=False)
-class EdgeOutcome(Mapping[str, Any]):
+class EdgeOutcome(Reports, Mapping[str, Any]):
     """The outcome of a sweep over edges: a mapping from `"a0.h1->m3"` to its value.
 
     A value is (mean patched - mean target) / (mean source - mean target), as of any cell; where
@@ -166,6 +175,13 @@ class EdgeOutcome(Mapping[str, Any]):
         """
         frame = self.outcome.to_dataframe()
         return frame[self._swept.flatten().tolist()].reset_index(drop=True)
+
+    def _study(self) -> Study:
+        # Of thousands of edges the strongest alone can be seen.
+        return study_of(self.outcome, distinct=False, kind="bars", mark=0)
+
+    def _report_facts(self, width: float) -> Facts:
+        return facts_of(self.outcome, width, distinct=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of it to one file, which `EdgeOutcome.load` reads."""

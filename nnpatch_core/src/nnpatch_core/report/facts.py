@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import attrs
 
 #: How wide an interval may be, from end to end, on the scale where the source run is 1.
@@ -83,12 +81,3 @@ class Facts:
     circuit: bool = False
     more_than_whole: bool = False
     rivals: tuple[str, ...] = ()
-
-
-@runtime_checkable
-class Reported(Protocol):
-    """An outcome of any kind, that knows the facts about itself."""
-
-    def _report_facts(self, width: float) -> Facts:
-        """The facts, where an interval may be so wide."""
-        ...

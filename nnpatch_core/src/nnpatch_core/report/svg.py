@@ -36,7 +36,7 @@ def as_svg(figure: Any, prefix: str, label: str) -> Markup:
     import matplotlib as mpl
 
     file = io.StringIO()
-    options = {"svg.hashsalt": "nnpatch", "svg.fonttype": "path", "svg.image_inline": True}
+    options: Any = {"svg.hashsalt": "nnpatch", "svg.fonttype": "path", "svg.image_inline": True}
     with mpl.rc_context(options):
         figure.savefig(file, format="svg", dpi=_DOTS, metadata={"Date": None})
     text = file.getvalue()
@@ -78,6 +78,7 @@ def _named(key: str, value: str, prefix: str) -> str:
         return f"#{prefix}{value[1:]}" if value.startswith("#") else "".join(value.split())
     if "url(#" in value:
         value = value.replace("url(#", f"url(#{prefix}")
-    if key in ("d", "transform", "x", "y", "width", "height", "points"):
+    if key in ("d", "x", "y"):
+        # Points, of which a hundredth is seen by nobody; letters are drawn much larger than shown.
         value = _NUMBER.sub(lambda found: f"{float(found[0]):.2f}", " ".join(value.split()))
     return value

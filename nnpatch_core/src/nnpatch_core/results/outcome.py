@@ -20,7 +20,7 @@ from nnpatch_core._arguments import check_flags
 from nnpatch_core._integers import strict_int
 from nnpatch_core._printable import printable, shown
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.report import Facts, read_asked, write_report
+from nnpatch_core.report import Facts, Reports, Study
 from nnpatch_core.results import file, grouping, parquet, selection, tables
 from nnpatch_core.results.agreement import Agreement
 from nnpatch_core.results.chosen import choose
@@ -69,7 +69,7 @@ _NAN = float("nan")
 
 
 @attrs.frozen(eq=False, repr=False)
-class Outcome(Mapping[str, Tensor]):
+class Outcome(Reports, Mapping[str, Tensor]):
     """The outcome of a sweep: a mapping from site name to a tensor of values.
 
     The tensor's axes are layer, then position (where positions were patched one by one), then head
@@ -1116,47 +1116,8 @@ class Outcome(Mapping[str, Tensor]):
             mute=mute,
         )
 
-    def report(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        command: str | None = None,
-        question: str | None = None,
-        title: str | None = None,
-        pages: Mapping[str, str] | None = None,
-        warnings: Sequence[Any] = (),
-    ) -> None:
-        """Write a report: one page that opens anywhere, with all that there is to say.
-
-        It has the question, what was found, pictures, the strongest cells with intervals, advice on
-        how the sweep was made (see `nnpatch_core.report.advice`), the prompts with their answers
-        and unpatched runs, and how it was run. It is one file without scripts, that loads nothing,
-        is read on a phone, and can be printed. The same outcome gives the same bytes.
-
-        Args:
-            path: the file; a link is followed.
-            command: one that makes the outcome again; by default the page says the call.
-            question: what was asked, in a sentence; by default one is made.
-            title: of the page; by default model and kind.
-            pages: files beside the report, such as interactive pictures, that it links to: what
-                each is, and its name.
-            warnings: that were raised on the way, as texts or as `warnings` records them.
-
-        Raises:
-            OutcomeError: it cannot be written, or an argument is none. Without matplotlib
-                (`pip install nnpatch-core[plot]`) the page says that pictures are missing.
-
-        Examples:
-            >>> import tempfile
-            >>> from pathlib import Path
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     out.report(f"{folder}/report.html")
-            ...     page = Path(f"{folder}/report.html").read_text("utf-8")
-            >>> page[:15], "<script" in page
-            ('<!DOCTYPE html>', False)
-        """
-        asked = read_asked(command, question, title, pages, warnings)
-        write_report(path, lambda: study_of(self), asked)
+    def _study(self) -> Study:
+        return study_of(self)
 
     def _report_facts(self, width: float) -> Facts:
         return facts_of(self, width)

@@ -15,16 +15,16 @@ from nnpatch_core._integers import strict_int, strict_seed
 from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import PromptWarning, SubspaceError
+from nnpatch_core.report import Facts, Reports, Study
 from nnpatch_core.spaces import Space, Subspace, as_space, check_width
 from nnpatch_core.subspace.controls import Control
+from nnpatch_core.subspace.doubts import OWN, does_more_than_whole, rivals_of
 from nnpatch_core.subspace.found import find_pairs, site_of
 from nnpatch_core.subspace.interchange import Interchange, record_pairs
 from nnpatch_core.subspace.learning import tops_of
 from nnpatch_core.subspace.proportion import Proportion
+from nnpatch_core.subspace.reported import facts_of_evaluation, study_of_evaluation
 from nnpatch_core.tracing import check_space
-
-#: The name of the space that is evaluated, among its controls.
-OWN = "subspace"
 
 
 @attrs.frozen
@@ -42,7 +42,7 @@ class Measured:
 
 
 @attrs.frozen(eq=False, repr=False)
-class Evaluation(Mapping[str, Measured]):
+class Evaluation(Reports, Mapping[str, Measured]):
     """A subspace and its controls on some pairs: what is patched to what came of it.
 
     `"subspace"` is what was evaluated. `"random subspace"`: others of its rank, the mean of several
@@ -57,6 +57,7 @@ class Evaluation(Mapping[str, Measured]):
         source: the share of the source prompts after which the model gives their answer.
         engine: which engine ran.
         notes: what is missing, and why.
+        seen: how many of the pairs the subspace was learned from.
     """
 
     rows: Mapping[str, Measured]
@@ -65,6 +66,7 @@ class Evaluation(Mapping[str, Measured]):
     source: Proportion
     engine: str
     notes: tuple[str, ...] = ()
+    seen: int = 0
 
     def __getitem__(self, name: str) -> Measured:
         return self.rows[name]
@@ -120,6 +122,12 @@ class Evaluation(Mapping[str, Measured]):
 
     def _repr_html_(self) -> str:
         return block(preformatted(str(self)))
+
+    def _study(self) -> Study:
+        return study_of_evaluation(self)
+
+    def _report_facts(self, width: float) -> Facts:
+        return facts_of_evaluation(self, width)
 
     def __repr__(self) -> str:
         return f"Evaluation(accuracy {self.accuracy} of {self.pairs} pairs at {self.site})"
@@ -197,10 +205,12 @@ def evaluate_subspace(
         interchange = record_pairs(found)
         check_width(space, interchange.width, "the site")
         controls: Mapping[str, Control] = {}
+        seen = 0
         if hasattr(learned, "controls"):
-            _warn_of_seen(learned, interchange)
+            seen = _warn_of_seen(learned, interchange)
             controls = learned.controls
-        return evaluated(interchange, space, many, first, controls)
+        measured = evaluated(interchange, space, many, first, controls)
+        return attrs.evolve(measured, seen=seen)
 
 
 def evaluated(
@@ -264,22 +274,21 @@ def evaluated(
 
 def _doubts(rows: Mapping[str, Measured]) -> list[str]:
     """The ways in which a subspace does more than it could if it carried what is there."""
-    own, whole = rows[OWN].accuracy, rows["whole component"].accuracy
     doubts = []
-    if own.low > whole.high:
+    if does_more_than_whole(rows):
         doubts.append(
             "the subspace does more than the whole component, of which it is a part: patching it "
             "may put in what the model does not keep there (Makelov et al. 2023, arXiv 2311.17030)"
         )
     doubts += [
         f"{name} does as well: the accuracy says little of this subspace"
-        for name in ("random subspace", "random labels", "random model")
-        if name in rows and rows[name].accuracy.high >= own.low and own.value > 0
+        for name in rivals_of(rows)
     ]
     return doubts
 
 
-def _warn_of_seen(learned: Any, interchange: Interchange) -> None:
+def _warn_of_seen(learned: Any, interchange: Interchange) -> int:
+    """How many pairs it was learned from; that is warned of."""
     keys = interchange.keys[interchange.usable].tolist()
     seen = sum(key in learned.seen for key in keys)
     if seen:
@@ -289,3 +298,4 @@ def _warn_of_seen(learned: Any, interchange: Interchange) -> None:
             "trained.held_out_pairs",
             PromptWarning,
         )
+    return seen

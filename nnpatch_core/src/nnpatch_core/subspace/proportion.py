@@ -33,11 +33,38 @@ class Proportion:
         """
         count = hits.shape[-1]
         share = float(hits.double().mean())
-        squared = float(norm.ppf((1 + _LEVEL) / 2)) ** 2
+        squared = _squared()
         middle = (share + squared / (2 * count)) / (1 + squared / count)
-        spread = share * (1 - share) / count + squared / (4 * count**2)
-        half = (squared * spread) ** 0.5 / (1 + squared / count)
+        half = _half(share, count)
         return cls(share, max(middle - half, 0.0), min(middle + half, 1.0), count)
+
+    def needed(self, width: float) -> int:
+        """The fewest prompts whose interval of this share is no wider, end to end.
+
+        Examples:
+            >>> Proportion(0.5, 0.3, 0.7, 20).needed(0.2)
+            93
+        """
+        low, high = 1, 2**40
+        while low < high:
+            middle = (low + high) // 2
+            if 2 * _half(self.value, middle) <= width:
+                high = middle
+            else:
+                low = middle + 1
+        return low
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def _squared() -> float:
+    """The square of the normal quantile of the level."""
+    return float(norm.ppf((1 + _LEVEL) / 2)) ** 2
+
+
+def _half(share: float, count: int) -> float:
+    """Half the width of the interval of a share of so many prompts."""
+    squared = _squared()
+    spread = share * (1 - share) / count + squared / (4 * count**2)
+    return float((squared * spread) ** 0.5 / (1 + squared / count))

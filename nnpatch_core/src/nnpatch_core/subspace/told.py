@@ -11,7 +11,8 @@ import attrs
 from torch import Tensor
 
 from nnpatch_core.spaces import Subspace
-from nnpatch_core.subspace.evaluation import OWN, Evaluation
+from nnpatch_core.subspace.doubts import OWN
+from nnpatch_core.subspace.evaluation import Evaluation
 from nnpatch_core.subspace.interchange import Interchange
 from nnpatch_core.subspace.options import Split, Training
 from nnpatch_core.subspace.proportion import Proportion

@@ -11,16 +11,18 @@ import attrs
 from nnpatch_core._extras import extra
 from nnpatch_core._html import block, preformatted
 from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.report import Facts, Reports, Study
 from nnpatch_core.spaces import Subspace
 from nnpatch_core.subspace.controls import Control
 from nnpatch_core.subspace.evaluation import Evaluation
 from nnpatch_core.subspace.learning import Epoch
 from nnpatch_core.subspace.pictures import plot_history
 from nnpatch_core.subspace.proportion import Proportion
+from nnpatch_core.subspace.reported import facts_of_evaluation, study_of_trained
 
 
 @attrs.frozen(eq=False, repr=False)
-class Trained:
+class Trained(Reports):
     """A subspace that was learned.
 
     It may stand wherever a subspace is named. Its text is a table.
@@ -77,6 +79,12 @@ class Trained:
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """See `Subspace.save_pretrained`."""
         self.subspace.save_pretrained(folder)
+
+    def _study(self) -> Study:
+        return study_of_trained(self)
+
+    def _report_facts(self, width: float) -> Facts:
+        return facts_of_evaluation(self.evaluation, width)
 
     def __str__(self) -> str:
         told = (

@@ -139,7 +139,8 @@ def label_prompts(
 
     Args:
         nnmodel: the model, wrapped by nnsight, which may have a tokenizer.
-        source, target: the prompts.
+        source: the prompts of the one run.
+        target: those of the other; of an ablation the same.
         tokenizer: the user's; None takes the model's.
         columns: further ones of the user's table.
         answers: of the source and of the target run, as tokens.

@@ -10,6 +10,7 @@ Both libraries are optional, and imported where they draw.
 from nnpatch_core.results.pictures.agreement import draw_agreement
 from nnpatch_core.results.pictures.beside import draw_beside
 from nnpatch_core.results.pictures.colours import GUIDE, distinct
+from nnpatch_core.results.pictures.kinds import kind_of
 from nnpatch_core.results.pictures.outcome import draw_combination, draw_outcome
 from nnpatch_core.results.pictures.plain import letters_of, new_picture
 from nnpatch_core.results.pictures.request import PictureKind, PlotOptions
@@ -23,6 +24,7 @@ __all__ = [
     "draw_beside",
     "draw_combination",
     "draw_outcome",
+    "kind_of",
     "letters_of",
     "new_picture",
 ]

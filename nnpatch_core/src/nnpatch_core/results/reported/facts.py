@@ -32,12 +32,13 @@ _DIFFERENCES = (
 _LITTLE = 0.1
 
 
-def facts_of(outcome: Outcome, width: float) -> Facts:
+def facts_of(outcome: Outcome, width: float, *, distinct: bool = True) -> Facts:
     """The facts that an outcome of a sweep knows of itself.
 
     Args:
         outcome: the outcome.
         width: how wide the interval of the strongest may be, on the scale `"restored"`.
+        distinct: whether neighbouring layers of almost one value are one fact.
     """
     with warnings.catch_warnings():
         # They are about values; a rule says the same.
@@ -55,7 +56,7 @@ def facts_of(outcome: Outcome, width: float) -> Facts:
             together=outcome.info.get("together", ""),
             # Where the denominator may be 0, that is what there is to say.
             width=None if doubt else _width(outcome, width),
-            race=None if doubt else _race(outcome),
+            race=None if doubt else _race(outcome, distinct),
             mixed=_mixed(outcome),
             estimates=None if measured else values,
             denominator=_NEAR_ZERO.format(metric=outcome.metric) if doubt else "",
@@ -131,9 +132,9 @@ def _width(outcome: Outcome, width: float) -> Width | None:
     return None if number != number else Width(cell_name(row), width, number, outcome.count)
 
 
-def _race(outcome: Outcome) -> Race | None:
+def _race(outcome: Outcome, distinct: bool) -> Race | None:
     """The two strongest that are not one fact, if their intervals overlap as sizes."""
-    rows = [*make_top(outcome, 2, None, True, flips=0)]
+    rows = [*make_top(outcome, 2, None, distinct, flips=0)]
     if len(rows) < 2 or not all(math.isfinite(row.get("high", math.nan)) for row in rows):
         return None
     ends = [_sizes(row["low"], row["high"]) for row in rows]

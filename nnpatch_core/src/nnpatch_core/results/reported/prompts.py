@@ -39,7 +39,7 @@ def prompts_in_words(outcome: Outcome) -> list[str]:
     if not outcome.prompts.strings:
         words.append("No tokenizer was at hand: prompts and answers are token ids.")
     if not outcome.prompts.answers:
-        words.append("The answers are not known: the outcome was saved by an earlier version.")
+        words.append("The answers are not known, as in all outcomes that earlier versions saved.")
     unsure = unsure_of(outcome)
     if unsure is None:
         words.append(
@@ -126,7 +126,8 @@ def _token(prompts: Prompts, token: int) -> str:
 
 
 def _answer(text: object) -> str:
-    return "" if text is None else _line(str(text))
+    # A leading space is part of it.
+    return "" if text is None else f"'{_line(str(text))}'"
 
 
 def _line(text: str) -> str:
@@ -151,7 +152,7 @@ def _baselines(outcome: Outcome) -> Table:
             row.append("NO" if number in unsure else "yes")
         rows.append(tuple(row))
     means = ["mean", *(in_digits(sum(values) / len(values)) for values in columns)]
-    rows.insert(0, tuple([*means, *([] if unsure is None else [""])]))
+    rows.insert(0, (*means, *([] if unsure is None else [""])))
     numbers = frozenset(head)
     if unsure is not None:
         head.append("confident")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from nnpatch_core.report import WIDTH, Drawing, Study, Table
-from nnpatch_core.results.pictures import draw_outcome
+from nnpatch_core.results.pictures import draw_outcome, kind_of
 from nnpatch_core.results.reported.call import call_of, question_of, scale_of
 from nnpatch_core.results.reported.facts import facts_of
 from nnpatch_core.results.reported.prompts import prompt_tables, prompts_in_words
@@ -26,6 +26,12 @@ _METRICS = 6
 _TEXTS = ("site", "label", "circuit", "sender", "receiver", "layers", "token", "span", "exact")
 #: The words of `info` that are for machines.
 _HIDDEN = ("nodes",)
+_CAPTIONS = {
+    "heatmap": "All values by {metric}. Blue is above 0 and red below; in grey the two look alike, "
+    "and the numbers below have the signs.",
+    "lines": "All values by {metric}.",
+    "bars": "The strongest by {metric}.",
+}
 #: What `plot` takes, as it is by itself.
 _PLAIN: dict[str, Any] = dict.fromkeys(
     ("kind", "title", "limit", "crop", "layers", "positions", "size", "values", "ax")
@@ -56,7 +62,7 @@ def study_of(outcome: Outcome, *, distinct: bool = True, **pictures: Any) -> Stu
         prompts_in_words=prompts_in_words(outcome),
         info={name: text for name, text in outcome.info.items() if name not in _HIDDEN},
         call=call_of(outcome),
-        facts=facts_of(outcome, WIDTH),
+        facts=facts_of(outcome, WIDTH, distinct=distinct),
     )
 
 
@@ -106,10 +112,8 @@ def _drawing(outcome: Outcome, top: Top, asked: dict[str, Any]) -> Drawing:
     def draw() -> Any:
         return draw_outcome(outcome, sites=None, metrics=None, **options)
 
-    caption = (
-        f"All values by {outcome.metric}, the strongest outlined. Blue is above 0 and red below; "
-        "in grey the two look alike, and the numbers below have the signs."
-    )
+    kind = kind_of(outcome, tuple(outcome.cells), options["kind"])
+    caption = _CAPTIONS[kind].format(metric=outcome.metric)
     label = f"Picture of {', '.join(outcome.cells)}. {_found(outcome, top)}"
     return Drawing(caption, label, draw)
 
