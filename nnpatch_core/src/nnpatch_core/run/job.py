@@ -133,7 +133,7 @@ class Job:
                 folder.path / REPORT,
                 command=command_of(settings),
                 question=settings.question,
-                pages={name: words for name, words in outputs.pages.items() if name in drawn},
+                pages={words: name for name, words in outputs.pages.items() if name in drawn},
                 warnings=heard,
             )
         folder.forget()

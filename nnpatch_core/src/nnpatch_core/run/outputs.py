@@ -72,7 +72,7 @@ def _outcome(result: Outcome, level: float) -> Outputs:
             "heatmap.png": partial(_figure, lambda: result.plot(metrics=several)),
             "heatmap.html": partial(_page, lambda: result.plot(metrics=several, interactive=True)),
         },
-        {"heatmap.html": "the same picture, with a value under the pointer"},
+        {"heatmap.html": "The heatmaps, with a value under the pointer"},
         str(result.top(10)),
     )
 
@@ -94,7 +94,7 @@ def _edges(result: EdgeOutcome, level: float) -> Outputs:
     return Outputs(
         data,
         pictures,
-        {"edges.html": "the strongest edges as a graph, with a value under the pointer"},
+        {"edges.html": "The strongest edges as a graph, with a value under the pointer"},
         str(result.top(10)),
     )
 
@@ -106,7 +106,7 @@ def _circuit(result: FoundCircuit, level: float) -> Outputs:
             "circuit.png": partial(_figure, result.circuit.plot),
             "circuit.html": result.circuit.page,
         },
-        {"circuit.html": "the circuit as a graph, with a value under the pointer"},
+        {"circuit.html": "The circuit as a graph, with a value under the pointer"},
         str(result),
     )
 
