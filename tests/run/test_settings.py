@@ -157,4 +157,4 @@ def test_all_faults_at_once() -> None:
 
 def test_settings_are_frozen() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        Settings().model = "m"  # type: ignore[misc]
+        Settings().model = "m"
