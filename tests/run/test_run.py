@@ -278,7 +278,7 @@ def test_spans(files: Files, nnpatch: Command) -> None:
         AutoTokenizer.from_pretrained(files.model),
         spans={"verb": ("verb", 0), "same": ("verb", "verb")},
     )
-    sites = Sites("mlp", seq_pos_type="spans")
+    sites = Sites("mlp", None, "spans", ["verb", "same"])
     check(Path("o"), activation_patching(model_of(files), None, sites, pairs, progress=False))
     assert "'nix'" in nnpatch("run", *files.arguments, "--spans", "a=nix", "--out", "p").err
 
