@@ -29,6 +29,7 @@ FLOORS = (
     ("interventions",),
     ("sweep",),
     ("results",),
+    ("report",),
     ("engine", "gradients"),
     ("memory",),
     ("sites",),

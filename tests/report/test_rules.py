@@ -19,6 +19,7 @@ from nnpatch_core.results import Baseline
 from nnpatch_core.sites import Axis
 from tests.helpers.made import made
 from tests.helpers.made_up import outcome
+from tests.helpers.paths import ROOT
 
 #: For each rule facts that break it, and such as nearly do.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -78,6 +79,12 @@ def test_a_source_says_who_when_and_where(rule: Any) -> None:
     assert re.fullmatch(r"https://(arxiv\.org/abs/\d{4}\.\d{4,5}|doi\.org/10\.\S+)", source.link)
     assert 1990 < source.year < 2030
     assert str(source) == f"{source.authors} ({source.year}), {source.title}"
+
+
+def test_the_page_has_every_rule_with_its_source() -> None:
+    page = (ROOT / "docs" / "reports.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| .* \| \[.*\]\((.*)\) \|$", page, re.MULTILINE)
+    assert rows == [(rule.name, rule.source.link) for rule in RULES]
 
 
 def test_prompts_that_do_not_tell_a_number_ask_for_more() -> None:
