@@ -464,7 +464,8 @@ def test_names_with_dollar_signs_are_no_formulas(text: str) -> None:
 
 def test_a_picture_does_not_depend_on_those_before(tmp_path: Path) -> None:
     """Fonts that are found late for one are there for the next, and come where they came."""
-    out = outcome(BLOCKS, STRANGE)
+    axes = (layer_axis(), Axis("position", tuple(range(len(STRANGE)))))
+    out = outcome({"mlp": axes}, STRANGE)
     for number in range(2):
         out.plot().savefig(tmp_path / f"{number}.png")
     assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()
