@@ -1,4 +1,4 @@
-"""Which heads of SmolLM2-135M say who is given the drink? A study by one command, in two directions.
+"""Which heads of SmolLM2-135M say who is given the drink? A study by one command, both ways.
 
 "When Mary and John went to the store, John gave a drink to" goes on with " Mary" (Wang et al.,
 "Interpretability in the Wild", 2022). The table has 40 pairs that differ in the name that is said
