@@ -1,7 +1,7 @@
 """Which heads of SmolLM2-135M say who is given the drink? A study by one command, both ways.
 
 "When Mary and John went to the store, John gave a drink to" goes on with " Mary" (Wang et al.,
-"Interpretability in the Wild", 2022). The table has 40 pairs that differ in the name that is said
+"Interpretability in the Wild", 2022). The table has 24 pairs that differ in the name that is said
 again. `nnpatch run` patches each head, each block and the stream at each word that may matter, with
 two metrics: from the source into the target run (denoising), and back (noising, `--swap`).
 `nnpatch compare` says where the two differ.
@@ -19,7 +19,7 @@ from circuit_of_names import NAMES, TEMPLATE
 
 from nnpatch_core.cli import main as nnpatch
 
-COUNT = 40
+COUNT = 24
 SEED = 0
 HEADER = (
     *("source", "target", "source_answer", "target_answer"),
@@ -34,7 +34,7 @@ question = "{question}"
 sites = ["resid", "attn", "mlp", "o"]
 positions = "spans"
 spans = [
-    "first=first:0", "second=second:0", "again=source_again:1/target_again:1", "end=end:1",
+    "first=first:0", "second=second:0", "again=source_again:1/target_again:1", "end=end:-1",
 ]
 metrics = ["logit_difference", "answer_log_probability"]
 """

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import markupsafe
 import pandas
 import pytest
 import torch
@@ -332,7 +332,22 @@ def test_warnings_are_told_and_stand_in_the_report(files: Files, nnpatch: Comman
     (line, *_) = done.err.splitlines()
     assert line.startswith("nnpatch: warning: ")
     told = line.removeprefix("nnpatch: warning: ")
-    assert html.escape(told)[:60] in Path("o/report.html").read_text("utf-8")
+    assert str(markupsafe.escape(told))[:60] in Path("o/report.html").read_text("utf-8")
+
+
+def test_warnings_of_the_table_are_told_and_stand_in_the_report(
+    files: Files, nnpatch: Command
+) -> None:
+    rows = [f"{line},{part}" for line, part in zip(lines(3), ["part", "i", "i", "i"], strict=True)]
+    files.table.write_text("\n".join(rows) + "\n", "utf-8")
+    options = ["--spans", "cut=part:-1", "--sites", "mlp", "--positions", "spans", "--out", "o"]
+    told = "span 'cut' cuts the token ' is' in two"
+    for command in ("plan", "run"):
+        done = nnpatch(command, *files.arguments, *options)
+        assert done.code == 0, done.err
+        (line,) = done.err.splitlines()
+        assert line.startswith(f"nnpatch: warning: {told}")
+    assert str(markupsafe.escape(told)) in Path("o/report.html").read_text("utf-8")
 
 
 def test_paths_are_written_for_a_shell(files: Files, nnpatch: Command) -> None:

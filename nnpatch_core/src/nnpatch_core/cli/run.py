@@ -56,11 +56,12 @@ def _run(
         write_whole(write_config, lambda part: part.write_text(template(), "utf-8"), SettingsError)
         say(f"{write_config}: all settings, with their defaults")
         return True
-    job = Job.prepared(_settings(config, given), resume=resume, overwrite=overwrite)
+    settings = _settings(config, given)
+    job = Job.prepared(settings, _warn, resume=resume, overwrite=overwrite)
     say(job.plan())
     say()
     try:
-        job.run(say, say_aside, progress=sys.stderr.isatty(), resume=resume)
+        job.run(say, progress=sys.stderr.isatty(), resume=resume)
     except PatchingError as error:
         raise type(error)(in_options(str(error))) from error
     except KeyboardInterrupt:
@@ -77,8 +78,13 @@ def _plan(*, config: _CONFIG = None, **given: Any) -> bool:
 
     No weights are loaded.
     """
-    say(Job.prepared(_settings(config, given), overwrite=True).plan())
+    say(Job.prepared(_settings(config, given), _warn, overwrite=True).plan())
     return True
+
+
+def _warn(words: str) -> None:
+    """Say a warning, of which every line counts."""
+    say_aside(" ".join(in_options(words).split()))
 
 
 def _settings(config: Path | None, given: Mapping[str, Any]) -> Settings:

@@ -46,6 +46,8 @@ class Job:
         pairs: the prompts.
         skeleton: the model without weights.
         api: its adapter.
+        warn: takes a warning as it comes.
+        heard: the warnings so far, each once.
     """
 
     settings: Settings
@@ -53,10 +55,20 @@ class Job:
     pairs: PromptPairs
     skeleton: nn.Module
     api: Any
+    warn: Say
+    heard: list[str]
 
     @classmethod
-    def prepared(cls, settings: Settings, *, resume: bool = False, overwrite: bool = False) -> Job:
+    def prepared(
+        cls, settings: Settings, warn: Say, *, resume: bool = False, overwrite: bool = False
+    ) -> Job:
         """Look at the folder, the table, the tokenizer, the model's config and the sites.
+
+        Args:
+            settings: of the run.
+            warn: takes a warning as it comes.
+            resume: whether to go on with what is in the folder.
+            overwrite: whether to begin anew where another run is.
 
         Raises:
             PatchingError: one of its kinds, with all that is wrong with table and model.
@@ -66,11 +78,14 @@ class Job:
         folder = Folder.of(settings)
         folder.check(settings, resume=resume, overwrite=overwrite)
         faults: list[PatchingError] = []
-        pairs = _tried(lambda: read_pairs(settings), faults)
-        looked = _tried(lambda: _looked_at(settings, pairs), faults)
+        heard: list[str] = []
+        with _hearing(warn, heard):
+            pairs = _tried(lambda: read_pairs(settings), faults)
+            looked = _tried(lambda: _looked_at(settings, pairs), faults)
         if pairs is None or looked is None:
             raise SettingsError("\n".join(in_options(str(each)) for each in faults)) from faults[0]
-        return cls(settings, folder, pairs, *looked)
+        skeleton, api = looked
+        return cls(settings, folder, pairs, skeleton, api, warn, heard)
 
     def plan(self) -> str:
         """The cost, before anything runs, in lines for people."""
@@ -81,14 +96,15 @@ class Job:
         ]
         if settings.method in SITES and settings.method != "subspace":
             try:
-                plan = plan_sweep(
-                    self.skeleton,
-                    self.api,
-                    sites_of(settings, self.api),
-                    *((None, self.pairs) if settings.method == "ablation" else (self.pairs,)),
-                    batch_size=settings.batch_size,
-                    memory_budget=settings.memory_budget,
-                )
+                with _hearing(self.warn, self.heard):
+                    plan = plan_sweep(
+                        self.skeleton,
+                        self.api,
+                        sites_of(settings, self.api),
+                        *((None, self.pairs) if settings.method == "ablation" else (self.pairs,)),
+                        batch_size=settings.batch_size,
+                        memory_budget=settings.memory_budget,
+                    )
             except PatchingError as error:
                 return "\n".join([*lines, f"plan    none: {error}"])
             return "\n".join([*lines, str(plan)])
@@ -99,12 +115,11 @@ class Job:
             return f"device map {self.settings.device_map}"
         return device_of(self.settings)
 
-    def run(self, say: Say, warn: Say, *, progress: bool, resume: bool = False) -> Any:
+    def run(self, say: Say, *, progress: bool, resume: bool = False) -> Any:
         """Load the weights, sweep, and write all files.
 
         Args:
             say: takes what came out.
-            warn: takes warnings, as they come.
             progress: whether bars show what is done.
             resume: whether to go on with what is in the folder.
 
@@ -118,7 +133,7 @@ class Job:
         folder.begin(settings, resume=resume)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        with _heard(warn) as heard:
+        with _hearing(self.warn, self.heard):
             model = load_model(settings)
             asked = Asked(settings, model, self.api, self.pairs, folder.checkpoint, progress)
             result = run_sweep(asked)
@@ -135,7 +150,7 @@ class Job:
                 command=command_of(settings),
                 question=settings.question,
                 pages={words: name for name, words in outputs.pages.items() if name in drawn},
-                warnings=heard,
+                warnings=self.heard,
                 width=settings.width,
             )
         folder.forget()
@@ -229,9 +244,8 @@ def _tried(make: Callable[[], Any], faults: list[PatchingError]) -> Any:
 
 
 @contextmanager
-def _heard(warn: Say) -> Iterator[list[str]]:
-    """The warnings that are raised meanwhile, each said once, as it comes."""
-    heard: list[str] = []
+def _hearing(warn: Say, heard: list[str]) -> Iterator[None]:
+    """Hear the warnings that are raised meanwhile: each is said once, as it comes."""
 
     def show(message: Warning | str, *_: Any) -> None:
         words = str(message)
@@ -242,4 +256,4 @@ def _heard(warn: Say) -> Iterator[list[str]]:
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = show  # type: ignore[assignment]
-        yield heard
+        yield
