@@ -1,10 +1,9 @@
 """Makes the python blocks of each README and of each page of docs run as tests, offline.
 
 A page is one namespace, and runs in an empty folder. A block that begins with `>>>` is a doctest;
-the numbers it shows are compared to the digits shown. A `csv` block is the file that the text before
-it names last. SmolLM2 is asked for by its name on the
-model hub, as a reader would, and comes from its PyPI package. The files and commands of some pages
-are left to `follow.py`.
+the numbers it shows are compared to the digits shown. A `csv` block is the file that the text
+before it names last. SmolLM2 is asked for by its name on the model hub, as a reader would, and
+comes from its PyPI package. The files and commands of some pages are left to `follow.py`.
 """
 
 from __future__ import annotations
