@@ -30,6 +30,7 @@ FLOORS = (
     ("interventions",),
     ("sweep",),
     ("results",),
+    ("report",),
     ("engine", "gradients"),
     ("memory",),
     ("sites",),

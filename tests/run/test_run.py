@@ -263,6 +263,26 @@ def test_columns_of_other_names(files: Files, nnpatch: Command) -> None:
     assert done.code == 0, done.err
 
 
+def test_spans(files: Files, nnpatch: Command) -> None:
+    rows = [
+        f"{line},{name}" for line, name in zip(lines(3), ["verb", "is", "is", "is"], strict=True)
+    ]
+    files.table.write_text("\n".join(rows) + "\n", "utf-8")
+    options = ["--spans", "verb=verb:0,same=verb/verb", "--sites", "mlp", "--positions", "spans"]
+    done = nnpatch("run", *files.arguments, *options, "--out", "o")
+    assert done.code == 0, done.err
+    found = Outcome.load("o/outcome.safetensors")
+    assert found.axes("mlp")[1].labels == ("verb", "same")
+    pairs = PromptPairs.from_csv(
+        files.table,
+        AutoTokenizer.from_pretrained(files.model),
+        spans={"verb": ("verb", 0), "same": ("verb", "verb")},
+    )
+    sites = Sites("mlp", None, "spans", ["verb", "same"])
+    check(Path("o"), activation_patching(model_of(files), None, sites, pairs, progress=False))
+    assert "'nix'" in nnpatch("run", *files.arguments, "--spans", "a=nix", "--out", "p").err
+
+
 def test_a_plan_writes_nothing_and_loads_no_weights(files: Files, nnpatch: Command) -> None:
     before = listing(Path())
     for weights in files.model.glob("*.safetensors"):

@@ -180,7 +180,7 @@ class CircuitCurve:
             >>> curve.plot().axes[0].get_ylabel()
             'faithfulness (0 no edges, 1 all)'
         """
-        figure: Figure = new_picture(6.6, 4.0)
+        figure = new_picture(6.6, 4.0)
         axis = figure.subplots()
         (colour,) = distinct(1)
         across = 100 * np.array(self.fractions)
@@ -211,10 +211,9 @@ class CircuitCurve:
         model = model_name(self.info.get("model", ""))
         title = f"{model}: {self._title()}" if model else self._title()
         letters = letters_of([title])
-        figure.suptitle(
-            letters.shown(title), fontsize=10, family=letters.families, wrap=True
-        ).set_parse_math(False)
-        return figure
+        figure.say("suptitle", letters.shown(title), 10, family=letters.families)
+        made: Figure = figure
+        return made
 
     def _has_intervals(self) -> bool:
         return bool((~self.low.isnan() & ~self.high.isnan()).any())

@@ -85,7 +85,11 @@ class FoundCircuit(Reports):
             words = ": pruning has made it less faithful than was asked for"
         random = [name for name in found.names if name.startswith(RANDOM)]
         (value, *_), doubts = found.in_words()
-        others = ", ".join(in_digits(found[name]) for name in random)
+        # As good as nothing is 0, whatever its rounding.
+        values = [
+            value if abs(value) > ROUNDING else 0.0 for value in map(found.__getitem__, random)
+        ]
+        others = ", ".join(map(in_digits, values))
         exact = int(self.edges.outcome.cells["edge"].exact.sum())
         others_too = "" if exact == whole else f", the others estimated ({self.edges.outcome.kind})"
         all_of_them = (

@@ -28,7 +28,7 @@ _SCALE = (
 
 
 def study_of_evaluation(evaluation: CircuitEvaluation) -> Study:
-    """What was measured of circuits."""
+    """The measurement of circuits."""
     outcome, own = evaluation.outcome, _own(evaluation)
     values, doubts = evaluation.in_words()
     told = dict(zip(evaluation.names, values, strict=True))
@@ -206,7 +206,7 @@ def _edges(given: tuple[str, Circuit]) -> Table:
 
 
 def _cost(lines: Sequence[Sequence[str]]) -> dict[str, str]:
-    """What a search says of its runs and its time."""
+    """The words of a search on its runs and its time."""
     told = {line[0]: line[1] for line in lines if len(line) > 1}
     names = {"edges": "edges", "runs": "search", "seconds": "seconds by stage"}
     return {name: told[word] for word, name in names.items() if word in told}

@@ -12,13 +12,14 @@ import typer
 
 from nnpatch_core._files import write_whole
 from nnpatch_core.cli.output import say, say_aside
-from nnpatch_core.errors import SettingsError
+from nnpatch_core.errors import PatchingError, SettingsError
 from nnpatch_core.run import (
     METHODS,
     SETTINGS,
     Job,
     Option,
     Settings,
+    in_options,
     options,
     read_settings,
     read_toml,
@@ -61,6 +62,8 @@ def _run(
     say()
     try:
         job.run(say, say_aside, progress=sys.stderr.isatty(), resume=resume)
+    except PatchingError as error:
+        raise type(error)(in_options(str(error))) from error
     except KeyboardInterrupt:
         kept = job.folder.checkpoint.exists()
         left = "go on" if kept else "nothing was measured yet: begin again"

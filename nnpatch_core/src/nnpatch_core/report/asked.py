@@ -1,4 +1,4 @@
-"""What the caller of `report` adds to what an outcome knows, read without trust."""
+"""The additions of the caller of `report` to what an outcome knows, read without trust."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nnpatch_core.errors import OutcomeError
 
 @attrs.frozen
 class Asked:
-    """What the caller of `report` adds.
+    """The additions of the caller of `report`.
 
     Args:
         command: one that makes the outcome again.

@@ -28,7 +28,7 @@ class Drawing:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Study:
-    """What an outcome has to tell.
+    """All that an outcome has to tell.
 
     Args:
         title: of the page.

@@ -43,8 +43,10 @@ def as_svg(figure: Any, prefix: str, label: str) -> Markup:
     root = ElementTree.fromstring(_COMMENT.sub("", text[text.index("<svg") :]))
     wide = float(root.attrib["viewBox"].split()[2])
     kept = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label, **_OF_ALL}
-    # Points, of which an inch has 72, as pixels, of which it has 96.
-    kept["style"] = f"--wide: {wide * 4 / 3:.0f}px"
+    # Points, of which an inch has 72, as pixels, of which it has 96; a screen that is narrower than
+    # 40 letters or so shows a part, to be scrolled.
+    size = f"{wide * 4 / 3:.0f}px"
+    kept["style"] = f"max-width: {size}; min-width: min({size}, 40rem)"
     root.attrib.clear()
     root.attrib.update(kept)
     # What is escaped here is in no name: letters and figures of matplotlib's own.

@@ -6,7 +6,7 @@ analysis, `folder` what is on disk and `outputs` the files of each kind of resul
 the first to the last.
 """
 
-from nnpatch_core.run.command import command_of
+from nnpatch_core.run.command import command_of, in_options
 from nnpatch_core.run.folder import CHECKPOINT, OUTCOME, REPORT, SETTINGS, Folder
 from nnpatch_core.run.job import Job
 from nnpatch_core.run.settings import METHODS, Option, Settings, options, read_settings
@@ -24,6 +24,7 @@ __all__ = [
     "Settings",
     "as_toml",
     "command_of",
+    "in_options",
     "options",
     "read_settings",
     "read_toml",

@@ -11,6 +11,14 @@ from typing import Any
 from nnpatch_core.run.settings import Settings, options
 from nnpatch_core.run.toml import changed
 
+#: Arguments of calls whose settings have other names.
+_OTHERWISE = {
+    "force_model_confidence": "confident",
+    "metric": "metrics",
+    "seq_pos": "at",
+    "seq_pos_type": "positions",
+    "site_names": "sites",
+}
 #: An argument of a call, in a message: `name='value'`, `name=`.
 _ARGUMENT = re.compile(r"\b(?P<name>[a-z_]+)=(?:'(?P<value>[\w*-]+)'|(?=[\s,:;.)]|$))")
 
@@ -38,11 +46,11 @@ def in_options(text: str) -> str:
         >>> in_options("faulty='drop' leaves them out")
         '--faulty drop leaves them out'
     """
-    names = {name for name, *_ in options()}
+    names = {name: name for name, *_ in options()} | _OTHERWISE
 
     def told(found: re.Match[str]) -> str:
-        name, value = found["name"], found["value"] or ""
-        return f"--{name.replace('_', '-')} {value}".rstrip() if name in names else found[0]
+        name, value = names.get(found["name"]), found["value"] or ""
+        return found[0] if name is None else f"--{name.replace('_', '-')} {value}".rstrip()
 
     return _ARGUMENT.sub(told, text)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import nn
 
+from nnpatch_core._printable import shown
 from nnpatch_core._sizes import bounded
 from nnpatch_core._upstream import AutoModelForCausalLM
 from nnpatch_core.errors import PatchingError, PictureWarning, SettingsError
@@ -149,8 +150,10 @@ def read_pairs(settings: Settings) -> PromptPairs:
     Raises:
         PatchingError: one of its kinds, naming all faulty lines and columns.
     """
-    columns = dict(_column(part) for part in settings.columns)
-    options = {"system": settings.system} if settings.system is not None else {}
+    columns = dict(_all_named("columns", settings.columns))
+    spans = {name: _span(column) for name, column in _all_named("spans", settings.spans)}
+    options: dict[str, Any] = {"spans": spans or None}
+    options |= {"system": settings.system} if settings.system is not None else {}
     pairs = PromptPairs.from_table(
         settings.table,
         load_tokenizer(settings),
@@ -167,11 +170,26 @@ def read_pairs(settings: Settings) -> PromptPairs:
     return pairs.swapped() if settings.swap else pairs
 
 
-def _column(part: str) -> tuple[str, str]:
+def _all_named(setting: str, parts: Sequence[str]) -> list[tuple[str, str]]:
+    return [_named(setting, part) for part in parts]
+
+
+def _named(setting: str, part: str) -> tuple[str, str]:
     name, separator, column = part.partition("=")
     if not (name and separator and column):
-        raise SettingsError(f"columns: {part!r} is not NAME=COLUMN, as source=question")
+        raise SettingsError(f"{setting}: {shown(part)} is not NAME=COLUMN, as source=question")
     return name, column
+
+
+def _span(columns: str) -> Any:
+    """The column of a span's texts, with the place that is meant, or those of source and target."""
+    found = [_place(column) for column in columns.split("/")]
+    return found[0] if len(found) == 1 else tuple(found)
+
+
+def _place(column: str) -> Any:
+    name, separator, which = column.rpartition(":")
+    return (name, int(which)) if separator and which.lstrip("-").isdigit() else column
 
 
 def _looked_at(settings: Settings, pairs: PromptPairs | None) -> tuple[nn.Module, Any]:

@@ -64,6 +64,12 @@ class Settings:
         (), "Your names of columns, as source=question; known names are found by themselves.",
         PROMPTS,
     )  # fmt: skip
+    spans: tuple[str, ...] = _option(
+        (),
+        "Parts of the prompts by name, as subject=COLUMN; COLUMN:1 is the second place where its "
+        "text stands, ONE/OTHER the columns of source and target.",
+        PROMPTS,
+    )
     layout: str | None = _option(None, "A data set's own layout.", PROMPTS)
     chat: bool = _option(False, "Put prompts into the model's chat template.", PROMPTS)
     system: str | None = _option(None, "The system message, with --chat.", PROMPTS)

@@ -119,7 +119,7 @@ def sites_of(settings: Settings, api: Any) -> SweepSites:
     layers, heads = (read_numbers(each, getattr(settings, each)) for each in ("layers", "heads"))
     if settings.sites:
         positions = settings.positions or ("last" if settings.method == "subspace" else "each")
-        at = _at(positions, settings.at)
+        at = _at(settings, positions)
         return Sites(list(settings.sites), layers, positions, at, heads)
     for name in ("heads", "positions"):
         if getattr(settings, name):
@@ -134,13 +134,14 @@ def sites_of(settings: Settings, api: Any) -> SweepSites:
     return Together(tuple(parts))
 
 
-def _at(positions: str, parts: tuple[str, ...]) -> Any:
-    """What a strategy is given: a number, numbers, or names."""
-    if not parts:
-        return None
+def _at(settings: Settings, positions: str) -> Any:
+    """What a strategy is given: a number, numbers, or names; all spans where none is named."""
     if positions == "spans":
-        return list(parts)
-    numbers = read_numbers("at", parts)
+        named = [part.partition("=")[0] for part in settings.spans]
+        return list(settings.at) or named or None
+    if not settings.at:
+        return None
+    numbers = read_numbers("at", settings.at)
     assert numbers is not None
     return numbers[0] if positions == "lastk" and len(numbers) == 1 else numbers
 
@@ -206,7 +207,7 @@ def _path(asked: Asked) -> Any:
 def _edges(asked: Asked) -> Any:
     settings = asked.settings
     measured = settings.estimate is None or settings.top_k is not None
-    at = {} if settings.positions is None else {"seq_pos": _at(settings.positions, settings.at)}
+    at = {} if settings.positions is None else {"seq_pos": _at(settings, settings.positions)}
     return edge_patching(
         asked.nnmodel,
         asked.api,

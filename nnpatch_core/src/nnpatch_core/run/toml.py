@@ -90,4 +90,4 @@ def _value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     # What JSON leaves as it is, TOML reads; all else is escaped in the same way.
-    return json.dumps(str(value)).replace("\x7f", "\\u007f")
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -29,7 +29,7 @@ _ACCURACY = (
 
 
 def study_of_evaluation(evaluation: Evaluation) -> Study:
-    """What was measured of a subspace."""
+    """The measurement of a subspace."""
     rows = tuple(
         (
             name,

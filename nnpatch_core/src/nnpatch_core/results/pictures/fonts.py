@@ -16,6 +16,8 @@ from matplotlib.font_manager import (
 
 #: Fonts are asked in this order: those whose names have the first of these, and so on.
 _LIKED = ("sans cjk", "noto sans", "unicode", "sans", "")
+#: The fonts that were added to matplotlib's list here, by path.
+_added: dict[str, str] = {}
 
 
 @attrs.frozen
@@ -68,23 +70,28 @@ def _drawn_by(path: str, letters: Iterable[str]) -> set[str]:
 def _installed() -> Iterator[tuple[str, str]]:
     """Names and paths of upright fonts of usual weight, a file each, the liked ones first.
 
-    Those that were installed after matplotlib made its list come last, and are added to it.
+    Those that were installed after matplotlib made its list come last, and are added to it: each
+    time in the same place, so that a picture does not depend on those that were drawn before.
     """
     files: dict[str, str] = {}
     for entry in fontManager.ttflist:
+        if entry.fname in _added:
+            continue
         usual = entry.style == "normal" and entry.weight in (400, "normal", "regular", "book")
         if usual and _is_drawn(entry.name):
             files.setdefault(entry.fname, entry.name)
     yield from sorted(((name, path) for path, name in files.items()), key=_rank)
-    known = {entry.fname for entry in fontManager.ttflist}
+    known = {entry.fname for entry in fontManager.ttflist} - _added.keys()
     for path in sorted(set(findSystemFonts()) - known, key=lambda path: _rank((path, path))):
         if "bold" in path.lower() or not _is_drawn(path):
             continue
-        try:
-            fontManager.addfont(path)
-        except (OSError, RuntimeError):
-            continue
-        yield fontManager.ttflist[-1].name, path
+        if path not in _added:
+            try:
+                fontManager.addfont(path)
+            except (OSError, RuntimeError):
+                continue
+            _added[path] = fontManager.ttflist[-1].name
+        yield _added[path], path
 
 
 def _is_drawn(name: str) -> bool:

@@ -52,9 +52,12 @@ def draw_static(sheet: Sheet) -> Any:
         ]
         for axis in places[len(panels) :]:
             axis.set_axis_off()
-        figure.suptitle(sheet.title, fontsize=10, wrap=True).set_parse_math(sheet.own)
+        if sheet.own:
+            figure.suptitle(sheet.title, fontsize=10, wrap=True)
+        else:
+            figure.say("suptitle", sheet.title, 10)
         if sheet.note:
-            figure.supxlabel(sheet.note, fontsize=8, wrap=True).set_parse_math(False)
+            figure.say("supxlabel", sheet.note, 8)
         if sheet.kind == "heatmap":
             for number in range(len(sheet.scales)):
                 own = [place for place, each in enumerate(panels) if each.scale == number]

@@ -27,7 +27,7 @@ _TAKEN_AWAY = {
 
 
 def question_of(outcome: Outcome) -> str:
-    """What the sweep asks, in a sentence.
+    """The question that the sweep asks, in a sentence.
 
     It is made of the metric, the kind, the scale, the sites and the number of prompts.
     """
@@ -53,7 +53,7 @@ def question_of(outcome: Outcome) -> str:
 
 
 def scale_of(outcome: Outcome) -> str:
-    """What the values mean."""
+    """A sentence on what the values mean."""
     if outcome.scale == "restored" and not outcome.magnitude:
         return (
             f"A value is the share of the way from the target run (0) to the source run (1), by "

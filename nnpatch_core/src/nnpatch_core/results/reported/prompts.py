@@ -30,7 +30,7 @@ def prompt_tables(outcome: Outcome) -> list[Table]:
 
 
 def prompts_in_words(outcome: Outcome) -> list[str]:
-    """What is said of the prompts above their tables."""
+    """Sentences on the prompts, above their tables."""
     words = []
     if outcome.moments is not None:
         return [f"Only means over {outcome.count} prompts were kept, and not the prompts."]

@@ -119,7 +119,7 @@ def _drawing(outcome: Outcome, top: Top, asked: dict[str, Any]) -> Drawing:
 
 
 def _bounds(outcome: Outcome) -> Iterator[str]:
-    """What was not measured, and how large it may be."""
+    """Sentences on what was not measured, and how large it may be."""
     screening = outcome.screening
     if screening is None:
         return
