@@ -39,6 +39,7 @@ html_title = "nnpatch"
 html_static_path = ["_static"]
 templates_path = ["_templates"]
 html_css_files = ["wrap.css", "site.css"]
+html_favicon = "_static/favicon.svg"
 html_copy_source = False
 published = os.environ.get("NNPATCH_DOCS_VERSION", "")
 html_context = {"published": published}
