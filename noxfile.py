@@ -330,12 +330,17 @@ def docs(session: nox.Session) -> None:
     install_smollm2(session)
     pages = ("README.md", *(f"{name}/README.md" for name in DISTRIBUTIONS), "docs")
     session.run("pytest", "-c", "docs/pytest.ini", *pages, *session.posargs)
-    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+    build_pages(session, "docs/_build/html")
 
 
 @nox.session
 def site(session: nox.Session) -> None:
     """Build the pages alone, without running their code; `-- FOLDER` says where to."""
     install(session, *PAGES)
-    told = session.posargs or ["docs/_build/html"]
-    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", *told)
+    build_pages(session, *(session.posargs or ["docs/_build/html"]))
+
+
+def build_pages(session: nox.Session, folder: str) -> None:
+    """Build the pages into a folder; a warning is an error, and so is what they load elsewhere."""
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", folder)
+    session.run("python", "docs/check_site.py", folder)
