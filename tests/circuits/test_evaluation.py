@@ -638,15 +638,18 @@ def test_layers_that_must_be_called_whole_give_the_same_numbers(
     """Where attention cannot be left out, or queries cannot be had of some tokens alone."""
     runs = _runs(name=name)
     nodes, structure = runs.layers.nodes, runs.layers.structure
-    assert all(structure.tokenwise)
-    assert all(each is not None for each in structure.aside)
+    alone = structure.alone
+    assert alone is not None
+    assert all(alone.tokenwise)
+    assert all(each is not None for each in alone.aside)
     kept = _kept([Circuit.of(nodes, [*nodes][::2])])
     expected = runs.logits(kept)
     for changed in (
         {"tokenwise": (False,) * nodes.n_layers},
         {"aside": (None,) * nodes.n_layers},
     ):
-        layers = attrs.evolve(runs.layers, structure=attrs.evolve(structure, **changed))
+        other = attrs.evolve(structure, alone=attrs.evolve(alone, **changed))
+        layers = attrs.evolve(runs.layers, structure=other)
         called.clear()
         found = attrs.evolve(runs, layers=layers).logits(kept)
         tokens = {shape[1] for name, _, shape in called if name == "received"}

@@ -170,7 +170,8 @@ def wrong_commands(text: str, own: str | None = None) -> list[str]:
     named = re.findall(r"(?<![\w-])nnpatch ((?!-)[a-z][a-z-]*)", text)
     wrong += [f"nnpatch {name}" for name in named if name not in {*known, *PROSE}]
     allowed = set().union(*(known[name] for name in {*named, own} & set(known)))
-    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+    # One that goes on with what is filled in is none yet.
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*(?![\w-]*\{)", text))
     if "nox" not in text and "pip " not in text:
         wrong += [option for option in options if option not in allowed | {"--version", "--help"}]
     return wrong

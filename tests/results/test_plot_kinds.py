@@ -450,3 +450,22 @@ def test_heads_that_are_rows_are_facts_of_their_own() -> None:
 
     assert outlined(1.0, 0.1, 0.2, 0.99) == [0, 3], "another head"
     assert outlined(1.0, 0.1, 0.99, 0.2) == [0, 3], "the same head, one layer further"
+
+
+@pytest.mark.parametrize("text", ["$", "a $\x1f b", "$x$", "\\frac{$}"])
+def test_names_with_dollar_signs_are_no_formulas(text: str) -> None:
+    """Matplotlib measures wrapped lines as formulas, and fails at what is none."""
+    out = outcome({f"mlp {text}": (layer_axis(), position_axis())}, metrics=[f"one {text} {text}"])
+    figure = out.plot()
+    figure.canvas.draw()
+    expected = "".join(each if each.isprintable() else "\\x1f" for each in text)
+    assert figure.get_suptitle().count(expected) == 2
+
+
+def test_a_picture_does_not_depend_on_those_before(tmp_path: Path) -> None:
+    """Fonts that are found late for one are there for the next, and come where they came."""
+    axes = (layer_axis(), Axis("position", tuple(range(len(STRANGE)))))
+    out = outcome({"mlp": axes}, STRANGE)
+    for number in range(2):
+        out.plot().savefig(tmp_path / f"{number}.png")
+    assert (tmp_path / "0.png").read_bytes() == (tmp_path / "1.png").read_bytes()

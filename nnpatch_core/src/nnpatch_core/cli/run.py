@@ -35,7 +35,6 @@ _TEMPLATE = Annotated[
     typer.Option(metavar="FILE", help="Write a TOML file with all settings, and stop."),
 ]
 _RESUME = Annotated[bool, typer.Option("--resume", help="Go on with what is in the folder.")]
-_NO = "--no" + "-"
 _METAVARS: Mapping[type, str] = {int: "N", float: "X", Path: "PATH"}
 _OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Begin anew in the folder.")]
 
@@ -133,9 +132,14 @@ def _annotation(key: str, kind: Any, default: Any, option: Option) -> Any:
     told: Any = {"help": words, "rich_help_panel": option.group}
     flag = f"--{key.replace('_', '-')}"
     if plain is bool:
-        return Annotated[bool | None, typer.Option(f"{flag}/{_NO}{flag[2:]}", **told)]
+        return Annotated[bool | None, typer.Option(f"{flag}/{_off(flag)}", **told)]
     told["metavar"] = "|".join(option.choices) or _METAVARS.get(plain, "TEXT")
     return Annotated[(list[str] if several else plain) | None, typer.Option(flag, **told)]
+
+
+def _off(flag: str) -> str:
+    """The option that takes a flag back."""
+    return f"--no-{flag[2:]}"
 
 
 def _help(default: Any, option: Option) -> str:

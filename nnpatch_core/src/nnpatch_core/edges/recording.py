@@ -210,7 +210,7 @@ class _Ends:
 
 @attrs.frozen(eq=False)
 class _Notes:
-    """What is kept of a run, as it goes on.
+    """Notes on a run, as it goes on.
 
     Args:
         places: for each layer its components, by name.

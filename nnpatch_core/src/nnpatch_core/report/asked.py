@@ -59,6 +59,18 @@ def read_asked(
     return Asked(command, question, title, _pages(pages), tuple(dict.fromkeys(told)))
 
 
+def read_width(width: Any) -> float:
+    """How wide an interval may be.
+
+    Raises:
+        OutcomeError: it is no positive number.
+    """
+    number = isinstance(width, int | float) and not isinstance(width, bool)
+    if not number or not 0 < width < float("inf"):
+        raise OutcomeError(f"width must be a positive number, got {shown(width)}")
+    return float(width)
+
+
 def _pages(pages: Any) -> tuple[tuple[str, str], ...]:
     if pages is None:
         return ()

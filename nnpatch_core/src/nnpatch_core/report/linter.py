@@ -5,6 +5,7 @@ from __future__ import annotations
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.report.advice import Advice, advice_on
+from nnpatch_core.report.asked import read_width
 from nnpatch_core.report.facts import WIDTH
 from nnpatch_core.report.reports import Reports
 
@@ -43,7 +44,4 @@ def advice(outcome: Reports, *, width: float = WIDTH) -> list[Advice]:
     """
     if not isinstance(outcome, Reports):
         raise OutcomeError(f"advice is on an outcome, got {shown(outcome)}")
-    number = isinstance(width, int | float) and not isinstance(width, bool)
-    if not number or not 0 < width < float("inf"):
-        raise OutcomeError(f"width must be a positive number, got {shown(width)}")
-    return advice_on(outcome._report_facts(float(width)))
+    return advice_on(outcome._report_facts(read_width(width)))

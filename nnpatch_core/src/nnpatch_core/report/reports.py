@@ -6,8 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnpatch_core.report.asked import read_asked
-from nnpatch_core.report.facts import Facts
+import attrs
+
+from nnpatch_core.report.asked import read_asked, read_width
+from nnpatch_core.report.facts import WIDTH, Facts
 from nnpatch_core.report.study import Study
 from nnpatch_core.report.writing import write_report
 
@@ -26,6 +28,7 @@ class Reports:
         title: str | None = None,
         pages: Mapping[str, str] | None = None,
         warnings: Sequence[Any] = (),
+        width: float = WIDTH,
     ) -> None:
         """Write a report: one page that opens anywhere, with all that there is to say.
 
@@ -42,6 +45,8 @@ class Reports:
             pages: files beside the report, such as interactive pictures, that it links to: what
                 each is, and its name.
             warnings: that were raised on the way, as texts or as `warnings` records them.
+            width: how wide the interval of the strongest may be, from end to end, before the advice
+                asks for more prompts.
 
         Raises:
             OutcomeError: it cannot be written, or an argument is none. Without matplotlib
@@ -65,7 +70,13 @@ class Reports:
             ('<!DOCTYPE html>', True, False)
         """
         asked = read_asked(command, question, title, pages, warnings)
-        write_report(path, self._study, asked)
+        wide = read_width(width)
+
+        def study() -> Study:
+            made = self._study()
+            return made if wide == WIDTH else attrs.evolve(made, facts=self._report_facts(wide))
+
+        write_report(path, study, asked)
 
     def _study(self) -> Study:
         """All that it has to tell."""

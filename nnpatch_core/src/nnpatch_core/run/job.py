@@ -136,6 +136,7 @@ class Job:
                 question=settings.question,
                 pages={words: name for name, words in outputs.pages.items() if name in drawn},
                 warnings=heard,
+                width=settings.width,
             )
         folder.forget()
         say(outputs.table)

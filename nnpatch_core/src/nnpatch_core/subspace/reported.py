@@ -15,6 +15,7 @@ from nnpatch_core.subspace.doubts import does_more_than_whole, rivals_of
 
 if TYPE_CHECKING:
     from nnpatch_core.subspace.evaluation import Evaluation
+    from nnpatch_core.subspace.sweeping import SubspaceSweep
     from nnpatch_core.subspace.trained import Trained
 
 #: So many pairs a report has, at most, and so many are seen at once.
@@ -131,6 +132,55 @@ def study_of_trained(trained: Trained) -> Study:
             f"    site,  # {trained.evaluation.site}\n    pairs,\n    rank={space.rank},\n"
             f"    # {info.get('training', 'as by default')}\n)"
         ),
+    )
+
+
+def study_of_sweep(sweep: SubspaceSweep) -> Study:
+    """Subspaces that were learned at several sites, and the best of them."""
+    best = sweep[sweep.best]
+    study = study_of_trained(best)
+    model = model_name(best.subspace.info.get("model", "")) or "the model"
+    head = ("site", "source answer", "low", "high", "target answer", "epoch")
+    rows = tuple(
+        (
+            label,
+            *(in_digits(end) for end in (each.accuracy.value, each.accuracy.low)),
+            in_digits(each.accuracy.high),
+            in_digits(each.target_accuracy.value),
+            str(each.best.epoch),
+        )
+        for label, each in sweep.items()
+    )
+    table = Table(
+        f"Subspaces of rank {best.subspace.rank}, each learned by itself: shares of "
+        f"{_pairs_in_words(best.evaluation.pairs)} held out",
+        head,
+        rows,
+        frozenset(head[1:]),
+        notes=(
+            "low to high: 95 % intervals (Wilson).",
+            "The best site was chosen by these pairs: on others expect less of it.",
+        ),
+    )
+    drawing = Drawing(
+        "Accuracy on pairs held out, beside the controls.",
+        f"Lines of accuracy over layers; {sweep.best} is the best, with {best.accuracy}.",
+        sweep.plot,
+    )
+    return attrs.evolve(
+        study,
+        title=f"{model}: subspaces of rank {best.subspace.rank} at {len(sweep)} sites",
+        question=(
+            f"At which of {len(sweep)} sites of {model} does a subspace of rank "
+            f"{best.subspace.rank} carry what tells the source from the target prompt?"
+        ),
+        answer=[f"The best of {len(sweep)} sites is {sweep.best}.", *study.answer],
+        drawings=[drawing, *study.drawings],
+        tables=[table, *study.tables],
+        call=study.call.replace("train_subspace(", "sweep_subspaces(").replace(
+            f"    site,  # {best.evaluation.site}", f"    sites,  # {len(sweep)} of them"
+        ),
+        facts=attrs.evolve(study.facts, chosen_here=len(sweep) > 1 or study.facts.chosen_here),
     )
 
 

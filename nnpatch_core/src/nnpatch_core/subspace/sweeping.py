@@ -16,17 +16,19 @@ from nnpatch_core._models import as_nnsight, in_one_thread
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import CheckpointError, SubspaceError, TokensError
 from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.report import Facts, Reports, Study
 from nnpatch_core.site import Site
 from nnpatch_core.subspace.arguments import TrainingArguments
 from nnpatch_core.subspace.found import from_end
 from nnpatch_core.subspace.pictures import plot_layers
+from nnpatch_core.subspace.reported import facts_of_evaluation, study_of_sweep
 from nnpatch_core.subspace.trained import Trained
 from nnpatch_core.subspace.training import train_subspace
 from nnpatch_core.sweep import make_bar
 
 
 @attrs.frozen(eq=False, repr=False)
-class SubspaceSweep(Mapping[str, Trained]):
+class SubspaceSweep(Reports, Mapping[str, Trained]):
     """A subspace learned at each site of a grid, by the site's label.
 
     Args:
@@ -91,6 +93,13 @@ class SubspaceSweep(Mapping[str, Trained]):
                 frame.insert(number, name, value)
             frames.append(frame)
         return pandas.concat(frames, ignore_index=True)
+
+    def _study(self) -> Study:
+        return study_of_sweep(self)
+
+    def _report_facts(self, width: float) -> Facts:
+        best = facts_of_evaluation(self[self.best].evaluation, width)
+        return attrs.evolve(best, chosen_here=len(self) > 1 or best.chosen_here)
 
     def plot(self) -> Any:
         """Accuracy over layers with 95 percent intervals, beside the controls.
