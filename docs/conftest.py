@@ -115,7 +115,7 @@ def pytest_configure(config: pytest.Config) -> None:
     sybil = Sybil(
         path=str(DOCS.parent),
         parsers=[python_blocks],
-        patterns=["README.md", "nnpatch_*/README.md", "docs/*.md"],
+        patterns=["README.md", "nnpatch_*/README.md", "docs/*.md", "docs/how-to/*.md"],
         document_types={".md": Document},
         setup=page.setup,
         teardown=page.teardown,

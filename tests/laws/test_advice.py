@@ -51,6 +51,7 @@ PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted(ROOT.glob("nnpatch_*/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "how-to").glob("*.md")),
     *sorted((ROOT / ".github").rglob("*.[my]*")),
 ]
 #: What may follow `nnpatch ` besides a command: the words of file formats and of prose.

@@ -17,7 +17,7 @@ from nnpatch_core.prompts import COLUMNS
 from nnpatch_core.prompts.names import NAMES, find_names
 from nnpatch_core.testing import tiny_tokenizer
 
-PAGE = Path(__file__).parents[2] / "docs" / "prompts.md"
+PAGE = Path(__file__).parents[2] / "docs" / "prompt-details.md"
 ROW = ("The capital of France is", "The capital of Japan is", " Paris", " Tokyo")
 TOKENIZER = tiny_tokenizer(list(ROW))
 
