@@ -1,10 +1,10 @@
-"""Which heads of SmolLM2-135M say who is given the drink? A study by one command, in two directions.
+"""Which heads of SmolLM2-135M say who is given the drink? A study by one command, both ways.
 
 "When Mary and John went to the store, John gave a drink to" goes on with " Mary" (Wang et al.,
 "Interpretability in the Wild", 2022). The table has 40 pairs that differ in the name that is said
 again. `nnpatch run` patches each head, each block and the stream at each word that may matter, with
-two metrics: from the source into the target run (denoising, the target being the corrupted one), and
-back (`--swap`). `nnpatch compare` says where the two differ.
+two metrics: from the source into the target run (denoising), and back (noising, `--swap`).
+`nnpatch compare` says where the two differ.
 """
 
 from __future__ import annotations

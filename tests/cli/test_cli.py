@@ -87,10 +87,10 @@ def test_misspelled_command(misused: Misused, arguments: list[str], part: str) -
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["componets", "llama"], "Did you mean 'components', 'compare'?"),
-        (["new-adaptor"], "Did you mean 'new-adapter'?"),
-        (["components", "llama", "--jsno"], "(Possible options: --json)"),
-        (["check", "Llama3", "--layer5=0"], "(Possible options: --layers)"),
+        (["componets", "llama"], "'components'"),
+        (["new-adaptor"], "'new-adapter'"),
+        (["components", "llama", "--jsno"], "--json"),
+        (["check", "Llama3", "--layer5=0"], "--layers"),
     ],
 )
 def test_misspelled_command_that_is_like_another(

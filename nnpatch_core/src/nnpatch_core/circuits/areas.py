@@ -67,18 +67,19 @@ def areas_of_draws(fractions: Sequence[float]) -> Callable[[Floats], Floats]:
     return lambda values: np.stack(_areas(steps, values))
 
 
-def auroc(scores: Any, known: Circuit, *, absolute: bool = False) -> float:
+def auroc(scores: Any, known: Circuit, *, absolute: bool = True) -> float:
     """How well scores tell the edges of a known circuit from all others.
 
-    It is the probability that an edge of the circuit has a larger score than one outside; a tie
-    counts half. (MIB draws the ROC curve through ten circuits that are chosen greedily, by size;
-    this is the whole one, of all edges by their scores alone.)
+    It is the probability that an edge of the circuit has a score of larger size than one outside; a
+    tie counts half. (MIB draws the ROC curve through ten circuits that are chosen greedily; this is
+    the whole one, of all edges by their scores alone.)
 
     Args:
         scores: `[senders, receivers]`, or something that has such a `matrix`, as the outcome of
             `edge_patching` does.
         known: the circuit.
-        absolute: whether sizes count, not values.
+        absolute: whether sizes count, so that edges against the answer come first as well; False
+            goes by values.
 
     Returns:
         The area; nan if all edges are in the circuit, or none.

@@ -58,7 +58,7 @@ class _StoppedError(Exception):
 
 
 def _paragraphs(command: Callable[..., bool]) -> str:
-    """What a command says of itself, a line for each paragraph: terminals have their own widths."""
+    """The text of a command on itself, a line for each paragraph: terminals differ in width."""
     parts = (inspect.getdoc(command) or "").split("\n\n")
     return "\n\n".join(" ".join(part.split()) for part in parts)
 

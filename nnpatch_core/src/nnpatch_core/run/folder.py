@@ -40,7 +40,7 @@ class Folder:
 
     @property
     def checkpoint(self) -> Path:
-        """What a sweep is kept in that is under way: a file, or a folder of them."""
+        """Where a sweep is kept that is under way: a file, or a folder of them."""
         return self.path / CHECKPOINT
 
     def check(self, settings: Settings, *, resume: bool, overwrite: bool) -> None:

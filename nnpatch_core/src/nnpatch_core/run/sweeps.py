@@ -135,7 +135,7 @@ def sites_of(settings: Settings, api: Any) -> SweepSites:
 
 
 def _at(settings: Settings, positions: str) -> Any:
-    """What a strategy is given: a number, numbers, or names; all spans where none is named."""
+    """The argument of a strategy: a number, numbers, or names; all spans where none is named."""
     if positions == "spans":
         named = [part.partition("=")[0] for part in settings.spans]
         return list(settings.at) or named or None
