@@ -25,6 +25,7 @@ from tests.helpers.commands import (
 FILES = [
     "pyproject.toml",
     "README.md",
+    "LICENSE",
     "src/nnpatch_gpt2/__init__.py",
     "src/nnpatch_gpt2/py.typed",
     "tests/test_nnpatch_gpt2.py",
@@ -50,11 +51,12 @@ def test_package_in_the_current_folder(
     )
     title, *lines = done.lines
     assert title == "nnpatch-gpt2, with the adapter Gpt2 for model type gpt2:"
-    assert lines[:5] == [f"  nnpatch-gpt2/{path}" for path in FILES]
-    assert lines[5] == f"Read off the model: {', '.join(COMPONENTS)}."
-    assert lines[6] == f"It passes the {len(CHECKS)} checks of the kit that apply to it."
-    assert lines[7] == "Next: pip install -e 'nnpatch-gpt2[test]' && pytest nnpatch-gpt2"
-    assert len(lines) == 8
+    files, lines = lines[: len(FILES)], lines[len(FILES) :]
+    assert files == [f"  nnpatch-gpt2/{path}" for path in FILES]
+    assert lines[0] == f"Read off the model: {', '.join(COMPONENTS)}."
+    assert lines[1] == f"It passes the {len(CHECKS)} checks of the kit that apply to it."
+    assert lines[2] == "Next: pip install -e 'nnpatch-gpt2[test]' && pytest nnpatch-gpt2"
+    assert len(lines) == 3
 
 
 def test_package_elsewhere_as_json(tmp_path: Path, nnpatch: Command) -> None:

@@ -403,6 +403,7 @@ def test_files_of_a_package(tmp_path: Path) -> None:
     assert files == [
         folder / "pyproject.toml",
         folder / "README.md",
+        folder / "LICENSE",
         folder / "src/nnpatch_my_gpt2/__init__.py",
         folder / "src/nnpatch_my_gpt2/py.typed",
         folder / "tests/test_nnpatch_my_gpt2.py",

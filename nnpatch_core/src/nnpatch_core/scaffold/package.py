@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from textwrap import dedent, fill, indent
+from textwrap import fill, indent
 from typing import Any
 
 import attrs
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnpatch_core.adapters import DecoderAPI
 from nnpatch_core.conformance import Result
@@ -94,13 +95,7 @@ def write_package(
     """
     if folder.exists():
         raise AdapterError(f"{folder} exists already: nothing is overwritten")
-    files = {
-        "pyproject.toml": _pyproject(names, adapter),
-        "README.md": _readme(names, adapter, missing, results),
-        f"src/{names.module}/__init__.py": _module(names, adapter, missing),
-        f"src/{names.module}/py.typed": "",
-        f"tests/test_{names.module}.py": _tests(names, adapter, settings),
-    }
+    files = _files(names, adapter, missing, results, settings)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -115,56 +110,63 @@ def write_package(
     return [folder / path for path in files]
 
 
-def _pyproject(names: Names, adapter: DecoderAPI) -> str:
-    major, minor, *_ = metadata.version("nnpatch-core").split(".")
-    core = f"nnpatch-core>={major}.{minor},<{major}.{int(minor) + 1}"
-    return dedent(f"""\
-        [build-system]
-        requires = ["hatchling>=1.27"]
-        build-backend = "hatchling.build"
-
-        [project]
-        name = "{names.distribution}"
-        version = "0.1.0"
-        description = "nnpatch plugin: an adapter for {adapter.model_types[0]} models"
-        readme = "README.md"
-        requires-python = ">=3.11"
-        dependencies = ["{core}"]
-
-        [project.optional-dependencies]
-        test = ["nnpatch-core[testing]"]
-
-        [project.entry-points.nnpatch]
-        {names.short.replace("-", "_")} = "{names.module}"
-
-        [tool.hatch.build.targets.wheel]
-        packages = ["src/{names.module}"]
-        """)
-
-
-def _module(names: Names, adapter: DecoderAPI, missing: Mapping[str, str]) -> str:
+def _files(
+    names: Names,
+    adapter: DecoderAPI,
+    missing: Mapping[str, str],
+    results: Sequence[Result],
+    settings: Mapping[str, Any],
+) -> dict[str, str]:
+    """Each file of the package, and its text."""
     source, needed = adapter_source(adapter, names.adapter)
-    imports = _imports(sorted({*needed, "hookimpl"}, key=str.lower))
-    notes = ""
-    if missing:
-        lines = [f"{name}: {reason}." for name, reason in missing.items()]
-        filled = [fill(line, 94, subsequent_indent="  ") for line in lines]
-        notes = indent("\n".join(["Not read off the model:", *filled]), "# ") + "\n"
-    return f'''\
-"""nnpatch plugin: the adapter for {adapter.model_types[0]} models."""
+    model_type = adapter.model_types[0]
+    call = call_source("tiny_model", model_type, settings, "return ") if settings else None
+    known = {
+        "names": names,
+        "model_type": model_type,
+        "core": _core(),
+        "imports": _imports(sorted({*needed, "hookimpl"}, key=str.lower)),
+        "source": source,
+        "notes": _notes(missing),
+        "call": call,
+        "missing": missing,
+        "failed": [result for result in results if not result.ok],
+    }
+    # Texts are Python, TOML and Markdown: nothing of HTML is escaped.
+    environment = Environment(
+        loader=PackageLoader("nnpatch_core.scaffold"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        autoescape=False,
+    )
+    templates = {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        "LICENSE": "LICENSE",
+        f"src/{names.module}/__init__.py": "__init__.py",
+        f"src/{names.module}/py.typed": None,
+        f"tests/test_{names.module}.py": "tests.py",
+    }
+    return {
+        path: environment.get_template(f"{name}.j2").render(known) if name else ""
+        for path, name in templates.items()
+    }
 
-{imports}
 
-__all__ = ["{names.adapter}"]
+def _core() -> str:
+    """The releases of nnpatch-core that the package is for."""
+    major, minor, *_ = metadata.version("nnpatch-core").split(".")
+    return f"nnpatch-core>={major}.{minor},<{major}.{int(minor) + 1}"
 
-{notes}{source}
 
-
-@hookimpl
-def register_model_apis(register):
-    """Register `{names.adapter}`."""
-    register({names.adapter})
-'''
+def _notes(missing: Mapping[str, str]) -> str:
+    """A comment on what was not read off, if anything was not."""
+    if not missing:
+        return ""
+    lines = [f"{name}: {reason}." for name, reason in missing.items()]
+    filled = [fill(line, 94, subsequent_indent="  ") for line in lines]
+    return indent("\n".join(["Not read off the model:", *filled]), "# ")
 
 
 def _imports(names: list[str]) -> str:
@@ -173,66 +175,3 @@ def _imports(names: list[str]) -> str:
     if len(line) <= 88:
         return line
     return "\n".join(["from nnpatch_core import (", *(f"    {name}," for name in names), ")"])
-
-
-def _tests(names: Names, adapter: DecoderAPI, settings: Mapping[str, Any]) -> str:
-    model_type = adapter.model_types[0]
-    made, argument, function = f'tiny_model("{model_type}")', "", ""
-    if settings:
-        call = call_source("tiny_model", model_type, settings, "return ")
-        made, argument = "model()", ', {"tiny": model}'
-        function = f"\n\n\ndef model():\n    return {call}"
-    return f'''\
-"""The adapter keeps what every adapter must: the checks of nnpatch's conformance kit."""
-
-from nnpatch_core.plugins import find_adapter
-from nnpatch_core.testing import parametrize_with_checks, tiny_model
-
-from {names.module} import {names.adapter}{function}
-
-
-@parametrize_with_checks({names.adapter}{argument})
-def test_conformance(check):
-    check()
-
-
-def test_found_by_the_type_of_a_model():
-    assert find_adapter(None, {made}) is {names.adapter}
-'''
-
-
-def _readme(
-    names: Names, adapter: DecoderAPI, missing: Mapping[str, str], results: Sequence[Result]
-) -> str:
-    failed = [result for result in results if not result.ok]
-    reasons = "".join(f"- `{name}`: {reason}.\n" for name, reason in missing.items())
-    lacking = f"\nNot read off the model, and so not in the table:\n\n{reasons}" if missing else ""
-    faults = "".join(f"- `{result.check}`: {result.reason}\n" for result in failed)
-    broken = f"\nChecks that fail, to be mended before use:\n\n{faults}" if failed else ""
-    return f"""\
-# {names.distribution}
-
-The adapter `{names.adapter}` for models of type `{adapter.model_types[0]}`, for
-[nnpatch](https://pypi.org/project/nnpatch-core/): activation patching on Hugging Face models.
-
-```console
-$ pip install {names.distribution}
-```
-
-Once it is installed, nnpatch finds the adapter by the model's type, or by its name,
-`api="{names.adapter}"`. The table was read off a tiny random model, by what its modules do.
-{lacking}{broken}
-## Tests
-
-```console
-$ pip install -e ".[test]"
-$ pytest
-```
-
-They are nnpatch's conformance kit, on a tiny random model. What a tiny model cannot show is
-whether the layout holds at the size of a real one:
-
-```console
-$ nnpatch check {names.adapter} path/to/a/real/model
-```
-"""
