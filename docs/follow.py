@@ -1,6 +1,7 @@
 """Does what a page says, step by step, in an empty folder, as a reader would.
 
-A block whose first line is a comment with a path, such as `# sweep.py`, is the file of that path.
+A block whose first line is a comment with a path, such as `# sweep.py`, is the file of that path; a
+`csv` block is the file that the text before it names last.
 In a `console` block a line that begins with `$ ` is a command, and what follows it is what it
 prints, if the page shows any of it; `...` stands for anything, alone on a line for any lines. A
 command that fails is an error unless `echo $?` comes next.
@@ -23,12 +24,16 @@ import attrs
 PAGES = (
     "command-line.md",
     "plugins.md",
+    "start.md",
     "write-a-metric.md",
     "write-a-position-strategy.md",
     "write-an-adapter.md",
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(r"`([\w./-]+\.csv)`")
 FILE = re.compile(r"# ([\w./-]+\.(?:py|toml))\n")
+#: The model of the pages, by its name on the model hub.
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 #: What another environment, or the test that runs this, would have a command do differently.
 FOREIGN = ("COV_", "NNPATCH_", "PIP_", "PYTEST_", "PYTHON")
 #: What the distribution's own script of that name does, in another environment.
@@ -73,9 +78,12 @@ def is_file(block: str) -> bool:
 
 def steps(page: str) -> Iterator[File | Command]:
     """The files and commands of a page, in its order."""
-    for language, block in BLOCK.findall(page):
+    for found in BLOCK.finditer(page):
+        language, block = found.groups()
         if language == "console":
             yield from _commands(block)
+        elif language == "csv":
+            yield File(TABLE.findall(page[: found.start()])[-1], block)
         elif is_file(block):
             path, text = FILE.match(block)[1], block.partition("\n")[2]  # type: ignore[index]
             yield File(path, text)
@@ -105,6 +113,16 @@ def _lines(text: str) -> list[str]:
     lines = [line.expandtabs() for line in text.splitlines() if line.strip()]
     margins = [line[: len(line) - len(line.lstrip())] for line in lines]
     return [margin + " ".join(line.split()) for margin, line in zip(margins, lines, strict=True)]
+
+
+def place(model: Path, folder: Path) -> None:
+    """Put a model into a reader's folder, under the name that the model hub has for SmolLM2.
+
+    A folder of that name comes before the hub, so that commands run as they are printed.
+    """
+    there = folder / SMOLLM2
+    there.parent.mkdir(parents=True, exist_ok=True)
+    there.symlink_to(model, target_is_directory=True)
 
 
 def environment(folder: Path) -> dict[str, str]:
