@@ -82,7 +82,7 @@ def parsed(words: list[str]) -> Settings:
     class SeenError(Exception):
         pass
 
-    def prepared(found: Settings, **_: Any) -> None:
+    def prepared(found: Settings, warn: Any, **_: Any) -> None:
         seen.append(found)
         raise SeenError
 

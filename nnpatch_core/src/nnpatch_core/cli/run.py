@@ -28,7 +28,7 @@ from nnpatch_core.run import (
 
 _CONFIG = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Take settings from a TOML file; options come first."),
+    typer.Option(metavar="FILE", help="Take settings from a TOML file; options override it."),
 ]
 _TEMPLATE = Annotated[
     Path | None,

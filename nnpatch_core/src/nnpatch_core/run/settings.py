@@ -213,7 +213,7 @@ class Settings:
 
     # Output.
     out: Path | None = _option(  # noqa: RUF009 - a field
-        None, "The folder for all files. By default nnpatch-TABLE, beside the caller.", OUTPUT
+        None, "The folder for all files. By default nnpatch-TABLE, in the current folder.", OUTPUT
     )
     level: float = _option(0.95, "Of the intervals.", OUTPUT)
     width: float = _option(

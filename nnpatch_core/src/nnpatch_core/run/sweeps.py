@@ -123,7 +123,7 @@ def sites_of(settings: Settings, api: Any) -> SweepSites:
         return Sites(list(settings.sites), layers, positions, at, heads)
     for name in ("heads", "positions"):
         if getattr(settings, name):
-            raise SettingsError(f"{name}: say of which sites")
+            raise SettingsError(f"{name}: say of which sites, with --sites")
     if settings.method == "subspace":
         return Sites("resid", layers, "last")
     known = component_names(api)

@@ -27,7 +27,7 @@ _TEXTS = ("site", "label", "circuit", "sender", "receiver", "layers", "token", "
 #: The words of `info` that are for machines.
 _HIDDEN = ("nodes",)
 _CAPTIONS = {
-    "heatmap": "All values by {metric}: blue is above 0, red below, and grey was not swept. "
+    "heatmap": "All values by {metric}: blue is above 0, red below, and darker grey was not swept. "
     "Printed without colours blue and red look alike, and the numbers below have the signs.",
     "lines": "All values by {metric}.",
     "bars": "The strongest by {metric}.",
