@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_the_command_of_a_report_makes_the_run_again(files: Files, nnpatch: Comm
     options = ["--sites", "mlp,o", "--layers", "0-1", "--positions", "last", "--swap"]
     assert nnpatch("run", *files.arguments, *options, "--out", "one").code == 0
     page = Path("one/report.html").read_text("utf-8")
-    (command,) = set(re.findall(r"nnpatch run [^<\n]*", page))
+    (command,) = set(re.findall(r"nnpatch run [^<\n]*--model[^<\n]*", page))
     words = command.split()[1:]
     assert words[words.index("--sites") + 1] == "mlp,o"
     words[words.index("--out") + 1] = "two"
@@ -300,6 +301,31 @@ def test_write_config(files: Files, nnpatch: Command) -> None:
     text = text.replace('model = ""', f"model = '{files.model}'")
     Path("all.toml").write_text(text, "utf-8")
     assert nnpatch("run", "--config", "all.toml", "--sites", "mlp").code == 0
+    # The settings that are given stand in the file, and no file is overwritten.
+    again = ["run", "--config", "all.toml", "--sites", "mlp,o", "--limit", 2, "--write-config"]
+    refused = nnpatch(*again, "all.toml")
+    assert (refused.code, Path("all.toml").read_text("utf-8")) == (2, text)
+    assert "exists already" in refused.err
+    assert nnpatch(*again, "other.toml").code == 0
+    values = tomllib.loads(Path("other.toml").read_text("utf-8"))
+    assert values["sites"] == ["mlp", "o"]
+    assert values["limit"] == 2
+    assert values["table"] == str(files.table)
+    assert "there is no 'x'" in nnpatch("run", "--dtype", "x", "--write-config", "p.toml").err
+    assert not Path("p.toml").exists()
+
+
+def test_prompts_that_do_not_line_up_are_told_before_anything_runs(
+    files: Files, nnpatch: Command
+) -> None:
+    """With the default sites, and as `plan` is asked."""
+    rows = [*lines(3), row("Cuba", "Spain").replace("Now ", "Of all ")]
+    files.table.write_text("\n".join(rows) + "\n", "utf-8")
+    for command in ("plan", "run"):
+        done = nnpatch(command, *files.arguments)
+        assert done.code == 0
+        (line,) = done.err.splitlines()
+        assert "tokens" in line
 
 
 def test_show_and_compare(files: Files, nnpatch: Command) -> None:

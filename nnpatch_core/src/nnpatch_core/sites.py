@@ -300,6 +300,22 @@ class SiteList:
         }
 
 
+@attrs.frozen
+class Together:
+    """Several grids of sites in one sweep, of different names."""
+
+    parts: tuple[SweepSites, ...]
+
+    def grids(
+        self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
+    ) -> dict[str, Grid]:
+        """See `SweepSites.grids`."""
+        found: dict[str, Grid] = {}
+        for part in self.parts:
+            found |= part.grids(nnmodel, api, seq_len, prompts)
+        return found
+
+
 def _labels(cells: Sequence[AnySite]) -> tuple[str, ...]:
     """The label of each cell; with a number where nothing but its subspaces part it from others."""
     spaces: dict[str, dict[tuple[int, ...], int]] = {}

@@ -16,11 +16,18 @@ _TOP = Annotated[int, typer.Option(min=1, metavar="N", help="How many rows.")]
 _METRIC = Annotated[
     str | None, typer.Option(metavar="NAME", help="The metric; by default the first.")
 ]
+_SITES = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Of these sites alone; may be repeated.")
+]
 
 
-def compare(one: _RUN, other: _RUN, *, top: _TOP = 10, metric: _METRIC = None) -> bool:
+def compare(
+    one: _RUN, other: _RUN, *, top: _TOP = 10, metric: _METRIC = None, sites: _SITES = None
+) -> bool:
     """Print where two runs differ most, with the intervals of the differences."""
-    first, second = read_outcome(one, metric), read_outcome(other, metric)
+    first, second = (read_outcome(each, metric) for each in (one, other))
+    if sites:
+        first, second = first.sel(site=sites), second.sel(site=sites)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         table = str((first - second).top(top))

@@ -53,8 +53,11 @@ def _run(
     kept: a run that is stopped goes on with --resume.
     """
     if write_config is not None:
-        write_whole(write_config, lambda part: part.write_text(template(), "utf-8"), SettingsError)
-        say(f"{write_config}: all settings, with their defaults")
+        if write_config.exists() and not overwrite:
+            raise SettingsError(f"{write_config} exists already: --overwrite writes another")
+        text = template(_merged(config, given)[0])
+        write_whole(write_config, lambda part: part.write_text(text, "utf-8"), SettingsError)
+        say(f"{write_config}: all settings; those with # have their defaults")
         return True
     settings = _settings(config, given)
     job = Job.prepared(settings, _warn, resume=resume, overwrite=overwrite)
@@ -89,6 +92,13 @@ def _warn(words: str) -> None:
 
 def _settings(config: Path | None, given: Mapping[str, Any]) -> Settings:
     """The settings of a file, and of the options, which come first."""
+    return read_settings(*_merged(config, given))
+
+
+def _merged(
+    config: Path | None, given: Mapping[str, Any]
+) -> tuple[dict[str, Any], Callable[[str], str]]:
+    """The values of a file and of the options, and how an error names the place of one."""
     values, places = ({}, {}) if config is None else read_toml(config)
     chosen = {name: value for name, value in given.items() if value not in (None, [])}
 
@@ -97,7 +107,7 @@ def _settings(config: Path | None, given: Mapping[str, Any]) -> Settings:
             return places[name]
         return name.upper() if name == "table" else f"--{name.replace('_', '-')}"
 
-    return read_settings({**values, **chosen}, place)
+    return {**values, **chosen}, place
 
 
 def _with_settings(function: Callable[..., bool], name: str) -> Callable[..., bool]:

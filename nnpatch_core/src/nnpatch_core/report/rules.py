@@ -70,9 +70,10 @@ def _one_way(facts: Facts) -> str | None:
             "is enough, and the second (complement=True) whether it is needed."
         )
     return (
-        "Values went one way only, from the source to the target prompts: the way back, with the "
-        "prompts swapped, answers another question, and the two need not agree (clean into corrupt "
-        "tells what is enough, corrupt into clean what is needed)."
+        "Values went one way only, from the source to the target prompts: the way back "
+        "(pairs.swapped(), or `nnpatch run --swap` and `nnpatch compare`) answers another "
+        "question, and the two need not agree (clean into corrupt tells what is enough, corrupt "
+        "into clean what is needed)."
     )
 
 

@@ -20,7 +20,7 @@ from nnpatch_core.patching import plan_sweep
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.run.command import command_of, in_options
-from nnpatch_core.run.folder import REPORT, Folder
+from nnpatch_core.run.folder import REPORT, SETTINGS, Folder
 from nnpatch_core.run.loading import (
     check_libraries,
     device_of,
@@ -29,8 +29,9 @@ from nnpatch_core.run.loading import (
     load_tokenizer,
 )
 from nnpatch_core.run.outputs import check_extras, outputs_of
-from nnpatch_core.run.settings import SITES, Settings
+from nnpatch_core.run.settings import PAIRED, SITES, Settings
 from nnpatch_core.run.sweeps import Asked, check_names, run_sweep, sites_of
+from nnpatch_core.sweep import label_prompts, warn_of_columns
 
 #: Takes a line for the user.
 Say = Callable[[str], None]
@@ -156,7 +157,7 @@ class Job:
         folder.forget()
         say(outputs.table)
         say("")
-        say(f"{folder.path}/: {', '.join([*outputs.data, *drawn, REPORT])}")
+        say(f"{folder.path}/: {', '.join([*outputs.data, *drawn, REPORT, SETTINGS])}")
         return result
 
 
@@ -221,7 +222,13 @@ def _looked_at(settings: Settings, pairs: PromptPairs | None) -> tuple[nn.Module
             some = attrs.evolve(settings, at=(), positions="last" if settings.sites else None)
             sites_of(some, api).grids(skeleton, api, 1)
         else:
-            sites_of(settings, api).grids(skeleton, api, pairs.batch.seq_len, pairs.batch)
+            sites = sites_of(settings, api)
+            sites.grids(skeleton, api, pairs.batch.seq_len, pairs.batch)
+            if settings.method in PAIRED:
+                prompts = pairs.batch
+                assert prompts.source is not None
+                named = label_prompts(None, prompts.source, prompts.target, pairs.tokenizer)
+                warn_of_columns(sites, prompts, named.strings)
     return skeleton, api
 
 

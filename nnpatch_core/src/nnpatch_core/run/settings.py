@@ -194,7 +194,7 @@ class Settings:
     epochs: int = _option(
         20, "How often the pairs are gone through.", HOW, methods=("subspace",), least=1
     )
-    seed: int | None = _option(None, "Of what is drawn.", HOW)
+    seed: int | None = _option(None, "The seed of whatever is drawn at random.", HOW)
 
     # Running.
     engine: str = _option(
@@ -215,7 +215,7 @@ class Settings:
     out: Path | None = _option(  # noqa: RUF009 - a field
         None, "The folder for all files. By default nnpatch-TABLE, in the current folder.", OUTPUT
     )
-    level: float = _option(0.95, "Of the intervals.", OUTPUT)
+    level: float = _option(0.95, "The level of the intervals.", OUTPUT)
     width: float = _option(
         0.2, "How wide intervals may be before the report asks for more prompts.", OUTPUT
     )

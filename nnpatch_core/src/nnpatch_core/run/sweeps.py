@@ -24,28 +24,11 @@ from nnpatch_core.plugins import find_metric
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.run.numbers import read_numbers
 from nnpatch_core.run.settings import SITES, Settings
-from nnpatch_core.seq_pos import PromptBatch
-from nnpatch_core.sites import Grid, Sites, SweepSites
+from nnpatch_core.sites import Sites, SweepSites, Together
 from nnpatch_core.subspace import sweep_subspaces
 
 #: What is swept where nobody says: blocks at each position, heads at the last.
 _BLOCKS, _HEADS = ("resid", "attn", "mlp"), ("o",)
-
-
-@attrs.frozen
-class Together:
-    """Several grids of sites in one sweep, of different names."""
-
-    parts: tuple[SweepSites, ...]
-
-    def grids(
-        self, nnmodel: Any, api: Any, seq_len: int, prompts: PromptBatch | None = None
-    ) -> dict[str, Grid]:
-        """See `SweepSites.grids`."""
-        found: dict[str, Grid] = {}
-        for part in self.parts:
-            found |= part.grids(nnmodel, api, seq_len, prompts)
-        return found
 
 
 @attrs.frozen(eq=False)

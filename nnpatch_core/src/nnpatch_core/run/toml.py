@@ -11,7 +11,7 @@ from typing import Any
 
 from nnpatch_core._files import reason, write_whole
 from nnpatch_core.errors import SettingsError
-from nnpatch_core.run.settings import METHODS, Settings, options
+from nnpatch_core.run.settings import METHODS, Settings, options, read_settings
 
 
 def read_toml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -63,8 +63,17 @@ def changed(settings: Settings) -> Mapping[str, Any]:
     return {name: own[name] for name, _, default, _ in options() if own[name] != default}
 
 
-def template() -> str:
-    """A TOML file that has all settings, each with its help, and its default as a comment."""
+def template(given: Mapping[str, Any] | None = None) -> str:
+    """A TOML file that has all settings, each with its help; those not given are comments.
+
+    Args:
+        given: name to value.
+
+    Raises:
+        SettingsError: one of them is no value of its setting.
+    """
+    given = given or {}
+    known = read_settings({"table": "table", "model": "model", **given})
     lines = ["# Settings of `nnpatch run --config`. A line without # counts.", ""]
     group = None
     for name, _, default, option in options():
@@ -76,6 +85,9 @@ def template() -> str:
             lines.append(f"# One of {', '.join(option.choices)}.")
         if option.methods != METHODS:
             lines.append(f"# With method {', '.join(option.methods)}.")
+        if name in given:
+            lines += [f"{name} = {_value(getattr(known, name))}", ""]
+            continue
         needed = name in ("table", "model")
         told = '""' if default is None or needed else _value(default)
         lines += [f"{'' if needed else '# '}{name} = {told}", ""]

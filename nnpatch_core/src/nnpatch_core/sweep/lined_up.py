@@ -22,7 +22,7 @@ from nnpatch_core.seq_pos import (
     has_place,
 )
 from nnpatch_core.site import AnySite
-from nnpatch_core.sites import SiteList, Sites, SweepSites
+from nnpatch_core.sites import SiteList, Sites, SweepSites, Together
 
 _REMEDY = (
     "Patch by name, with seq_pos_type='spans' (PromptPairs.from_template gives spans, and spans= "
@@ -131,6 +131,8 @@ def _example(
 
 def _mixes(sites: SweepSites, seq_len: int) -> bool:
     """Whether places count that prompts of different lengths do not share."""
+    if isinstance(sites, Together):
+        return any(_mixes(part, seq_len) for part in sites.parts)
     if isinstance(sites, SiteList):
         named = {_positions(cell) for cell in sites.sites} - {frozenset()}
         taken = {_positions(cell, sources=True) for cell in sites.sites}
