@@ -341,6 +341,9 @@ def test_show_and_compare(files: Files, nnpatch: Command) -> None:
     assert compared.code == 0
     difference = found - Outcome.load("two/outcome.safetensors")
     assert str(difference.top(2)) in compared.out
+    assert nnpatch("compare", "one", "one").out.endswith("No value differs.\n")
+    some = nnpatch("compare", "one", "two", "--sites", "mlp", "--top", 2)
+    assert some.out == compared.out
 
 
 @pytest.mark.parametrize("command", [["show", "nix"], ["compare", "nix", "nix"]])

@@ -30,7 +30,9 @@ def compare(
         first, second = first.sel(site=sites), second.sel(site=sites)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        table = str((first - second).top(top))
+        found = (first - second).top(top)
+        same = all(row["value"] == 0 for row in found)
+        table = "No value differs." if same else str(found)
     for words in dict.fromkeys(str(each.message) for each in heard):
         say_aside(words)
     say(f"{one} - {other}")

@@ -28,6 +28,7 @@ _TEXTS = ("site", "label", "circuit", "sender", "receiver", "layers", "token", "
 _HIDDEN = ("nodes",)
 _CAPTIONS = {
     "heatmap": "All values by {metric}: blue is above 0, red below, and darker grey was not swept. "
+    "Frames are around the strongest three. "
     "Printed without colours blue and red look alike, and the numbers below have the signs.",
     "lines": "All values by {metric}.",
     "bars": "The strongest by {metric}.",
@@ -54,7 +55,7 @@ def study_of(outcome: Outcome, *, distinct: bool = True, **pictures: Any) -> Stu
     return Study(
         title=_title(outcome),
         question=question_of(outcome),
-        answer=[*map(_found, views, tops), scale_of(outcome)],
+        answer=[*map(_found, views, tops), *_found_of_each(views[0], distinct), scale_of(outcome)],
         drawings=[_drawing(view, top, pictures) for view, top in zip(views, tops, strict=True)],
         tables=[table_of_top(top) for top in tops],
         bounds=[*_bounds(outcome)],
@@ -104,6 +105,17 @@ def _found(outcome: Outcome, top: Top) -> str:
         f"By {outcome.metric} the strongest is {cell_name(row)}{others}: "
         f"{in_digits(row['value'])}{sure}{told}."
     )
+
+
+def _found_of_each(outcome: Outcome, distinct: bool) -> Iterator[str]:
+    """The strongest of each site name, where there are several: the stream alone says little."""
+    if len(outcome.cells) < 2:
+        return
+    tops = [make_top(outcome, 1, name, distinct, flips=0) for name in outcome.cells]
+    told = [
+        f"{cell_name(top.rows[0])} {in_digits(top.rows[0]['value'])}" for top in tops if top.rows
+    ]
+    yield f"The strongest of each site: {', '.join(told)}."
 
 
 def _drawing(outcome: Outcome, top: Top, asked: dict[str, Any]) -> Drawing:
