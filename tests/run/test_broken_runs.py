@@ -26,8 +26,11 @@ from tests.helpers.runs import Files
 pytestmark = pytest.mark.filterwarnings("ignore::nnpatch_core.errors.StatisticsWarning")
 
 SCRIPT = """
+import signal
 import sys
 import torch
+# What runs in the background of a shell is started without it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 sys.path.insert(0, {folder!r})
 from nnpatch_core.cli import main

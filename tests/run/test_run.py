@@ -379,6 +379,17 @@ def test_warnings_of_the_table_are_told_and_stand_in_the_report(
     assert str(markupsafe.escape(told)) in Path("o/report.html").read_text("utf-8")
 
 
+def test_rows_that_were_dropped_are_told(files: Files, nnpatch: Command) -> None:
+    rows = [*lines(3), ",Now Cuba is, Oslo, Cairo", "a,b"]
+    files.table.write_text("\n".join(rows) + "\n", "utf-8")
+    done = nnpatch("plan", *files.arguments, "--faulty", "drop")
+    assert done.code == 0
+    told = "nnpatch: warning: 2 of 5 lines were dropped: line 5, column clean: must be"
+    (line,) = done.err.splitlines()
+    assert line.startswith(told)
+    assert "; line 6, column answer" in line
+
+
 def test_paths_are_written_for_a_shell(files: Files, nnpatch: Command) -> None:
     os.rename(files.table, "my pairs.csv")  # noqa: PTH104 - shorter
     done = nnpatch("run", "my pairs.csv", "--model", files.model, "--sites", "mlp")

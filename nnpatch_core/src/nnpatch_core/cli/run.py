@@ -86,8 +86,9 @@ def _plan(*, config: _CONFIG = None, **given: Any) -> bool:
 
 
 def _warn(words: str) -> None:
-    """Say a warning, of which every line counts."""
-    say_aside(" ".join(in_options(words).split()))
+    """Say a warning in one line; those below its first one are a list."""
+    first, *others = in_options(words).strip().splitlines()
+    say_aside(first + (f": {'; '.join(others)}" if others else ""))
 
 
 def _settings(config: Path | None, given: Mapping[str, Any]) -> Settings:

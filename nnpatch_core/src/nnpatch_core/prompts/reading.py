@@ -114,7 +114,7 @@ class Reader:
         if faulty:
             count = f"{len(faulty)} of {len(table.rows)} {table.kind}s"
             was = "was" if len(faulty) == 1 else "were"
-            warn(f"{count} {was} dropped:\n{report(faulty)}", PromptWarning)
+            warn(f"{count} {was} dropped\n{report(faulty)}", PromptWarning)
         self._warn_of_answers(table, kept)
         self._warn_of_first_tokens(table, kept)
         self._warn_of_integers(table, kept)
