@@ -127,6 +127,15 @@ def examples(session: nox.Session) -> None:
 
 
 @nox.session
+def study(session: nox.Session) -> None:
+    """Make the case study of docs/case-study.md anew: tables, reports and pictures of two runs."""
+    install(session)
+    install_smollm2(session)
+    told = session.posargs or ["--out", "nnpatch-study"]
+    session.run("python", "docs/examples/indirect_objects.py", *told)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests on tiny random models."""
     install(session, *TESTING)

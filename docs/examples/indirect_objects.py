@@ -17,6 +17,7 @@ import smollm2
 import telling
 from circuit_of_names import NAMES, TEMPLATE
 
+from nnpatch_core import Outcome
 from nnpatch_core.cli import main as nnpatch
 
 COUNT = 24
@@ -92,6 +93,11 @@ def main() -> None:
         nnpatch(["show", str(restored), "--sites", "o", "--top", "12", "--metric", metric])
         nnpatch(["show", str(broken), "--sites", "o", "--top", "12", "--metric", metric])
     nnpatch(["compare", str(restored), str(broken), "--top", "12"])
+    for name in ("again", "end"):
+        heads = Outcome.load(restored / "outcome.safetensors").sel(site="o", span=name)
+        picture = folder / f"indirect-objects-{name}.png"
+        heads.plot(crop=True, title=f"Heads at '{name}'").savefig(picture, dpi=80)
+        telling.say(f"Picture: {picture}")
 
 
 if __name__ == "__main__":

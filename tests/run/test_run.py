@@ -136,6 +136,8 @@ def test_sites_of_choice(files: Files, nnpatch: Command, by: str) -> None:
     )
     found = check(Path("o"), expected)
     assert found.metrics == ("logit_difference", "kl_divergence")
+    others = {"heatmap-kl_divergence.png", "heatmap-kl_divergence.html"}
+    assert listing(Path("o")) == {*SWEEP, *others, "run.toml"}
 
 
 def test_ablation(files: Files, nnpatch: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -62,17 +63,20 @@ def check_extras() -> None:
 
 
 def _outcome(result: Outcome, level: float) -> Outputs:
-    several = "all" if len(result.metrics) > 1 else None
+    pictures: dict[str, Callable[[Path], object]] = {}
+    pages: dict[str, str] = {}
+    for number, metric in enumerate(result.metrics):
+        # One for each metric: together they would be longer than any screen.
+        name = f"heatmap-{re.sub(r'[^A-Za-z0-9_-]+', '-', metric)}" if number else "heatmap"
+        seen = result.for_metric(metric)
+        pictures[f"{name}.png"] = partial(_figure, seen.plot)
+        pictures[f"{name}.html"] = partial(_page, partial(seen.plot, interactive=True))
+        told = f" of {metric}" if len(result.metrics) > 1 else ""
+        pages[f"{name}.html"] = f"The heatmaps{told}, with a value under the pointer"
     return Outputs(
-        {
-            OUTCOME: steady(result).save,
-            "cells.parquet": partial(result.to_parquet, level=level),
-        },
-        {
-            "heatmap.png": partial(_figure, lambda: result.plot(metrics=several)),
-            "heatmap.html": partial(_page, lambda: result.plot(metrics=several, interactive=True)),
-        },
-        {"heatmap.html": "The heatmaps, with a value under the pointer"},
+        {OUTCOME: steady(result).save, "cells.parquet": partial(result.to_parquet, level=level)},
+        pictures,
+        pages,
         str(result.top(10)),
     )
 
