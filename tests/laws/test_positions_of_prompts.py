@@ -449,7 +449,9 @@ def test_a_screen_measures_and_estimates_the_same_positions(case: Case, data: An
     screened = case.sweep(sites, "auto", screen=screen, top_k=2, spot_checks=1)
     for name in plain:
         exact = screened.exact(name)
-        torch.testing.assert_close(screened[name][exact], plain[name][exact], **CLOSE)
+        # In logits: two runs may differ by so little that a value is rounding, many times over.
+        one, other = (each.patched(name)[exact] for each in (screened, plain))
+        torch.testing.assert_close(one, other, **CLOSE)
 
 
 @RELAXED
