@@ -450,7 +450,7 @@ def test_a_screen_measures_and_estimates_the_same_positions(case: Case, data: An
     for name in plain:
         exact = screened.exact(name)
         # In logits: two runs may differ by so little that a value is rounding, many times over.
-        one, other = (each.patched(name)[exact] for each in (screened, plain))
+        one, other = (each.patched(name)[exact].double() for each in (screened, plain))
         torch.testing.assert_close(one, other, **CLOSE)
 
 
