@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import shlex
 import signal
 import struct
 import subprocess
@@ -110,6 +111,24 @@ def test_stopped_before_anything_was_measured(
     stopped = nnpatch(*run_arguments(files, "o"))
     assert stopped.code == INTERRUPTED
     assert "nothing was measured yet" in stopped.err
+
+
+def test_stopped_where_another_run_had_ended(
+    files: Files, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the other one passes for what this one has found; a folder may have a space."""
+    given = [*run_arguments(files, "my run"), "--overwrite"]
+    assert nnpatch(*given).code == 0
+    mend = broken_after(monkeypatch, 0, "full")
+    stopped = nnpatch(*given, "--swap")
+    mend()
+    assert stopped.code == INTERRUPTED
+    assert nnpatch("show", "my run").code == 2
+    command = stopped.err.partition("nnpatch run ")[2]
+    assert nnpatch("run", *shlex.split(command)).code == 0
+    assert nnpatch(*run_arguments(files, "whole"), "--swap").code == 0
+    one, two = (Path(out, "outcome.safetensors").read_bytes() for out in ("whole", "my run"))
+    assert one == two
 
 
 def test_signal_of_a_terminal(files: Files) -> None:

@@ -25,6 +25,7 @@ from nnpatch_core.run import (
     read_toml,
     template,
 )
+from nnpatch_core.run.settings import draws
 
 #: Texts of all kinds; a shell's words cannot hold NUL, and an option of several has commas.
 TEXTS = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), min_size=1)
@@ -72,6 +73,10 @@ def settings(draw: st.DrawFn) -> Settings:
         given.pop("top_k", None)
     if method == "edges" and "estimate" not in given:
         given.pop("top_k", None)
+    if given.get("device_map") or given.get("quantize"):
+        given.pop("device", None)
+    if not draws(Settings(**given)):
+        given.pop("seed", None)
     return Settings(**given)
 
 
@@ -141,6 +146,10 @@ def test_every_setting_has_help() -> None:
         ({"width": 0}, "width: must be above 0"),
         ({"system": "x"}, "system: means nothing without chat"),
         ({"screen": "attribution"}, "screen: needs top_k"),
+        ({"seed": 1}, "seed: means nothing here, as nothing is drawn at random"),
+        ({"device": "cpu", "device_map": "auto"}, "device: means nothing beside device_map"),
+        ({"device": "cpu", "quantize": "4bit"}, "device: means nothing beside quantize"),
+        ({"level": 0.9, "method": "subspace"}, "level: means nothing with method 'subspace'"),
     ],
 )
 def test_faulty(given: dict[str, Any], part: str) -> None:

@@ -64,7 +64,7 @@ def _paragraphs(command: Callable[..., bool]) -> str:
 
 
 def _ours(command: Callable[..., bool]) -> Callable[..., bool]:
-    """The command, while which nobody else prints: all that is wrong is in its own output."""
+    """The command, during which nobody else prints: its own output says all that is wrong."""
 
     @functools.wraps(command)
     def quiet(*args: Any, **kwargs: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,8 +71,9 @@ def _run(
     except KeyboardInterrupt:
         kept = job.folder.checkpoint.exists()
         left = "go on" if kept else "nothing was measured yet: begin again"
+        told = shlex.quote(str(job.folder.path / SETTINGS))
         raise KeyboardInterrupt(
-            f"interrupted; {left} with nnpatch run --config {job.folder.path / SETTINGS} --resume"
+            f"interrupted; {left} with nnpatch run --config {told} --resume"
         ) from None
     return True
 

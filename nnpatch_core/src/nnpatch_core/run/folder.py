@@ -98,7 +98,10 @@ class Folder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not resume:
+                # What another run has left must not pass for what this one finds.
                 self.forget()
+                for name in (OUTCOME, REPORT):
+                    (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise SettingsError(f"out: {self.path} cannot be used: {reason(error)}") from error
         write_toml(self.path / SETTINGS, attrs.evolve(settings, out=self.path))

@@ -215,7 +215,10 @@ class Settings:
     out: Path | None = _option(  # noqa: RUF009 - a field
         None, "The folder for all files. By default nnpatch-TABLE, in the current folder.", OUTPUT
     )
-    level: float = _option(0.95, "The level of the intervals.", OUTPUT)
+    level: float = _option(
+        0.95, "The level of the intervals in cells.parquet; all others are of 0.95.", OUTPUT,
+        methods=tuple(name for name in METHODS if name != "subspace"),
+    )  # fmt: skip
     width: float = _option(
         0.2, "How wide intervals may be before the report asks for more prompts.", OUTPUT
     )
@@ -266,6 +269,16 @@ def read_settings(
     return Settings(**found)
 
 
+def draws(settings: Settings) -> bool:
+    """Whether something is drawn at random, so that a seed means something."""
+    if settings.method in ("circuit", "subspace"):
+        return True
+    screened = settings.screen is not None or (
+        settings.method == "edges" and settings.top_k is not None
+    )
+    return screened or settings.ablation == "resample"
+
+
 def _beside(settings: Settings, place: Callable[[str], str]) -> list[str]:
     """The faults of settings that mean nothing beside the others, or lack another."""
     faults = []
@@ -290,6 +303,11 @@ def _beside(settings: Settings, place: Callable[[str], str]) -> list[str]:
         faults.append(f"{place('top_k')}: means nothing without estimate")
     if settings.system is not None and not settings.chat:
         faults.append(f"{place('system')}: means nothing without chat")
+    if settings.seed is not None and not draws(settings):
+        faults.append(f"{place('seed')}: means nothing here, as nothing is drawn at random")
+    for name in ("device_map", "quantize"):
+        if settings.device is not None and getattr(settings, name) is not None:
+            faults.append(f"{place('device')}: means nothing beside {name}, which places the model")
     if settings.at and settings.positions is None:
         faults.append(f"{place('at')}: means nothing without positions")
     if not 0 < settings.level < 1:

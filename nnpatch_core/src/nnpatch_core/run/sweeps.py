@@ -23,7 +23,7 @@ from nnpatch_core.patching import (
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.run.numbers import read_numbers
-from nnpatch_core.run.settings import SITES, Settings
+from nnpatch_core.run.settings import SITES, Settings, draws
 from nnpatch_core.sites import Sites, SweepSites, Together
 from nnpatch_core.subspace import sweep_subspaces
 
@@ -50,6 +50,11 @@ class Asked:
     pairs: PromptPairs
     checkpoint: Path
     progress: bool
+
+    @property
+    def over_sites(self) -> tuple[Any, Any, SweepSites, PromptPairs]:
+        """The first arguments of a sweep over sites."""
+        return self.nnmodel, self.api, sites_of(self.settings, self.api), self.pairs
 
     def given(self, *names: str, **renamed: str) -> dict[str, Any]:
         """The settings that were given, as arguments of a call; others keep its own defaults."""
@@ -131,10 +136,7 @@ def _at(settings: Settings, positions: str) -> Any:
 
 def _activation(asked: Asked) -> Any:
     return activation_patching(
-        asked.nnmodel,
-        asked.api,
-        sites_of(asked.settings, asked.api),
-        asked.pairs,
+        *asked.over_sites,
         force_model_confidence=asked.settings.confident,
         checkpoint=asked.checkpoint,
         **asked.given("engine", "batch_size", "memory_budget", "screen", "top_k", **_seed(asked)),
@@ -142,19 +144,13 @@ def _activation(asked: Asked) -> Any:
 
 
 def _seed(asked: Asked) -> Mapping[str, str]:
-    """A seed means nothing where nothing is drawn."""
-    settings = asked.settings
-    drawn = settings.screen is not None or "resample" in (settings.ablation or "")
-    drawn |= settings.method == "edges" and settings.top_k is not None
-    return {"seed": "seed"} if drawn or settings.method in ("circuit", "subspace") else {}
+    """A call refuses a seed where nothing is drawn."""
+    return {"seed": "seed"} if draws(asked.settings) else {}
 
 
 def _attribution(asked: Asked) -> Any:
     return attribution_patching(
-        asked.nnmodel,
-        asked.api,
-        sites_of(asked.settings, asked.api),
-        asked.pairs,
+        *asked.over_sites,
         force_model_confidence=asked.settings.confident,
         per_position=asked.settings.per_position,
         **asked.given("batch_size", "memory_budget", "steps", "ablation"),
@@ -163,10 +159,7 @@ def _attribution(asked: Asked) -> Any:
 
 def _ablation(asked: Asked) -> Any:
     return ablation_patching(
-        asked.nnmodel,
-        asked.api,
-        sites_of(asked.settings, asked.api),
-        asked.pairs,
+        *asked.over_sites,
         checkpoint=asked.checkpoint,
         per_position=asked.settings.per_position,
         **asked.given("engine", "batch_size", "memory_budget", method="ablation", **_seed(asked)),
@@ -237,13 +230,9 @@ def _circuit(asked: Asked) -> Any:
 
 
 def _subspace(asked: Asked) -> Any:
-    settings = asked.settings
     return sweep_subspaces(
-        asked.nnmodel,
-        asked.api,
-        sites_of(settings, asked.api),
-        asked.pairs,
-        settings.rank,
+        *asked.over_sites,
+        asked.settings.rank,
         checkpoint=asked.checkpoint,
         **asked.given("epochs", "engine", "memory_budget", "seed"),
     )
