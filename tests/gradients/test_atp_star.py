@@ -93,6 +93,7 @@ def test_any_estimate_is_that_of_the_oracle(
     check(out, runs, sites, EXPECTED[method], metric)
 
 
+@pytest.mark.filterwarnings("ignore:qk_fix=True changes nothing")
 @given(st.data(), ablations(), st.sampled_from(METRICS[:-1]), st.sampled_from(REPAIRS))
 @settings(max_examples=35)
 def test_any_ablation_is_that_of_the_oracle(
