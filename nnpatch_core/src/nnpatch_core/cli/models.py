@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from nnpatch_core._hints import did_you_mean
-from nnpatch_core._sizes import bounded, check_config
+from nnpatch_core._pretrained import read_pretrained, skeleton_of
 from nnpatch_core._tiny import causal_model_types, tiny_model
-from nnpatch_core._upstream import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from nnpatch_core._upstream import AutoConfig, AutoModelForCausalLM
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.cli.output import UsageError, first_line
 from nnpatch_core.errors import AdapterError
@@ -48,11 +48,7 @@ def weightless(name: str, advice: str = INSTEAD) -> nn.Module:
     """A model without weights, on the device "meta"; a tiny one, with weights, for a type."""
     if name in causal_model_types():
         return tiny(name, advice)
-    config = _read(AutoConfig, _folder(name))
-    with torch.device("meta"), bounded():
-        # Nothing is computed; but in this type the kernels of mixtures of experts give a shape.
-        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
-    return model
+    return skeleton_of(_read(AutoConfig, _folder(name)))
 
 
 def loaded(name: str) -> nn.Module:
@@ -79,10 +75,7 @@ def _folder(name: str) -> str:
 
 def _read(loader: Any, name: str, **options: Any) -> Any:
     try:
-        # Before the config's class makes lists with an entry for each layer.
-        check_config(PreTrainedConfig.get_config_dict(name)[0])
-        # Without an answer to whether to run the folder's own code, transformers would ask.
-        return loader.from_pretrained(name, trust_remote_code=False, **options)
+        return read_pretrained(loader, name, **options)
     except AdapterError as error:
         raise UsageError(f"{name!r} cannot be loaded as a model: {error}") from error
     except Exception as error:

@@ -13,7 +13,8 @@ from nnpatch_core._upstream import forward_of
 from nnpatch_core.adapters import Location, ModelAPI, Place, n_layers, place_of, table_of
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.steady import same_numbers
-from nnpatch_core.errors import AdapterError, EngineError, GradientError
+from nnpatch_core.errors import AdapterError, EngineError
+from nnpatch_core.gradients import forward_with_graph
 from nnpatch_core.tracing import (
     LAYER_INPUT,
     LAYER_OUTPUT,
@@ -151,17 +152,7 @@ def graphed(
     model = module_of(nnmodel)
     places = layer_places(api, model)
     notes = _Notes(places, _Ends(_plain(model, places), Moved() if moved is None else moved))
-    try:
-        logits = forward(nnmodel, batch, notes.visitor(api.layers, batch), gradients=True)
-    except RuntimeError as error:
-        if "inference" not in str(error).lower():
-            raise
-        raise GradientError(f"the model works in inference mode: {error}") from error
-    if not logits.requires_grad:
-        raise GradientError(
-            f"the logits of {type(model).__name__} have no gradient: something in its forward "
-            "leaves the graph, as detach() and no_grad() do"
-        )
+    logits = forward_with_graph(nnmodel, batch, notes.visitor(api.layers, batch))
     run, ends = notes.recording(model, batch, logits.detach()), notes.ends
     assert ends is not None
     return run, notes.calls, Graph(logits, ends.streams, ends.parts, ends.projected)

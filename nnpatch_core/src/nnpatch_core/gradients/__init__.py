@@ -4,7 +4,7 @@ from nnpatch_core.gradients.atp_star import FIXED, AtPStar, adding_places, fixed
 from nnpatch_core.gradients.attention import AttentionPlaces
 from nnpatch_core.gradients.cotangents import cotangents
 from nnpatch_core.gradients.first_order import Estimator, joint
-from nnpatch_core.gradients.graph import Graph, open_graph
+from nnpatch_core.gradients.graph import Graph, forward_with_graph, open_graph
 from nnpatch_core.gradients.integrated import Entries, Paths, record_entries
 from nnpatch_core.gradients.limits import GraphLimits, graph_limits, waiting_paths
 from nnpatch_core.gradients.support import check_gradients
@@ -25,6 +25,7 @@ __all__ = [
     "check_gradients",
     "cotangents",
     "fixed_attentions",
+    "forward_with_graph",
     "graph_limits",
     "joint",
     "open_graph",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import attrs
@@ -103,6 +103,33 @@ def _gradients(of: Tensor, cotangent: Tensor, wanted: Mapping[_At, Tensor]) -> d
     return known
 
 
+def forward_with_graph(
+    nnmodel: Any, batch: Batch, visit: Callable[[Any], None] | None = None
+) -> Tensor:
+    """The logits of a forward, as `forward` gives them, with their graph.
+
+    Args:
+        nnmodel: the model, wrapped by nnsight.
+        batch: the prompts.
+        visit: called inside the trace.
+
+    Raises:
+        GradientError: the logits have no gradient.
+    """
+    try:
+        logits = forward(nnmodel, batch, visit, gradients=True)
+    except RuntimeError as error:
+        if "inference" not in str(error).lower():
+            raise
+        raise GradientError(f"the model works in inference mode: {error}") from error
+    if not logits.requires_grad:
+        raise GradientError(
+            f"the logits of {type(module_of(nnmodel)).__name__} have no gradient: something in its "
+            "forward leaves the graph, as detach() and no_grad() do"
+        )
+    return logits
+
+
 def open_graph(
     nnmodel: Any,
     batch: Batch,
@@ -124,7 +151,7 @@ def open_graph(
         GradientError: the model's logits have no gradient.
     """
     ordered = in_order({place.location: place for place in (*places, *held)}.values())
-    model, path = module_of(nnmodel), ordered[0].api.layers
+    path = ordered[0].api.layers
     first, layers = ordered[0].layer, ordered[0].n_layers
     adding = {place.location for place in held}
     shape = (len(batch), batch.seq_len)
@@ -167,15 +194,5 @@ def open_graph(
                     take(envoy, LAYER_OUTPUT, end, layer)
                 outputs[layer] = activations[end]
 
-    try:
-        logits = forward(nnmodel, batch, visit, gradients=True)
-    except RuntimeError as error:
-        if "inference" not in str(error).lower():
-            raise
-        raise GradientError(f"the model works in inference mode: {error}") from error
-    if not logits.requires_grad:
-        raise GradientError(
-            f"the logits of {type(model).__name__} have no gradient: something in its forward "
-            "leaves the graph, as detach() and no_grad() do"
-        )
+    logits = forward_with_graph(nnmodel, batch, visit)
     return Graph(logits, activations, outputs, calls, state)

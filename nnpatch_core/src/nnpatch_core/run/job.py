@@ -12,9 +12,8 @@ import attrs
 import torch
 from torch import nn
 
+from nnpatch_core._pretrained import skeleton_of
 from nnpatch_core._printable import shown
-from nnpatch_core._sizes import bounded
-from nnpatch_core._upstream import AutoModelForCausalLM
 from nnpatch_core.errors import PatchingError, PictureWarning, SettingsError
 from nnpatch_core.patching import plan_sweep
 from nnpatch_core.plugins import find_adapter
@@ -211,9 +210,7 @@ def _place(column: str) -> Any:
 
 def _looked_at(settings: Settings, pairs: PromptPairs | None) -> tuple[nn.Module, Any]:
     """The model without weights, and its adapter, which has the sites that are asked for."""
-    config = load_config(settings)
-    with torch.device("meta"), bounded():
-        skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    skeleton = skeleton_of(load_config(settings))
     api = find_adapter(settings.api, skeleton)
     check_names(settings, skeleton, api)
     if settings.method in SITES:

@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
+from nnpatch_core._pretrained import read_pretrained
 from nnpatch_core._printable import shown
-from nnpatch_core._sizes import check_config
 from nnpatch_core._upstream import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    PreTrainedConfig,
 )
 from nnpatch_core.errors import SettingsError
 from nnpatch_core.run.settings import Settings
@@ -139,12 +138,7 @@ def _read(loader: Any, what: str, name: str, **options: Any) -> Any:
         raise SettingsError(f"{what}: there is no {name}")
     name = str(path.expanduser()) if name.startswith("~") else name
     try:
-        if "gguf_file" not in options:
-            revision = {key: value for key, value in options.items() if key == "revision"}
-            # Before the config's class makes lists with an entry for each layer.
-            check_config(PreTrainedConfig.get_config_dict(name, **revision)[0])
-        # Without an answer to whether to run the folder's own code, transformers would ask.
-        return loader.from_pretrained(name, trust_remote_code=False, **options)
+        return read_pretrained(loader, name, **options)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
