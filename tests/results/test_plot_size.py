@@ -135,6 +135,15 @@ def test_panels_find_a_place(counts: Any, rows: Any) -> None:
     assert 0 < grid.column <= 0.42
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8])
+def test_a_page_of_several_panels_fits_the_window_of_a_laptop(count: int) -> None:
+    names = ["resid", "attn", "mlp", "q", "k", "v", "o", "resid_pre"][:count]
+    out = outcome(24, 3, Sites(names, seq_pos_type="each"))
+    figure = plot(out, interactive=True)
+    assert figure.layout.width is None or figure.layout.width <= 1180
+    assert plot(out, interactive=True, size=(18, 6)).layout.width == 18 * 82
+
+
 # What is left out --------------------------------------------------------------------------------
 
 

@@ -340,3 +340,22 @@ def test_outcomes_of_other_prompts_have_no_p_values(out: Outcome) -> None:
     top = (out - other).top(3)
     assert "p_value" not in top.columns
     assert any(words.startswith("There are no p-values: these outcomes") for words in top.notes)
+
+
+@pytest.mark.parametrize("count", [6, 7, 12])
+def test_rows_whose_interval_and_p_value_disagree_are_named(count: int) -> None:
+    few = sample(*(side[:count].tolist() for side in (*MANY[:2], *MANY.answers)))
+    top = sweep(few).top(20)
+    apart, rare = [], []
+    for number, row in enumerate(top, 1):
+        clear = row["low"] > 0 or row["high"] < 0
+        if clear and row["p_value"] > 0.05:
+            apart.append(number)
+        if math.isfinite(row["low"]) and not clear and row["p_value"] <= 0.05:
+            rare.append(number)
+    told = [words for words in top.notes if words.startswith("Row")]
+    assert len(told) == bool(apart) + bool(rare)
+    assert any(apart)
+    named = told[0].partition(":")[0].removeprefix("Rows ").removeprefix("Row ")
+    spans = [part.split("-") for part in named.split(", ")]
+    assert [n for ends in spans for n in range(int(ends[0]), int(ends[-1]) + 1)] == apart

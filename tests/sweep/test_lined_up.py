@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nnpatch_core import PromptBatch, PromptPairs, Sites, activation_patching
+from nnpatch_core import PromptBatch, PromptPairs, Sites, activation_patching, plan_sweep
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import PromptWarning
 from nnpatch_core.sweep import warn_of_columns
@@ -40,6 +40,16 @@ def test_templates_of_one_length_are_told_with_their_words() -> None:
         warnings.simplefilter("error")
         sweep(pairs, Sites("resid", layers=[0], seq_pos_type="last"))
         sweep(pairs[0])
+
+
+def test_a_plan_tells_them_too() -> None:
+    pairs = made(
+        ["Mary went to the shop", "Anne ran from a bar"],
+        ["Sue went to the shop", "John ran from a bar"],
+    )
+    for given in ((pairs,), (None, pairs)):
+        with pytest.warns(PromptWarning, match=r"of 2 templates: position 4 is ' shop'"):
+            plan_sweep(MODEL, None, EACH, *given)
 
 
 ALIKE = {

@@ -27,7 +27,7 @@ from nnpatch_core.memory import limits_of
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import PromptBatch, Span
 from nnpatch_core.sites import SweepSites
-from nnpatch_core.sweep import Options, lay_out, plan_of, warn_of_columns
+from nnpatch_core.sweep import Options, label_prompts, lay_out, plan_of, warn_of_columns
 
 
 def plan_sweep(
@@ -49,7 +49,8 @@ def plan_sweep(
     What is elided is told from the tokens: nothing changes left of the first token in which a
     prompt's two runs differ. The sweep itself compares activations, and may find more.
 
-    Where hooks on the model make the default another engine, a warning says so.
+    Where hooks on the model make the default another engine, a warning says so; and where columns
+    of the outcome would mix the words of several templates, if a tokenizer is at hand.
 
     The model's weights are not looked at: one on torch's `meta` device will do.
 
@@ -93,12 +94,14 @@ def plan_sweep(
     options, traced = Options(batch_size, memory_budget), as_nnsight(nnmodel)
     if source_tokens is None:
         run = ablated_arguments(given, answers=False)
+        tokenizer = run.tokenizer
         source = target = read_batch(traced, "target_tokens", run.tokens, run.attention_mask)
         own = read_spans(run.spans, len(target), target.seq_len)
         prompts = PromptBatch(target, None, own)
         changed = target.mask.bool()
     else:
         pairs = pair_arguments(given, answers=False)
+        tokenizer = pairs.tokenizer
         source, target = read_two(traced, pairs)
         own = read_spans(pairs.spans, len(target), target.seq_len)
         prompts = PromptBatch(target, source, own)
@@ -117,7 +120,8 @@ def plan_sweep(
     patches = layout.where_present(mask).patches
     # By name, so that a reason against it is an error.
     choose_engines("cone", patches)
-    warn_of_columns(sites, prompts)
+    strings = label_prompts(traced, source, target, tokenizer).strings
+    warn_of_columns(sites, prompts, strings)
     default = choose_engines("auto", patches)
     if default.fallback is not None:
         warn(

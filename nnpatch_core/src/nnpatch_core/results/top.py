@@ -254,7 +254,7 @@ def _how_sure(
     if flips:
         p_values, said = _p_values(figured, names, groups, flips)
         columns |= p_values
-        notes += said
+        notes += [*said, *_disagreement(columns)]
     if figured.estimated:
         notes.append(
             "Where exact is False the value is an estimate, and the interval is of that estimate, "
@@ -332,6 +332,39 @@ def _p_values(
             "effect: take 6 or more."
         )
     return {"p_value": column}, notes
+
+
+def _disagreement(columns: Mapping[str, Sequence[float]]) -> list[str]:
+    """Say in which rows the interval and the p-value do not tell the same."""
+    if "p_value" not in columns:
+        return []
+    apart, rare = [], []
+    rows = zip(columns["low"], columns["high"], columns["p_value"], strict=True)
+    for row, (low, high, p_value) in enumerate(rows, 1):
+        clear, certain = low > 0 or high < 0, p_value <= 1 - LEVEL
+        if clear and p_value > 1 - LEVEL:
+            apart.append(row)
+        elif certain and -math.inf < low <= 0 <= high < math.inf:
+            rare.append(row)
+    notes = []
+    if apart:
+        notes.append(
+            f"{_rows(apart)}: the interval leaves 0 out, though the p-value is above "
+            f"{1 - LEVEL:.2g}. The interval is of one cell alone and the p-value of the search among "
+            "all: go by the p-value, or take more prompts."
+        )
+    if rare:
+        notes.append(
+            f"{_rows(rare)}: the interval has 0 in it, though the p-value is at most "
+            f"{1 - LEVEL:.2g}. They are made in two ways, which few prompts or rare large values set "
+            "apart: take more prompts."
+        )
+    return notes
+
+
+def _rows(numbers: Sequence[int]) -> str:
+    """Rows by their numbers, counted from 1."""
+    return f"Row{'s' * (len(numbers) > 1)} {ranges(numbers)}"
 
 
 def _written(column: str, value: Any) -> str:

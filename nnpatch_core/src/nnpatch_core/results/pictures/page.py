@@ -16,8 +16,8 @@ from nnpatch_core.results.pictures.page_charts import add_bars, add_lines
 from nnpatch_core.results.pictures.page_heatmap import PHONE_PANEL, add_heatmap, axis_name
 from nnpatch_core.results.pictures.sheet import Sheet
 
-#: Pixels of an inch.
-_INCH = 82
+#: Pixels of an inch, and the widest page that fits the window of a small laptop.
+_INCH, _WIDEST = 82, 1180
 #: Pixels: the least height of a panel, and the most of all together.
 _LOWEST, _HIGHEST = 240, 4000
 #: Pixels: a row of a heatmap, a bar, a chart of lines.
@@ -48,7 +48,8 @@ def draw_page(sheet: Sheet) -> Any:
     subplots = extra("plotly.subplots", "plot")
     layout, panels, size = sheet.layout, sheet.panels, sheet.size
     fits_phone = layout.across == 1 and not size and _labels_fit(sheet)
-    fixed = None if fits_phone else max(_PHONE, round(layout.width * _INCH))
+    wide = max(_PHONE, round(layout.width * _INCH))
+    fixed = None if fits_phone else wide if size else min(wide, _WIDEST)
     title, note = _texts(sheet)
     named = _NAME if any(each.name for each in panels) else 22
     above = 14 + _TITLE * len(title) + _NOTE * len(note) + named
@@ -186,7 +187,8 @@ def _colour_axes(figure: Any, sheet: Sheet, high: float) -> dict[str, Any]:
 
 def _across(sheet: Sheet) -> float:
     """Pixels of all panels beside one another, about."""
-    return max(sheet.layout.width * _INCH - 160, 200)
+    wide = sheet.layout.width * _INCH
+    return max((wide if sheet.size else min(wide, _WIDEST)) - 160, 200)
 
 
 def _stops(colours: Sequence[str]) -> list[list[Any]]:
