@@ -140,7 +140,7 @@ def test_a_page_of_several_panels_fits_the_window_of_a_laptop(count: int) -> Non
     names = ["resid", "attn", "mlp", "q", "k", "v", "o", "resid_pre"][:count]
     out = outcome(24, 3, Sites(names, seq_pos_type="each"))
     figure = plot(out, interactive=True)
-    assert figure.layout.width is None or figure.layout.width <= 1180
+    assert figure.layout.width is None or figure.layout.width <= 1160
     assert plot(out, interactive=True, size=(18, 6)).layout.width == 18 * 82
 
 

@@ -350,14 +350,14 @@ def _disagreement(columns: Mapping[str, Sequence[float]]) -> list[str]:
     if apart:
         notes.append(
             f"{_rows(apart)}: the interval leaves 0 out, though the p-value is above "
-            f"{1 - LEVEL:.2g}. The interval is of one cell alone and the p-value of the search among "
-            "all: go by the p-value, or take more prompts."
+            f"{1 - LEVEL:.2g}. The interval is of one cell alone and the p-value of the search "
+            "among all: go by the p-value, or take more prompts."
         )
     if rare:
         notes.append(
             f"{_rows(rare)}: the interval has 0 in it, though the p-value is at most "
-            f"{1 - LEVEL:.2g}. They are made in two ways, which few prompts or rare large values set "
-            "apart: take more prompts."
+            f"{1 - LEVEL:.2g}. They are made in two ways, which few prompts or rare large values "
+            "set apart: take more prompts."
         )
     return notes
 

@@ -17,7 +17,7 @@ from nnpatch_core.results.pictures.page_heatmap import PHONE_PANEL, add_heatmap,
 from nnpatch_core.results.pictures.sheet import Sheet
 
 #: Pixels of an inch, and the widest page that fits the window of a small laptop.
-_INCH, _WIDEST = 82, 1180
+_INCH, _WIDEST = 82, 1160
 #: Pixels: the least height of a panel, and the most of all together.
 _LOWEST, _HIGHEST = 240, 4000
 #: Pixels: a row of a heatmap, a bar, a chart of lines.
