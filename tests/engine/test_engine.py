@@ -41,7 +41,7 @@ from nnpatch_core.errors import (
 )
 from nnpatch_core.memory import limits
 from nnpatch_core.memory import needs as memory
-from nnpatch_core.site import bind_cells
+from nnpatch_core.sites import bind_cells
 from nnpatch_core.sweep import progress
 from nnpatch_core.sweep.progress import Progress
 from nnpatch_core.testing import Trace, tiny_api, tiny_model, traces

@@ -19,9 +19,10 @@ from torch import nn
 from nnpatch_core import Component, decoder_components
 from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, Place, stage_of
 from nnpatch_core.components import COMPONENT_NAMES
+from nnpatch_core.engine.cone.buckets import Bucket
 from nnpatch_core.engine.cone.controls import controls_of
 from nnpatch_core.engine.cone.patched_runs import PatchedRuns, first_layer, patched_runs
-from nnpatch_core.engine.cone.plan import Bucket, Plan, joined, make_plan
+from nnpatch_core.engine.cone.plan import Plan, joined, make_plan
 from nnpatch_core.engine.cone.target import _Changes
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.interventions import Zeros
@@ -270,7 +271,7 @@ def test_the_cut_is_the_cheapest_of_all(case: Case) -> None:
     plan = case.plan()
     starts = sorted({start for _, _, start, _ in case.rows})
     if not starts:
-        assert plan.buckets == ()
+        assert not plan.buckets
         return
     chosen = [sorted(set(bucket.runs.start.tolist())) for bucket in plan.buckets]
     assert sorted(chain.from_iterable(chosen)) == starts
@@ -433,7 +434,7 @@ def changes(
 
 
 def runs_of(changed: _Changes, batch: int) -> PatchedRuns:
-    return patched_runs(changed.patches, batch, SEQ, changed.at)
+    return patched_runs(changed.patches, batch, changed)
 
 
 def rows(

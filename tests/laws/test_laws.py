@@ -38,7 +38,7 @@ from nnpatch_core.engine.full import open_full
 from nnpatch_core.errors import PositionError
 from nnpatch_core.interventions import Recorded
 from nnpatch_core.memory import limits_of
-from nnpatch_core.site import bind_cells
+from nnpatch_core.sites import bind_cells
 from nnpatch_core.sweep import cells as running
 from nnpatch_core.testing import tiny_model
 from nnpatch_core.tracing import forward, record

@@ -36,7 +36,7 @@ from nnpatch_core.metrics import (
 )
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.results import Baseline
-from nnpatch_core.site import bind_cells
+from nnpatch_core.sites import bind_cells
 from nnpatch_core.sweep.cells import _whole
 from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.testing import tiny_api, tiny_model

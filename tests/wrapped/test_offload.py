@@ -29,7 +29,7 @@ from nnpatch_core._models import input_device
 from nnpatch_core.errors import AdapterError, CheckpointError
 from nnpatch_core.memory import needs_of
 from nnpatch_core.plugins import find_adapter
-from nnpatch_core.site import bind_cells
+from nnpatch_core.sites import bind_cells
 from nnpatch_core.sweep.checksum import checksum
 from nnpatch_core.testing import run_checks, tiny_model
 from tests.helpers.oracle import COMPONENTS, Oracle, Place

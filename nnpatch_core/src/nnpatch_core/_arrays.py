@@ -6,5 +6,5 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-Integers: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Integers: TypeAlias = np.ndarray[Any, np.dtype[np.signedinteger[Any]]]
 Booleans: TypeAlias = np.ndarray[Any, np.dtype[np.bool_]]

@@ -51,9 +51,7 @@ from nnpatch_core.seq_pos import (
 from nnpatch_core.spaces import Space, as_space
 from nnpatch_core.tracing import (
     BoundSite,
-    Cell,
     PatchedTokens,
-    Patches,
     check_space,
     put_site,
     read,
@@ -511,91 +509,6 @@ def execution_order(sites: Iterable[Site], nnmodel: Any = None) -> tuple[Site, .
     if given is None or not all(isinstance(site, Site) for site in given):
         raise PatchingError(f"execution_order takes a list of Site objects, got {shown(sites)}")
     return tuple(sorted(given, key=key)) if len(given) > 1 else given
-
-
-def bind_cells(
-    cells: Iterable[AnySite], nnmodel: Any, seq_len: int, prompts: PromptBatch | None = None
-) -> Patches:
-    """Sites found in a model, for prompts of `seq_len` tokens: each place is looked up once.
-
-    Args:
-        cells: what is patched, each alone.
-        nnmodel: the model, wrapped by nnsight.
-        seq_len: tokens per prompt.
-        prompts: the prompts, where they are known.
-
-    Raises:
-        PatchingError: one of its kinds, if the model or the prompts lack a site.
-    """
-    model = module_of(nnmodel)
-    given = list(cells)
-    places: dict[tuple[int, int, str], Place] = {}
-    # Cells may share a site, as edges share a receiver.
-    known: dict[int, BoundSite] = {}
-    positions = _positions_of(given, seq_len, prompts)
-
-    def bound(site: Site) -> BoundSite:
-        if id(site) not in known:
-            known[id(site)] = found(site)
-        return known[id(site)]
-
-    def found(site: Site) -> BoundSite:
-        at = (id(site.api), site.layer, site.component)
-        place = places.get(at)
-        if place is None:
-            place = places[at] = place_of(site.api, model, site.layer, site.component)
-        where = positions[id(site.seq_pos), id(site.source_seq_pos)]
-        return BoundSite(place, site.head, where, site.subspace)
-
-    def bound_cell(cell: AnySite) -> Cell:
-        sites = tuple(map(bound, cell.sites))
-        if len(sites) > 1:
-            sites = tuple(sorted(sites, key=lambda site: (site.place.layer, site.place.order)))
-        return Cell(sites, cell)
-
-    common = None
-    if prompts is not None and prompts.source is not None:
-        common = (prompts.source.mask.cpu() * prompts.target.mask.cpu()).bool()
-    shifted = any(each.source is not None for each in positions.values())
-    return Patches(nnmodel, tuple(map(bound_cell, given)), common if shifted else None)
-
-
-#: The identities of a site's positions and of their sources.
-_Named: TypeAlias = tuple[int, int]
-
-
-def _positions_of(
-    cells: Iterable[AnySite], seq_len: int, prompts: PromptBatch | None
-) -> dict[_Named, Positions]:
-    """The positions of sites; equal ones are one, but for those of each prompt, which are long."""
-    # By identity first: the sites of a grid share theirs, and to compare them costs more.
-    sites = {
-        (id(site.seq_pos), id(site.source_seq_pos)): site for cell in cells for site in cell.sites
-    }
-    known: dict[object, Positions] = {}
-    found: dict[_Named, Positions] = {}
-    for named, site in sites.items():
-        own = are_per_prompt(site.seq_pos)
-        key: object = named if own else (site.seq_pos, site.source_seq_pos)
-        if key not in known:
-            known[key] = site.positions(seq_len, prompts)
-        found[named] = known[key]
-    if prompts is None or prompts.source is None:
-        return found
-    if all(positions.source is None for positions in known.values()):
-        return found
-    # Where some take their values from elsewhere, each knows where both prompts have a token.
-    explicit = {id(each): _explicit(each, prompts) for each in known.values()}
-    return {named: explicit[id(positions)] for named, positions in found.items()}
-
-
-def _explicit(positions: Positions, prompts: PromptBatch) -> Positions:
-    """The same positions, with sources that stand there."""
-    if positions.source is not None:
-        return positions
-    if len(positions.at) > 1:
-        return Positions(positions.at, positions.at)
-    return present_in(prompts, positions.groups[0])
 
 
 def _short(positions: Group | PromptGroups) -> str:

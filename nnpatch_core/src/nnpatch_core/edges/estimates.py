@@ -214,7 +214,7 @@ class _Part:
     ) -> _Part:
         layers, given = opened.layers, opened.given
         nodes = layers.nodes
-        named: list[Any] = [cell.named for cell in sweep.patches.cells]
+        named: list[Any] = list(sweep.patches.cells.named)
         every: dict[int, Entry] = {id(each.entry): each.entry for each in named}
         # In the order in which they write, so that those before a receiver are the first ones.
         order = sorted(every, key=lambda key: written(every[key].senders[0]))

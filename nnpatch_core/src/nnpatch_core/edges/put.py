@@ -117,7 +117,7 @@ def _given(run: Recording) -> Given:
 
 def _senders(sweep: Sweep) -> Tensor:
     """The positions of senders, which no label tells where they are each prompt's own."""
-    named: list[Any] = [cell.named for cell in sweep.patches.cells]
+    named: list[Any] = list(sweep.patches.cells.named)
     entries: dict[int, Entry] = {id(each.entry): each.entry for each in named}
     words = [told_of(at) for each in entries.values() for at in each.positions]
     return torch.tensor([number for word in words for number in word], device="cpu")
@@ -125,7 +125,7 @@ def _senders(sweep: Sweep) -> Tensor:
 
 def received(sweep: Sweep, layers: Layers, given: Given, chunk: slice) -> Received:
     """The receivers of a sweep's cells, computed in some of its prompts."""
-    named: list[Any] = [cell.named for cell in sweep.patches.cells]
+    named: list[Any] = list(sweep.patches.cells.named)
     entries: dict[int, Entry] = {id(each.entry): each.entry for each in named}
     numbers = {key: number for number, key in enumerate(entries)}
     changes = SenderChanges.of(layers, given, [each.rows(chunk) for each in entries.values()])

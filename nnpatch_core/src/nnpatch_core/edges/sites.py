@@ -23,8 +23,8 @@ from nnpatch_core.seq_pos import (
     are_per_prompt,
     expansion_of,
 )
-from nnpatch_core.site import Site, bind_cells
-from nnpatch_core.sites import Axis, Grid
+from nnpatch_core.site import Site
+from nnpatch_core.sites import Axis, Grid, bind_cells
 
 #: The name under which an outcome has the edges.
 EDGE = "edge"

@@ -1,12 +1,13 @@
 """Patched runs, exactly: cells and interventions go in, patched runs' logits come out."""
 
-from nnpatch_core.engine.cone import Plan, joined, mlp_inside, plan_patches
+from nnpatch_core.engine.cone import NEVER, Plan, joined, leftmost, mlp_inside, plan_patches
 from nnpatch_core.engine.execution import Execution, Part
 from nnpatch_core.engine.replay import Replay, last_logits
 from nnpatch_core.engine.table import ENGINES, Choice, Engine, check_engine, choose_engines
 
 __all__ = [
     "ENGINES",
+    "NEVER",
     "Choice",
     "Engine",
     "Execution",
@@ -17,6 +18,7 @@ __all__ = [
     "choose_engines",
     "joined",
     "last_logits",
+    "leftmost",
     "mlp_inside",
     "plan_patches",
 ]

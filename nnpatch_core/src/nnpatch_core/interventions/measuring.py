@@ -27,7 +27,8 @@ from nnpatch_core.metrics import (
     reading_of,
 )
 from nnpatch_core.seq_pos import PromptBatch, Span, Spans
-from nnpatch_core.site import Site, bind_cells, check_site
+from nnpatch_core.site import Site, check_site
+from nnpatch_core.sites import bind_cells
 from nnpatch_core.tracing import ReadSite, widths_of
 
 #: `[batch]`, what the source run and the target run call for.

@@ -133,7 +133,7 @@ class Reader:
         every = tuple(range(self.prompts.seq_len))
         for grid in grids.values():
             axis = next((n for n, axis in enumerate(grid.axes) if axis.name in _POSITIONS), None)
-            for index, site in zip(grid.index, grid.sites, strict=True):
+            for index, site in zip(grid.index.tolist(), grid.sites, strict=True):
                 assert isinstance(site, Site)
                 if site.seq_pos == every and site.source_seq_pos is None:
                     site = attrs.evolve(site, seq_pos=None)

@@ -51,7 +51,7 @@ class PathPut:
     def __call__(self, sweep: Sweep, runs: PairRuns) -> Values:
         """See `PairRuns.put`."""
         mask = runs.mask_of(sweep.patches)
-        told = [cell.named for cell in sweep.patches.cells]
+        told = list(sweep.patches.cells.named)
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
             layers = open_layers(some.nnmodel, self.api, self.structure, runs.target.rows(chunk))
@@ -63,7 +63,7 @@ class PathPut:
 
     def _received(self, sweep: Sweep, layers: Layers, given: Given, chunk: slice) -> Received:
         """The values that receivers of a sweep's cells compute, in some of its prompts."""
-        cells: list[Any] = [cell.named for cell in sweep.patches.cells]
+        cells: list[Any] = list(sweep.patches.cells.named)
         ways = [(each.senders, *each.relays) for each in cells]
         known = _Numbers()
         entries = [known.of((id(way[0]),), way[0]) for way in ways]

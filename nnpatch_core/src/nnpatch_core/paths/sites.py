@@ -13,8 +13,8 @@ from nnpatch_core.paths.named import Named
 from nnpatch_core.paths.order import Members, paths_through
 from nnpatch_core.paths.relayed import Relay
 from nnpatch_core.seq_pos import Positions, PromptBatch
-from nnpatch_core.site import Site, bind_cells
-from nnpatch_core.sites import Axis, Grid
+from nnpatch_core.site import Site
+from nnpatch_core.sites import Axis, Grid, bind_cells
 
 #: The name under which an outcome has the paths.
 PATH = "path"

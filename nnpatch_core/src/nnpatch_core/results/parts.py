@@ -202,10 +202,7 @@ class Cells:
         cls, grid: Grid, present: Tensor, elided: Tensor, unread: Tensor, exact: Tensor
     ) -> Cells:
         """The cells of a grid, with their masks in its order."""
-        index = torch.tensor(grid.index, dtype=torch.int64, device="cpu").reshape(
-            -1, len(grid.axes)
-        )
-        return cls(grid.axes, index, present, elided, unread, exact)
+        return cls(grid.axes, torch.from_numpy(grid.index), present, elided, unread, exact)
 
     @property
     def known(self) -> Tensor:

@@ -19,7 +19,8 @@ from nnpatch_core.interventions import read_batch, read_batches
 from nnpatch_core.memory import limits_of
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import NONE, Positions, PromptBatch
-from nnpatch_core.site import Site, bind_cells
+from nnpatch_core.site import Site
+from nnpatch_core.sites import bind_cells
 from nnpatch_core.spaces import as_space
 from nnpatch_core.steering.collected import OWN, Collected, joined
 from nnpatch_core.steering.sited import site_of

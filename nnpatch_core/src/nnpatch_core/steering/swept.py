@@ -27,7 +27,8 @@ from nnpatch_core.interventions import read_batch
 from nnpatch_core.memory import limits_of
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import PromptBatch, are_per_prompt
-from nnpatch_core.site import Site, bind_cells
+from nnpatch_core.site import Site
+from nnpatch_core.sites import bind_cells
 from nnpatch_core.steering.curve import Answered, SteeringCurve
 from nnpatch_core.steering.sited import site_of
 from nnpatch_core.steering.steer import steer

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeAlias
-
+import attrs
+import numpy as np
 import torch
 
-from nnpatch_core._arrays import Booleans
-from nnpatch_core.engine import Plan, joined, plan_patches
+from nnpatch_core._arrays import Booleans, Integers
+from nnpatch_core.engine import NEVER, Plan, joined, leftmost, plan_patches
 from nnpatch_core.memory import Limits
 from nnpatch_core.seq_pos import NONE, Positions
-from nnpatch_core.tracing import BoundSite, Patches
-
-Known: TypeAlias = Mapping[Positions, Booleans]
+from nnpatch_core.tracing import Cells, Patches
 
 
 def plan_of(patches: Patches, limits: Limits, changed: Booleans) -> Plan:
@@ -31,14 +28,24 @@ def plan_of(patches: Patches, limits: Limits, changed: Booleans) -> Plan:
     plans = []
     for chunk in limits.chunks(batch):
         here, some = changed[chunk], patches.rows(chunk)
-        # Looked up by positions, of which there are far fewer than cells.
-        known = {each: _changes(each, here) for each in some.positions}
-
-        def at(_: int, site: BoundSite, known: Known = known) -> Booleans:
-            return known[site.positions]
-
-        plans.append(plan_patches(some, at, len(here), seq_len, limits))
+        plans.append(plan_patches(some, _Told(here), len(here), seq_len, limits))
     return joined(plans)
+
+
+@attrs.frozen(eq=False)
+class _Told:
+    """Where patching may change anything, by the prompts alone: `[batch, seq]`."""
+
+    here: Booleans
+
+    def starts(self, cells: Cells, first: int) -> Integers:
+        """See `Changed.starts`."""
+        known = np.full((len(cells.positions), len(self.here)), NEVER, dtype=np.int32)
+        # Looked up by positions, of which there are far fewer than cells.
+        for number in cells.used("positions"):
+            at = cells.positions[number]
+            known[number] = leftmost(at, _changes(at, self.here))
+        return known[cells.sites.positions]
 
 
 def _changes(positions: Positions, here: Booleans) -> Booleans:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,7 +104,7 @@ def outcome(
 def _together(sweep: Sweep) -> dict[str, str]:
     """How many cells patch several sites at once, in words, if any do."""
     cells = sweep.patches.cells
-    several = sum(len(cell.sites) > 1 for cell in cells)
+    several = int((np.diff(cells.ends) > 1).sum())
     return {"together": f"{several} of {len(cells)} cells patch several sites"} if several else {}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -12,11 +12,10 @@ from torch import Tensor
 from nnpatch_core._models import module_of
 from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
-from nnpatch_core.adapters import check_fits, of_other_type
+from nnpatch_core.adapters import ModelAPI, check_fits, of_other_type
 from nnpatch_core.errors import AdapterWarning, PatchingError, PositionError
 from nnpatch_core.seq_pos import PromptBatch
-from nnpatch_core.site import bind_cells
-from nnpatch_core.sites import Grid, SweepSites
+from nnpatch_core.sites import Grid, GridSites, SweepSites, bind_grids
 from nnpatch_core.tracing import Patches, check_forwards
 
 
@@ -43,21 +42,12 @@ class Layout:
         Args:
             mask: `[batch, seq]`: 1 where a prompt can be patched.
         """
-        real = mask.bool().cpu()
+        real, cells = mask.bool().cpu(), self.patches.cells
         # Looked up by positions, of which there are far fewer than cells.
-        numbers: dict[object, int] = {}
-        present: list[Tensor] = []
-        keys: list[int] = []
-        for cell in self.patches.cells:
-            sites = cell.sites
-            several = len(sites) > 1
-            key = frozenset(id(each.positions) for each in sites) if several else sites[0].positions
-            if key not in numbers:
-                numbers[key] = len(present)
-                each = [site.positions.picked(real).any(1) for site in sites]
-                present.append(torch.stack(each).any(0))
-            keys.append(numbers[key])
-        return torch.stack(present)[keys]
+        at_any = torch.zeros(len(cells.positions), len(real), dtype=torch.bool, device="cpu")
+        for number in cells.used("positions"):
+            at_any[number] = cells.positions[number].picked(real).any(1)
+        return torch.from_numpy(cells.any_site(at_any.numpy()[cells.sites.positions]))
 
     def rows(self, rows: slice) -> Layout:
         """The same cells in some of the prompts."""
@@ -74,15 +64,11 @@ class Layout:
 
     def only(self, kept: Tensor) -> Layout:
         """Some of the cells; `kept` is `[cells]`, bool."""
-        grids = {}
-        for name, some in self.by_name(kept).items():
-            grid, numbers = self.grids[name], some.nonzero().flatten().tolist()
-            grids[name] = Grid(
-                grid.axes,
-                tuple(grid.index[number] for number in numbers),
-                tuple(grid.sites[number] for number in numbers),
-            )
-        cells = [self.patches.cells[number] for number in kept.nonzero().flatten().tolist()]
+        grids = {
+            name: self.grids[name].take(some.nonzero().flatten().numpy())
+            for name, some in self.by_name(kept).items()
+        }
+        cells = self.patches.cells.take(kept.nonzero().flatten().numpy())
         return Layout(grids, attrs.evolve(self.patches, cells=cells))
 
     def where_present(self, mask: Tensor) -> Layout:
@@ -121,11 +107,22 @@ def lay_out(nnmodel: Any, api: Any, sites: SweepSites, prompts: PromptBatch) -> 
         )
     model, seq_len = module_of(nnmodel), prompts.seq_len
     grids = sites.grids(nnmodel, api, seq_len, prompts)
-    cells = [cell for grid in grids.values() for cell in grid.sites]
-    for adapter in {id(site.api): site.api for cell in cells for site in cell.sites}.values():
+    for adapter in _adapters(grids.values()):
         check_fits(adapter, model)
         if doubt := of_other_type(adapter, model):
             warn(doubt, AdapterWarning)
-    layout = Layout(grids, bind_cells(cells, nnmodel, seq_len, prompts))
+    cells = [grid.sites for grid in grids.values()]
+    layout = Layout(grids, bind_grids(cells, nnmodel, seq_len, prompts))
     check_forwards(layout.patches.places, model)
     return layout
+
+
+def _adapters(grids: Iterable[Grid]) -> list[ModelAPI]:
+    """The adapters of sites, each once."""
+    found = {}
+    for grid in grids:
+        if isinstance(grid.sites, GridSites):
+            found[id(grid.sites.api)] = grid.sites.api
+        else:
+            found |= {id(site.api): site.api for cell in grid.sites for site in cell.sites}
+    return list(found.values())

@@ -29,12 +29,8 @@ class SpacesTold:
 
 def spaces_told(patches: Patches) -> SpacesTold | None:
     """The spaces of a sweep, in the order in which they are met; None where there are none."""
-    spaces = {
-        id(site.space): site.space
-        for cell in patches.cells
-        for site in cell.sites
-        if site.space is not None
-    }
+    used = (patches.cells.spaces[number] for number in patches.cells.used("space"))
+    spaces = {id(space): space for space in used if space is not None}
     if not spaces:
         return None
     told = [space_word(space) for space in spaces.values()]

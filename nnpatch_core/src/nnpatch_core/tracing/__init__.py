@@ -11,6 +11,7 @@ from nnpatch_core.tracing.activations import (
 )
 from nnpatch_core.tracing.attention import any_shape
 from nnpatch_core.tracing.call_arguments import kept_arguments, of_rows
+from nnpatch_core.tracing.cells import BoundSite, Cell, Cells, Numbers, columns_of, ends_of
 from nnpatch_core.tracing.hooks import (
     backward_hooks,
     check_forwards,
@@ -20,7 +21,7 @@ from nnpatch_core.tracing.hooks import (
 )
 from nnpatch_core.tracing.observer import Trace, traces
 from nnpatch_core.tracing.own_runs import appended_to
-from nnpatch_core.tracing.patches import BoundSite, Cell, Patches, columns_of
+from nnpatch_core.tracing.patches import Patches
 from nnpatch_core.tracing.put import (
     Intervention,
     PatchedTokens,
@@ -48,8 +49,10 @@ __all__ = [
     "BoundSite",
     "Caught",
     "Cell",
+    "Cells",
     "Intervention",
     "Kept",
+    "Numbers",
     "PatchedTokens",
     "Patches",
     "Prepared",
@@ -64,6 +67,7 @@ __all__ = [
     "check_space",
     "columns_of",
     "differs",
+    "ends_of",
     "forward",
     "forward_functions",
     "forward_hooks",

@@ -2,70 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnpatch_core._models import module_of
 from nnpatch_core.adapters import ModelAPI, Place, in_order
 from nnpatch_core.seq_pos import NONE, Positions, are_per_prompt, spread
-from nnpatch_core.spaces import Limit, Space
+from nnpatch_core.spaces import Limit
+from nnpatch_core.tracing.cells import Cell, Cells
 
 
-def columns_of(place: Place, head: int | None, width: int) -> Tensor | None:
-    """`[columns]` of a head, or of the component if `head` is None; None is all of them."""
-    columns = place.columns(width)
-    if columns is None:
-        return None
-    return (columns if head is None else columns[head]).flatten()
-
-
-@attrs.frozen(eq=False)
-class BoundSite:
-    """A site found in a model, for prompts of one width.
-
-    Args:
-        place: where the whole activation is.
-        head: one head, or None for the whole component.
-        positions: the token positions.
-        space: the part of the activation that is patched; None is all of it.
-    """
-
-    place: Place
-    head: int | None
-    positions: Positions
-    space: Space | None = None
-
-    @property
-    def limit(self) -> Limit | None:
-        """To which part of the activation it is limited."""
-        return None if self.space is None else Limit(self.space, self.head is not None)
-
-    def columns(self, width: int) -> Tensor | None:
-        """`[columns]` of its head or of its component; None is all of the activation."""
-        return columns_of(self.place, self.head, width)
-
-
-@attrs.frozen(eq=False)
-class Cell:
-    """The sites that one forward patches together, in the order in which it reaches them.
-
-    Args:
-        sites: the sites.
-        named: the user's `Site` or `MultiSite`.
-    """
-
-    sites: tuple[BoundSite, ...]
-    named: Any
-
-    @property
-    def label(self) -> str:
-        """A short name for a table or a picture."""
-        return str(self.named.label)
+def _cells(cells: Iterable[Cell]) -> Cells:
+    return Cells.of(cells)
 
 
 @attrs.frozen(eq=False)
@@ -79,19 +33,18 @@ class Patches:
     """
 
     nnmodel: Any
-    cells: Sequence[Cell]
+    cells: Cells = attrs.field(converter=_cells)
     common: Tensor | None = None
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
         """Each place that some cell patches, in the order in which a forward reaches them."""
-        return in_order({site.place: None for cell in self.cells for site in cell.sites})
+        return in_order({self.cells.places[number]: None for number in self.cells.used("place")})
 
     @cached_property
     def positions(self) -> tuple[Positions, ...]:
         """Each of the positions that some site has, once."""
-        every = {id(site.positions): site.positions for cell in self.cells for site in cell.sites}
-        return tuple(every.values())
+        return tuple(self.cells.positions[number] for number in self.cells.used("positions"))
 
     @property
     def shifted(self) -> bool:
@@ -158,10 +111,13 @@ class Patches:
     def put_at(self) -> Mapping[Place, tuple[tuple[Positions | None, Limit | None], ...]]:
         """For each place the alignments of the sites there, and to what each is limited."""
         found: dict[Place, dict[tuple[Positions | None, Limit | None], None]] = {}
-        for cell in self.cells:
-            for site in cell.sites:
-                key = self._aligned[id(site.positions)], site.limit
-                found.setdefault(site.place, {})[key] = None
+        cells = self.cells
+        # By number, of which there are far fewer than cells.
+        columns = cells.sites.place, cells.sites.positions, cells.sites.space, cells.sites.head >= 0
+        rows, first = np.unique(np.stack(columns, 1), axis=0, return_index=True)
+        for place, at, space, head in rows[np.argsort(first)].tolist():
+            key = self._aligned[id(cells.positions[at])], cells.limits[space][head]
+            found.setdefault(cells.places[place], {})[key] = None
         return {place: tuple(each) for place, each in found.items()}
 
     @property
@@ -172,8 +128,13 @@ class Patches:
     @property
     def named_by_prompt(self) -> bool:
         """Whether the user named positions of each prompt, of which there may be one."""
-        sites = (site for cell in self.cells for site in cell.named.sites)
-        return self.by_prompt or any(are_per_prompt(site.seq_pos) for site in sites)
+        if self.by_prompt:
+            return True
+        # Cells at one of the positions name them in one way.
+        _, first = np.unique(self.cells.sites.positions, return_index=True)
+        cells = self.cells.cell_of_sites()[first].tolist()
+        sites = (site for cell in cells for site in self.cells.named[cell].sites)
+        return any(are_per_prompt(site.seq_pos) for site in sites)
 
     def rows(self, rows: slice | Tensor) -> Patches:
         """The same cells in some of the prompts."""
@@ -185,17 +146,7 @@ class Patches:
 
     def moved(self, positions: Mapping[int, Positions]) -> Patches:
         """The same cells at other positions, given by the identity of their own."""
-        cells = [
-            attrs.evolve(
-                cell,
-                sites=tuple(
-                    attrs.evolve(site, positions=positions[id(site.positions)])
-                    for site in cell.sites
-                ),
-            )
-            for cell in self.cells
-        ]
-        return attrs.evolve(self, cells=cells)
+        return attrs.evolve(self, cells=self.cells.moved(positions))
 
     @property
     def model(self) -> nn.Module:

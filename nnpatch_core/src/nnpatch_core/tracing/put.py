@@ -11,7 +11,7 @@ from torch import Tensor
 from nnpatch_core.adapters import Place
 from nnpatch_core.seq_pos import Positions, spread
 from nnpatch_core.spaces import Limit, Space, interchanged
-from nnpatch_core.tracing.patches import BoundSite
+from nnpatch_core.tracing.cells import BoundSite
 
 
 @attrs.frozen(eq=False)

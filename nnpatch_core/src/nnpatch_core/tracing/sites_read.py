@@ -19,7 +19,7 @@ from nnpatch_core._upstream import noting_inputs
 from nnpatch_core.adapters import Location, Place
 from nnpatch_core.errors import AdapterError, MetricError
 from nnpatch_core.spaces import Space, encoded
-from nnpatch_core.tracing.patches import columns_of
+from nnpatch_core.tracing.cells import columns_of
 
 #: Location to the activation `[rows, tokens, width]` that was there.
 Caught: TypeAlias = dict[Location, Tensor]

@@ -12,9 +12,9 @@ from torch import Tensor
 from nnpatch_core._arrays import Integers
 from nnpatch_core._models import follow
 from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES, Place, place_of, table_of
+from nnpatch_core.engine.cone.buckets import Bucket
 from nnpatch_core.engine.cone.edits import Edit, edits_of
 from nnpatch_core.engine.cone.last_layer import mlp_inside, only_last_token
-from nnpatch_core.engine.cone.plan import Bucket
 from nnpatch_core.engine.cone.prefix import prefix
 from nnpatch_core.engine.cone.reading import read_from
 from nnpatch_core.engine.cone.target import TargetRun

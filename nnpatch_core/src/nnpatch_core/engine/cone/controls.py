@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core._rounding import rounding
+from nnpatch_core.engine.cone.buckets import Bucket
 from nnpatch_core.engine.cone.patched_runs import PatchedRuns
-from nnpatch_core.engine.cone.plan import Bucket, Plan
+from nnpatch_core.engine.cone.plan import Plan
 from nnpatch_core.engine.cone.target import TargetRun
 from nnpatch_core.errors import EngineError
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nnpatch_core._arrays import Booleans
 from nnpatch_core.adapters import Place
-from nnpatch_core.engine.cone.plan import Bucket
+from nnpatch_core.engine.cone.buckets import Bucket
 from nnpatch_core.spaces import Space
 from nnpatch_core.tracing import BoundSite, Cell, Intervention, PatchedTokens, put
 

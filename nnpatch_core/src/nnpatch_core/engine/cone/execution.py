@@ -18,8 +18,9 @@ from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core._warnings import warn
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone.ascent import Ascent
+from nnpatch_core.engine.cone.buckets import Bucket
 from nnpatch_core.engine.cone.controls import Controls, check_unpatched, controls_of
-from nnpatch_core.engine.cone.plan import Bucket, Plan
+from nnpatch_core.engine.cone.plan import Plan
 from nnpatch_core.engine.cone.planning import plan_patches
 from nnpatch_core.engine.cone.target import TargetRun, record_target
 from nnpatch_core.engine.cone.unembedding import Unembedding, find_unembedding
@@ -81,8 +82,8 @@ class ConeExecution:
     def elided(self) -> Booleans:
         """`[cells, batch]`: where what is put is, bitwise, what was there, or is read nowhere."""
         elided = np.ones((self.plan.cells, self.plan.batch), dtype=np.bool_)
-        for bucket in self.plan.buckets:
-            elided[bucket.runs.cell, bucket.runs.prompt] = False
+        runs = self.plan.buckets.runs
+        elided[runs.cell, runs.prompt] = False
         return elided
 
     @property
@@ -92,7 +93,7 @@ class ConeExecution:
 
     def work(self, done: Booleans) -> float:
         """Token-layers."""
-        return sum(self.plan.token_layers_of(bucket) for _, bucket in self._left(done))
+        return float(self.plan.token_layers_of_each[self._left(done)].sum())
 
     def parts(self, done: Booleans, ids: Tensor | None) -> Iterator[Part]:
         """One part for each bucket, or for each half of one that does not fit.
@@ -103,17 +104,17 @@ class ConeExecution:
             EngineError: one did not, or the model cannot be run in this way.
         """
         ids = None if self.unembedding is None else ids
-        for number, bucket in self._left(done):
+        for number in self._left(done).tolist():
+            bucket = self.plan.buckets[number]
             controls = controls_of(self.plan, number, bucket, self._lengths)
             yield from self._within_memory(bucket, ids, controls)
 
-    def _left(self, done: Booleans) -> list[tuple[int, Bucket]]:
-        """The buckets, numbered, of which an earlier call has not run every row."""
-        return [
-            (number, bucket)
-            for number, bucket in enumerate(self.plan.buckets)
-            if not done[bucket.runs.cell, bucket.runs.prompt].all()
-        ]
+    def _left(self, done: Booleans) -> Integers:
+        """The numbers of the buckets of which an earlier call has not run every row."""
+        buckets = self.plan.buckets
+        left = ~done[buckets.runs.cell, buckets.runs.prompt]
+        numbers: Integers = buckets.any_run(left).nonzero()[0]
+        return numbers
 
     @property
     def _lengths(self) -> Integers:

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from operator import is_
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Protocol
 
 import attrs
 import numpy as np
 
 from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core.adapters import STAGES
-from nnpatch_core.tracing import BoundSite, Patches
+from nnpatch_core.seq_pos import Positions
+from nnpatch_core.tracing import Cells, Patches
 
-#: For a cell's number and one of its sites `[batch, positions]`: where patching changes anything.
-Changed: TypeAlias = Callable[[int, BoundSite], Booleans]
+
+class Changed(Protocol):
+    """Where patching changes anything."""
+
+    def starts(self, cells: Cells, first: int) -> Integers:
+        """`[sites, batch]`: the leftmost position that changes at each site of some cells.
+
+        It is `NEVER` where nothing changes. `first` is the number of the first of the cells.
+        """
+        ...
+
+
+#: Right of every position.
+NEVER = np.iinfo(np.int32).max
+#: How many numbers are looked at together.
+_AT_ONCE = 2**22
 
 
 def first_layer(stage: Integers) -> Integers:
@@ -47,13 +61,26 @@ class PatchedRuns:
             self.cell[index], self.prompt[index], self.start[index], self.stage[index]
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[PatchedRuns]) -> PatchedRuns:
+        """The runs of several, one after another."""
+        if not parts:
+            return cls(*(np.zeros(0, dtype=np.int64) for _ in range(4)))
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*(part._columns for part in parts), strict=True)
+        return cls(*map(np.concatenate, columns))
+
     def then(self, other: PatchedRuns) -> PatchedRuns:
         """These runs, and after them others."""
-        pairs = zip(attrs.astuple(self), attrs.astuple(other), strict=True)
-        return PatchedRuns(*(np.concatenate(pair) for pair in pairs))
+        return PatchedRuns.joined([self, other])
+
+    @property
+    def _columns(self) -> tuple[Integers, Integers, Integers, Integers]:
+        return self.cell, self.prompt, self.start, self.stage
 
 
-def patched_runs(patches: Patches, batch: int, seq_len: int, changed: Changed) -> PatchedRuns:
+def patched_runs(patches: Patches, batch: int, changed: Changed) -> PatchedRuns:
     """The patched runs of a sweep; a cell that changes nothing in a prompt has none there.
 
     Left of a patch, and below it, all is as in the target run. So a patched run begins at the first
@@ -62,37 +89,48 @@ def patched_runs(patches: Patches, batch: int, seq_len: int, changed: Changed) -
     Args:
         patches: the cells.
         batch: the number of prompts.
-        seq_len: tokens per prompt.
         changed: where patching changes anything.
     """
-    parts: list[tuple[Integers, Integers, Integers, Integers]] = []
-    before: tuple[list[Booleans], tuple[object, ...]] | None = None
-    began: tuple[Integers, Integers, Integers] = (np.zeros(0, np.int64),) * 3
-    for number, cell in enumerate(patches.cells):
-        heres = [changed(number, site) for site in cell.sites]
-        sites = tuple((id(site.positions), site.place.stage) for site in cell.sites)
-        # The edges from one sender into one layer change the same tokens, by the same array.
-        same = before is not None and sites == before[1] and all(map(is_, heres, before[0]))
-        if not same:
-            began = _began(cell.sites, heres, batch, seq_len)
-        before = heres, sites
-        prompts, start, stage = began
-        parts.append((np.full_like(prompts, number), prompts, start, stage))
-    return PatchedRuns(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    cells = patches.cells
+    stages = np.array([place.stage for place in cells.places])
+    each = max(1, _AT_ONCE * len(cells) // (max(len(cells.sites), 1) * batch))
+    parts = [
+        _some_runs(cells[first : first + each], first, changed, stages)
+        for first in range(0, len(cells), each)
+    ]
+    return PatchedRuns.joined(parts)
 
 
-def _began(
-    sites: Sequence[BoundSite], heres: Sequence[Booleans], batch: int, seq_len: int
-) -> tuple[Integers, Integers, Integers]:
-    """The prompts in which a cell changes something, with the first position and stage there."""
-    everyone = np.arange(batch)
-    start = np.full(batch, seq_len)
-    stage = np.full(batch, -1)
-    for site, here in zip(sites, heres, strict=True):
-        touched = np.any(here, axis=1)
-        at = site.positions.at.numpy()
-        first = at[everyone if len(at) > 1 else 0, here.argmax(1)]
-        start = np.where(touched, np.minimum(start, first), start)
-        stage = np.where(touched & (stage < 0), site.place.stage, stage)
-    runs = stage >= 0
-    return everyone[runs], start[runs], stage[runs]
+def _some_runs(cells: Cells, first: int, changed: Changed, stages: Integers) -> PatchedRuns:
+    """The runs of some cells, of which the first has this number."""
+    start = changed.starts(cells, first)
+    stage = stages[cells.sites.place]
+    if cells.alone:
+        cell, prompt = (start < NEVER).nonzero()
+        return PatchedRuns(cell + first, prompt, start[cell, prompt].astype(np.int64), stage[cell])
+    # The sites of a cell stand in the order in which a forward reaches them.
+    entered = np.where(start < NEVER, stage[:, None], NEVER)
+    begins = cells.ends[:-1]
+    start = np.minimum.reduceat(start, begins, axis=0)
+    entered = np.minimum.reduceat(entered, begins, axis=0)
+    cell, prompt = (start < NEVER).nonzero()
+    found = (each[cell, prompt].astype(np.int64) for each in (start, entered))
+    return PatchedRuns(cell + first, prompt, *found)
+
+
+def leftmost(positions: Positions, here: Booleans) -> Integers:
+    """The first of some positions at which something changes, `[batch, ...]`; or `NEVER`.
+
+    Args:
+        positions: `[batch or 1, k]` of them.
+        here: `[batch, k, ...]`: where something changes.
+    """
+    at = positions.at.numpy().astype(np.int32)
+    first = here.argmax(1)
+    if at.shape[1] == 1:
+        found = at.reshape(-1, *[1] * (here.ndim - 2))
+    else:
+        rows = np.arange(len(here) if len(at) > 1 else 1).reshape(-1, *[1] * (here.ndim - 2))
+        found = at[rows, first]
+    starts: Integers = np.where(here.any(1), found, NEVER)
+    return starts

@@ -6,47 +6,22 @@ It is pure: it knows numbers of layers, tokens and bytes, and no model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import attrs
 import numpy as np
 
+from nnpatch_core._arrays import Integers
 from nnpatch_core._html import block, preformatted
+from nnpatch_core.engine.cone.buckets import Bucket, Buckets, counted
 from nnpatch_core.engine.cone.patched_runs import PatchedRuns, first_layer
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory import Costs, in_units
 
 
-@attrs.frozen(eq=False, repr=False)
-class Bucket:
-    """Patched runs that share a trace, from one token on.
-
-    Args:
-        start: the first position that is run.
-        runs: the patched runs, in the order in which they enter: each is a row of the trace.
-        peak: bytes in use while it runs, those of the recorded runs among them.
-        fitting: how many such runs memory has room for at once.
-    """
-
-    start: int
-    runs: PatchedRuns
-    peak: int
-    fitting: int
-
-    def __repr__(self) -> str:
-        rows = _counted(len(self.runs), "row")
-        return f"Bucket({rows} from token {self.start} on, peak {in_units(self.peak)})"
-
-    def halves(self) -> tuple[Bucket, Bucket]:
-        """Two buckets of half the runs."""
-        middle = len(self.runs) // 2
-        first, second = self.runs.take(slice(middle)), self.runs.take(slice(middle, None))
-        most = len(second)
-        return (
-            Bucket(self.start, first, self.peak, most),
-            Bucket(self.start, second, self.peak, most),
-        )
+def _buckets(buckets: Iterable[Bucket]) -> Buckets:
+    return Buckets.of(buckets)
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -62,7 +37,7 @@ class Plan:
         recorded: bytes of the recorded runs.
     """
 
-    buckets: tuple[Bucket, ...]
+    buckets: Buckets = attrs.field(converter=_buckets)
     cells: int
     batch: int
     n_layers: int
@@ -70,8 +45,8 @@ class Plan:
     recorded: int = 0
 
     def __repr__(self) -> str:
-        traces = _counted(len(self.buckets), "trace")
-        cells = _counted(self.cells, "cell")
+        traces = counted(len(self.buckets), "trace")
+        cells = counted(self.cells, "cell")
         return (
             f"Plan({cells} in {self._prompts}: {traces}, {self._share:.2%} of the token-layers, "
             f"peak {in_units(self.peak)})"
@@ -86,7 +61,7 @@ class Plan:
     @property
     def runs(self) -> int:
         """How many times a cell is run in a prompt."""
-        return sum(len(bucket.runs) for bucket in self.buckets)
+        return len(self.buckets.runs)
 
     @property
     def elided(self) -> int:
@@ -96,7 +71,7 @@ class Plan:
     @property
     def token_layers(self) -> int:
         """Tokens that pass a layer, over all layers."""
-        return sum(self.token_layers_of(bucket) for bucket in self.buckets)
+        return int(self.token_layers_of_each.sum())
 
     @property
     def full_token_layers(self) -> int:
@@ -106,7 +81,7 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes needed at once, besides the model's weights."""
-        return max((bucket.peak for bucket in self.buckets), default=self.recorded)
+        return int(self.buckets.peak.max(initial=0)) or self.recorded
 
     @property
     def begun(self) -> int:
@@ -114,28 +89,34 @@ class Plan:
 
         The cells of one bucket alone are taken to be looked at in turn.
         """
-        cells = [np.unique(bucket.runs.cell) for bucket in self.buckets]
-        first = np.full(self.cells, len(cells))
+        cell, number = self.buckets.runs.cell, self.buckets.bucket_of_runs
+        first = np.full(self.cells, len(self.buckets))
         last = np.full(self.cells, -1)
-        for number, here in enumerate(cells):
-            first[here] = np.minimum(first[here], number)
-            last[here] = number
+        np.minimum.at(first, cell, number)
+        np.maximum.at(last, cell, number)
         spread = last > first
-        steps = np.zeros(len(cells) + 1, dtype=np.int64)
+        steps = np.zeros(len(self.buckets) + 1, dtype=np.int64)
         np.add.at(steps, first[spread], 1)
         np.add.at(steps, last[spread] + 1, -1)
         return int(steps.cumsum().max(initial=0)) + 1
 
-    @property
+    @cached_property
     def controlled(self) -> frozenset[int]:
         """The numbers of the buckets in which unpatched runs go along, to be compared.
 
         Of each number of tokens that is run, the first: that with the lowest layer.
         """
-        first: dict[int, int] = {}
-        for number, bucket in enumerate(self.buckets):
-            first.setdefault(bucket.start, number)
-        return frozenset(first.values())
+        _, first = np.unique(self.buckets.start, return_index=True)
+        return frozenset(first.tolist())
+
+    @cached_property
+    def token_layers_of_each(self) -> Integers:
+        """`[buckets]`: tokens that pass a layer, over all layers."""
+        buckets = self.buckets
+        layers = self.n_layers - first_layer(buckets.runs.stage)
+        summed = np.concatenate([[0], np.cumsum(layers)])[buckets.ends]
+        found: Integers = np.diff(summed) * (self.seq_len - buckets.start)
+        return found
 
     def token_layers_of(self, bucket: Bucket) -> int:
         """Tokens that pass a layer in one bucket, over all layers."""
@@ -145,9 +126,9 @@ class Plan:
     def describe(self) -> str:
         """The plan in words, one line for each number."""
         pairs = self.cells * self.batch
-        sizes = {len(bucket.runs) for bucket in self.buckets}
-        ends = dict.fromkeys((min(sizes, default=0), max(sizes, default=0)))
-        rows = f", of {' to '.join(map(str, ends))} rows" if sizes else ""
+        sizes = self.buckets.sizes
+        ends = dict.fromkeys((int(sizes.min()), int(sizes.max()))) if len(sizes) else {}
+        rows = f", of {' to '.join(map(str, ends))} rows" if ends else ""
         return "\n".join(
             (
                 f"cells         {self.cells} in {self._prompts}",
@@ -160,7 +141,7 @@ class Plan:
 
     @property
     def _prompts(self) -> str:
-        return f"{_counted(self.batch, 'prompt')} of {self.seq_len} tokens"
+        return f"{counted(self.batch, 'prompt')} of {self.seq_len} tokens"
 
     @property
     def _share(self) -> float:
@@ -196,29 +177,35 @@ def make_plan(
     Raises:
         MemoryBudgetError: a single row does not fit.
     """
-    buckets: list[Bucket] = []
-    for starts in _cuts(runs, n_layers, seq_len, costs.overhead):
-        chosen = runs.take(np.isin(runs.start, starts))
-        order = np.lexsort((chosen.prompt, chosen.cell, chosen.stage))
-        buckets += _fitting(chosen.take(order), int(starts[0]), seq_len, costs, (budget, recorded))
-    return Plan(tuple(buckets), cells, batch, n_layers, seq_len, recorded)
+    cuts = _cuts(runs, n_layers, seq_len, costs.overhead)
+    if not cuts:
+        return Plan((), cells, batch, n_layers, seq_len, recorded)
+    # The cut that each run is in, by its starting position.
+    first = np.array([int(starts[0]) for starts in cuts])
+    cut = np.searchsorted(first, runs.start, side="right") - 1
+    runs = runs.take(np.lexsort((runs.prompt, runs.cell, runs.stage, cut)))
+    counts = np.bincount(cut, minlength=len(cuts))
+    parts = [
+        _fitting(int(count), start, seq_len, costs, (budget, recorded))
+        for count, start in zip(counts, first.tolist(), strict=True)
+    ]
+    sizes, peak, fitting = map(np.concatenate, zip(*parts, strict=True))
+    start = np.repeat(first, [len(part[0]) for part in parts])
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    buckets = Buckets(runs, ends, start, peak, fitting)
+    return Plan(buckets, cells, batch, n_layers, seq_len, recorded)
 
 
 def joined(plans: Sequence[Plan]) -> Plan:
     """The plan of a sweep whose prompts run in several chunks, one after the other."""
-    buckets: list[Bucket] = []
-    batch = 0
+    parts, batch = [], 0
     for plan in plans:
-        for bucket in plan.buckets:
-            runs = attrs.evolve(bucket.runs, prompt=bucket.runs.prompt + batch)
-            buckets.append(attrs.evolve(bucket, runs=runs))
+        runs = plan.buckets.runs
+        moved = attrs.evolve(runs, prompt=runs.prompt + batch) if batch else runs
+        parts.append(attrs.evolve(plan.buckets, runs=moved))
         batch += plan.batch
     largest = max(plan.recorded for plan in plans)
-    return attrs.evolve(plans[0], buckets=tuple(buckets), batch=batch, recorded=largest)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" + "s" * (count != 1)
+    return attrs.evolve(plans[0], buckets=Buckets.joined(parts), batch=batch, recorded=largest)
 
 
 def _cuts(runs: PatchedRuns, n_layers: int, seq_len: int, overhead: float) -> list[np.ndarray]:
@@ -251,9 +238,9 @@ def _cuts(runs: PatchedRuns, n_layers: int, seq_len: int, overhead: float) -> li
 
 
 def _fitting(
-    runs: PatchedRuns, start: int, seq_len: int, costs: Costs, memory: tuple[int, int]
-) -> list[Bucket]:
-    """Runs that begin together, in as many buckets as memory asks for."""
+    count: int, start: int, seq_len: int, costs: Costs, memory: tuple[int, int]
+) -> tuple[Integers, Integers, Integers]:
+    """Runs that begin together, in as many buckets as memory asks for: sizes, peaks and room."""
     budget, recorded = memory
     tokens, left = seq_len - start, budget - recorded
     each = costs.bytes_of(tokens, seq_len)
@@ -265,9 +252,7 @@ def _fitting(
         )
     fitting = left // each
     most = min(fitting, max(costs.tokens_at_once // tokens, 1))
-    parts = math.ceil(len(runs) / most)
-    edges = np.linspace(0, len(runs), parts + 1).round().astype(np.int64)
-    return [
-        Bucket(start, runs.take(slice(low, high)), recorded + int(high - low) * each, fitting)
-        for low, high in pairwise(edges)
-    ]
+    parts = math.ceil(count / most)
+    edges: Integers = np.linspace(0, count, parts + 1).round().astype(np.int64)
+    sizes: Integers = np.diff(edges)
+    return sizes, recorded + sizes * each, np.full_like(sizes, fitting)

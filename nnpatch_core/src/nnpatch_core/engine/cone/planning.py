@@ -24,7 +24,7 @@ def plan_patches(
         MemoryBudgetError: a single patched run does not fit.
     """
     return make_plan(
-        patched_runs(patches, batch, seq_len, changed),
+        patched_runs(patches, batch, changed),
         cells=len(patches.cells),
         batch=batch,
         n_layers=patches.n_layers,

@@ -13,9 +13,9 @@ from torch import Tensor
 from nnpatch_core._arrays import Integers
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone.ascent import Ascent
+from nnpatch_core.engine.cone.buckets import Bucket
 from nnpatch_core.engine.cone.controls import check_unpatched
-from nnpatch_core.engine.cone.patched_runs import PatchedRuns, first_layer
-from nnpatch_core.engine.cone.plan import Bucket
+from nnpatch_core.engine.cone.patched_runs import NEVER, PatchedRuns, first_layer
 from nnpatch_core.engine.cone.target import TargetRun, record_target
 from nnpatch_core.engine.cone.unembedding import find_unembedding
 from nnpatch_core.engine.replay import ValuesOf, last_logits, within
@@ -163,8 +163,8 @@ def _starts(run: TargetRun, patches: Patches) -> Integers:
     """
     (site,) = patches.cells[0].sites
     at = site.positions.at.expand(len(run.batch), -1).numpy()
-    last = np.maximum(at.max(1, keepdims=True), 0)
-    starts: Integers = np.where(run.changed(0, site), at, last).min(1)
+    found = run.changed.starts(patches.cells, 0)[0]
+    starts: Integers = np.where(found < NEVER, found, np.maximum(at.max(1), 0)).astype(np.int64)
     return starts
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnpatch_core._arrays import Booleans
+from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._upstream import KeysValues, cache_keywords, recorded, recording
 from nnpatch_core.adapters import OUTPUT, STAGES, Place
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine.cone.patched_runs import Changed
+from nnpatch_core.engine.cone.patched_runs import NEVER, Changed, leftmost
 from nnpatch_core.errors import EngineError, PatchingError
+from nnpatch_core.seq_pos import Positions
 from nnpatch_core.tracing import (
     LAYER_INPUT,
     LAYER_OUTPUT,
-    BoundSite,
+    Cells,
     Intervention,
     Patches,
     Prepared,
@@ -97,7 +98,7 @@ def record_target(
     keyword, logits, kept = _with_cache(patches.nnmodel, batch, visit, patches.n_layers)
     if store is not None:
         kept = [None if pair is None else (pair[0].to(store), pair[1].to(store)) for pair in kept]
-    return TargetRun(batch, logits, inputs, outputs, rests, kept, keyword, changes.at)
+    return TargetRun(batch, logits, inputs, outputs, rests, kept, keyword, changes)
 
 
 @attrs.frozen(eq=False)
@@ -105,14 +106,13 @@ class _Changes:
     """Where patching changes anything that is read, `[batch, seq, heads or 1]` for each place.
 
     `reaching` is `[batch, seq, 1]`: the tokens that logits which are read can see. Where the
-    intervention looks at the cell, for each cell and site.
+    intervention looks at the cell, for each cell too.
     """
 
     patches: Patches
     intervention: Intervention
     reaching: Tensor | bool = True
     _known: dict[object, Tensor] = attrs.field(factory=dict, init=False)
-    _picked: dict[object, Booleans] = attrs.field(factory=dict, init=False)
     #: The intervention, if it knows what it moves.
     _knowing: Prepared | None = attrs.field(init=False)
 
@@ -129,37 +129,103 @@ class _Changes:
                 changed = differs(activation, place, self.intervention, alignment, limit=limit)
                 self._known[place, alignment, limit] = changed.cpu() & self.reaching
             return
-        for number, cell in enumerate(self.patches.cells):
-            for site in cell.sites:
-                if site.place is place:
-                    at = site.positions
-                    changed = differs(activation, place, self.intervention, at, number, site.limit)
-                    self._known[number, site] = changed.cpu() & self.reaching
+        cells = self.patches.cells
+        own = [number for number, each in enumerate(cells.places) if each is place]
+        sites = np.isin(cells.sites.place, own).nonzero()[0]
+        for site, cell in zip(sites.tolist(), cells.cell_of_sites()[sites].tolist(), strict=True):
+            at = cells.positions[cells.sites.positions[site]]
+            limit = cells.limit(int(cells.sites.space[site]), int(cells.sites.head[site]))
+            key = (cell, place, at, limit)
+            if key not in self._known:
+                changed = differs(activation, place, self.intervention, at, cell, limit)
+                self._known[key] = changed.cpu() & self.reaching
 
-    def at(self, cell: int, site: BoundSite) -> Booleans:
-        """`[batch, positions]` at one site of a cell."""
-        if self._knowing is not None:
-            moved = self._knowing.moves(cell, site)
-            # Cells that move the same tokens share a tensor.
-            known = self._picked.get((id(moved), site.positions))
-            if known is None:
-                reaching = self.reaching
-                seen = moved if isinstance(reaching, bool) else moved & reaching[..., 0]
-                known = site.positions.picked(seen).numpy()
-                self._picked[id(moved), site.positions] = known
-            return known
-        key: object = (site.place, self.patches.alignment(site.positions), site.limit)
-        if self.intervention.by_cell:
-            key = (cell, site)
-        # Once for all heads at the same positions.
-        by_head = self._picked.get((key, site.positions))
-        if by_head is None:
-            by_head = site.positions.picked(self._known[key]).numpy()
-            self._picked[key, site.positions] = by_head
-        if site.head is not None:
-            return by_head[..., site.head]
-        changed: Booleans = np.any(by_head, axis=-1)
-        return changed
+    def starts(self, cells: Cells, first: int) -> Integers:
+        """See `Changed.starts`."""
+        if self._knowing is not None or self.intervention.by_cell:
+            return self._of_each(cells, first)
+        sites = cells.sites
+        starts = np.full((len(sites), self._batch), NEVER, dtype=np.int32)
+        tokens = np.array([_only_token(each) for each in cells.positions], dtype=np.int64)
+        token = tokens[sites.positions]
+        aligned = np.zeros(len(tokens), dtype=np.int64)
+        used = cells.used("positions")
+        aligned[used] = _numbered([self.patches.alignment(cells.positions[n]) for n in used])
+        columns = sites.place, aligned[sites.positions], sites.space, sites.head >= 0
+        # One token each, as most are: all at once, for each place.
+        for rows in _alike(np.flatnonzero(token >= 0), columns):
+            known = self._at(cells, int(rows[0]))
+            heads = sites.head[rows]
+            whole: Booleans = np.any(known, -1, keepdims=True) if heads[0] < 0 else known
+            here = whole[:, token[rows], np.maximum(heads, 0)]
+            starts[rows] = np.where(here, token[rows], NEVER).T
+        columns = sites.place, sites.positions, sites.space, sites.head >= 0
+        for rows in _alike(np.flatnonzero(token < 0), columns):
+            at = cells.positions[sites.positions[rows[0]]]
+            here = at.picked(torch.from_numpy(self._at(cells, int(rows[0])))).numpy()
+            heads = sites.head[rows]
+            if heads[0] < 0:
+                here = here.any(-1, keepdims=True)
+            starts[rows] = leftmost(at, here)[:, np.maximum(heads, 0)].T
+        return starts
+
+    def _of_each(self, cells: Cells, first: int) -> Integers:
+        """The same where the intervention looks at the cell."""
+        sites, found = cells.sites, []
+        known: dict[object, Integers] = {}
+        for site, cell in enumerate((cells.cell_of_sites() + first).tolist()):
+            at, head = cells.positions[sites.positions[site]], int(sites.head[site])
+            if self._knowing is not None:
+                here = self._knowing.moves(cell, cells.bound(site))
+                # Cells that move the same tokens share a tensor.
+                key: object = (id(here), at)
+            else:
+                limit = cells.limit(int(sites.space[site]), head)
+                place = cells.places[sites.place[site]]
+                here, key = self._known[cell, place, at, limit], (cell, place, at, limit, head)
+            if key not in known:
+                if self._knowing is not None:
+                    reaching = self.reaching
+                    seen = here if isinstance(reaching, bool) else here & reaching[..., 0]
+                else:
+                    seen = here.any(-1) if head < 0 else here[..., head]
+                known[key] = leftmost(at, at.picked(seen).numpy())
+            found.append(known[key])
+        return np.array(found, dtype=np.int32).reshape(len(sites), -1)
+
+    def _at(self, cells: Cells, site: int) -> Booleans:
+        """`[batch, seq, heads or 1]`: where a site of some cells changes."""
+        sites = cells.sites
+        place, at = cells.places[sites.place[site]], cells.positions[sites.positions[site]]
+        limit = cells.limit(int(sites.space[site]), int(sites.head[site]))
+        known: Booleans = self._known[place, self.patches.alignment(at), limit].numpy()
+        return known
+
+    @property
+    def _batch(self) -> int:
+        return len(self.intervention.mask)
+
+
+def _only_token(positions: Positions) -> int:
+    """The one token that positions are, in each prompt; -1 where they are others."""
+    return int(positions.at[0, 0]) if positions.at.shape == (1, 1) else -1
+
+
+def _numbered(values: Sequence[Any]) -> Integers:
+    """The number of each value, equal ones having the same."""
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(id(value), len(numbers)) for value in values])
+
+
+def _alike(rows: Integers, columns: Sequence[Integers | Booleans]) -> Iterator[Integers]:
+    """Some rows in groups that have the same number in each column."""
+    if not len(rows):
+        return
+    keys = np.stack([column[rows] for column in columns], 1)
+    _, which = np.unique(keys, axis=0, return_inverse=True)
+    order = np.argsort(which.reshape(-1), kind="stable")
+    edges = np.flatnonzero(np.diff(which.reshape(-1)[order])) + 1
+    yield from np.split(rows[order], edges)
 
 
 def _with_cache(
