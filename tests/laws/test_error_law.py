@@ -5,6 +5,7 @@ That an unknown keyword is a TypeError is Python's own.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -508,6 +509,17 @@ def test_every_error_is_a_patching_error(entry: Any) -> None:
                 assert len(message) < 800, message
 
     law()
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_an_array_is_compared_with_no_name(entry: Any) -> None:
+    """To ask whether it equals a name gives an array, which is neither true nor false."""
+    call, known, more = ENTRIES[entry]
+    for argument in (*known, *more):
+        for value in (np.array([1, 2]), np.array(["mean", "zero"])):
+            with warnings.catch_warnings(), contextlib.suppress(PatchingError):
+                warnings.simplefilter("ignore")
+                call(**{**known, argument: value})
 
 
 def test_a_site_name_that_was_not_swept_is_both() -> None:

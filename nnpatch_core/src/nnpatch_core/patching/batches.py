@@ -150,6 +150,7 @@ class _Stream:
         check_flags(progress=self.given["progress"])
         _check_metrics(self.given["metric"], "batches of prompts")
         method = self.given.get("method", self.given.get("ablation"))
+        method = method if isinstance(method, str) else None
         if method == "resample":
             raise PatchingError(
                 "method='resample' does not go with batches of prompts: it draws among all of them"
