@@ -93,6 +93,10 @@ class CheckpointError(PatchingError):
     """A checkpoint of another sweep, or a file that is none or damaged, or cannot be written."""
 
 
+class ShardError(PatchingError):
+    """A shard that there is not, shards that do not belong together, or one that is missing."""
+
+
 class SettingsError(PatchingError):
     """Settings of a run that there are not, or that do not go together; a folder it cannot use."""
 

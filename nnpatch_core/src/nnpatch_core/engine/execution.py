@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import attrs
+import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Booleans, Integers
@@ -30,6 +31,13 @@ class Part:
     ids: Tensor | None
     work: float
 
+    def only(self, runs: Booleans) -> Part:
+        """Some of the runs; `runs` is `[runs]`."""
+        if runs.all():
+            return self
+        logits = self.logits[torch.from_numpy(runs)]
+        return attrs.evolve(self, cells=self.cells[runs], prompts=self.prompts[runs], logits=logits)
+
 
 class Execution(Protocol):
     """An engine that has run the target prompts, and is ready to patch cells into them."""
@@ -47,6 +55,13 @@ class Execution(Protocol):
     @property
     def begun(self) -> int:
         """How many cells at most are incomplete at any time: some of their prompts have come."""
+        ...
+
+    def shared_out(self, count: int) -> Integers:
+        """`[cells, batch]`: which of `count` shares, from 0, has a pair of cell and prompt.
+
+        What shares a trace is in one share. It depends on the sweep and on `count` alone.
+        """
         ...
 
     def work(self, done: Booleans) -> float:

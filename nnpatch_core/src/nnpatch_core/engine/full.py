@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnpatch_core._arrays import Booleans
+from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.execution import Part
 from nnpatch_core.memory import Limits
@@ -50,6 +50,11 @@ class FullExecution:
     def begun(self) -> int:
         """One: all prompts of a cell come together."""
         return 1
+
+    def shared_out(self, count: int) -> Integers:
+        """Cell by cell in turn: all of them cost the same."""
+        shares = np.arange(len(self.patches.cells)) % count
+        return np.broadcast_to(shares[:, None], (len(shares), len(self.target)))
 
     def work(self, done: Booleans) -> float:
         """One for each cell."""

@@ -13,7 +13,9 @@ from nnpatch_core.sweep.measured import measure_sweep
 from nnpatch_core.sweep.prepared import prepare
 from nnpatch_core.sweep.progress import make_bar
 from nnpatch_core.sweep.runs import Runs, Values
+from nnpatch_core.sweep.share import Share, ShareFile, ShareMeasured
 from nnpatch_core.sweep.spaces_told import space_parts
+from nnpatch_core.sweep.stored import Stored
 from nnpatch_core.sweep.sweep import (
     Options,
     Sweep,
@@ -34,6 +36,10 @@ __all__ = [
     "Options",
     "Repairs",
     "Runs",
+    "Share",
+    "ShareFile",
+    "ShareMeasured",
+    "Stored",
     "Sweep",
     "Tally",
     "Values",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Booleans, Integers
-from nnpatch_core.engine import Part
+from nnpatch_core.engine import Execution, Part
 from nnpatch_core.errors import EngineError
 from nnpatch_core.metrics import MetricContext, columns_given, measure
 from nnpatch_core.results import Baseline
@@ -20,6 +20,7 @@ from nnpatch_core.sweep.fallback import warn_of_fallback
 from nnpatch_core.sweep.gather import Measured, Waiting
 from nnpatch_core.sweep.opened import Opened
 from nnpatch_core.sweep.progress import Progress
+from nnpatch_core.sweep.share import Share
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.sweep.tally import Tally
 
@@ -59,14 +60,16 @@ def run_cells(
     """
     count = len(sweep.patches.cells)
     tally = Tally.empty(count, baseline)
+    share = None
     if checkpoint is not None:
         checkpoint.restore(tally)
+        share = checkpoint.share
     waiting = None
     if sweep.waiting:
         waiting = Waiting.of(sweep.waiting, context, tally.done.any(1).numpy())
     ran = tally.done.numpy().copy()
     with Progress(count, sweep.batch, sweep.options.progress) as progress:
-        run = _Run(sweep, context, waiting, tally, ran, changed, progress, checkpoint)
+        run = _Run(sweep, context, waiting, tally, ran, changed, progress, checkpoint, share)
         chunks, groups = sweep.chunks, [slice(0, count)]
         if waiting is not None and len(chunks) > 1:
             groups = sweep.groups(waiting.width)
@@ -82,8 +85,9 @@ def run_cells(
             tally.groups.extend(groups)
         for group in groups:
             some = sweep if len(groups) == 1 else sweep.part(group)
-            for chunk in chunks:
-                run.chunk(opened(some, chunk), some, group, chunk)
+            for number, chunk in enumerate(chunks):
+                if run.has(group, number):
+                    run.chunk(opened(some, chunk), some, group, chunk)
     if checkpoint is not None:
         checkpoint.save(tally, at_once=True)
     return tally
@@ -106,7 +110,16 @@ class _Run:
     changed: Booleans
     progress: Progress
     checkpoint: Checkpoint | None
+    share: Share | None
     told: list[str] = attrs.field(factory=list)
+
+    def has(self, group: slice, chunk: int) -> bool:
+        """Whether anything is measured of a group of cells in a chunk of the prompts."""
+        if self.share is None:
+            return True
+        if self.waiting is not None:
+            return not self.share.other_cells(len(self.ran))[group].all()
+        return self.share.has_chunk(chunk, len(self.sweep.chunks))
 
     def chunk(self, opened: Opened, some: Sweep, group: slice, chunk: slice) -> None:
         """Run a group of the cells, of which `some` is the sweep, in a chunk of the prompts."""
@@ -116,6 +129,12 @@ class _Run:
         except EngineError as error:
             if not opened.others:
                 raise
+            if self.share is not None:
+                other = opened.others[0].name
+                raise EngineError(
+                    f"{error}. Another engine would go on from here, and each shard from "
+                    f"elsewhere: name engine={other!r} for all shards"
+                ) from error
             reason = str(error)
         # What was handed over before is right; the next engine runs the rest.
         return self.chunk(opened.reopened(some.rows(chunk), reason), some, group, chunk)
@@ -129,14 +148,18 @@ class _Run:
     def _engine(self, opened: Opened, group: slice, chunk: slice) -> None:
         execution = opened.execution
         ran, elided = self.ran[group, chunk], execution.elided
-        parts = execution.parts(ran, columns_given(self.sweep.metrics, self.context))
+        others = self._others(execution, group)
+        skipped = ran | others
+        parts = execution.parts(skipped, columns_given(self.sweep.metrics, self.context))
         # An engine that cannot do it mostly says so here, before anything is counted.
         first = list(islice(parts, 1))
-        work = execution.work(ran)
-        self.progress.begin(chunk, opened.engine.name, work, elided, ran, group.start)
+        work = execution.work(skipped)
+        self.progress.begin(chunk, opened.engine.name, work, elided, skipped, group.start)
         if self.waiting is not None:
             self._note(self.waiting.elide(group, chunk, elided))
-        for part in chain(first, parts):
+        for whole in chain(first, parts):
+            # What shares a trace with cells of this share may be of another.
+            part = whole.only(~others[whole.cells, whole.prompts])
             self._measure(part, group, chunk, len(opened.target))
             fresh = int((~ran[part.cells, part.prompts]).sum())
             ran[part.cells, part.prompts] = True
@@ -149,6 +172,15 @@ class _Run:
                 self.checkpoint.save(self.tally)
         self.tally.elided[group, chunk] = torch.from_numpy(elided)
         self.tally.note(opened.engine.name, opened.fallback)
+
+    def _others(self, execution: Execution, group: slice) -> Booleans:
+        """`[cells, batch]`: what other shares measure."""
+        if self.share is None:
+            return np.zeros_like(execution.elided)
+        if self.waiting is None:
+            return self.share.others(execution, len(self.sweep.chunks))
+        cells = self.share.other_cells(len(self.ran))[group]
+        return np.broadcast_to(cells[:, None], execution.elided.shape)
 
     def _measure(self, part: Part, group: slice, chunk: slice, batch: int) -> None:
         """Note what the metrics say that look at each prompt alone."""

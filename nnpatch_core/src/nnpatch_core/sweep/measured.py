@@ -14,6 +14,7 @@ from nnpatch_core.sweep.identity import identity
 from nnpatch_core.sweep.labels import outcome
 from nnpatch_core.sweep.opened import Opened, open_prompts
 from nnpatch_core.sweep.runs import Runs, Values
+from nnpatch_core.sweep.share import ShareMeasured
 from nnpatch_core.sweep.sweep import Sweep, baselines
 from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.sweep.versions import Versions
@@ -56,6 +57,9 @@ def measure_sweep(
 
         changed = runs.changed & values.mask.bool().cpu().numpy()
         tally = run_cells(sweep, context, baseline, opened, checkpoint, changed=changed)
+        if checkpoint is not None and checkpoint.share is not None:
+            checkpoint.finish(tally)
+            raise ShareMeasured(int(tally.done.sum()))
     return outcome(
         versions.sweep(sweep),
         runs.kind,

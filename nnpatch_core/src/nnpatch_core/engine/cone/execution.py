@@ -91,6 +91,15 @@ class ConeExecution:
         """As the plan has it."""
         return self.plan.begun
 
+    def shared_out(self, count: int) -> Integers:
+        """Bucket by bucket, so that shares have about the same work."""
+        shares = np.zeros((self.plan.cells, self.plan.batch), dtype=np.int32)
+        runs = self.plan.buckets.runs
+        shares[runs.cell, runs.prompt] = self.plan.shared_out(count)[
+            self.plan.buckets.bucket_of_runs
+        ]
+        return shares
+
     def work(self, done: Booleans) -> float:
         """Token-layers."""
         return float(self.plan.token_layers_of_each[self._left(done)].sum())

@@ -5,6 +5,7 @@ It is pure: it knows numbers of layers, tokens and bytes, and no model.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -117,6 +118,21 @@ class Plan:
         summed = np.concatenate([[0], np.cumsum(layers)])[buckets.ends]
         found: Integers = np.diff(summed) * (self.seq_len - buckets.start)
         return found
+
+    def shared_out(self, count: int) -> Integers:
+        """`[buckets]`: which of `count` shares each is in, so that all have about the same work.
+
+        The largest first, each to the share with the least: at most a third more than the best
+        (Graham, "Bounds on Multiprocessing Timing Anomalies", 1969).
+        """
+        work = self.token_layers_of_each
+        shares = np.zeros(len(work), dtype=np.int32)
+        least = [(0, share) for share in range(count)]
+        for bucket in np.argsort(-work, kind="stable").tolist():
+            taken, share = heapq.heappop(least)
+            shares[bucket] = share
+            heapq.heappush(least, (taken + int(work[bucket]), share))
+        return shares
 
     def token_layers_of(self, bucket: Bucket) -> int:
         """Tokens that pass a layer in one bucket, over all layers."""
