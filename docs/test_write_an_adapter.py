@@ -13,7 +13,7 @@ PAGE = Path(__file__).with_name("write-an-adapter.md").read_text(encoding="utf-8
 
 def test_the_page(tmp_path: Path) -> None:
     folder = tmp_path / "reader"
-    # A model of a real one's number of layers and heads, in the place of one that is downloaded.
+    # A model of a real one's number of layers and heads: a folder of its name comes before the hub.
     config = GPTNeoXConfig(
         vocab_size=64,
         hidden_size=96,
@@ -24,7 +24,7 @@ def test_the_page(tmp_path: Path) -> None:
         eos_token_id=2,
         initializer_range=0.3,
     )
-    GPTNeoXForCausalLM(config).save_pretrained(folder / "pythia-160m")
+    GPTNeoXForCausalLM(config).save_pretrained(folder / "EleutherAI" / "pythia-160m")
 
     follow.follow(PAGE, folder, follow.environment(tmp_path / "environment"))
 
