@@ -97,6 +97,10 @@ class ShardError(PatchingError):
     """A shard that there is not, shards that do not belong together, or one that is missing."""
 
 
+class WorkerError(PatchingError):
+    """Workers that cannot be started, differ from one another, or die again and again."""
+
+
 class SettingsError(PatchingError):
     """Settings of a run that there are not, or that do not go together; a folder it cannot use."""
 
@@ -131,6 +135,10 @@ class EstimateWarning(UserWarning):
 
 class ReleaseWarning(UserWarning):
     """A release of a library that nnpatch was not tested with, and that fails its self-check."""
+
+
+class WorkerWarning(UserWarning):
+    """A worker is lost, and others measure what it had."""
 
 
 class CheckpointWarning(UserWarning):

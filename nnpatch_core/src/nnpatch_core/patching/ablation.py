@@ -21,6 +21,7 @@ from nnpatch_core.interventions import (
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName, EngineName
 from nnpatch_core.patching.batches import in_batches
+from nnpatch_core.patching.elsewhere import on_workers
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Keep, Outcome
 from nnpatch_core.seq_pos import Span
@@ -35,6 +36,7 @@ from nnpatch_core.sweep import (
 )
 
 
+@on_workers
 @in_one_thread
 @in_batches("tokens")
 def ablation_patching(

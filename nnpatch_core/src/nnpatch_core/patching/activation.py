@@ -16,6 +16,7 @@ from nnpatch_core.interventions import PairArguments, read_pairs
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import EngineName, ScreenName
 from nnpatch_core.patching.batches import in_batches
+from nnpatch_core.patching.elsewhere import on_workers
 from nnpatch_core.patching.screen import check_screen, screen_sweep
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Keep, Outcome
@@ -31,6 +32,7 @@ from nnpatch_core.sweep import (
 )
 
 
+@on_workers
 @in_one_thread
 @in_batches("source_tokens")
 def activation_patching(

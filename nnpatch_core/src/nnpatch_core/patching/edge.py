@@ -35,6 +35,7 @@ from nnpatch_core.errors import EdgeError, PatchingError, PositionError, Unknown
 from nnpatch_core.interventions import PairArguments, PairRuns
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName, EdgeMethodName, EngineName, SeqPosName
+from nnpatch_core.patching.elsewhere import on_workers
 from nnpatch_core.patching.screen import ScreenOptions, check_screen, measure_chosen
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Outcome
@@ -54,6 +55,7 @@ from nnpatch_core.sweep import (
 _STEPS = 5
 
 
+@on_workers
 @in_one_thread
 def edge_patching(
     nnmodel: Any,

@@ -21,6 +21,7 @@ from nnpatch_core.interventions import PairArguments
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import EngineName
 from nnpatch_core.patching.batches import in_batches
+from nnpatch_core.patching.elsewhere import on_workers
 from nnpatch_core.paths import PATH, Named, PathPut, PathSites, Reader, sites_of
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Keep, Outcome
@@ -38,6 +39,7 @@ from nnpatch_core.sweep import (
 _THROUGH = ("mlps",)
 
 
+@on_workers
 @in_one_thread
 @in_batches("source_tokens")
 def path_patching(

@@ -38,6 +38,7 @@ def measure_shard(
     shard: str,
     checkpoint: str | os.PathLike[str],
     memory_budget: int | str,
+    told: Callable[[float], object] = float,
     **options: Any,
 ) -> Shard:
     """Measure one of several shards of a sweep, and keep it in a checkpoint.
@@ -54,6 +55,8 @@ def measure_shard(
         checkpoint: the file of this shard alone.
         memory_budget: as of the sweep; it must be named, for all shards alike, as it decides what
             runs together, and what is free differs from machine to machine.
+        told: is told, as the sweep goes on, how much of all is measured or another shard's, from 0
+            to 1.
         **options: of the sweep.
 
     Returns:
@@ -92,7 +95,7 @@ def measure_shard(
     try:
         sweep(
             *arguments,
-            checkpoint=ShareFile(path, share),
+            checkpoint=ShareFile(path, share, told),
             memory_budget=memory_budget,
             **options,
         )

@@ -1,7 +1,7 @@
 """A sweep as it runs: what is patched, measured or estimated, and what is kept of it."""
 
 from nnpatch_core.sweep.checkpoint import Checkpoint, budget_of
-from nnpatch_core.sweep.checksum import digest
+from nnpatch_core.sweep.checksum import checksum, digest
 from nnpatch_core.sweep.cost import plan_of
 from nnpatch_core.sweep.estimated import estimate_sweep
 from nnpatch_core.sweep.estimation import Repairs, check_repairs
@@ -49,6 +49,7 @@ __all__ = [
     "check_finite",
     "check_padding",
     "check_repairs",
+    "checksum",
     "digest",
     "estimate_sweep",
     "label_prompts",

@@ -170,6 +170,7 @@ class _Run:
             self.progress.advance(fresh, part.work)
             if self.checkpoint is not None:
                 self.checkpoint.save(self.tally)
+                self.checkpoint.tell(self.progress.known)
         self.tally.elided[group, chunk] = torch.from_numpy(elided)
         self.tally.note(opened.engine.name, opened.fallback)
 

@@ -42,6 +42,8 @@ class Checkpoint:
         self._path = check_file(path, CheckpointError)
         #: The share of the sweep that is measured; None is all of it.
         self.share = path.share if isinstance(path, ShareFile) else None
+        #: Is told how far the sweep is, from 0 to 1.
+        self.tell = path.told if isinstance(path, ShareFile) else float
         self._finished = False
         self._wait = 0.0
         self._identity: Identity = {}
@@ -148,7 +150,7 @@ class Checkpoint:
             self._write(tally)
             self._kept = measured
         except CheckpointError as error:
-            self._tell(error)
+            self._say(error)
         ended = time.monotonic()
         self._wait = ended + (ended - begun) / _SHARE
 
@@ -164,7 +166,7 @@ class Checkpoint:
             self._path, self._finished
         )
 
-    def _tell(self, error: CheckpointError) -> None:
+    def _say(self, error: CheckpointError) -> None:
         # Said before it is raised by those who make errors of warnings: once is once.
         first, self._failed = not self._failed, True
         if first:

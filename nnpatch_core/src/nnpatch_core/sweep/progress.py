@@ -112,6 +112,11 @@ class Progress:
         self._now.ran += work
         self._show()
 
+    @property
+    def known(self) -> float:
+        """The share of all pairs of cell and prompt that need no run any more, from 0 to 1."""
+        return sum(each.pairs for each in self._stretches.values()) / self._size
+
     def left(self) -> float | None:
         """About how many seconds the rest will take; None before anything was run."""
         now = self._now

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,13 @@ class ShareFile(os.PathLike[str]):
     Args:
         path: the file.
         share: what is measured.
+        told: is told, as the sweep goes on, how much of all is measured or another share's, from 0
+            to 1.
     """
 
     path: Path
     share: Share
+    told: Callable[[float], object] = attrs.field(default=float, eq=False)
 
     def __fspath__(self) -> str:
         return os.fspath(self.path)

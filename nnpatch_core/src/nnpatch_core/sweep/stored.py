@@ -11,6 +11,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from nnpatch_core._bytes import bytes_of
 from nnpatch_core._printable import shown
 from nnpatch_core._ranges import ranges
 from nnpatch_core._safetensors import read_file, write_file
@@ -114,11 +115,28 @@ class Stored:
                 raise ShardError(
                     f"{other.path} is shard {number}/{self.count}, which is there twice"
                 )
-        fresh = other.tensors["done"].bool()
-        if bool((self.tensors["done"].bool() & fresh).any()):
+        if bool((self._done & other._done).any()):
             raise ShardError(
                 f"{other.path} has measured what another shard has: these are not of one cut"
             )
+        shards = {**self.shards, **other.shards}
+        return attrs.evolve(self.joined(other), shards=shards)
+
+    def joined(self, other: Stored) -> Stored:
+        """The same with what another process has measured of the same sweep.
+
+        Raises:
+            ShardError: both have measured the same, and it is not the same to the last bit.
+        """
+        fresh = other._done & ~self._done
+        both = other._done & self._done
+        for name, value in self.tensors.items():
+            one, two = value[both], other.tensors[name][both]
+            if not torch.equal(bytes_of(one), bytes_of(two)):
+                raise ShardError(
+                    f"{self.path} and {other.path} have measured other numbers for the same cells: "
+                    "the machines, or the threads of the processes, differ"
+                )
         tensors = {
             name: torch.where(fresh, other.tensors[name], value)
             for name, value in self.tensors.items()
@@ -131,8 +149,11 @@ class Stored:
                 dict.fromkeys([self.call["environment"], other.call["environment"]])
             ),
         }
-        shards = {**self.shards, **other.shards}
-        return attrs.evolve(self, call=call, tensors=tensors, shards=shards)
+        return attrs.evolve(self, call=call, tensors=tensors)
+
+    @property
+    def _done(self) -> Tensor:
+        return self.tensors["done"].bool()
 
     def check_complete(self) -> None:
         """Raise `ShardError` where a shard is missing, or not finished."""
