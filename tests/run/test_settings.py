@@ -30,6 +30,7 @@ from nnpatch_core.run.settings import draws
 #: Texts of all kinds; a shell's words cannot hold NUL, and an option of several has commas.
 TEXTS = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), min_size=1)
 PARTS = TEXTS.map(lambda text: text.replace(",", ";").strip()).filter(bool)
+NUMBERS = st.one_of(st.integers(0, 99).map(str), st.integers(0, 9).map(lambda low: f"{low}-99"))
 #: Values with which the others may mean something.
 NEEDED: dict[str, Any] = {
     "screen": {"top_k": 3},
@@ -44,7 +45,8 @@ def values_of(name: str, kind: Any, option: Any) -> st.SearchStrategy[Any]:
     if option.choices:
         return st.sampled_from(option.choices)
     if kind == tuple[str, ...]:
-        return st.lists(PARTS, min_size=1, max_size=3).map(tuple)
+        parts = NUMBERS if name in ("layers", "heads") else PARTS
+        return st.lists(parts, min_size=1, max_size=3).map(tuple)
     if bool in kinds:
         return st.just(True)
     if int in kinds:

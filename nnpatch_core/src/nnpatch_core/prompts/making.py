@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._printable import shown
-from nnpatch_core.errors import TokensError, UnknownNameError
+from nnpatch_core.errors import PositionError, TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import make_encoder
 from nnpatch_core.prompts.names import IDS
 from nnpatch_core.prompts.reading import Read, Reader, is_messages
@@ -40,7 +41,13 @@ def tokenised(
     spans: Any = None,
 ) -> dict[str, Any]:
     """The fields of a `PromptPairs`; arguments, errors and warnings are those of `from_texts`."""
-    table = with_spans(table, spans)
+    try:
+        table = with_spans(table, spans)
+    except PositionError as error:
+        if table.kind == "pair":
+            raise
+        # The rows are looked at all the same, and all is told at once.
+        table = attrs.evolve(table, faults=(*table.faults, error))
     check_flags(chat=chat, space=space)
     chosen = {"answers": answers, "multi_token": multi_token, "faulty": faulty}
     for name, value in chosen.items():

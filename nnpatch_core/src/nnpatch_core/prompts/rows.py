@@ -103,6 +103,7 @@ class Table:
         others: the user's names of further columns.
         spans: by the name of a span the user's columns for it, of source and target.
         ids: those of `COLUMNS` whose integers are token ids for certain.
+        faults: of the table as a whole, such as columns that are missing.
     """
 
     kind: str
@@ -111,6 +112,7 @@ class Table:
     others: tuple[Any, ...] = ()
     ids: frozenset[str] = frozenset()
     spans: Mapping[str, tuple[str, str]] = attrs.Factory(dict)
+    faults: tuple[PatchingError, ...] = ()
 
     def span_place(self, row: Row, name: str, side: str = "source") -> str:
         """Say where the span of a row stands, of the source or the target prompt."""
@@ -160,6 +162,14 @@ def report(faulty: Sequence[Sequence[Fault]]) -> str:
     lines = ["; ".join(map(str, faults)) for faults in faulty]
     more = len(lines) - _SHOWN
     return "\n".join(lines[:_SHOWN] + ([f"and {more} more"] if more > 0 else []))
+
+
+def error_of_table(table: Table, faulty: Sequence[Sequence[Fault]]) -> PatchingError:
+    """Make the error that says what is wrong with a table as a whole, and with its rows."""
+    faults = [*table.faults, *([error_of(table, faulty)] if faulty else [])]
+    kinds = {type(fault) for fault in faults}
+    error = kinds.pop() if len(kinds) == 1 else TokensError
+    return error("\n".join(map(str, faults)))
 
 
 def error_of(table: Table, faulty: Sequence[Sequence[Fault]]) -> PatchingError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ _OTHERWISE = {
     "seq_pos_type": "positions",
     "site_names": "sites",
 }
+#: A renaming, in a message: `columns={'source': 'question'}`.
+_COLUMNS = re.compile(r"\bcolumns=(?P<names>\{[^{}]*\})")
 #: An argument of a call, in a message: `name='value'`, `name=`.
 _ARGUMENT = re.compile(r"\b(?P<name>[a-z_]+)=(?:'(?P<value>[\w*-]+)'|(?=[\s,:;.)]|$))")
 
@@ -45,6 +48,8 @@ def in_options(text: str) -> str:
     Examples:
         >>> in_options("faulty='drop' leaves them out")
         '--faulty drop leaves them out'
+        >>> in_options("did you mean columns={'source': 'my text'}?")
+        "did you mean --columns 'source=my text'?"
     """
     names = {name: name for name, *_ in options()} | _OTHERWISE
 
@@ -52,7 +57,16 @@ def in_options(text: str) -> str:
         name, value = names.get(found["name"]), found["value"] or ""
         return found[0] if name is None else f"--{name.replace('_', '-')} {value}".rstrip()
 
-    return _ARGUMENT.sub(told, text)
+    return _ARGUMENT.sub(told, _COLUMNS.sub(_renaming, text))
+
+
+def _renaming(found: re.Match[str]) -> str:
+    try:
+        names = ast.literal_eval(found["names"])
+    except (SyntaxError, ValueError):
+        # It was cut where it was too long.
+        return found[0]
+    return f"--columns {shlex.quote(','.join(f'{own}={name}' for own, name in names.items()))}"
 
 
 def _words(name: str, value: Any) -> Iterator[str]:

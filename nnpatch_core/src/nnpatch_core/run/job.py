@@ -29,7 +29,7 @@ from nnpatch_core.run.loading import (
 )
 from nnpatch_core.run.outputs import check_extras, outputs_of
 from nnpatch_core.run.settings import PAIRED, SITES, Settings
-from nnpatch_core.run.sweeps import Asked, check_names, run_sweep, sites_of
+from nnpatch_core.run.sweeps import Asked, name_checks, run_sweep, sites_of
 from nnpatch_core.sweep import label_prompts, warn_of_columns
 
 #: Takes a line for the user.
@@ -73,17 +73,18 @@ class Job:
         Raises:
             PatchingError: one of its kinds, with all that is wrong with table and model.
         """
-        check_extras()
-        check_libraries(settings)
         folder = Folder.of(settings)
-        folder.check(settings, resume=resume, overwrite=overwrite)
         faults: list[PatchingError] = []
         heard: list[str] = []
+        _tried(check_extras, faults)
+        _tried(lambda: check_libraries(settings), faults)
+        _tried(lambda: folder.check(settings, resume=resume, overwrite=overwrite), faults)
         with _hearing(warn, heard):
             pairs = _tried(lambda: read_pairs(settings), faults)
-            looked = _tried(lambda: _looked_at(settings, pairs), faults)
-        if pairs is None or looked is None:
-            raise SettingsError("\n".join(in_options(str(each)) for each in faults)) from faults[0]
+            looked = _tried(lambda: _looked_at(settings, pairs, faults), faults)
+        if pairs is None or looked is None or faults:
+            told = (in_options(str(each)) for each in faults)
+            raise SettingsError("\n".join(dict.fromkeys(told))) from faults[0]
         skeleton, api = looked
         return cls(settings, folder, pairs, skeleton, api, warn, heard)
 
@@ -208,11 +209,14 @@ def _place(column: str) -> Any:
     return (name, int(which)) if separator and which.lstrip("-").isdigit() else column
 
 
-def _looked_at(settings: Settings, pairs: PromptPairs | None) -> tuple[nn.Module, Any]:
+def _looked_at(
+    settings: Settings, pairs: PromptPairs | None, faults: list[PatchingError]
+) -> tuple[nn.Module, Any]:
     """The model without weights, and its adapter, which has the sites that are asked for."""
     skeleton = skeleton_of(load_config(settings))
     api = find_adapter(settings.api, skeleton)
-    check_names(settings, skeleton, api)
+    for check in name_checks(settings, skeleton, api):
+        _tried(check, faults)
     if settings.method in SITES:
         if pairs is None:
             # Names and numbers can be looked at all the same.

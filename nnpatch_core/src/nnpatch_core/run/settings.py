@@ -11,6 +11,7 @@ import attrs
 from nnpatch_core._hints import did_you_mean
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import SettingsError
+from nnpatch_core.run.numbers import read_numbers
 
 #: The kinds of analysis.
 METHODS = ("activation", "attribution", "ablation", "path", "edges", "circuit", "subspace")
@@ -310,6 +311,11 @@ def _beside(settings: Settings, place: Callable[[str], str]) -> list[str]:
             faults.append(f"{place('device')}: means nothing beside {name}, which places the model")
     if settings.at and settings.positions is None:
         faults.append(f"{place('at')}: means nothing without positions")
+    for name in ("layers", "heads"):
+        try:
+            read_numbers(place(name), getattr(settings, name))
+        except SettingsError as error:
+            faults.append(str(error))
     if not 0 < settings.level < 1:
         faults.append(f"{place('level')}: must lie between 0 and 1, got {settings.level}")
     if not 0 < settings.faithfulness <= 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,22 +76,22 @@ def run_sweep(asked: Asked) -> Any:
     return _CALLS[asked.settings.method](asked)
 
 
-def check_names(settings: Settings, model: Any, api: Any) -> None:
-    """Raise the fitting error for a metric or a node that there is not, before any weights are.
+def name_checks(settings: Settings, model: Any, api: Any) -> Iterator[Callable[[], object]]:
+    """Checks before any weights are there: each raises for a metric or a node that there is not.
 
     Args:
         settings: of the run.
         model: the model, perhaps without weights.
         api: its adapter.
     """
+    for metric in settings.metrics:
+        yield partial(name_metrics, [metric], find_metric)
     if settings.metrics:
-        name_metrics(list(settings.metrics), find_metric)
+        yield partial(name_metrics, list(settings.metrics), find_metric)
     if settings.method == "edges":
         nodes = likely_nodes(api, model)
-        for name in settings.senders:
-            nodes.sender(name)
-        for name in settings.receivers:
-            nodes.receiver(name)
+        yield from (partial(nodes.sender, name) for name in settings.senders)
+        yield from (partial(nodes.receiver, name) for name in settings.receivers)
 
 
 def sites_of(settings: Settings, api: Any) -> SweepSites:
