@@ -342,10 +342,45 @@ def test_show_and_compare(files: Files, nnpatch: Command) -> None:
     compared = nnpatch("compare", "one", "two", "--top", 2)
     assert compared.code == 0
     difference = found - Outcome.load("two/outcome.safetensors")
-    assert str(difference.top(2)) in compared.out
+    _, *lines = str(difference.top(2)).splitlines()
+    assert "\n".join(lines) in compared.out
     assert nnpatch("compare", "one", "one").out.endswith("No value differs.\n")
     some = nnpatch("compare", "one", "two", "--sites", "mlp", "--top", 2)
     assert some.out == compared.out
+
+
+def test_compare_speaks_the_language_of_commands(files: Files, nnpatch: Command) -> None:
+    """It names both runs, tells what differs, and advises options."""
+    given = [*files.arguments, "--out"]
+    for options in (
+        ["a", "--sites", "mlp,o", "--positions", "last"],
+        ["b", "--sites", "mlp,o", "--positions", "last", "--swap"],
+        ["c", "--sites", "mlp,attn", "--positions", "last", "--method", "attribution"],
+        ["d", "--sites", "mlp", "--positions", "last", "--layers", "0", "--limit", "3"],
+        ["e", "--sites", "attn", "--positions", "each", "--metrics", "kl_divergence"],
+        ["f", "--sites", "mlp,o", "--method", "ablation", "--positions", "last"],
+        ["g", "--sites", "mlp", "--method", "ablation", "--metrics", "kl_divergence"],
+    ):
+        assert nnpatch("run", *given, *options).code == 0
+    for one, other, options, parts in (
+        ("a", "b", [], ["different prompts, 4 and 4", "There are no p-values: the sides have"]),
+        ("a", "c", ["--sites", "mlp"], ["the same 4 prompts", "attribution  logit_difference"]),
+        ("a", "c", [], ["a has the sites mlp, o, and c mlp, attn: --sites mlp compares what"]),
+        ("a", "e", [], ["a has the sites mlp, o, and e attn: they have none in common"]),
+        ("a", "d", ["--sites", "mlp"], ["'mlp'", "in a and", "in d"]),
+        ("a", "f", [], ["scale 'restored' and f 'change'"]),
+        ("f", "g", ["--sites", "mlp"], ["--metric NAME takes one that both have"]),
+        ("a", "e", ["--metric", "kl"], ["no metric 'kl' was measured"]),
+    ):
+        done = nnpatch("compare", one, other, "--top", 2, *options)
+        told = done.out + done.err
+        assert not re.search(r"\w\(|one outcome|activation - ", told), told
+        for part in parts:
+            assert part in told, (part, told)
+        if done.code == 0 and one == "a":
+            head = f"{one} - {other}: each value of the first run minus that of the second\n"
+            assert done.out.startswith(head)
+            assert "of the share that is restored (0 target, 1 source)" in done.out
 
 
 @pytest.mark.parametrize("command", [["show", "nix"], ["compare", "nix", "nix"]])

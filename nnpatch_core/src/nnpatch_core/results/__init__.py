@@ -23,7 +23,7 @@ from nnpatch_core.results.reported import facts_of, study_of, table_of_top
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability
 from nnpatch_core.results.top import Top
-from nnpatch_core.results.words import in_digits, model_name
+from nnpatch_core.results.words import in_digits, legend, model_name
 
 __all__ = [
     "GUIDE",
@@ -46,6 +46,7 @@ __all__ = [
     "in_digits",
     "interval_of_figures",
     "known_in_words",
+    "legend",
     "letters_of",
     "means_of",
     "model_name",

@@ -25,6 +25,7 @@ from nnpatch_core.results.selection import find_names
 from nnpatch_core.results.statistics import (
     Draws,
     Figured,
+    alike,
     cell_values,
     ends_of,
     least_pvalue,
@@ -306,6 +307,11 @@ def _p_values(
     figured: Figured, names: Sequence[str], groups: Sequence[_Group], flips: int
 ) -> tuple[dict[str, list[float]], list[str]]:
     """The column of p-values, if there are any, and the words about them."""
+    if len(alike([term.outcome for term in figured.terms])) > 1:
+        return {}, [
+            "There are no p-values: the sides have different prompts, whose signs cannot be "
+            "flipped together. For the intervals the prompts of each side are drawn by themselves."
+        ]
     draws = Draws(flips, 0)
     try:
         found = pvalues_of(figured, names, "max_t", draws)
