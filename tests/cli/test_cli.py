@@ -56,6 +56,25 @@ def test_help_has_every_option(nnpatch: Command) -> None:
         assert own == {part for part in expected if part.startswith("--")}
 
 
+def words_of(nnpatch: Command, command: Any, columns: int) -> set[str]:
+    """The words of a help, as wide as that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(columns))
+        done = nnpatch(*command, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert max(map(len, done.lines)) <= columns
+    # Without boxes a line may end at a hyphen.
+    return set(re.findall(r"[A-Za-z]\w*…?", done.out))
+
+
+@pytest.mark.parametrize(
+    "command", [*OPTIONS, ("run",), ("plan",), ("show",), ("compare",)], ids=str
+)
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_help_breaks_no_word(nnpatch: Command, command: Any, columns: int) -> None:
+    assert words_of(nnpatch, command, columns) <= words_of(nnpatch, command, 1000)
+
+
 def test_version(nnpatch: Command) -> None:
     done = nnpatch("--version")
     assert (done.code, done.err) == (0, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -32,12 +32,16 @@ def root() -> typer.Typer:
         epilog="Exit code: 0; 1 where a check or a plugin fails; 2 for a wrong argument or table; "
         "130 after Ctrl-C.",
         pretty_exceptions_enable=False,
-        # Boxes cut names of options where there is no room.
-        rich_markup_mode="rich" if shutil.get_terminal_size().columns >= _BOXES else None,
+        rich_markup_mode=markup(),
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_nnpatch)
     return app
+
+
+def markup() -> Literal["rich"] | None:
+    """How help is laid out: boxes cut names of options where there is no room."""
+    return "rich" if shutil.get_terminal_size().columns >= _BOXES else None
 
 
 def listing() -> typer.Typer:

@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from nnpatch_command.root import root
+from nnpatch_command.root import markup, root
 from nnpatch_command.start import INTERRUPTED, leave_reader
 from nnpatch_core._printable import printable
 from nnpatch_core._upstream import disable_progress_bar
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    app.rich_markup_mode = markup()
     try:
         given = sys.argv[1:] if argv is None else argv
         done: Any = app(list(given), prog_name="nnpatch", standalone_mode=False)

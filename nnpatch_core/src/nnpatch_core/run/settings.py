@@ -156,7 +156,8 @@ class Settings:
         methods=("activation", "attribution", "path", "edges"),
     )  # fmt: skip
     ablation: str | None = _option(
-        None, "What is put in place: zero, mean or resample. With ablation: zero.", HOW,
+        None, "What is put in place of what is taken away; method ablation takes zero by default.",
+        HOW,
         methods=("ablation", "attribution", "edges", "circuit"),
         choices=("zero", "mean", "resample"),
     )  # fmt: skip
