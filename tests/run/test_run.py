@@ -328,6 +328,8 @@ def test_prompts_that_do_not_line_up_are_told_before_anything_runs(
         assert done.code == 0
         (line,) = done.err.splitlines()
         assert "tokens" in line
+        assert "(4 pairs of 3 to 4 tokens)" in done.out
+        assert " in 4 prompts of 3 to 4 tokens\n" in done.out
 
 
 def test_show_and_compare(files: Files, nnpatch: Command) -> None:
@@ -338,6 +340,10 @@ def test_show_and_compare(files: Files, nnpatch: Command) -> None:
     assert (shown.code, shown.err) == (0, "")
     found = Outcome.load("one/outcome.safetensors")
     assert str(found.top(2)) in shown.out
+    # Tokens of different prompts, and not answers that count as one.
+    told = "A bar in a token, as in ' "
+    assert told in shown.out
+    assert told in Path("one/report.html").read_text("utf-8").replace("&#39;", "'")
     assert found.info["weights"] in shown.out
     compared = nnpatch("compare", "one", "two", "--top", 2)
     assert compared.code == 0

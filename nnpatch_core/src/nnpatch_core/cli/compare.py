@@ -15,7 +15,7 @@ from nnpatch_core._printable import printable
 from nnpatch_core.cli.outcomes import read_outcome
 from nnpatch_core.cli.output import UsageError, say, say_aside, say_table
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.results import Combination, Outcome, legend
+from nnpatch_core.results import Combination, Outcome, bars_told, legend
 
 _RUN = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or an outcome.")]
 _TOP = Annotated[int, typer.Option(min=1, metavar="N", help="How many rows.")]
@@ -61,7 +61,7 @@ def compare(
         "  ",
     )
     say()
-    say("No value differs." if same else table)
+    say("No value differs." if same else "\n".join([table, *bars_told(found)]))
     return True
 
 

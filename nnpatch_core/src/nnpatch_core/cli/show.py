@@ -9,6 +9,7 @@ import typer
 
 from nnpatch_core.cli.outcomes import read_outcome
 from nnpatch_core.cli.output import say
+from nnpatch_core.results import bars_told
 
 _FOLDER = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or an outcome.")]
 _TOP = Annotated[int, typer.Option(min=1, metavar="N", help="How many rows.")]
@@ -25,7 +26,8 @@ def show(folder: _FOLDER, *, top: _TOP = 10, metric: _METRIC = None, sites: _SIT
     outcome = read_outcome(folder, metric)
     say(repr(outcome))
     say()
-    say(str(outcome.top(top, sites or None)))
+    found = outcome.top(top, sites or None)
+    say("\n".join([str(found), *bars_told(found)]))
     say()
     width = max(map(len, outcome.info))
     for name, words in outcome.info.items():

@@ -143,6 +143,20 @@ def pieces(top: Top, title: str) -> str:
     return heading(title) + table(columns, cells) + "".join(map(paragraph, top.notes))
 
 
+def bars_told(top: Top) -> tuple[str, ...]:
+    """The sentence that tells what a bar in a token's label is, where there is one.
+
+    Examples:
+        >>> bars_told(Top(({"token": " France| Japan"},), "", ()))
+        ("A bar in a token, as in ' France| Japan', stands between tokens of different prompts.",)
+    """
+    label = next((row["token"] for row in top.rows if "|" in row.get("token", "")), None)
+    if label is None:
+        return ()
+    shown = printable(label)
+    return (f"A bar in a token, as in '{shown}', stands between tokens of different prompts.",)
+
+
 def written(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     """The cells of a printed row; "" where it has nothing."""
     return [_written(name, row[name]) if name in row else "" for name in columns]

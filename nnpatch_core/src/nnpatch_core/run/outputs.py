@@ -15,7 +15,7 @@ from nnpatch_core._files import write_whole
 from nnpatch_core.circuits import Circuit, FoundCircuit
 from nnpatch_core.edges import EdgeOutcome
 from nnpatch_core.errors import OutcomeError, SettingsError
-from nnpatch_core.results import Outcome
+from nnpatch_core.results import Outcome, bars_told
 from nnpatch_core.run.folder import OUTCOME
 from nnpatch_core.subspace import SubspaceSweep
 
@@ -73,11 +73,12 @@ def _outcome(result: Outcome, level: float) -> Outputs:
         pictures[f"{name}.html"] = partial(_page, partial(seen.plot, interactive=True))
         told = f" of {metric}" if len(result.metrics) > 1 else ""
         pages[f"{name}.html"] = f"The heatmaps{told}, with a value under the pointer"
+    top = result.top(10)
     return Outputs(
         {OUTCOME: steady(result).save, "cells.parquet": partial(result.to_parquet, level=level)},
         pictures,
         pages,
-        str(result.top(10)),
+        "\n".join([str(top), *bars_told(top)]),
     )
 
 

@@ -10,7 +10,7 @@ from nnpatch_core.results.pictures import draw_outcome, kind_of
 from nnpatch_core.results.reported.call import call_of, question_of, scale_of
 from nnpatch_core.results.reported.facts import facts_of
 from nnpatch_core.results.reported.prompts import prompt_tables, prompts_in_words
-from nnpatch_core.results.top import Top, make_top, written
+from nnpatch_core.results.top import Top, bars_told, make_top, written
 from nnpatch_core.results.words import cell_name, in_digits, model_name
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def table_of_top(top: Top) -> Table:
         tuple(tuple(written(row, columns)) for row in top.rows),
         frozenset(name for name in columns if name not in _TEXTS),
         _SHOWN,
-        top.notes,
+        (*bars_told(top), *top.notes),
     )
 
 
