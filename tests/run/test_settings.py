@@ -37,6 +37,9 @@ NEEDED: dict[str, Any] = {
     "path": {"senders": ("m0",), "receivers": ("logits",)},
     "at": {"positions": "custom"},
     "system": {"chat": True},
+    "threshold": {"prune": "acdc"},
+    "reference": {"ablation": "mean"},
+    "source_at": {"at": ("1",), "positions": "custom"},
 }
 
 
@@ -48,7 +51,7 @@ def values_of(name: str, kind: Any, option: Any) -> st.SearchStrategy[Any]:
         parts = NUMBERS if name in ("layers", "heads") else PARTS
         return st.lists(parts, min_size=1, max_size=3).map(tuple)
     if bool in kinds:
-        return st.just(True)
+        return st.booleans()
     if int in kinds:
         return st.integers(int(option.least or 0), 10**6)
     if float in kinds:
@@ -67,14 +70,18 @@ def settings(draw: st.DrawFn) -> Settings:
         if wanted and name != "method" and method in option.methods:
             given[name] = draw(values_of(name, kind, option))
     given |= NEEDED.get(method, {})
+    if method == "path":
+        given.pop("path", None)
     for name, others in NEEDED.items():
-        if name in given:
+        if name in given and name not in METHODS:
             given |= others
     given.setdefault("positions", None)
     if method == "activation" and "screen" not in given:
         given.pop("top_k", None)
     if method == "edges" and "estimate" not in given:
         given.pop("top_k", None)
+    if "top_k" not in given:
+        given.pop("spot_checks", None)
     if given.get("device_map") or given.get("quantize"):
         given.pop("device", None)
     if not draws(Settings(**given)):

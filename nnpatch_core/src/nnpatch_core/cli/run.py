@@ -169,7 +169,7 @@ def _help(default: Any, option: Option) -> str:
     elif option.choices:
         words += f" There is {option.choices[0]}."
     if default not in (None, (), False, "", Path()):
-        words += f" By default {default}."
+        words += f" By default {'on' if default is True else default}."
     if len(others) == 1:
         words += f" Not with {others[0]}."
     elif others:

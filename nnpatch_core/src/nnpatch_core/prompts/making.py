@@ -87,7 +87,7 @@ def tokenised(
     )
     kept, dropped = reader.read(table)
     prompts = [read.prompts[name].tokens for name in PROMPTS for read in kept]
-    tokens, mask = _padded(prompts, getattr(tokenizer, "pad_token_id", None) or 0)
+    tokens, mask = padded(prompts, getattr(tokenizer, "pad_token_id", None) or 0)
     n = len(kept)
     first = {
         name: torch.tensor([read.answers[name][0].token for read in kept], device="cpu")
@@ -137,7 +137,7 @@ def _spans(kept: Sequence[Read], width: int) -> dict[str, Span]:
     return {name: Span(*(ends(name, side) for side in PROMPTS)) for name in names}
 
 
-def _padded(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
+def padded(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
     """Pad prompts on the left: tokens and mask, `[prompts, seq]`."""
     width = max(map(len, prompts))
     tokens = [[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts]

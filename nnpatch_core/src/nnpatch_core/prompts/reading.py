@@ -19,7 +19,7 @@ from nnpatch_core.errors import (
     TokensError,
 )
 from nnpatch_core.prompts.answers import FIRST, Answer, read_answer
-from nnpatch_core.prompts.cells import listed_answers
+from nnpatch_core.prompts.cells import Bad, listed_answers, read_prompt
 from nnpatch_core.prompts.encoding import Encoded, Encoder
 from nnpatch_core.prompts.rows import (
     COLUMNS,
@@ -323,6 +323,17 @@ def _where(
 
 def _tail(text: str) -> str:
     return text if len(text) <= _TAIL else f"…{text[-_TAIL:]}"
+
+
+def encoded_prompt(encoder: Encoder, cell: Any) -> Encoded:
+    """A prompt of a table, cut into tokens.
+
+    Raises:
+        UnusableError: it is none, or the template refuses it.
+    """
+    if isinstance(cell, Bad):
+        raise UnusableError(TokensError, cell.message, cell.advice)
+    return encoder.encode(_prompt(read_prompt(cell)))
 
 
 def _prompt(value: Any) -> Prompt:

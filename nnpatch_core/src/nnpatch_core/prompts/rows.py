@@ -174,12 +174,20 @@ def error_of_table(table: Table, faulty: Sequence[Sequence[Fault]]) -> PatchingE
 
 def error_of(table: Table, faulty: Sequence[Sequence[Fault]]) -> PatchingError:
     """Make the error that says what is wrong with some rows, and what can be done about it."""
+    way = f"faulty='drop' leaves {'it' if len(faulty) == 1 else 'them'} out"
+    return error_of_rows(faulty, len(table.rows), table.kind, way)
+
+
+def error_of_rows(
+    faulty: Sequence[Sequence[Fault]], count: int, kind: str, *ways: str
+) -> PatchingError:
+    """Make the error that says what is wrong with some of so many rows; `ways` out come last."""
     faults = [fault for its in faulty for fault in its]
     kinds = {fault.error for fault in faults}
     advice = list(dict.fromkeys(fault.advice for fault in faults if fault.advice))
     opening = []
     if len(faulty) > 1:
-        opening = [f"{len(faulty)} of {len(table.rows)} {table.kind}s cannot be used"]
-    advice.append(f"faulty='drop' leaves {'it' if len(faulty) == 1 else 'them'} out")
+        opening = [f"{len(faulty)} of {count} {kind}s cannot be used"]
+    advice += ways
     error = kinds.pop() if len(kinds) == 1 else TokensError
     return error("\n".join([*opening, report(faulty), *advice]))

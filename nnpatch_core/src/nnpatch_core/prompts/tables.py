@@ -222,6 +222,11 @@ def to_table(raw: Raw, renamed: Any, layout: str | None, tokenizer: Any) -> Tabl
     return Table(raw.kind, names, made, tuple(others.values()), ids, faults=faults)
 
 
+def prompts_of(raw: Raw) -> list[RawRow]:
+    """The rows of a table, what is inside of their objects in columns of its own."""
+    return [_flat(raw.kind, row) for row in raw.rows]
+
+
 def _row(
     kind: str,
     raw: RawRow,

@@ -8,6 +8,7 @@ knows no outcome: those above it make the studies.
 """
 
 from nnpatch_core.report.advice import Advice
+from nnpatch_core.report.asked import read_asked
 from nnpatch_core.report.facts import WIDTH, Facts, Race, Width
 from nnpatch_core.report.linter import advice
 from nnpatch_core.report.parts import Marked, Table
@@ -31,4 +32,5 @@ __all__ = [
     "Table",
     "Width",
     "advice",
+    "read_asked",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -23,6 +23,7 @@ class Asked:
         title: of the page.
         pages: that stand beside it: what each is, and its address.
         warnings: that were raised on the way.
+        spelled: gives a sentence in the caller's language, whose options are perhaps no arguments.
     """
 
     command: str | None
@@ -30,6 +31,7 @@ class Asked:
     title: str | None
     pages: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    spelled: Callable[[str], str] = str
 
 
 def read_asked(

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from nnpatch_core.report.asked import read_asked, read_width
+from nnpatch_core.report.asked import Asked, read_asked, read_width
 from nnpatch_core.report.facts import WIDTH, Facts
 from nnpatch_core.report.study import Study
 from nnpatch_core.report.writing import write_report
@@ -69,7 +69,10 @@ class Reports:
             >>> page[:15], "Which MLP sees" in page, "<script" in page
             ('<!DOCTYPE html>', True, False)
         """
-        asked = read_asked(command, question, title, pages, warnings)
+        self._write(path, read_asked(command, question, title, pages, warnings), width)
+
+    def _write(self, path: str | os.PathLike[str], asked: Asked, width: float) -> None:
+        """Write a report with what its caller adds."""
         wide = read_width(width)
 
         def study() -> Study:

@@ -17,7 +17,8 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import PatchingError, PictureWarning, SettingsError
 from nnpatch_core.patching import plan_sweep
 from nnpatch_core.plugins import find_adapter
-from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.prompts import PromptPairs, read_prompts
+from nnpatch_core.report import read_asked
 from nnpatch_core.run.command import command_of, in_options
 from nnpatch_core.run.folder import REPORT, SETTINGS, Folder
 from nnpatch_core.run.loading import (
@@ -44,6 +45,7 @@ class Job:
         settings: of the run.
         folder: where it writes.
         pairs: the prompts.
+        reference: tokens and mask of a data set, if there is one.
         skeleton: the model without weights.
         api: its adapter.
         warn: takes a warning as it comes.
@@ -53,6 +55,7 @@ class Job:
     settings: Settings
     folder: Folder
     pairs: PromptPairs
+    reference: Any
     skeleton: nn.Module
     api: Any
     warn: Say
@@ -81,12 +84,13 @@ class Job:
         _tried(lambda: folder.check(settings, resume=resume, overwrite=overwrite), faults)
         with _hearing(warn, heard):
             pairs = _tried(lambda: read_pairs(settings), faults)
+            reference = _tried(lambda: read_reference(settings), faults)
             looked = _tried(lambda: _looked_at(settings, pairs, faults), faults)
         if pairs is None or looked is None or faults:
             told = (in_options(str(each)) for each in faults)
             raise SettingsError("\n".join(dict.fromkeys(told))) from faults[0]
         skeleton, api = looked
-        return cls(settings, folder, pairs, skeleton, api, warn, heard)
+        return cls(settings, folder, pairs, reference, skeleton, api, warn, heard)
 
     def plan(self) -> str:
         """The cost, before anything runs, in lines for people."""
@@ -136,7 +140,8 @@ class Job:
             torch.set_num_threads(settings.threads)
         with _hearing(self.warn, self.heard):
             model = load_model(settings)
-            asked = Asked(settings, model, self.api, self.pairs, folder.checkpoint, progress)
+            given = self.pairs, self.reference, folder.checkpoint
+            asked = Asked(settings, model, self.api, *given, progress)
             result = run_sweep(asked)
             outputs = outputs_of(result, settings.level)
             for name, write in outputs.data.items():
@@ -146,16 +151,12 @@ class Job:
                 for name, draw in outputs.pictures.items()
                 if _drawn(name, partial(draw, folder.path / name))
             ]
-            result.report(
-                folder.path / REPORT,
-                command=command_of(settings),
-                question=settings.question,
-                pages={words: name for name, words in outputs.pages.items() if name in drawn},
-                warnings=self.heard,
-                width=settings.width,
-            )
+            pages = {words: name for name, words in outputs.pages.items() if name in drawn}
+            told = read_asked(command_of(settings), settings.question, None, pages, self.heard)
+            told = attrs.evolve(told, spelled=in_options)
+            result._write(folder.path / REPORT, told, settings.width)
         folder.forget()
-        say(outputs.table)
+        say(in_options(outputs.table))
         say("")
         say(f"{folder.path}/: {', '.join([*outputs.data, *drawn, REPORT, SETTINGS])}")
         return result
@@ -177,6 +178,7 @@ def read_pairs(settings: Settings) -> PromptPairs:
         columns=columns or None,
         layout=settings.layout,  # type: ignore[arg-type]
         chat=settings.chat,
+        space=settings.space,
         answers=settings.answers,
         multi_token=settings.multi_token,
         faulty=settings.faulty,
@@ -185,6 +187,28 @@ def read_pairs(settings: Settings) -> PromptPairs:
     if settings.limit is not None:
         pairs = pairs[: settings.limit]
     return pairs.swapped() if settings.swap else pairs
+
+
+def read_reference(settings: Settings) -> Any:
+    """The tokens and the mask of the data set for means, if settings name one.
+
+    Raises:
+        PatchingError: one of its kinds, naming all faulty lines and columns.
+    """
+    if settings.reference is None:
+        return None
+    columns = dict(_all_named("columns", settings.columns))
+    try:
+        return read_prompts(
+            settings.reference,
+            load_tokenizer(settings),
+            columns=columns,
+            chat=settings.chat,
+            system=settings.system,
+        )
+    except PatchingError as error:
+        # Lines are those of another table.
+        raise type(error)(f"reference: {error}") from error
 
 
 def _all_named(setting: str, parts: Sequence[str]) -> list[tuple[str, str]]:
