@@ -263,3 +263,40 @@ def test_a_report_of_a_run_names_options(files: Files, nnpatch: Command) -> None
         for option in ("--no-space", "--positions spans"):
             assert option in told
         assert not re.search(r"\bspace=|seq_pos_type=|pairs\.(?!csv)|PromptPairs", told)
+
+
+def files_of(folder: str) -> set[str]:
+    return {each.relative_to(folder).as_posix() for each in Path(folder).rglob("*")}
+
+
+def test_overwrite_leaves_nothing_of_an_earlier_run(files: Files, nnpatch: Command) -> None:
+    """Of another method, which draws other pictures; whatever it did not write stays."""
+    files.table.write_text("\n".join(lines(8)) + "\n", "utf-8")
+    given = ("run", *files.arguments, "--overwrite", "--out")
+    edges = ("--method", "edges", "--senders", "a0.h1,m0")
+    learning = ("--method", "subspace", "--layers", "1", "--epochs", "1", "--no-random-labels")
+    assert nnpatch(*given, "fresh", *edges).code == 0
+    assert nnpatch(*given, "o", *LAST, "--metrics", "logit_difference,kl_divergence").code == 0
+    assert Path("o/heatmap-kl_divergence.png").exists()
+    Path("o/thesis.tex").write_text("dear", "utf-8")
+    assert nnpatch(*given, "o", *learning).code == 0
+    assert "o/subspace-0" in map(str, Path("o").iterdir())
+    assert not Path("o/heatmap.png").exists()
+    Path("o/subspace-0/notes.md").write_text("dear", "utf-8")
+    assert nnpatch(*given, "o", *edges).code == 0
+    mine = {"thesis.tex", "subspace-0", "subspace-0/notes.md"}
+    assert files_of("o") == files_of("fresh") | mine
+    assert Path("o/thesis.tex").read_text("utf-8") == "dear"
+
+
+def test_a_list_of_files_that_is_none_removes_nothing(files: Files, nnpatch: Command) -> None:
+    Path("o").mkdir()
+    Path("mine.txt").write_text("dear", "utf-8")
+    Path("there").mkdir()
+    Path("there/mine.txt").write_text("dear", "utf-8")
+    Path("o/link").symlink_to(Path("there").resolve())
+    for text in ("[", "5", '["../mine.txt", "link/mine.txt", "", "/", 5, "nix", "run.toml"]'):
+        Path("o/.written.json").write_text(text, "utf-8")
+        run(nnpatch, files, *LAST, "--overwrite")
+    assert Path("mine.txt").read_text("utf-8") == "dear"
+    assert Path("there/mine.txt").read_text("utf-8") == "dear"

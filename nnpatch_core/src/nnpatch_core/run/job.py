@@ -145,16 +145,16 @@ class Job:
             result = run_sweep(asked)
             outputs = outputs_of(result, settings.level)
             for name, write in outputs.data.items():
-                write(folder.path / name)
+                folder.write(name, write)
             drawn = [
                 name
                 for name, draw in outputs.pictures.items()
-                if _drawn(name, partial(draw, folder.path / name))
+                if _drawn(name, partial(folder.write, name, draw))
             ]
             pages = {words: name for name, words in outputs.pages.items() if name in drawn}
             told = read_asked(command_of(settings), settings.question, None, pages, self.heard)
             told = attrs.evolve(told, spelled=in_options)
-            result._write(folder.path / REPORT, told, settings.width)
+            folder.write(REPORT, lambda path: result._write(path, told, settings.width))
         folder.forget()
         say(in_options(outputs.table))
         say("")
