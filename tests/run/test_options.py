@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pandas
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -300,3 +301,39 @@ def test_a_list_of_files_that_is_none_removes_nothing(files: Files, nnpatch: Com
         run(nnpatch, files, *LAST, "--overwrite")
     assert Path("mine.txt").read_text("utf-8") == "dear"
     assert Path("there/mine.txt").read_text("utf-8") == "dear"
+
+
+def test_the_level_is_that_of_all_intervals(files: Files, nnpatch: Command) -> None:
+    """Of the table that is printed, of files, of pictures and of the report."""
+    given = ("run", *files.arguments, "--metrics", "kl_divergence", *LAST, "--out")
+    texts, frames = {}, {}
+    for level in ("0.95", "0.5"):
+        done = nnpatch(*given, level, "--level", level)
+        assert done.code == 0, done.err
+        texts[level] = (done.out, Path(level, "report.html").read_text("utf-8"))
+        frames[level] = pandas.read_parquet(Path(level, "cells.parquet"))
+    # Half of the width changes which cells are muted.
+    one, two = (Path(level, "heatmap.png").read_bytes() for level in texts)
+    assert one != two
+    for out, page in (texts["0.5"],):
+        assert "low to high: 50 % interval" in out
+        assert "low to high: 50 % interval" in page
+        assert "95 %" not in out + page
+    low, high = (f"kl_divergence_{end}" for end in ("low", "high"))
+    narrow, wide = (frames[level][high] - frames[level][low] for level in ("0.5", "0.95"))
+    assert (narrow < wide).all()
+    outcome = Outcome.load("0.5/outcome.safetensors")
+    told = str(outcome.top(10, level=0.5))
+    assert told in texts["0.5"][0]
+    assert told in nnpatch("show", "0.5", "--level", "0.5").out
+
+
+def test_the_level_of_edges_and_circuits(files: Files, nnpatch: Command) -> None:
+    for method, given in (
+        ("edges", ["--senders", "a0.h1,m0"]),
+        ("circuit", ["--evaluations", 8, "--faithfulness", "0.5"]),
+    ):
+        run(nnpatch, files, "--method", method, *given, "--level", "0.5", "--overwrite")
+        page = Path("o/report.html").read_text("utf-8")
+        assert "50 % interval" in page
+        assert "95 % interval" not in page

@@ -22,6 +22,7 @@ _TOP = Annotated[int, typer.Option(min=1, metavar="N", help="How many rows.")]
 _METRIC = Annotated[
     str | None, typer.Option(metavar="NAME", help="The metric; by default the first.")
 ]
+_LEVEL = Annotated[float, typer.Option(metavar="X", help="The level of the intervals.")]
 _SITES = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Of these sites alone; may be repeated.")
 ]
@@ -30,7 +31,13 @@ _ADVICE = re.compile(r"[:.] [Cc]hoose [^:]*\([^)]*\)$")
 
 
 def compare(
-    one: _RUN, other: _RUN, *, top: _TOP = 10, metric: _METRIC = None, sites: _SITES = None
+    one: _RUN,
+    other: _RUN,
+    *,
+    top: _TOP = 10,
+    metric: _METRIC = None,
+    sites: _SITES = None,
+    level: _LEVEL = 0.95,
 ) -> bool:
     """Print where two runs differ most, with the intervals of the differences."""
     runs = str(one), str(other)
@@ -46,7 +53,7 @@ def compare(
             difference = first - second
         except OutcomeError as error:
             raise UsageError(_in_runs(str(error), runs)) from error
-        found = difference.top(top)
+        found = difference.top(top, level=level)
         same = all(row["value"] == 0 for row in found)
         table = str(attrs.evolve(found, title=_title(difference, first, second)))
     for words in dict.fromkeys(str(each.message) for each in heard):
@@ -77,7 +84,7 @@ def _check_sites(first: Outcome, second: Outcome, runs: Sequence[str]) -> None:
 
 
 def _title(difference: Combination, first: Outcome, second: Outcome) -> str:
-    """What the differences are of."""
+    """The title of the table: it says of which values the differences are."""
     cells = sum(len(each.index) for each in difference.cells.values())
     of = f"the {legend(first.scale, first.magnitude, first.metric)}"
     if first.scale == "restored" and not first.magnitude:

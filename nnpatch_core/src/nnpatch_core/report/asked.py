@@ -73,6 +73,18 @@ def read_width(width: Any) -> float:
     return float(width)
 
 
+def read_level(level: Any) -> float:
+    """The level of intervals.
+
+    Raises:
+        OutcomeError: it is none.
+    """
+    number = isinstance(level, int | float) and not isinstance(level, bool)
+    if not number or not 0 < level < 1:
+        raise OutcomeError(f"level must be between 0 and 1, such as 0.95, got {shown(level)}")
+    return float(level)
+
+
 def _pages(pages: Any) -> tuple[tuple[str, str], ...]:
     if pages is None:
         return ()

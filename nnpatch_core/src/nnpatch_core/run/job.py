@@ -154,7 +154,9 @@ class Job:
             pages = {words: name for name, words in outputs.pages.items() if name in drawn}
             told = read_asked(command_of(settings), settings.question, None, pages, self.heard)
             told = attrs.evolve(told, spelled=in_options)
-            folder.write(REPORT, lambda path: result._write(path, told, settings.width))
+            folder.write(
+                REPORT, lambda path: result._write(path, told, settings.width, settings.level)
+            )
         folder.forget()
         say(in_options(outputs.table))
         say("")

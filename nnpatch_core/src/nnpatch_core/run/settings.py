@@ -287,7 +287,7 @@ class Settings:
         None, "The folder for all files. By default nnpatch-TABLE, in the current folder.", OUTPUT
     )
     level: float = _option(
-        0.95, "The level of the intervals in cells.parquet; all others are of 0.95.", OUTPUT,
+        0.95, "The level of all intervals: of tables, pictures and the report.", OUTPUT,
         methods=tuple(name for name in METHODS if name != "subspace"),
     )  # fmt: skip
     width: float = _option(
