@@ -180,8 +180,10 @@ def edge_patching(
     check_flags(force_model_confidence=force_model_confidence, per_position=per_position)
     check_engine(engine)
     how = _method(method, steps)
-    screen = _screen(how, top_k, spot_checks, seed if ablation != "resample" else None)
-    if seed is not None and ablation != "resample" and screen is None:
+    # An array is compared number by number.
+    drawn = isinstance(ablation, str) and ablation == "resample"
+    screen = _screen(how, top_k, spot_checks, None if drawn else seed)
+    if seed is not None and not drawn and screen is None:
         raise PatchingError(f"seed={shown(seed)} means nothing without top_k= or a resample")
     if checkpoint is not None and how is not None and screen is None:
         raise PatchingError(f"checkpoint= means nothing with method={method!r}, which estimates")
