@@ -58,7 +58,7 @@ def check(folder: Path, expected: Outcome) -> Outcome:
 
 
 def listing(folder: Path) -> set[str]:
-    return {each.name for each in folder.iterdir()}
+    return {each.name for each in folder.iterdir() if each.name != ".written.json"}
 
 
 def test_defaults(files: Files, nnpatch: Command) -> None:
@@ -328,6 +328,8 @@ def test_prompts_that_do_not_line_up_are_told_before_anything_runs(
         assert done.code == 0
         (line,) = done.err.splitlines()
         assert "tokens" in line
+        assert "(4 pairs of 3 to 4 tokens)" in done.out
+        assert " in 4 prompts of 3 to 4 tokens\n" in done.out
 
 
 def test_show_and_compare(files: Files, nnpatch: Command) -> None:
@@ -338,14 +340,53 @@ def test_show_and_compare(files: Files, nnpatch: Command) -> None:
     assert (shown.code, shown.err) == (0, "")
     found = Outcome.load("one/outcome.safetensors")
     assert str(found.top(2)) in shown.out
+    # Tokens of different prompts, and not answers that count as one.
+    told = "A bar in a token, as in ' "
+    assert told in shown.out
+    assert told in Path("one/report.html").read_text("utf-8").replace("&#39;", "'")
     assert found.info["weights"] in shown.out
     compared = nnpatch("compare", "one", "two", "--top", 2)
     assert compared.code == 0
     difference = found - Outcome.load("two/outcome.safetensors")
-    assert str(difference.top(2)) in compared.out
+    _, *lines = str(difference.top(2)).splitlines()
+    assert "\n".join(lines) in compared.out
     assert nnpatch("compare", "one", "one").out.endswith("No value differs.\n")
     some = nnpatch("compare", "one", "two", "--sites", "mlp", "--top", 2)
     assert some.out == compared.out
+
+
+def test_compare_speaks_the_language_of_commands(files: Files, nnpatch: Command) -> None:
+    """It names both runs, tells what differs, and advises options."""
+    given = [*files.arguments, "--out"]
+    for options in (
+        ["a", "--sites", "mlp,o", "--positions", "last"],
+        ["b", "--sites", "mlp,o", "--positions", "last", "--swap"],
+        ["c", "--sites", "mlp,attn", "--positions", "last", "--method", "attribution"],
+        ["d", "--sites", "mlp", "--positions", "last", "--layers", "0", "--limit", "3"],
+        ["e", "--sites", "attn", "--positions", "each", "--metrics", "kl_divergence"],
+        ["f", "--sites", "mlp,o", "--method", "ablation", "--positions", "last"],
+        ["g", "--sites", "mlp", "--method", "ablation", "--metrics", "kl_divergence"],
+    ):
+        assert nnpatch("run", *given, *options).code == 0
+    for one, other, options, parts in (
+        ("a", "b", [], ["different prompts, 4 and 4", "There are no p-values: the sides have"]),
+        ("a", "c", ["--sites", "mlp"], ["the same 4 prompts", "attribution  logit_difference"]),
+        ("a", "c", [], ["a has the sites mlp, o, and c mlp, attn: --sites mlp compares what"]),
+        ("a", "e", [], ["a has the sites mlp, o, and e attn: they have none in common"]),
+        ("a", "d", ["--sites", "mlp"], ["'mlp'", "in a and", "in d"]),
+        ("a", "f", [], ["scale 'restored' and f 'change'"]),
+        ("f", "g", ["--sites", "mlp"], ["--metric NAME takes one that both have"]),
+        ("a", "e", ["--metric", "kl"], ["no metric 'kl' was measured"]),
+    ):
+        done = nnpatch("compare", one, other, "--top", 2, *options)
+        told = done.out + done.err
+        assert not re.search(r"\w\(|one outcome|activation - ", told), told
+        for part in parts:
+            assert part in told, (part, told)
+        if done.code == 0 and one == "a":
+            head = f"{one} - {other}: each value of the first run minus that of the second\n"
+            assert done.out.startswith(head)
+            assert "of the share that is restored (0 target, 1 source)" in done.out
 
 
 @pytest.mark.parametrize("command", [["show", "nix"], ["compare", "nix", "nix"]])
