@@ -112,7 +112,10 @@ def test_faults(files: Files, nnpatch: Command, fault: str) -> None:
     assert not Path("nnpatch-pairs").exists()
 
 
-def test_nothing_to_merge(nnpatch: Command) -> None:
+def test_nothing_to_merge(
+    nnpatch: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     for folder in ("empty", "nowhere"):
         done = nnpatch("merge", folder)

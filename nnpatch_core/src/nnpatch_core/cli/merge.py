@@ -24,7 +24,7 @@ _OVERWRITE = Annotated[bool, typer.Option("--overwrite", help="Begin anew in the
 
 
 def merge(folders: _FOLDERS, *, out: _OUT = None, overwrite: _OVERWRITE = False) -> bool:
-    """Put the shards of nnpatch run --shard together, and write outcome, tables and report.
+    """Put the shards of a run together, and write outcome, tables, pictures and a report.
 
     The model is loaded for its unpatched runs; nothing is measured again. The outcome is, to the
     last bit, that of one process.
