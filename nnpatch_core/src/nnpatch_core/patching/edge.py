@@ -181,9 +181,9 @@ def edge_patching(
     check_engine(engine)
     how = _method(method, steps)
     # An array is compared number by number.
-    drawn = isinstance(ablation, str) and ablation == "resample"
-    screen = _screen(how, top_k, spot_checks, None if drawn else seed)
-    if seed is not None and not drawn and screen is None:
+    resampled = isinstance(ablation, str) and ablation == "resample"
+    screen = _screen(how, top_k, spot_checks, None if resampled else seed)
+    if seed is not None and not resampled and screen is None:
         raise PatchingError(f"seed={shown(seed)} means nothing without top_k= or a resample")
     if checkpoint is not None and how is not None and screen is None:
         raise PatchingError(f"checkpoint= means nothing with method={method!r}, which estimates")
