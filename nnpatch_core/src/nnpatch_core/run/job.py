@@ -21,6 +21,7 @@ from nnpatch_core.plugins import find_adapter
 from nnpatch_core.prompts import PromptPairs, read_prompts
 from nnpatch_core.report import read_asked
 from nnpatch_core.run.command import command_of, in_options
+from nnpatch_core.run.costs import cost_of
 from nnpatch_core.run.folder import REPORT, SETTINGS, Folder
 from nnpatch_core.run.loading import (
     check_libraries,
@@ -96,7 +97,7 @@ class Job:
 
     def plan(self) -> str:
         """The cost, before anything runs, in lines for people."""
-        settings, count = self.settings, len(self.pairs)
+        settings = self.settings
         lines = [
             f"model   {settings.model}, {settings.dtype}, {self._where()}",
             f"table   {settings.table}: {self.pairs!r}",
@@ -115,7 +116,8 @@ class Job:
             except PatchingError as error:
                 return "\n".join([*lines, f"plan    none: {error}"])
             return "\n".join([*lines, str(plan)])
-        return "\n".join([*lines, f"method  {settings.method}, {count} pairs"])
+        lines.append(f"method  {settings.method}, {len(self.pairs)} pairs")
+        return "\n".join([*lines, *cost_of(settings, self.skeleton, self.api, self.pairs)])
 
     def _where(self) -> str:
         if self.settings.device_map is not None:
