@@ -19,7 +19,7 @@ from nnpatch_core.interventions import Ablation, AblationRuns, Recorded, RunArgu
 from nnpatch_core.seq_pos import PromptBatch
 from nnpatch_core.site import Site
 from nnpatch_core.sites import Sites
-from nnpatch_core.sweep import Options, Sweep, Values, lay_out, make_sweep
+from nnpatch_core.sweep import Options, Sweep, Values, lay_out
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -117,7 +117,7 @@ def ablated(
         ),
     ]
     layout = lay_out(nnmodel, api, Sites.from_sites(sites), PromptBatch(runs.target))
-    sweep = make_sweep(layout, runs.target, {}, options, gathers=False)
+    sweep = Sweep.of(layout, runs.target, {}, options, gathers=False)
     runs.check(sweep)
     return Ablated(runs, sweep)
 

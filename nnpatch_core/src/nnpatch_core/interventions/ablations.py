@@ -149,6 +149,11 @@ class AblationRuns:
         """See `Runs.batches`."""
         return {"target": self.target}
 
+    @property
+    def trims(self) -> bool:
+        """See `Runs.trims`: other prompts are recorded whole, as they end elsewhere."""
+        return False
+
     def aligned(self, patches: Patches) -> Patches:
         """See `Runs.aligned`."""
         method = METHODS[self.ablation]

@@ -17,19 +17,22 @@ class Recorded:
     """Activations recorded elsewhere: another run's, or means over a data set.
 
     Args:
-        activations: `Place.location` to `[batch or 1, seq, width]`.
+        activations: `Place.location` to `[batch or 1, positions from first on, width]`.
         mask: `[batch, seq]`: 1 where the patched run has a token and a value was recorded.
+        first: the position of the activations' first token.
     """
 
     activations: Mapping[Location, Tensor]
     mask: Tensor
+    first: int = 0
     by_cell: bool = attrs.field(default=False, init=False)
 
     def patched(self, place: Place, there: Tensor, tokens: PatchedTokens) -> Tensor:
         """See `Intervention.patched`."""
         whole = self.activations[place.location]
         prompts = tokens.prompts if len(whole) > 1 else torch.zeros_like(tokens.prompts)
-        values = whole[prompts.to(whole.device), tokens.sources.to(whole.device)]
+        sources = tokens.sources - self.first
+        values = whole[prompts.to(whole.device), sources.to(whole.device)]
         return values.to(device=there.device, dtype=there.dtype)
 
 

@@ -109,6 +109,11 @@ class PairRuns:
         """See `Runs.batches`."""
         return {"source": self.source, "target": self.target}
 
+    @property
+    def trims(self) -> bool:
+        """See `Runs.trims`: senders of edges and paths are recorded whole."""
+        return self.put is None
+
     def aligned(self, patches: Patches) -> Patches:
         """See `Runs.aligned`: each site knows it already."""
         return patches
@@ -137,9 +142,15 @@ class PairRuns:
         mask = self.mask_of(sweep.patches)
 
         def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
-            places, store = some.patches.places, some.limits.store
-            logits, activations = record(some.nnmodel, self.source.rows(chunk), places, store)
-            return logits, Recorded(activations, mask[chunk])
+            places, store, own = some.patches.places, some.limits.store, mask[chunk]
+            first = some.patches.first_taken if some.trimmed else 0
+            logits, activations = record(
+                some.nnmodel, self.source.rows(chunk), places, store, first
+            )
+            if first:
+                own = own.clone()
+                own[:, : some.patches.first] = 0
+            return logits, Recorded(activations, own, first)
 
         return Values(mask, of, {"mask": mask})
 

@@ -99,6 +99,8 @@ def limits_of(
     whole: bool,
     gathered: Gathered | None = None,
     places: int = 1,
+    trimmed: bool = False,
+    padded: bool = True,
 ) -> Limits:
     """Decide how many prompts run together, and where what is recorded of them lies.
 
@@ -114,17 +116,20 @@ def limits_of(
         whole: whether the logits of the whole vocabulary are computed for each patched run.
         gathered: which logits wait for others; None if none do.
         places: at how many positions of a prompt its logits are computed.
+        trimmed: whether nothing is recorded left of the first position that is patched.
+        padded: whether some prompt has padding.
 
     Raises:
         MemoryBudgetError: `given` is malformed, or one prompt does not fit in it; or the logits of
             one cell do not, which have to wait for one another.
     """
-    needs, model = needs_of(patches, seq_len, whole, places), patches.model
+    needs = needs_of(patches, seq_len, whole, places, trimmed=trimmed, padded=padded)
+    model = patches.model
     budget = memory_budget(given, model)
     wanted = min(batch_size or batch, batch)
     device = input_device(model)
     own = device is not None and device.type != "cpu"
-    room = max(needs.forward, needs.costs.bytes_of(seq_len, seq_len))
+    room = max(needs.forward, needs.longest)
     # The logits of both runs stay, and all of them are in host memory.
     fixed = needs.logits * (2 * batch + _TRIED)
     together = 0 if gathered is None else gathered.least(batch * needs.logits)

@@ -71,17 +71,27 @@ class Needs:
     Args:
         recorded: bytes that stay of a prompt's recorded runs.
         forward: bytes that a whole forward of a prompt needs while it runs.
+        longest: bytes that a patched run needs which begins as far left as any.
         logits: bytes that a prompt's logits take.
         costs: what the patched runs need.
     """
 
     recorded: int
     forward: int
+    longest: int
     logits: int
     costs: Costs
 
 
-def needs_of(patches: Patches, seq_len: int, whole: bool, places: int = 1) -> Needs:
+def needs_of(
+    patches: Patches,
+    seq_len: int,
+    whole: bool,
+    places: int = 1,
+    *,
+    trimmed: bool = False,
+    padded: bool = True,
+) -> Needs:
     """The memory that a sweep needs for prompts of `seq_len` tokens.
 
     Args:
@@ -89,6 +99,8 @@ def needs_of(patches: Patches, seq_len: int, whole: bool, places: int = 1) -> Ne
         seq_len: tokens per prompt.
         whole: whether the logits of the whole vocabulary are computed for each patched run.
         places: at how many positions of a prompt its logits are computed.
+        trimmed: whether nothing is recorded left of the first position that is patched.
+        padded: whether some prompt has padding.
     """
     api, model = patches.places[0].api, patches.model
     config: Any = getattr(model, "config", None)
@@ -103,7 +115,8 @@ def needs_of(patches: Patches, seq_len: int, whole: bool, places: int = 1) -> Ne
     locations = {place.location for place in patches.places}
     entries = {(place.layer, place.stage % STAGES == OUTPUT) for place in patches.places}
     kept = sum(_width(model, each, width) for each in locations) + width * len(entries)
-    kept += 2 * keys * len(layers)
+    first = patches.first_taken if trimmed else 0
+    recorded = (seq_len - first) * kept + seq_len * 2 * keys * len(layers)
 
     # Where layers differ, the first and the last do.
     some = {0, len(layers) // 2, len(layers) - 1}
@@ -122,8 +135,15 @@ def needs_of(patches: Patches, seq_len: int, whole: bool, places: int = 1) -> Ne
         overhead=_OVERHEAD.get(kind, _ELSEWHERE[0]),
         tokens_at_once=_TOKENS_AT_ONCE.get(kind, _ELSEWHERE[1]),
     )
-    whole_run = costs.bytes_of(seq_len, seq_len)
-    return Needs(seq_len * kept * size + 2 * vocabulary, whole_run, vocabulary, costs)
+    # A prompt by itself needs no mask of each token and each other: which is left is told by order.
+    by_order = costs if eager or padded else attrs.evolve(costs, score=0)
+    return Needs(
+        recorded * size + 2 * vocabulary,
+        by_order.bytes_of(seq_len, seq_len),
+        costs.bytes_of(seq_len - (patches.first if trimmed else 0), seq_len),
+        vocabulary,
+        costs,
+    )
 
 
 def _keys(api: ModelAPI, text: Any, layer: int, width: int) -> int:

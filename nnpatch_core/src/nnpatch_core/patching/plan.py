@@ -117,6 +117,8 @@ def plan_sweep(
         given=options.memory_budget,
         batch_size=options.batch_size,
         whole=False,
+        trimmed=source_tokens is not None,
+        padded=any(bool((batch.mask == 0).any()) for batch in (source, target)),
     )
     patches = layout.where_present(mask).patches
     # By name, so that a reason against it is an error.

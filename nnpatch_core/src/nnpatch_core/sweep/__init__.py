@@ -22,7 +22,6 @@ from nnpatch_core.sweep.sweep import (
     baselines,
     check_finite,
     check_padding,
-    make_sweep,
     run_unpatched,
     warn_of_chunks,
 )
@@ -55,7 +54,6 @@ __all__ = [
     "label_prompts",
     "lay_out",
     "make_bar",
-    "make_sweep",
     "measure_sweep",
     "outcome",
     "plan_of",

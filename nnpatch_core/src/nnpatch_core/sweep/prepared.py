@@ -14,7 +14,7 @@ from nnpatch_core.sites import SweepSites
 from nnpatch_core.sweep.layout import lay_out
 from nnpatch_core.sweep.lined_up import warn_of_columns
 from nnpatch_core.sweep.runs import Runs
-from nnpatch_core.sweep.sweep import Options, Sweep, make_sweep
+from nnpatch_core.sweep.sweep import Options, Sweep
 
 _Runs = TypeVar("_Runs", bound=Runs)
 
@@ -52,7 +52,16 @@ def prepare(
     metrics = name_metrics(metric, find_metric)
     given, runs = runs, runs.read_by(metrics, module_of(nnmodel))
     layout = layout.repeated(len(runs.target) // len(prompts))
-    sweep = make_sweep(layout, runs.target, metrics, options, gathers=gathers)
+    padded = any(bool((batch.mask == 0).any()) for batch in runs.batches.values())
+    sweep = Sweep.of(
+        layout,
+        runs.target,
+        metrics,
+        options,
+        gathers=gathers,
+        trimmed=gathers and runs.trims,
+        padded=padded,
+    )
     runs.check(sweep)
     patches = runs.aligned(layout.patches)
     if patches is not layout.patches:

@@ -50,6 +50,11 @@ class Runs(Protocol):
         ...
 
     @property
+    def trims(self) -> bool:
+        """Whether it records nothing left of the first position that is patched."""
+        ...
+
+    @property
     def scale(self) -> Scale:
         """The scale of the outcome's values."""
         ...

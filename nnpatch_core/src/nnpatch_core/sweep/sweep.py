@@ -72,6 +72,8 @@ class Sweep:
         options: how it may run.
         limits: the memory that it may use.
         target: the prompts that are patched.
+        trimmed: whether nothing is recorded left of the first position that is patched.
+        padded: whether some prompt has padding.
     """
 
     layout: Layout
@@ -79,6 +81,8 @@ class Sweep:
     options: Options
     limits: Limits
     target: Batch
+    trimmed: bool = False
+    padded: bool = True
 
     @property
     def batch(self) -> int:
@@ -134,12 +138,67 @@ class Sweep:
         """See `Layout.where_present`."""
         return attrs.evolve(self, layout=self.layout.where_present(mask))
 
+    @classmethod
+    def of(
+        cls,
+        layout: Layout,
+        target: Batch,
+        metrics: Mapping[str, Metric],
+        options: Options,
+        *,
+        gathers: bool,
+        trimmed: bool = False,
+        padded: bool = True,
+    ) -> Sweep:
+        """Lay metrics on cells, and cut the prompts to the memory.
+
+        Args:
+            layout: the cells.
+            target: the prompts that are patched.
+            metrics: by name.
+            options: how the sweep may run.
+            gathers: whether logits wait for those of a cell's other prompts, if a metric wants it.
+            trimmed: whether nothing is recorded left of the first position that is patched.
+            padded: whether some prompt has padding.
+
+        Raises:
+            PatchingError: one of its kinds, for whatever is wrong.
+        """
+        # Its limits go by all the rest.
+        none: Any = None
+        sweep = cls(layout, metrics, options, none, target, trimmed, padded)
+        return attrs.evolve(sweep, limits=sweep.limits_of(gathers=gathers))
+
     def to_estimate(self) -> Sweep:
         """The same sweep, of which no logits wait for others, as they do where it is measured."""
-        if not self.waiting:
-            return self
-        limits = _limits(self.layout, self.metrics, self.options, self.target, gathers=False)
-        return attrs.evolve(self, limits=limits)
+        whole = attrs.evolve(self, trimmed=False)
+        return attrs.evolve(whole, limits=whole.limits_of(gathers=False))
+
+    def limits_of(self, *, gathers: bool) -> Limits:
+        """The memory that it may use.
+
+        Args:
+            gathers: whether logits wait for those of a cell's other prompts, if a metric wants it.
+
+        Raises:
+            MemoryBudgetError: one prompt does not fit in it.
+        """
+        gathered = None
+        if self.waiting and gathers:
+            whole = not all(map(reads_some, self.waiting.values()))
+            gathered = Gathered(tuple(self.waiting), len(self.patches.cells), whole)
+        return limits_of(
+            self.patches,
+            self.batch,
+            self.seq_len,
+            given=self.options.memory_budget,
+            batch_size=self.options.batch_size,
+            whole=not all(map(reads_some, self.metrics.values())),
+            gathered=gathered,
+            places=_places(self.target),
+            trimmed=self.trimmed,
+            padded=self.padded,
+        )
 
     def groups(self, columns: int) -> list[slice]:
         """The cells whose logits wait together, where they wait for more than their own trace.
@@ -152,55 +211,6 @@ class Sweep:
         parts = -(-count // most)
         edges = [count * part // parts for part in range(parts + 1)]
         return [slice(*ends) for ends in pairwise(edges)]
-
-
-def make_sweep(
-    layout: Layout,
-    target: Batch,
-    metrics: Mapping[str, Metric],
-    options: Options,
-    *,
-    gathers: bool,
-) -> Sweep:
-    """Lay the metrics on the cells, and cut the prompts to the memory.
-
-    Args:
-        layout: the cells.
-        target: the prompts that are patched.
-        metrics: by name.
-        options: how the sweep may run.
-        gathers: whether logits wait for those of a cell's other prompts, if a metric wants it.
-
-    Raises:
-        PatchingError: one of its kinds, for whatever is wrong.
-    """
-    limits = _limits(layout, metrics, options, target, gathers=gathers)
-    return Sweep(layout, metrics, options, limits, target)
-
-
-def _limits(
-    layout: Layout,
-    metrics: Mapping[str, Metric],
-    options: Options,
-    target: Batch,
-    *,
-    gathers: bool,
-) -> Limits:
-    waiting = {name: each for name, each in metrics.items() if not is_per_prompt(each)}
-    gathered = None
-    if waiting and gathers:
-        whole = not all(map(reads_some, waiting.values()))
-        gathered = Gathered(tuple(waiting), len(layout.patches.cells), whole)
-    return limits_of(
-        layout.patches,
-        len(target),
-        target.seq_len,
-        given=options.memory_budget,
-        batch_size=options.batch_size,
-        whole=not all(map(reads_some, metrics.values())),
-        gathered=gathered,
-        places=_places(target),
-    )
 
 
 def _places(target: Batch) -> int:

@@ -46,6 +46,17 @@ class Patches:
         """Each of the positions that some site has, once."""
         return tuple(self.cells.positions[number] for number in self.cells.used("positions"))
 
+    @cached_property
+    def first(self) -> int:
+        """The leftmost position that some cell patches; left of it all is the target run's."""
+        return min((_first(each.at) for each in self.positions), default=0)
+
+    @cached_property
+    def first_taken(self) -> int:
+        """The leftmost position of the source run of which some cell has a value."""
+        taken = (each.source for each in self.positions if each.source is not None)
+        return min([self.first, *map(_first, taken)])
+
     @property
     def shifted(self) -> bool:
         """Whether some site takes its values from other positions than it has."""
@@ -167,6 +178,12 @@ class Patches:
     def n_layers(self) -> int:
         """How many layers the model has."""
         return self.places[0].n_layers
+
+
+def _first(positions: Tensor) -> int:
+    """The leftmost of some positions, of which -1 is none; 0 where there are none."""
+    real = positions[positions != NONE]
+    return int(real.min()) if real.numel() else 0
 
 
 def _conflict(part: Tensor, sources: Tensor) -> bool:

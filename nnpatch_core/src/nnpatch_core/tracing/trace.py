@@ -173,7 +173,11 @@ def _logits(output: Any, model: Any) -> Tensor:
 
 
 def record(
-    nnmodel: Any, batch: Batch, places: Sequence[Place], store: torch.device | None = None
+    nnmodel: Any,
+    batch: Batch,
+    places: Sequence[Place],
+    store: torch.device | None = None,
+    first: int = 0,
 ) -> tuple[Tensor, dict[Location, Tensor]]:
     """Run `batch` and keep the whole activations at some places.
 
@@ -182,9 +186,11 @@ def record(
         batch: the prompts.
         places: where, in the order in which a forward reaches them.
         store: the device on which activations lie; None is where they were computed.
+        first: the first position that is kept.
 
     Returns:
-        The logits as `forward` gives them, and `[batch, seq, width]` for each `Place.location`.
+        The logits as `forward` gives them, and `[batch, positions from first on, width]` for each
+        `Place.location`.
     """
     kept: dict[Location, Tensor] = {}
     shape = (batch.tokens.shape[0], batch.tokens.shape[1])
@@ -193,7 +199,7 @@ def record(
         for place in places:
             if place.location not in kept:
                 activation = read(traced, place, shape)
-                kept[place.location] = _kept(activation, store)
+                kept[place.location] = _kept(activation[:, first:], store)
 
     return forward(nnmodel, batch, visit), kept
 

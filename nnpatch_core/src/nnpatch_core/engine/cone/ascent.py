@@ -203,7 +203,8 @@ class Ascent:
         if count == came:
             return hidden
         value = kept[layer]
-        new = value[self.prompts[came:count].to(value.device), self.start :].to(hidden.device)
+        rows, first = self.prompts[came:count].to(value.device), self.start - self.target.first
+        new = value[rows, first:].to(hidden.device)
         return torch.cat([hidden, new]) if came else new
 
     def _edited(self, state: Tensor, layer: int, stage: int, *, own: bool) -> Tensor:

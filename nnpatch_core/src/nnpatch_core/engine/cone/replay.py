@@ -112,7 +112,7 @@ def open_cone_replay(
     for chunk in chunks:
         numbers = torch.arange(chunk.start, chunk.stop, device="cpu")
         own = whole.rows(numbers)
-        run = record_target(own, target.rows(chunk), values(numbers), store)
+        run = record_target(own, target.rows(chunk), values(numbers), store, whole.first)
         kept = [None if layer < lowest else pair for layer, pair in enumerate(run.kept)]
         parts.append(attrs.evolve(run, kept=kept))
         begins.append(_starts(run, own))

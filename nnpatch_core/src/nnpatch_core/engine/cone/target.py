@@ -40,7 +40,9 @@ class TargetRun:
         batch: its prompts.
         logits: `[batch, vocab]` at each prompt's last token, in float32 on the CPU; or
             `[batch, places, vocab]`, where `batch.read` asks for others.
-        inputs: the residual stream before each layer that has sites inside, `[batch, seq, width]`.
+        first: the leftmost position that is patched: left of it no activation is kept.
+        inputs: the residual stream before each layer that has sites inside, `[batch, positions from
+            first on, width]`.
         outputs: the same after each layer that has a site there.
         rests: for each layer what it gives besides the residual stream; None if it gives no tuple.
         kept: the keys and values of each layer.
@@ -50,6 +52,7 @@ class TargetRun:
 
     batch: Batch
     logits: Tensor
+    first: int
     inputs: Mapping[int, Tensor]
     outputs: Mapping[int, Tensor]
     rests: Mapping[int, tuple[Any, ...] | None]
@@ -63,6 +66,7 @@ def record_target(
     batch: Batch,
     intervention: Intervention,
     store: torch.device | None = None,
+    first: int | None = None,
 ) -> TargetRun:
     """Run `batch`, and keep what runs that enter above, or to the right, will need.
 
@@ -71,10 +75,12 @@ def record_target(
         batch: the target prompts.
         intervention: what is put there.
         store: where what is kept lies; None is where it was computed.
+        first: the first position of which activations are kept; None is the first that is patched.
 
     Raises:
         EngineError: the model does not hand out its keys and values.
     """
+    first = patches.first if first is None else first
     shape, stages = (len(batch), batch.seq_len), {place.stage for place in patches.places}
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
@@ -86,19 +92,19 @@ def record_target(
             envoy = follow(traced, f"{patches.layers}.{layer}")
             # Runs that begin at an output enter after the layer, all others before it.
             if stages & set(range(layer * STAGES, layer * STAGES + OUTPUT)):
-                inputs[layer] = _stored(read_component(envoy, LAYER_INPUT), store)
+                inputs[layer] = _stored(read_component(envoy, LAYER_INPUT)[:, first:], store)
             for place in patches.places:
                 if place.layer == layer:
                     changes.note(place, read(traced, place, shape))
             output = envoy.output
             rests[layer] = tuple(output[1:]) if isinstance(output, tuple | list) else None
             if layer * STAGES + OUTPUT in stages:
-                outputs[layer] = _stored(read_component(envoy, LAYER_OUTPUT), store)
+                outputs[layer] = _stored(read_component(envoy, LAYER_OUTPUT)[:, first:], store)
 
     keyword, logits, kept = _with_cache(patches.nnmodel, batch, visit, patches.n_layers)
     if store is not None:
         kept = [None if pair is None else (pair[0].to(store), pair[1].to(store)) for pair in kept]
-    return TargetRun(batch, logits, inputs, outputs, rests, kept, keyword, changes)
+    return TargetRun(batch, logits, first, inputs, outputs, rests, kept, keyword, changes)
 
 
 @attrs.frozen(eq=False)
