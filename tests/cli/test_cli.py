@@ -11,17 +11,14 @@ import re
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nnpatch_core.cli import main
 from tests.helpers.commands import OWN, Command, Misused, adapters
 from tests.helpers.distributions import Install
-from tests.helpers.paths import ROOT
 
 # Help, version, usage ---------------------------------------------------------------------------
 
@@ -57,6 +54,25 @@ def test_help_has_every_option(nnpatch: Command) -> None:
         options = set(re.findall(r"--[a-z-]+", nnpatch(*command, "--help").out))
         own = options - {"--help", "--install-completion", "--show-completion"}
         assert own == {part for part in expected if part.startswith("--")}
+
+
+def words_of(nnpatch: Command, command: Any, columns: int) -> set[str]:
+    """The words of a help, as wide as that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(columns))
+        done = nnpatch(*command, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert max(map(len, done.lines)) <= columns
+    # Without boxes a line may end at a hyphen.
+    return set(re.findall(r"[A-Za-z]\w*…?", done.out))
+
+
+@pytest.mark.parametrize(
+    "command", [*OPTIONS, ("run",), ("plan",), ("show",), ("compare",)], ids=str
+)
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_help_breaks_no_word(nnpatch: Command, command: Any, columns: int) -> None:
+    assert words_of(nnpatch, command, columns) <= words_of(nnpatch, command, 1000)
 
 
 def test_version(nnpatch: Command) -> None:
@@ -99,20 +115,13 @@ def test_misspelled_command_that_is_like_another(
     misused(*arguments, parts=[hint])
 
 
-def test_entry_point_of_the_distribution() -> None:
-    """What makes the program `nnpatch` leads to what is tested here."""
-    text = (ROOT / "nnpatch_core/pyproject.toml").read_text(encoding="utf-8")
-    value = tomllib.loads(text)["project"]["scripts"]["nnpatch"]
-    assert metadata.EntryPoint("nnpatch", value, "console_scripts").load() is main
-
-
 # The program ------------------------------------------------------------------------------------
 
 
 def program(*arguments: Any, **options: Any) -> Any:
     """The installed program; where it is not installed, what it would run."""
     script = Path(sysconfig.get_path("scripts")) / "nnpatch"
-    call = "import sys; from nnpatch_core.cli import main; sys.exit(main())"
+    call = "import sys; from nnpatch_command import main; sys.exit(main())"
     command = [script] if script.exists() else [sys.executable, "-c", call]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from nnpatch_core import Custom, CustomConstant, Span
 from nnpatch_core.errors import (
     CheckpointError,
+    PatchingError,
     PositionError,
 )
 from nnpatch_core.testing import tiny_model
@@ -471,3 +473,9 @@ def test_a_sweep_that_was_killed_goes_on(
     assert raw(resumed).equal(raw(unbroken))
     assert resumed.exact.equal(unbroken.exact)
     assert numbers(resumed).keys() == numbers(unbroken).keys()
+
+
+def test_an_ablation_that_is_an_array() -> None:
+    """Its comparison with a name is no truth value."""
+    with pytest.raises(PatchingError, match="ablation"):
+        patched(ablation=numpy.array([1, 2]))

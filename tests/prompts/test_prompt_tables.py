@@ -128,7 +128,10 @@ def test_bytes_that_are_no_utf_8_are_found_in_their_cell(tokenizer: Any, write: 
     [
         ("", ["line 1: the file is empty, ", "no column 'source'"]),
         ("\n\n", ["line 1: ", "no column 'source'"]),
-        (LINE + "\n" + LINE, ["line 1: no column 'source'; there are The capital of France is, "]),
+        (
+            LINE + "\n" + LINE,
+            ["line 1: no column 'source', 'target', ", "; there are The capital of France is, "],
+        ),
         (HEADER.replace("target,", "source,"), ["line 1: no column 'target'"]),
         (HEADER + ",source\n" + LINE + ",x", ["line 1: column 'source' stands 2 times"]),
         (f'{HEADER}\n{LINE}\n"The {LINE}\n', ["the row that begins in line 3", "end of data"]),
@@ -325,3 +328,26 @@ def test_arguments_that_changed_places(tokenizer: Any, write: Write) -> None:
         assert expected in found
         assert len(found) < 230
         assert "\n" not in found
+
+
+def test_all_that_is_wrong_is_told_at_once(tokenizer: Any, write: Write) -> None:
+    """Columns that are missing or stand twice, spans without one, and rows."""
+    lines = ["source,wrong,source,answer", "a,b,c, Paris", "a,b,c,"]
+    found = says(
+        TokensError, PromptPairs.from_csv, write("\n".join(lines)), tokenizer, spans={"x": "y"}
+    )
+    for part in (
+        "line 1: no column 'target' or 'target_answer'; there are source, wrong, source, answer",
+        "target may also be called corrupt, ",
+        "column 'source' stands 2 times in the table",
+        "span 'x' is to stand in column 'y'",
+        "line 3, column answer: must be a non-empty text",
+    ):
+        assert any(part in line for line in found.splitlines()), part
+
+
+def test_rows_that_are_dropped_do_not_mend_a_table(tokenizer: Any, write: Write) -> None:
+    path = write("source,source_answer\n, Paris\n")
+    found = says(TokensError, PromptPairs.from_csv, path, tokenizer, faulty="drop")
+    assert "no column 'target' or 'target_answer'" in found
+    assert "line 2" not in found

@@ -364,7 +364,7 @@ def test_faulty_lines_of_jsonl_are_told_at_once(tmp_path: Path) -> None:
         ('{"a": [{}], "b": [{}]}', "'a' and 'b' are lists of objects: pass one to PromptPairs.fro"),
         ("[]", "there are no prompt pairs"),
         ("[{}]", "item 0, column source: must be a non-empty text, or a list of messages, got"),
-        ('[{"a": 1}]', "no column 'source'; there are a; it may also be called clean, "),
+        ('[{"a": 1}]', "\nsource may also be called clean, "),
         ("[" * 100_000, "it is no JSON: "),
     ],
 )
@@ -385,7 +385,7 @@ def test_json_that_is_no_utf_8(tmp_path: Path) -> None:
 
 def test_an_empty_jsonl(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("\n\n", encoding="utf-8")
-    with pytest.raises(TokensError, match=r"pairs.jsonl: no column 'source'; there are none"):
+    with pytest.raises(TokensError, match=r"pairs.jsonl: no column 'source', .*; there are none"):
         PromptPairs.from_jsonl(tmp_path / "pairs.jsonl", TOKENIZER)
 
 

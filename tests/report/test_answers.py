@@ -52,7 +52,7 @@ def test_of_pairs() -> None:
 def test_of_sets_and_of_several_tokens() -> None:
     sets = pairs_of([[" red", " blue"], [" blue"]], [[" green"], [" pink"]])
     found = swept(sets, metric="answer_set_difference")
-    assert found.prompts.answers["source"] == (" red |  blue", " blue")
+    assert found.prompts.answers["source"] == (" red or  blue", " blue")
     whole = pairs_of([" red dark", " blue"], [" green", " pink"], multi_token="all")
     found = swept(whole, metric="sequence_log_probability")
     assert found.prompts.answers["source"] == (" red dark", " blue")

@@ -339,7 +339,7 @@ def test_outcomes_of_other_prompts_have_no_p_values(out: Outcome) -> None:
     other = sweep((source[:8] + 1, target[:8] + 1, (answers[0][:8], answers[1][:8])))
     top = (out - other).top(3)
     assert "p_value" not in top.columns
-    assert any(words.startswith("There are no p-values: these outcomes") for words in top.notes)
+    assert any(words.startswith("There are no p-values: the sides") for words in top.notes)
 
 
 @pytest.mark.parametrize("count", [6, 7, 12])

@@ -17,6 +17,12 @@ TABLES: dict[str, tuple[bytes, list[str]]] = {
     "empty": (b"", ["line 1", "empty"]),
     "header alone": (HEADER.encode(), ["no"]),
     "no column": (b"clean,corrupted,answer\na,b,c\n", ["line 1", "target_answer"]),
+    "no columns": (b"clean,right,wrong\na,b,c\n,b,c\n", [
+        "line 1", "no column 'target', 'source_answer' or 'target_answer'", "line 3, column clean",
+    ]),
+    "no columns that are chosen": ("\n".join([*GOOD, ",x, Oslo, Cairo", "a,b"]).encode(), [
+        "line 1", "no column 'a' or 'b'", "line 4, column clean", "line 5, column answer",
+        "column 'c'"]),
     "two columns": (b"clean,clean,corrupted,answer,wrong_answer\n", ["line 1", "clean"]),
     "semicolons": ("\n".join(GOOD).replace(",", ";").encode(), ["line 1", ";"]),
     "UTF-16": ("\n".join(GOOD).encode("utf-16"), ["UTF-8"]),
@@ -38,6 +44,8 @@ TABLES: dict[str, tuple[bytes, list[str]]] = {
     "an open quote": ("\n".join([*GOOD, '"Now Cuba is,b,c,d']).encode(), ["line 4"]),
     "a NUL": ("\n".join([*GOOD, "Now\0Cuba,b,c,d"]).encode(), ["line 4"]),
 }  # fmt: skip
+#: Columns that are in no table.
+CHOSEN = ["--columns", "target=a,target_answer=b", "--spans", "noun=c"]
 #: The same of files of other kinds.
 OTHERS: dict[str, tuple[str, bytes, list[str]]] = {
     "no JSON": ("t.jsonl", b'{"clean": "a"\n', ["line 1", "JSON"]),
@@ -61,7 +69,8 @@ def refused(nnpatch: Command, *arguments: object) -> list[str]:
 def test_faulty_csv(files: Files, nnpatch: Command, name: str) -> None:
     content, parts = TABLES[name]
     files.table.write_bytes(content)
-    told = "\n".join(refused(nnpatch, "run", *files.arguments))
+    options = CHOSEN if name == "no columns that are chosen" else []
+    told = "\n".join(refused(nnpatch, "run", *files.arguments, *options))
     for part in parts:
         assert part in told
     assert not Path("nnpatch-pairs").exists()
@@ -81,6 +90,24 @@ def test_faults_of_table_and_sites_come_together(files: Files, nnpatch: Command)
     told = refused(nnpatch, "run", *files.arguments, "--sites", "residual")
     assert any("line 4, column wrong_answer" in line for line in told)
     assert any("'residual'" in line for line in told)
+
+
+def test_all_faults_of_a_run_come_together(files: Files, nnpatch: Command) -> None:
+    """Of the folder, the table, metrics and nodes, each of them once."""
+    Path("o").mkdir()
+    Path("o/thesis.tex").write_text("dear", "utf-8")
+    files.table.write_text(files.table.read_text("utf-8").replace("clean,", "Clean,"), "utf-8")
+    options = ["--method", "edges", "--metrics", "a,b", "--senders", "a9.h0,m77", "--out", "o"]
+    told = refused(nnpatch, "run", *files.arguments, *options)
+    for part in ("has other files", "'a'", "'b'", "a9.h0", "m77"):
+        assert sum(part in line for line in told) == 1, part
+    renaming = "--columns source=Clean,target=corrupted,source_answer=answer,"
+    assert any(f"did you mean {renaming}target_answer=wrong_answer?" in line for line in told)
+    faulty = refused(nnpatch, "run", *files.arguments, "--layers", "a", "--heads", "2-1")
+    assert [line.removeprefix("nnpatch: error:").strip().partition(":")[0] for line in faulty] == [
+        "--layers",
+        "--heads",
+    ]
 
 
 @pytest.mark.parametrize(

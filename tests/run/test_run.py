@@ -58,7 +58,7 @@ def check(folder: Path, expected: Outcome) -> Outcome:
 
 
 def listing(folder: Path) -> set[str]:
-    return {each.name for each in folder.iterdir()}
+    return {each.name for each in folder.iterdir() if each.name != ".written.json"}
 
 
 def test_defaults(files: Files, nnpatch: Command) -> None:
@@ -328,6 +328,8 @@ def test_prompts_that_do_not_line_up_are_told_before_anything_runs(
         assert done.code == 0
         (line,) = done.err.splitlines()
         assert "tokens" in line
+        assert "(4 pairs of 3 to 4 tokens)" in done.out
+        assert " in 4 prompts of 3 to 4 tokens\n" in done.out
 
 
 def test_show_and_compare(files: Files, nnpatch: Command) -> None:
@@ -338,14 +340,53 @@ def test_show_and_compare(files: Files, nnpatch: Command) -> None:
     assert (shown.code, shown.err) == (0, "")
     found = Outcome.load("one/outcome.safetensors")
     assert str(found.top(2)) in shown.out
+    # Tokens of different prompts, and not answers that count as one.
+    told = "A bar in a token, as in ' "
+    assert told in shown.out
+    assert told in Path("one/report.html").read_text("utf-8").replace("&#39;", "'")
     assert found.info["weights"] in shown.out
     compared = nnpatch("compare", "one", "two", "--top", 2)
     assert compared.code == 0
     difference = found - Outcome.load("two/outcome.safetensors")
-    assert str(difference.top(2)) in compared.out
+    _, *lines = str(difference.top(2)).splitlines()
+    assert "\n".join(lines) in compared.out
     assert nnpatch("compare", "one", "one").out.endswith("No value differs.\n")
     some = nnpatch("compare", "one", "two", "--sites", "mlp", "--top", 2)
     assert some.out == compared.out
+
+
+def test_compare_speaks_the_language_of_commands(files: Files, nnpatch: Command) -> None:
+    """It names both runs, tells what differs, and advises options."""
+    given = [*files.arguments, "--out"]
+    for options in (
+        ["a", "--sites", "mlp,o", "--positions", "last"],
+        ["b", "--sites", "mlp,o", "--positions", "last", "--swap"],
+        ["c", "--sites", "mlp,attn", "--positions", "last", "--method", "attribution"],
+        ["d", "--sites", "mlp", "--positions", "last", "--layers", "0", "--limit", "3"],
+        ["e", "--sites", "attn", "--positions", "each", "--metrics", "kl_divergence"],
+        ["f", "--sites", "mlp,o", "--method", "ablation", "--positions", "last"],
+        ["g", "--sites", "mlp", "--method", "ablation", "--metrics", "kl_divergence"],
+    ):
+        assert nnpatch("run", *given, *options).code == 0
+    for one, other, options, parts in (
+        ("a", "b", [], ["different prompts, 4 and 4", "There are no p-values: the sides have"]),
+        ("a", "c", ["--sites", "mlp"], ["the same 4 prompts", "attribution  logit_difference"]),
+        ("a", "c", [], ["a has the sites mlp, o, and c mlp, attn: --sites mlp compares what"]),
+        ("a", "e", [], ["a has the sites mlp, o, and e attn: they have none in common"]),
+        ("a", "d", ["--sites", "mlp"], ["'mlp'", "in a and", "in d"]),
+        ("a", "f", [], ["scale 'restored' and f 'change'"]),
+        ("f", "g", ["--sites", "mlp"], ["--metric NAME takes one that both have"]),
+        ("a", "e", ["--metric", "kl"], ["no metric 'kl' was measured"]),
+    ):
+        done = nnpatch("compare", one, other, "--top", 2, *options)
+        told = done.out + done.err
+        assert not re.search(r"\w\(|one outcome|activation - ", told), told
+        for part in parts:
+            assert part in told, (part, told)
+        if done.code == 0 and one == "a":
+            head = f"{one} - {other}: each value of the first run minus that of the second\n"
+            assert done.out.startswith(head)
+            assert "of the share that is restored (0 target, 1 source)" in done.out
 
 
 @pytest.mark.parametrize("command", [["show", "nix"], ["compare", "nix", "nix"]])
@@ -397,3 +438,44 @@ def test_paths_are_written_for_a_shell(files: Files, nnpatch: Command) -> None:
     done = nnpatch("run", "my pairs.csv", "--model", files.model, "--sites", "mlp")
     assert done.code == 0
     assert "nnpatch run &#39;my pairs.csv&#39;" in Path("nnpatch-my pairs/report.html").read_text()
+
+
+COSTS = {
+    "path": (
+        ["--senders", "m0,a0.h1", "--receivers", "logits,m2", "--through", "mlps"],
+        ["paths         at most 4, each from its first receiver on", "through       MLPs"],
+    ),
+    "edges": (
+        ["--senders", "a0.h1"],
+        # Its own MLP, two layers of 4 + 2 + 2 heads and an MLP, and the logits, above all layers.
+        ["edges         20", "measured      20 edges in each pair, on average 50% of the layers"],
+    ),
+    "edges, estimated": (
+        ["--estimate", "eap-ig-inputs", "--top-k", "7"],
+        ["estimate      eap-ig-inputs: 5 runs of all pairs with a graph", "measured      7 edges"],
+    ),
+    "circuit": (
+        ["--evaluations", "9"],
+        ["estimate      eap-ig-inputs: 5 runs", "circuits      at most 9 runs of all pairs"],
+    ),
+    "subspace": (
+        ["--epochs", "3", "--layers", "0,2"],
+        ["sites         2, a subspace each", "steps         at most 3 for each, of up to 32 pairs"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COSTS)
+def test_a_plan_tells_the_cost_of_every_method(files: Files, nnpatch: Command, case: str) -> None:
+    options, told = COSTS[case]
+    done = nnpatch("plan", *files.arguments, "--method", case.partition(",")[0], *options)
+    assert (done.code, done.err) == (0, "")
+    for line in told:
+        assert line in done.out
+
+
+def test_planned_edges_are_those_that_run(files: Files, nnpatch: Command) -> None:
+    options = ["--method", "edges", "--receivers", "m2,logits"]
+    (planned,) = re.findall(r"edges +(\d+)\n", nnpatch("plan", *files.arguments, *options).out)
+    assert nnpatch("run", *files.arguments, *options).code == 0
+    assert len(EdgeOutcome.load("nnpatch-pairs/outcome.safetensors")) == int(planned)

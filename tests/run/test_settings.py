@@ -30,12 +30,17 @@ from nnpatch_core.run.settings import draws
 #: Texts of all kinds; a shell's words cannot hold NUL, and an option of several has commas.
 TEXTS = st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), min_size=1)
 PARTS = TEXTS.map(lambda text: text.replace(",", ";").strip()).filter(bool)
+NUMBERS = st.one_of(st.integers(0, 99).map(str), st.integers(0, 9).map(lambda low: f"{low}-99"))
 #: Values with which the others may mean something.
 NEEDED: dict[str, Any] = {
     "screen": {"top_k": 3},
     "path": {"senders": ("m0",), "receivers": ("logits",)},
     "at": {"positions": "custom"},
     "system": {"chat": True},
+    "threshold": {"prune": "acdc"},
+    "reference": {"ablation": "mean"},
+    "shard": {"memory_budget": "1 GiB"},
+    "source_at": {"at": ("1",), "positions": "custom"},
 }
 
 
@@ -44,11 +49,14 @@ def values_of(name: str, kind: Any, option: Any) -> st.SearchStrategy[Any]:
     if option.choices:
         return st.sampled_from(option.choices)
     if kind == tuple[str, ...]:
-        return st.lists(PARTS, min_size=1, max_size=3).map(tuple)
+        parts = NUMBERS if name in ("layers", "heads") else PARTS
+        return st.lists(parts, min_size=1, max_size=3).map(tuple)
     if bool in kinds:
-        return st.just(True)
+        return st.booleans()
     if int in kinds:
         return st.integers(int(option.least or 0), 10**6)
+    if name == "shard":
+        return st.integers(1, 99).map(lambda count: f"{(count + 1) // 2}/{count}")
     if float in kinds:
         return st.floats(0.01, 0.99)
     if Path in kinds:
@@ -65,14 +73,20 @@ def settings(draw: st.DrawFn) -> Settings:
         if wanted and name != "method" and method in option.methods:
             given[name] = draw(values_of(name, kind, option))
     given |= NEEDED.get(method, {})
+    if method == "path":
+        given.pop("path", None)
     for name, others in NEEDED.items():
-        if name in given:
+        if name in given and name not in METHODS:
             given |= others
     given.setdefault("positions", None)
     if method == "activation" and "screen" not in given:
         given.pop("top_k", None)
     if method == "edges" and "estimate" not in given:
         given.pop("top_k", None)
+    if method == "edges" and "estimate" in given and "top_k" not in given:
+        given.pop("shard", None)
+    if "top_k" not in given:
+        given.pop("spot_checks", None)
     if given.get("device_map") or given.get("quantize"):
         given.pop("device", None)
     if not draws(Settings(**given)):

@@ -119,7 +119,7 @@ class CircuitEvaluation(Reports):
         ]
         return "\n".join([*lines, *doubts])
 
-    def in_words(self) -> tuple[list[str], list[str]]:
+    def in_words(self, level: float = 0.95) -> tuple[list[str], list[str]]:
         """The faithfulness of each circuit with its interval, and what is to be said of intervals.
 
         Whoever prints it reads that, and need not be warned.
@@ -129,7 +129,7 @@ class CircuitEvaluation(Reports):
             return values, []
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            low, high = (end.tolist() for end in self.interval())
+            low, high = (end.tolist() for end in self.interval(level))
         ends = [
             f"[{in_digits(one)}, {in_digits(other)}]" for one, other in zip(low, high, strict=True)
         ]
@@ -144,11 +144,11 @@ class CircuitEvaluation(Reports):
     def _repr_html_(self) -> str:
         return block(preformatted(str(self)))
 
-    def _study(self) -> Study:
-        return study_of_evaluation(self)
+    def _study(self, level: float) -> Study:
+        return study_of_evaluation(self, level)
 
-    def _report_facts(self, width: float) -> Facts:
-        return facts_of_evaluation(self, width)
+    def _report_facts(self, width: float, level: float) -> Facts:
+        return facts_of_evaluation(self, width, level)
 
 
 @in_one_thread

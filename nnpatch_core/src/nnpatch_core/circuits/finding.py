@@ -115,11 +115,11 @@ class FoundCircuit(Reports):
     def _repr_html_(self) -> str:
         return block(preformatted(str(self)))
 
-    def _study(self) -> Study:
-        return study_of_found(self)
+    def _study(self, level: float) -> Study:
+        return study_of_found(self, level)
 
-    def _report_facts(self, width: float) -> Facts:
-        return facts_of_found(self, width)
+    def _report_facts(self, width: float, level: float) -> Facts:
+        return facts_of_found(self, width, level)
 
 
 @in_one_thread

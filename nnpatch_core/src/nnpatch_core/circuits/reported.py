@@ -27,12 +27,12 @@ _SCALE = (
 )
 
 
-def study_of_evaluation(evaluation: CircuitEvaluation) -> Study:
+def study_of_evaluation(evaluation: CircuitEvaluation, level: float) -> Study:
     """The measurement of circuits."""
     outcome, own = evaluation.outcome, _own(evaluation)
-    values, doubts = evaluation.in_words()
+    values, doubts = evaluation.in_words(level)
     told = dict(zip(evaluation.names, values, strict=True))
-    study = study_of(outcome, kind="bars", mark=0)
+    study = study_of(outcome, level=level, kind="bars", mark=0)
     return attrs.evolve(
         study,
         question=(
@@ -47,12 +47,12 @@ def study_of_evaluation(evaluation: CircuitEvaluation) -> Study:
             _SCALE,
         ],
         drawings=[*_graphs(own), *(study.drawings[:1] if len(told) > 1 else [])],
-        tables=[_faithfulness(evaluation, values, doubts), *map(_edges, own.items())],
-        facts=facts_of_evaluation(evaluation, WIDTH),
+        tables=[_faithfulness(evaluation, values, doubts, level), *map(_edges, own.items())],
+        facts=facts_of_evaluation(evaluation, WIDTH, level),
     )
 
 
-def facts_of_evaluation(evaluation: CircuitEvaluation, width: float) -> Facts:
+def facts_of_evaluation(evaluation: CircuitEvaluation, width: float, level: float) -> Facts:
     """The facts about a measurement of circuits."""
     outcome, names = evaluation.outcome, evaluation.names
     first = names[0]
@@ -61,7 +61,7 @@ def facts_of_evaluation(evaluation: CircuitEvaluation, width: float) -> Facts:
         "random": any(name.startswith(RANDOM) for name in names),
         "minimality": any(name.startswith(f"{first} without ") for name in names),
     }
-    found = facts_of(outcome, width)
+    found = facts_of(outcome, width, level)
     return attrs.evolve(
         found,
         circuit=True,
@@ -70,20 +70,20 @@ def facts_of_evaluation(evaluation: CircuitEvaluation, width: float) -> Facts:
         # Circuits that are run beside one another are no rivals, and none is run at a position.
         race=None,
         mixed="",
-        width=_width(outcome, first, width) if found.width is not None else None,
+        width=_width(outcome, first, width, level) if found.width is not None else None,
     )
 
 
-def study_of_found(found: FoundCircuit) -> Study:
+def study_of_found(found: FoundCircuit, level: float) -> Study:
     """A circuit that was found."""
-    study = study_of_evaluation(found.evaluation)
+    study = study_of_evaluation(found.evaluation, level)
     outcome, circuit = found.evaluation.outcome, found.circuit
     lines = [line.split(maxsplit=1) for line in str(found).splitlines()]
     steps = tuple(
         (each.stage, f"{each.edges:,}", in_digits(each.faithfulness)) for each in found.steps
     )
     reached = "" if found.reached else " No circuit that was run is faithful enough."
-    (value, *_), _ = found.evaluation.in_words()
+    (value, *_), _ = found.evaluation.in_words(level)
     return attrs.evolve(
         study,
         title=f"{_model(outcome.info)}: a circuit of {len(circuit):,} edges",
@@ -113,13 +113,13 @@ def study_of_found(found: FoundCircuit) -> Study:
             f"    pairs,  # the {outcome.count} above\n    faithfulness={found.goal:g},\n"
             f"    metric={outcome.metric!r},\n    evaluations={found.evaluations},\n)"
         ),
-        facts=facts_of_found(found, WIDTH),
+        facts=facts_of_found(found, WIDTH, level),
     )
 
 
-def facts_of_found(found: FoundCircuit, width: float) -> Facts:
+def facts_of_found(found: FoundCircuit, width: float, level: float) -> Facts:
     """The facts about a circuit that was found by the prompts that it is measured on."""
-    return attrs.evolve(facts_of_evaluation(found.evaluation, width), chosen_here=True)
+    return attrs.evolve(facts_of_evaluation(found.evaluation, width, level), chosen_here=True)
 
 
 def _own(evaluation: CircuitEvaluation) -> dict[str, Circuit]:
@@ -168,14 +168,14 @@ def _drawing(circuit: Circuit) -> Any:
 
 
 def _faithfulness(
-    evaluation: CircuitEvaluation, values: Sequence[str], doubts: Sequence[str]
+    evaluation: CircuitEvaluation, values: Sequence[str], doubts: Sequence[str], level: float
 ) -> Table:
     rows = tuple(
         (name, f"{len(circuit):,}", value)
         for value, (name, circuit) in zip(values, evaluation.circuits.items(), strict=True)
     )
     alone = evaluation.outcome.count == 1
-    what = "faithfulness" if alone else "faithfulness [95 % interval]"
+    what = "faithfulness" if alone else f"faithfulness [{100 * level:g} % interval]"
     return Table(
         f"Circuits by {evaluation.outcome.metric}",
         ("circuit", "edges", what),
@@ -212,7 +212,7 @@ def _cost(lines: Sequence[Sequence[str]]) -> dict[str, str]:
     return {name: told[word] for word, name in names.items() if word in told}
 
 
-def _width(outcome: Outcome, name: str, width: float) -> Width | None:
+def _width(outcome: Outcome, name: str, width: float, level: float) -> Width | None:
     """How many prompts the interval of the first circuit needs."""
-    needed = float(outcome.prompts_needed(CIRCUIT, width)[0])
+    needed = float(outcome.prompts_needed(CIRCUIT, width, level)[0])
     return None if needed != needed else Width(name, width, needed, outcome.count)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import os
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from importlib import metadata
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from nnpatch_command.root import markup, root
+from nnpatch_command.start import INTERRUPTED, leave_reader
 from nnpatch_core._printable import printable
 from nnpatch_core._upstream import disable_progress_bar
 from nnpatch_core.cli.check import check
 from nnpatch_core.cli.compare import compare
 from nnpatch_core.cli.components import components
+from nnpatch_core.cli.merge import merge
 from nnpatch_core.cli.new_adapter import new_adapter
 from nnpatch_core.cli.output import UsageError, first_line, only_ours
 from nnpatch_core.cli.plugins import plugins
@@ -29,24 +29,10 @@ from nnpatch_core.errors import PatchingError, SettingsError, TokensError
 
 #: Everything is as it should be; something is not; the command could not be carried out.
 OK, FAILED, USAGE = 0, 1, 2
-#: Stopped by Ctrl-C, as shells have it.
-INTERRUPTED = 130
 #: Errors of which every line is a fault of its own.
 _LISTED = (SettingsError, TokensError)
 
-#: So wide must a terminal be for them.
-_BOXES = 80
-
-app = typer.Typer(
-    name="nnpatch",
-    help="Activation patching on Hugging Face language models.",
-    epilog="Exit code: 0; 1 where a check or a plugin fails; 2 for a wrong argument or table; 130 "
-    "after Ctrl-C.",
-    pretty_exceptions_enable=False,
-    # Boxes cut names of options where there is no room.
-    rich_markup_mode="rich" if shutil.get_terminal_size().columns >= _BOXES else None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = root()
 
 
 class _ReaderGoneError(Exception):
@@ -83,23 +69,8 @@ def _ours(command: Callable[..., bool]) -> Callable[..., bool]:
     return quiet
 
 
-for command in (run, plan, show, compare, plugins, components, check, new_adapter):
+for command in (run, merge, plan, show, compare, plugins, components, check, new_adapter):
     app.command(command.__name__.replace("_", "-"), help=_paragraphs(command))(_ours(command))
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"nnpatch-core {metadata.version('nnpatch-core')}")
-        raise typer.Exit
-
-
-@app.callback()
-def nnpatch(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
-    ] = False,
-) -> None:
-    """Activation patching on Hugging Face language models."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     logging.getLogger("transformers").setLevel(logging.ERROR)
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    app.rich_markup_mode = markup()
     try:
         given = sys.argv[1:] if argv is None else argv
         done: Any = app(list(given), prog_name="nnpatch", standalone_mode=False)
@@ -118,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         listed = isinstance(error, _LISTED)
         return _refused(*(str(error).splitlines() if listed else [first_line(str(error))]))
     except _ReaderGoneError:
-        # Whoever read the output has gone; Python must not fail again when it closes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave_reader()
         return OK
     except (_StoppedError, KeyboardInterrupt, typer.Abort) as stop:
         return _refused(str(stop) or "interrupted", code=INTERRUPTED)

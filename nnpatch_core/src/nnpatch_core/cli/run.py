@@ -152,7 +152,8 @@ def _annotation(key: str, kind: Any, default: Any, option: Option) -> Any:
     flag = f"--{key.replace('_', '-')}"
     if plain is bool:
         return Annotated[bool | None, typer.Option(f"{flag}/{_off(flag)}", **told)]
-    told["metavar"] = "|".join(option.choices) or _METAVARS.get(plain, "TEXT")
+    # All choices in one word would be broken inside of names where there is little room.
+    told["metavar"] = "NAME" if option.choices else _METAVARS.get(plain, "TEXT")
     return Annotated[(list[str] if several else plain) | None, typer.Option(flag, **told)]
 
 
@@ -163,8 +164,12 @@ def _off(flag: str) -> str:
 
 def _help(default: Any, option: Option) -> str:
     words, others = option.words, [name for name in METHODS if name not in option.methods]
+    if option.choices[1:]:
+        words += f" One of {', '.join(option.choices)}."
+    elif option.choices:
+        words += f" There is {option.choices[0]}."
     if default not in (None, (), False, "", Path()):
-        words += f" By default {default}."
+        words += f" By default {'on' if default is True else default}."
     if len(others) == 1:
         words += f" Not with {others[0]}."
     elif others:

@@ -149,9 +149,9 @@ class EdgeOutcome(Reports, Mapping[str, Any]):
         """The interval of each edge over prompts, of the shape of `matrix`."""
         return self.outcome.interval(EDGE, level=level, seed=seed)
 
-    def top(self, n: int = 20) -> Top:
+    def top(self, n: int = 20, *, level: float = 0.95) -> Top:
         """The strongest edges as a table that says how sure each is, and which are estimates."""
-        return self.outcome.top(n, distinct=False)
+        return self.outcome.top(n, distinct=False, level=level)
 
     def agreement(self, exact: EdgeOutcome, top_k: int = 20) -> Agreement:
         """How well these values, as estimates, tell those that were measured.
@@ -176,12 +176,12 @@ class EdgeOutcome(Reports, Mapping[str, Any]):
         frame = self.outcome.to_dataframe()
         return frame[self._swept.flatten().tolist()].reset_index(drop=True)
 
-    def _study(self) -> Study:
+    def _study(self, level: float) -> Study:
         # Of thousands of edges the strongest alone can be seen.
-        return study_of(self.outcome, distinct=False, kind="bars", mark=0)
+        return study_of(self.outcome, level=level, distinct=False, kind="bars", mark=0)
 
-    def _report_facts(self, width: float) -> Facts:
-        return facts_of(self.outcome, width, distinct=False)
+    def _report_facts(self, width: float, level: float) -> Facts:
+        return facts_of(self.outcome, width, level, distinct=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write all of it to one file, which `EdgeOutcome.load` reads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -129,4 +130,6 @@ def plan_sweep(
             f"{default.fallback}",
             EngineWarning,
         )
-    return plan_of(patches, limits, (changed.cpu() & mask.cpu().bool()).numpy())
+    made = plan_of(patches, limits, (changed.cpu() & mask.cpu().bool()).numpy())
+    shortest = min(int(each.mask.sum(1).min()) for each in (source, target))
+    return attrs.evolve(made, shortest=shortest)

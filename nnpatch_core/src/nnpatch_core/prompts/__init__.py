@@ -2,6 +2,7 @@
 
 from nnpatch_core.prompts.keywords import AblationArguments, PatchingArguments
 from nnpatch_core.prompts.pairs import PromptPairs
+from nnpatch_core.prompts.references import read_prompts
 from nnpatch_core.prompts.rows import COLUMNS, TextPair
 from nnpatch_core.prompts.subsets import grouped
 
@@ -12,4 +13,5 @@ __all__ = [
     "PromptPairs",
     "TextPair",
     "grouped",
+    "read_prompts",
 ]

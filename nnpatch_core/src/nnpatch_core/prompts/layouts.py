@@ -13,7 +13,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import TokensError, UnknownNameError
 from nnpatch_core.prompts.cells import Bad
 from nnpatch_core.prompts.encoding import is_tokenizer
-from nnpatch_core.prompts.names import find_names
+from nnpatch_core.prompts.names import ColumnsError, find_names
 from nnpatch_core.prompts.rows import COLUMNS, Table
 from nnpatch_core.prompts.templates import TEMPLATE
 
@@ -30,11 +30,12 @@ def _columns(rows: Sequence[Cells], present: Sequence[Any], renamed: Any, tokeni
     """One column each."""
     try:
         return find_names(renamed, present), frozenset(), ()
-    except TokensError as error:
+    except ColumnsError as error:
         hint = _recognised(rows, present, renamed)
         if hint is None:
             raise
-        raise TokensError(f"{error}; layout={hint!r} reads tables like this one") from None
+        told = f"{error}; layout={hint!r} reads tables like this one"
+        raise ColumnsError([told], error.names) from None
 
 
 def _recognised(rows: Sequence[Cells], present: Sequence[Any], renamed: Any) -> str | None:
@@ -44,7 +45,7 @@ def _recognised(rows: Sequence[Cells], present: Sequence[Any], renamed: Any) -> 
     try:
         find_names(renamed, [*present, COLUMNS[3]])
         *_, label = find_names(renamed, present, COLUMNS[:3])
-    except TokensError:
+    except (ColumnsError, TokensError):
         return None
     return "greater-than" if rows and all(_year(row.get(label)) for row in rows) else None
 
@@ -132,7 +133,11 @@ def _greater_than(
         raise TokensError(f"tokenizer must be a Hugging Face tokenizer, got {shown(tokenizer)}")
     if "year" in present and "source_answer" not in (renamed or {}):
         renamed = {**(renamed or {}), "source_answer": "year"}
-    source, target, label = find_names(renamed, present, COLUMNS[:3])
+    try:
+        source, target, label = find_names(renamed, present, COLUMNS[:3])
+    except ColumnsError as error:
+        # Answers are made of one that is missing.
+        raise TokensError(str(error)) from None
     later, other = f"{label}, later years", f"{label}, other years"
     first = [_first_of_year(tokenizer, year) for year in range(_YEARS)]
     for row in rows:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._printable import shown
-from nnpatch_core.errors import TokensError, UnknownNameError
+from nnpatch_core.errors import PositionError, TokensError, UnknownNameError
 from nnpatch_core.prompts.encoding import make_encoder
 from nnpatch_core.prompts.names import IDS
 from nnpatch_core.prompts.reading import Read, Reader, is_messages
@@ -40,7 +41,13 @@ def tokenised(
     spans: Any = None,
 ) -> dict[str, Any]:
     """The fields of a `PromptPairs`; arguments, errors and warnings are those of `from_texts`."""
-    table = with_spans(table, spans)
+    try:
+        table = with_spans(table, spans)
+    except PositionError as error:
+        if table.kind == "pair":
+            raise
+        # The rows are looked at all the same, and all is told at once.
+        table = attrs.evolve(table, faults=(*table.faults, error))
     check_flags(chat=chat, space=space)
     chosen = {"answers": answers, "multi_token": multi_token, "faulty": faulty}
     for name, value in chosen.items():
@@ -80,7 +87,7 @@ def tokenised(
     )
     kept, dropped = reader.read(table)
     prompts = [read.prompts[name].tokens for name in PROMPTS for read in kept]
-    tokens, mask = _padded(prompts, getattr(tokenizer, "pad_token_id", None) or 0)
+    tokens, mask = padded(prompts, getattr(tokenizer, "pad_token_id", None) or 0)
     n = len(kept)
     first = {
         name: torch.tensor([read.answers[name][0].token for read in kept], device="cpu")
@@ -130,7 +137,7 @@ def _spans(kept: Sequence[Read], width: int) -> dict[str, Span]:
     return {name: Span(*(ends(name, side) for side in PROMPTS)) for name in names}
 
 
-def _padded(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
+def padded(prompts: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
     """Pad prompts on the left: tokens and mask, `[prompts, seq]`."""
     width = max(map(len, prompts))
     tokens = [[filler] * (width - len(prompt)) + list(prompt) for prompt in prompts]

@@ -44,6 +44,19 @@ IDS = "_idx"
 _INSIDE = ".prompt"
 
 
+class ColumnsError(Exception):
+    """Columns that cannot be told.
+
+    Args:
+        faults: all that is wrong, one after the other.
+        names: of the columns that were found, by the names of `COLUMNS`.
+    """
+
+    def __init__(self, faults: Sequence[str], names: Mapping[str, Any]) -> None:
+        super().__init__("\n".join(faults))
+        self.names = names
+
+
 def find_names(
     renamed: Any, present: Sequence[Any], wanted: Sequence[str] = COLUMNS
 ) -> tuple[Any, ...]:
@@ -55,7 +68,8 @@ def find_names(
         wanted: those of `COLUMNS` to find.
 
     Raises:
-        TokensError: one is missing, stands twice, or may be one of several; two are one.
+        TokensError: the renaming is none.
+        ColumnsError: columns are missing, stand twice, or may be one of several; two are one.
     """
     if renamed is not None and not isinstance(renamed, Mapping):
         raise TokensError(
@@ -68,26 +82,41 @@ def find_names(
             f"columns= renames {shown(unknown[0])}; it may rename {', '.join(wanted)}"
             f"{_other_way(unknown, renamed)}"
         )
-    found = _found(renamed, present, wanted)
-    names = tuple(found.get(name, name) for name in wanted)
-    missing = [name for name in wanted if found.get(name, name) not in present]
+    found, several = _found(renamed, present, wanted)
+    faults = list(several.values())
+    # Where its prompt stands tells where an answer does.
+    known = [name for name in wanted if not {name, name.removesuffix("_answer")} & {*several}]
+    missing = [name for name in known if name not in found or found[name] not in present]
     if missing:
-        raise TokensError(_missing(missing[0], found, renamed, present, wanted))
-    for at, name in enumerate(names):
-        if name in names[:at]:
-            both = f"{wanted[names.index(name)]} and {wanted[at]}"
-            raise TokensError(f"columns= reads {both} from one column, {shown(name)}")
+        faults.append(_missing(missing, found, renamed, present, wanted))
+    names: dict[str, Any] = {}
+    for column in known:
+        if column in missing:
+            continue
+        name = found[column]
         times = present.count(name)
-        if times > 1:
-            raise TokensError(f"column {shown(name)} stands {times} times in the table")
-    return names
+        other = next((own for own, its in names.items() if its == name), None)
+        if other is not None:
+            faults.append(f"columns= reads {other} and {column} from one column, {shown(name)}")
+        elif times > 1:
+            faults.append(f"column {shown(name)} stands {times} times in the table")
+        else:
+            names[column] = name
+    if faults:
+        raise ColumnsError(faults, names)
+    return tuple(names.values())
 
 
 def _found(
     renamed: Mapping[str, Any], present: Sequence[Any], wanted: Sequence[str]
-) -> dict[str, Any]:
-    """Find each column by the user's choice, by its own name, or by another of its names."""
-    found = {}
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Find each column by the user's choice, by its own name, or by another of its names.
+
+    Returns:
+        The names, and a fault of each column that may be one of several.
+    """
+    found: dict[str, Any] = {}
+    several: dict[str, str] = {}
     for column in wanted:
         name = renamed.get(column, column)
         inside = f"{name}{_INSIDE}"
@@ -101,13 +130,13 @@ def _found(
             candidates = _candidates(column, found, there)
             if len(candidates) > 1:
                 chosen = {column: candidates[0].removesuffix(_INSIDE)}
-                raise TokensError(
+                several[column] = (
                     f"{column} may be {' or '.join(map(shown, candidates))}: choose by columns=, "
                     f"such as columns={shown({**renamed, **chosen})}"
                 )
-            if candidates:
+            elif candidates:
                 found[column] = candidates[0]
-    return found
+    return found, several
 
 
 def _candidates(column: str, found: Mapping[str, Any], present: Sequence[Any]) -> list[str]:
@@ -131,26 +160,32 @@ def _with_ids(names: Iterable[str]) -> set[str]:
 
 
 def _missing(
-    column: str,
+    missing: Sequence[str],
     found: Mapping[str, Any],
     renamed: Mapping[str, Any],
     present: Sequence[Any],
     wanted: Sequence[str],
 ) -> str:
-    """Say which column is missing, what there is, and what it may be called."""
+    """Say which columns are missing, what there is, and what they may be called."""
     there = ", ".join(map(named, present)) or "none"
+    told = [shown(found.get(column, column)) for column in missing]
+    several = " or ".join([*([", ".join(told[:-1])] if told[1:] else []), told[-1]])
+    line = f"no column {several}; there are {there}"
     # Names of several that are missing are guessed together.
     meant = _meant(found, present, wanted)
     if meant:
         others = {name: own for name, own in found.items() if own != name}
         both = {**renamed, **others, **meant}
         order = [*renamed, *(name for name in wanted if name in both and name not in renamed)]
-        hint = f"; did you mean columns={shown({name: both[name] for name in order})}?"
-    elif column in renamed:
-        hint = ""
-    else:
-        hint = f"; it may also be called {', '.join(NAMES[column])}, and columns= names any other"
-    return f"no column {shown(found.get(column, column))}; there are {there}{hint}"
+        return f"{line}; did you mean columns={shown({name: both[name] for name in order})}?"
+    called = [column for column in missing if column not in renamed]
+    if not called:
+        return line
+    if not missing[1:]:
+        names = ", ".join(NAMES[missing[0]])
+        return f"{line}; it may also be called {names}, and columns= names any other"
+    names = "".join(f"\n{each} may also be called {', '.join(NAMES[each])}" for each in called)
+    return f"{line}{names}\ncolumns= names any other"
 
 
 def _other_way(unknown: Sequence[Any], renamed: Mapping[Any, Any]) -> str:

@@ -485,7 +485,10 @@ class PromptPairs:
     def __repr__(self) -> str:
         dropped = f", {len(self.dropped)} dropped" if self.dropped else ""
         pairs = "pair" if len(self) == 1 else "pairs"
-        return f"PromptPairs({len(self)} {pairs} of {self.source_tokens.shape[1]} tokens{dropped})"
+        masks = self.source_attention_mask, self.target_attention_mask
+        ends = [int(end) for mask in masks for end in (mask.sum(1).min(), mask.sum(1).max())]
+        sizes = " to ".join(map(str, dict.fromkeys((min(ends), max(ends)))))
+        return f"PromptPairs({len(self)} {pairs} of {sizes} tokens{dropped})"
 
     def _repr_html_(self) -> str:
         rows = [[repr(text) for text in attrs.astuple(pair)] for pair in self.pairs[:_SHOWN]]

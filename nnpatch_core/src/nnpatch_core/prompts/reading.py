@@ -19,7 +19,7 @@ from nnpatch_core.errors import (
     TokensError,
 )
 from nnpatch_core.prompts.answers import FIRST, Answer, read_answer
-from nnpatch_core.prompts.cells import listed_answers
+from nnpatch_core.prompts.cells import Bad, listed_answers, read_prompt
 from nnpatch_core.prompts.encoding import Encoded, Encoder
 from nnpatch_core.prompts.rows import (
     COLUMNS,
@@ -31,6 +31,7 @@ from nnpatch_core.prompts.rows import (
     TextPair,
     UnusableError,
     error_of,
+    error_of_table,
     joined_places,
     report,
 )
@@ -100,9 +101,11 @@ class Reader:
             read = self._row(table, row)
             if isinstance(read, Read):
                 kept.append(read)
-            else:
+            elif read:
                 faulty.append(read)
                 dropped.append((row.pair, "; ".join(map(str, read))))
+        if table.faults:
+            raise error_of_table(table, [] if self.drop else faulty)
         if faulty and not self.drop:
             raise error_of(table, faulty)
         if not kept:
@@ -128,7 +131,10 @@ class Reader:
         return kept, dropped
 
     def _row(self, table: Table, row: Row) -> Read | list[Fault]:
-        """Read a row's prompts and answers; or give all that is wrong with them."""
+        """Read a row's prompts and answers; or give all that is wrong with them.
+
+        Of a table without all columns nothing may be wrong with a row, and it cannot be used.
+        """
         cells = dict(zip(COLUMNS, row.values, strict=True))
         faults = list(row.faults)
         values: dict[str, Any] = {}
@@ -145,10 +151,12 @@ class Reader:
             given = tuple(it.given if isinstance(it, Answer) else it for it in read)
             one = listed_answers(cells[column]) is None
             values[column] = given[0] if one and given else given
-        if not faults:
+        if not faults and not row.unread:
             faults += self._alike(table, row, answers)
         spans = self._spans(table, row, prompts, faults)
-        return faults or Read(row, TextPair(**values), prompts, answers, spans)
+        if faults or row.unread:
+            return faults
+        return Read(row, TextPair(**values), prompts, answers, spans)
 
     def _spans(
         self, table: Table, row: Row, prompts: Mapping[str, Encoded], faults: list[Fault]
@@ -315,6 +323,17 @@ def _where(
 
 def _tail(text: str) -> str:
     return text if len(text) <= _TAIL else f"…{text[-_TAIL:]}"
+
+
+def encoded_prompt(encoder: Encoder, cell: Any) -> Encoded:
+    """A prompt of a table, cut into tokens.
+
+    Raises:
+        UnusableError: it is none, or the template refuses it.
+    """
+    if isinstance(cell, Bad):
+        raise UnusableError(TokensError, cell.message, cell.advice)
+    return encoder.encode(_prompt(read_prompt(cell)))
 
 
 def _prompt(value: Any) -> Prompt:

@@ -103,6 +103,7 @@ class Table:
         others: the user's names of further columns.
         spans: by the name of a span the user's columns for it, of source and target.
         ids: those of `COLUMNS` whose integers are token ids for certain.
+        faults: of the table as a whole, such as columns that are missing.
     """
 
     kind: str
@@ -111,6 +112,7 @@ class Table:
     others: tuple[Any, ...] = ()
     ids: frozenset[str] = frozenset()
     spans: Mapping[str, tuple[str, str]] = attrs.Factory(dict)
+    faults: tuple[PatchingError, ...] = ()
 
     def span_place(self, row: Row, name: str, side: str = "source") -> str:
         """Say where the span of a row stands, of the source or the target prompt."""
@@ -162,14 +164,30 @@ def report(faulty: Sequence[Sequence[Fault]]) -> str:
     return "\n".join(lines[:_SHOWN] + ([f"and {more} more"] if more > 0 else []))
 
 
+def error_of_table(table: Table, faulty: Sequence[Sequence[Fault]]) -> PatchingError:
+    """Make the error that says what is wrong with a table as a whole, and with its rows."""
+    faults = [*table.faults, *([error_of(table, faulty)] if faulty else [])]
+    kinds = {type(fault) for fault in faults}
+    error = kinds.pop() if len(kinds) == 1 else TokensError
+    return error("\n".join(map(str, faults)))
+
+
 def error_of(table: Table, faulty: Sequence[Sequence[Fault]]) -> PatchingError:
     """Make the error that says what is wrong with some rows, and what can be done about it."""
+    way = f"faulty='drop' leaves {'it' if len(faulty) == 1 else 'them'} out"
+    return error_of_rows(faulty, len(table.rows), table.kind, way)
+
+
+def error_of_rows(
+    faulty: Sequence[Sequence[Fault]], count: int, kind: str, *ways: str
+) -> PatchingError:
+    """Make the error that says what is wrong with some of so many rows; `ways` out come last."""
     faults = [fault for its in faulty for fault in its]
     kinds = {fault.error for fault in faults}
     advice = list(dict.fromkeys(fault.advice for fault in faults if fault.advice))
     opening = []
     if len(faulty) > 1:
-        opening = [f"{len(faulty)} of {len(table.rows)} {table.kind}s cannot be used"]
-    advice.append(f"faulty='drop' leaves {'it' if len(faulty) == 1 else 'them'} out")
+        opening = [f"{len(faulty)} of {count} {kind}s cannot be used"]
+    advice += ways
     error = kinds.pop() if len(kinds) == 1 else TokensError
     return error("\n".join([*opening, report(faulty), *advice]))

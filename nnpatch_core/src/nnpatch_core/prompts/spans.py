@@ -231,6 +231,7 @@ def _of_columns(
 ) -> tuple[list[dict[str, Any]], dict[str, tuple[str, str]]]:
     """The values of each row, and for each name the user's columns."""
     specs: dict[str, tuple[tuple[Any, int | None], ...]] = {}
+    lacking: list[str] = []
     for name, spec in spans.items():
         one = _column(spec)
         items = () if isinstance(spec, str | bytes | Mapping) else listed(spec) or ()
@@ -243,11 +244,11 @@ def _of_columns(
         specs[name] = tuple(each for each in columns if each is not None)
         for column, _ in specs[name]:
             if column not in table.others:
-                there = ", ".join(map(named, table.others)) or "none"
-                raise PositionError(
-                    f"span {name!r} is to stand in column {shown(column)}; further columns of the "
-                    f"table are: {there}"
-                )
+                lacking.append(f"span {name!r} is to stand in column {shown(column)}")
+    if lacking:
+        there = ", ".join(map(named, table.others)) or "none"
+        told = "\n".join(dict.fromkeys(lacking))
+        raise PositionError(f"{told}; further columns of the table are: {there}")
     rows = []
     for row in table.rows:
         values: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from nnpatch_core._warnings import warn
 from nnpatch_core.errors import PromptWarning, TokensError
 from nnpatch_core.prompts.cells import Bad, escaped, flat, read_answer_cell, read_prompt
 from nnpatch_core.prompts.layouts import find_layout
+from nnpatch_core.prompts.names import ColumnsError
 from nnpatch_core.prompts.rows import COLUMNS, Fault, Row, Table, place
 
 #: How the cells of `COLUMNS` are read.
@@ -204,23 +205,44 @@ def to_table(raw: Raw, renamed: Any, layout: str | None, tokenizer: Any) -> Tabl
             for row in rows
         )
         return Table(raw.kind, COLUMNS, made)
+    faults: tuple[TokensError, ...] = ()
+    lacking: frozenset[str] = frozenset()
     try:
         names, ids, added = lay_out([row.cells for row in rows], present, renamed, tokenizer)
+    except ColumnsError as error:
+        # The rows are looked at all the same, and all is told at once.
+        faults = (TokensError(f"{raw.where}{error}{raw.note}"),)
+        lacking = frozenset(COLUMNS) - set(error.names)
+        names, ids, added = tuple(error.names.get(each, each) for each in COLUMNS), frozenset(), ()
     except TokensError as error:
         raise TokensError(f"{raw.where}{error}{raw.note}") from None
     present += [name for name in added if name not in present]
-    others = {name: escaped(name) for name in _others(names, present)}
-    made = tuple(_row(raw.kind, row, names, others) for row in rows)
-    return Table(raw.kind, names, made, tuple(others.values()), ids)
+    others = {name: escaped(name) for name in _others(names, present, told=not faults)}
+    made = tuple(_row(raw.kind, row, names, others, lacking) for row in rows)
+    return Table(raw.kind, names, made, tuple(others.values()), ids, faults=faults)
 
 
-def _row(kind: str, raw: RawRow, names: Sequence[Any], others: Mapping[Any, Any]) -> Row:
+def prompts_of(raw: Raw) -> list[RawRow]:
+    """The rows of a table, what is inside of their objects in columns of its own."""
+    return [_flat(raw.kind, row) for row in raw.rows]
+
+
+def _row(
+    kind: str,
+    raw: RawRow,
+    names: Sequence[Any],
+    others: Mapping[Any, Any],
+    lacking: frozenset[str],
+) -> Row:
     row = Row(raw.label, (), position=raw.position)
     faults = list(raw.faults)
     # A row that is faulty as a whole has no columns.
-    unread = set(COLUMNS if faults else ())
-    values = []
+    unread = set(COLUMNS if faults else lacking)
+    values: list[Any] = []
     for column, name, read in zip(COLUMNS, names, _READ, strict=True):
+        if column in lacking:
+            values.append(None)
+            continue
         value = raw.cells.get(name, _MISSING)
         if isinstance(value, Bad) and not raw.faults:
             where = place(kind, row.name, name)
@@ -237,8 +259,8 @@ def _row(kind: str, raw: RawRow, names: Sequence[Any], others: Mapping[Any, Any]
     )
 
 
-def _others(names: Sequence[Any], present: Sequence[Any]) -> tuple[Any, ...]:
-    """Find the further columns, those apart that have no name of their own.
+def _others(names: Sequence[Any], present: Sequence[Any], *, told: bool) -> tuple[Any, ...]:
+    """Find the further columns, those apart that have no name of their own; `told` warns of these.
 
     Warns:
         PromptWarning: columns have one name, so that nobody can ask for them.
@@ -246,9 +268,9 @@ def _others(names: Sequence[Any], present: Sequence[Any]) -> tuple[Any, ...]:
     others = [name for name in present if name not in names]
     twice = [name for name, times in Counter(others).items() if times > 1]
     # Spreadsheets write columns without name or content behind the table.
-    told = [shown(name) for name in twice if name != ""]
-    if told:
-        warn(f"columns of one name are left out: {', '.join(told)}", PromptWarning)
+    left = [shown(name) for name in twice if name != ""]
+    if left and told:
+        warn(f"columns of one name are left out: {', '.join(left)}", PromptWarning)
     return tuple(name for name in others if name not in twice)
 
 

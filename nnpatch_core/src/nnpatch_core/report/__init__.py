@@ -8,7 +8,8 @@ knows no outcome: those above it make the studies.
 """
 
 from nnpatch_core.report.advice import Advice
-from nnpatch_core.report.facts import WIDTH, Facts, Race, Width
+from nnpatch_core.report.asked import read_asked
+from nnpatch_core.report.facts import LEVEL, WIDTH, Facts, Race, Width
 from nnpatch_core.report.linter import advice
 from nnpatch_core.report.parts import Marked, Table
 from nnpatch_core.report.reports import Reports
@@ -17,6 +18,7 @@ from nnpatch_core.report.sources import Source
 from nnpatch_core.report.study import Drawing, Study
 
 __all__ = [
+    "LEVEL",
     "RULES",
     "WIDTH",
     "Advice",
@@ -31,4 +33,5 @@ __all__ = [
     "Table",
     "Width",
     "advice",
+    "read_asked",
 ]

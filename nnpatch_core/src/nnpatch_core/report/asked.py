@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -23,6 +23,7 @@ class Asked:
         title: of the page.
         pages: that stand beside it: what each is, and its address.
         warnings: that were raised on the way.
+        spelled: gives a sentence in the caller's language, whose options are perhaps no arguments.
     """
 
     command: str | None
@@ -30,6 +31,7 @@ class Asked:
     title: str | None
     pages: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+    spelled: Callable[[str], str] = str
 
 
 def read_asked(
@@ -69,6 +71,18 @@ def read_width(width: Any) -> float:
     if not number or not 0 < width < float("inf"):
         raise OutcomeError(f"width must be a positive number, got {shown(width)}")
     return float(width)
+
+
+def read_level(level: Any) -> float:
+    """The level of intervals.
+
+    Raises:
+        OutcomeError: it is none.
+    """
+    number = isinstance(level, int | float) and not isinstance(level, bool)
+    if not number or not 0 < level < 1:
+        raise OutcomeError(f"level must be between 0 and 1, such as 0.95, got {shown(level)}")
+    return float(level)
 
 
 def _pages(pages: Any) -> tuple[tuple[str, str], ...]:

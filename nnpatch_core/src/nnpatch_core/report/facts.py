@@ -6,6 +6,8 @@ import attrs
 
 #: How wide an interval may be, from end to end, on the scale where the source run is 1.
 WIDTH = 0.2
+#: Of intervals.
+LEVEL = 0.95
 
 
 @attrs.frozen

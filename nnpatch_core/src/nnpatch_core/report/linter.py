@@ -6,7 +6,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import OutcomeError
 from nnpatch_core.report.advice import Advice, advice_on
 from nnpatch_core.report.asked import read_width
-from nnpatch_core.report.facts import WIDTH
+from nnpatch_core.report.facts import LEVEL, WIDTH
 from nnpatch_core.report.reports import Reports
 
 
@@ -44,4 +44,4 @@ def advice(outcome: Reports, *, width: float = WIDTH) -> list[Advice]:
     """
     if not isinstance(outcome, Reports):
         raise OutcomeError(f"advice is on an outcome, got {shown(outcome)}")
-    return advice_on(outcome._report_facts(read_width(width)))
+    return advice_on(outcome._report_facts(read_width(width), LEVEL))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
+import attrs
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
@@ -69,12 +70,17 @@ def _sections(study: Study, asked: Asked) -> Iterator[Section]:
         pictures.append(Links(asked.pages))
     yield Section("pictures", "Pictures", pictures)
     yield Section("numbers", "The numbers", [*study.tables, *map(Words, study.bounds)])
-    given = tuple(advice_on(study.facts))
+    given = tuple(
+        attrs.evolve(each, text=asked.spelled(each.text)) for each in advice_on(study.facts)
+    )
     yield Section(
         "advice", "Before you trust it", [Advices(given)] if given else [Words(_NO_ADVICE)]
     )
-    yield Section("prompts", "The prompts", [*map(Words, study.prompts_in_words), *study.prompts])
-    yield Section("warnings", "Warnings on the way", _list(asked.warnings))
+    told = map(asked.spelled, study.prompts_in_words)
+    yield Section("prompts", "The prompts", [*map(Words, told), *study.prompts])
+    yield Section(
+        "warnings", "Warnings on the way", _list(tuple(map(asked.spelled, asked.warnings)))
+    )
     yield Section("run", "How it was run", [Listing(_told(study))])
     yield Section("again", "Run it again", [*_again(study, asked)])
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import attrs
 
-from nnpatch_core.report.asked import read_asked, read_width
-from nnpatch_core.report.facts import WIDTH, Facts
+from nnpatch_core.report.asked import Asked, read_asked, read_level, read_width
+from nnpatch_core.report.facts import LEVEL, WIDTH, Facts
 from nnpatch_core.report.study import Study
 from nnpatch_core.report.writing import write_report
 
@@ -29,6 +29,7 @@ class Reports:
         pages: Mapping[str, str] | None = None,
         warnings: Sequence[Any] = (),
         width: float = WIDTH,
+        level: float = LEVEL,
     ) -> None:
         """Write a report: one page that opens anywhere, with all that there is to say.
 
@@ -47,6 +48,7 @@ class Reports:
             warnings: that were raised on the way, as texts or as `warnings` records them.
             width: how wide the interval of the strongest may be, from end to end, before the advice
                 asks for more prompts.
+            level: of the intervals; those of a subspace are of 0.95.
 
         Raises:
             OutcomeError: it cannot be written, or an argument is none. Without matplotlib
@@ -69,19 +71,26 @@ class Reports:
             >>> page[:15], "Which MLP sees" in page, "<script" in page
             ('<!DOCTYPE html>', True, False)
         """
-        asked = read_asked(command, question, title, pages, warnings)
-        wide = read_width(width)
+        self._write(path, read_asked(command, question, title, pages, warnings), width, level)
+
+    def _write(
+        self, path: str | os.PathLike[str], asked: Asked, width: float, level: float
+    ) -> None:
+        """Write a report with what its caller adds."""
+        wide, sure = read_width(width), read_level(level)
 
         def study() -> Study:
-            made = self._study()
-            return made if wide == WIDTH else attrs.evolve(made, facts=self._report_facts(wide))
+            made = self._study(sure)
+            if wide == WIDTH:
+                return made
+            return attrs.evolve(made, facts=self._report_facts(wide, sure))
 
         write_report(path, study, asked)
 
-    def _study(self) -> Study:
+    def _study(self, level: float) -> Study:
         """All that it has to tell."""
         raise NotImplementedError
 
-    def _report_facts(self, width: float) -> Facts:
+    def _report_facts(self, width: float, level: float) -> Facts:
         """The facts that advice goes by, where an interval may be so wide."""
         raise NotImplementedError

@@ -127,7 +127,7 @@ def _estimates(facts: Facts) -> str | None:
     return (
         f"All of {facts.estimates:,} values are estimates by gradients, which can miss strong "
         "sites, and nothing was measured beside them: measure the strongest, and some of the "
-        "others (top_k=, spot_checks=)."
+        "others (of activation patching screen='attribution' with top_k=, of edges top_k=)."
     )
 
 

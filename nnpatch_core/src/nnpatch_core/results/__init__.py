@@ -22,8 +22,8 @@ from nnpatch_core.results.redrawn import interval_of_figures
 from nnpatch_core.results.reported import facts_of, study_of, table_of_top
 from nnpatch_core.results.screening import Screening
 from nnpatch_core.results.stability import Stability
-from nnpatch_core.results.top import Top
-from nnpatch_core.results.words import in_digits, model_name
+from nnpatch_core.results.top import Top, bars_told
+from nnpatch_core.results.words import in_digits, legend, model_name
 
 __all__ = [
     "GUIDE",
@@ -41,11 +41,13 @@ __all__ = [
     "Screening",
     "Stability",
     "Top",
+    "bars_told",
     "distinct",
     "facts_of",
     "in_digits",
     "interval_of_figures",
     "known_in_words",
+    "legend",
     "letters_of",
     "means_of",
     "model_name",

@@ -223,9 +223,11 @@ class Combination(Mapping[str, Tensor]):
         """See `Outcome.pvalues`; of outcomes of the same prompts alone."""
         return pvalues(self, name, adjust, seed, flips)
 
-    def top(self, n: int = 10, name: Any = None, distinct: bool = True) -> Top:
+    def top(
+        self, n: int = 10, name: Any = None, distinct: bool = True, *, level: float = 0.95
+    ) -> Top:
         """See `Outcome.top`."""
-        return make_top(self, n, name, distinct)
+        return make_top(self, n, name, distinct, level=level)
 
     def stability(
         self,

@@ -704,13 +704,18 @@ class Outcome(Reports, Mapping[str, Tensor]):
         return selection.strongest(self, k, selection.find_names(self.cells, sites))
 
     def top(
-        self, n: int = 10, name: str | Sequence[str] | None = None, distinct: bool = True
+        self,
+        n: int = 10,
+        name: str | Sequence[str] | None = None,
+        distinct: bool = True,
+        *,
+        level: float = 0.95,
     ) -> Top:
         """The strongest cells as a table, with how sure each value is.
 
         Rows are sorted by absolute value; one whose runs gave nan comes first, for something went
         wrong there. A row has the labels of its cell, `value`, and where there are several prompts
-        `low` and `high`, its 95 percent interval (see `interval`), and `p_value`, adjusted for all
+        `low` and `high`, its interval (see `interval`), and `p_value`, adjusted for all
         cells of the site names that are asked (see `pvalues`, max-T). The words below the table say
         how these are made, and what they assume. Where some values are estimates, `exact` says
         whether this one is none.
@@ -721,10 +726,11 @@ class Outcome(Reports, Mapping[str, Tensor]):
             distinct: whether neighbours among the swept layers of one component, position and head
                 share a row, if their values are within 5 percent of the strongest one's, which the
                 row shows; `layers` has all of them. False gives each cell a row.
+            level: of the intervals.
 
         Raises:
-            OutcomeError: an `n` that is no number of rows, or a site name that was not swept (a
-                `KeyError` too).
+            OutcomeError: an `n` that is no number of rows, a `level` that is none, or a site name
+                that was not swept (a `KeyError` too).
 
         Examples:
             >>> top = out.top(2, "mlp")
@@ -733,7 +739,7 @@ class Outcome(Reports, Mapping[str, Tensor]):
             >>> print(top.notes[0])
             Of one prompt: nothing tells how much other prompts would change a value.
         """
-        return make_top(self, n, name, distinct)
+        return make_top(self, n, name, distinct, level=level)
 
     def sel(
         self,
@@ -1116,11 +1122,11 @@ class Outcome(Reports, Mapping[str, Tensor]):
             mute=mute,
         )
 
-    def _study(self) -> Study:
-        return study_of(self)
+    def _study(self, level: float) -> Study:
+        return study_of(self, level=level)
 
-    def _report_facts(self, width: float) -> Facts:
-        return facts_of(self, width)
+    def _report_facts(self, width: float, level: float) -> Facts:
+        return facts_of(self, width, level)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the outcome to one safetensors file, whole or not at all.

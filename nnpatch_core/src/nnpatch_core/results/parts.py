@@ -79,7 +79,7 @@ class Prompts:
         strings: the text of each token id that occurs, where a tokenizer was at hand.
         columns: further columns of the user's table, one value for each prompt.
         answers: `"source"` and `"target"`, each to the text of each prompt's answer, or its token
-            id; several that count as one are joined by ` | `. What is not known is left out.
+            id; several that count as one are joined by ` or `. What is not known is left out.
 
     Examples:
         >>> import torch

@@ -25,10 +25,12 @@ from nnpatch_core.results.selection import find_names
 from nnpatch_core.results.statistics import (
     Draws,
     Figured,
+    alike,
     cell_values,
     ends_of,
     least_pvalue,
     pvalues_of,
+    read_level,
 )
 from nnpatch_core.results.words import in_digits, unit_of
 
@@ -142,13 +144,33 @@ def pieces(top: Top, title: str) -> str:
     return heading(title) + table(columns, cells) + "".join(map(paragraph, top.notes))
 
 
+def bars_told(top: Top) -> tuple[str, ...]:
+    """The sentence that tells what a bar in a token's label is, where there is one.
+
+    Examples:
+        >>> bars_told(Top(({"token": " France| Japan"},), "", ()))
+        ("A bar in a token, as in ' France| Japan', stands between tokens of different prompts.",)
+    """
+    label = next((row["token"] for row in top.rows if "|" in row.get("token", "")), None)
+    if label is None:
+        return ()
+    shown = printable(label)
+    return (f"A bar in a token, as in '{shown}', stands between tokens of different prompts.",)
+
+
 def written(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     """The cells of a printed row; "" where it has nothing."""
     return [_written(name, row[name]) if name in row else "" for name in columns]
 
 
 def make_top(
-    figured: Figured, n: Any, name: Any, distinct: Any, *, flips: int = DRAWS.count
+    figured: Figured,
+    n: Any,
+    name: Any,
+    distinct: Any,
+    *,
+    level: Any = LEVEL,
+    flips: int = DRAWS.count,
 ) -> Top:
     """The strongest cells; see `Outcome.top`.
 
@@ -157,6 +179,7 @@ def make_top(
         n: the number of rows, at most.
         name: site names, or one; None is all.
         distinct: whether neighbouring layers of almost one value share a row.
+        level: of the intervals.
         flips: of signs, for p-values, which take all cells and not the strongest alone; 0 for none.
 
     Raises:
@@ -166,12 +189,13 @@ def make_top(
     if count < 0:
         raise OutcomeError(f"n must be at least 0, got {count}")
     check_flags(distinct=distinct)
+    read = read_level(level)
     names = tuple(dict.fromkeys(find_names(figured.cells, name, "name")))
     groups = strongest_groups(figured, names, count, bool(distinct))
     rows = _labelled(figured, groups, bool(distinct))
     notes: list[str] = []
     if rows:
-        columns, notes = _how_sure(figured, names, groups, flips)
+        columns, notes = _how_sure(figured, names, groups, read, flips)
         for column, values in columns.items():
             for row, value in zip(rows, values, strict=True):
                 row[column] = value
@@ -238,19 +262,19 @@ def _labelled(figured: Figured, groups: Sequence[_Group], distinct: bool) -> lis
 
 
 def _how_sure(
-    figured: Figured, names: Sequence[str], groups: Sequence[_Group], flips: int
+    figured: Figured, names: Sequence[str], groups: Sequence[_Group], level: float, flips: int
 ) -> tuple[dict[str, list[float]], list[str]]:
     """The columns that say how sure a row's value is, and the words that say what they are."""
     if figured.count < 2:
         return {}, ["Of one prompt: nothing tells how much other prompts would change a value."]
-    level, like = f"{100 * LEVEL:g} %", f"prompts like these {figured.count}"
+    what = f"{100 * level:g} % interval of the value for prompts like these {figured.count}"
     if only_means(figured):
-        return _by_means(figured, groups, f"{level} interval of the value for {like}")
+        return _by_means(figured, groups, what, level)
     notes = [
-        f"low to high: {level} interval of the value for {like}, each row by itself, from drawing "
+        f"low to high: {what}, each row by itself, from drawing "
         "the prompts again and again (BCa bootstrap)."
     ]
-    columns = _resampled(figured, groups)
+    columns = _resampled(figured, groups, level)
     if flips:
         p_values, said = _p_values(figured, names, groups, flips)
         columns |= p_values
@@ -262,16 +286,16 @@ def _how_sure(
         )
     which = "Both take" if "p_value" in columns else "It takes"
     notes.append(f"{which} the prompts to be drawn independently of one another.")
-    doubt = doubt_of(figured, LEVEL)
+    doubt = doubt_of(figured, level)
     return columns, [*notes, *([f"Beware: {doubt}."] if doubt else [])]
 
 
 def _by_means(
-    figured: Figured, groups: Sequence[_Group], what: str
+    figured: Figured, groups: Sequence[_Group], what: str, level: float
 ) -> tuple[dict[str, list[float]], list[str]]:
-    found = {name: ends_by_means(figured, name, LEVEL) for name in {name for name, _ in groups}}
+    found = {name: ends_by_means(figured, name, level) for name in {name for name, _ in groups}}
     columns: dict[str, list[float]] = {"low": [], "high": []}
-    doubt = doubt_of(figured, LEVEL)
+    doubt = doubt_of(figured, level)
     for name, (first, *_) in groups:
         ends = found[name]
         if ends is None:
@@ -286,7 +310,7 @@ def _by_means(
     ]
 
 
-def _resampled(figured: Figured, groups: Sequence[_Group]) -> dict[str, list[float]]:
+def _resampled(figured: Figured, groups: Sequence[_Group], level: float) -> dict[str, list[float]]:
     """The intervals of the cells that are shown: those of the others would cost as much each."""
     rows: dict[str, list[int]] = {}
     for number, (name, _) in enumerate(groups):
@@ -295,7 +319,7 @@ def _resampled(figured: Figured, groups: Sequence[_Group]) -> dict[str, list[flo
     for name, numbers in rows.items():
         firsts = [groups[number][1][0] for number in numbers]
         for found, ends in zip(
-            (low, high), ends_of(figured, name, firsts, LEVEL, DRAWS), strict=True
+            (low, high), ends_of(figured, name, firsts, level, DRAWS), strict=True
         ):
             for number, end in zip(numbers, ends.tolist(), strict=True):
                 found[number] = end
@@ -306,6 +330,11 @@ def _p_values(
     figured: Figured, names: Sequence[str], groups: Sequence[_Group], flips: int
 ) -> tuple[dict[str, list[float]], list[str]]:
     """The column of p-values, if there are any, and the words about them."""
+    if len(alike([term.outcome for term in figured.terms])) > 1:
+        return {}, [
+            "There are no p-values: the sides have different prompts, whose signs cannot be "
+            "flipped together. For the intervals the prompts of each side are drawn by themselves."
+        ]
     draws = Draws(flips, 0)
     try:
         found = pvalues_of(figured, names, "max_t", draws)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -17,8 +18,10 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import PatchingError, PictureWarning, SettingsError
 from nnpatch_core.patching import plan_sweep
 from nnpatch_core.plugins import find_adapter
-from nnpatch_core.prompts import PromptPairs
+from nnpatch_core.prompts import PromptPairs, read_prompts
+from nnpatch_core.report import read_asked
 from nnpatch_core.run.command import command_of, in_options
+from nnpatch_core.run.costs import cost_of
 from nnpatch_core.run.folder import REPORT, SETTINGS, Folder
 from nnpatch_core.run.loading import (
     check_libraries,
@@ -29,8 +32,9 @@ from nnpatch_core.run.loading import (
 )
 from nnpatch_core.run.outputs import check_extras, outputs_of
 from nnpatch_core.run.settings import PAIRED, SITES, Settings
-from nnpatch_core.run.sweeps import Asked, check_names, run_sweep, sites_of
-from nnpatch_core.sweep import label_prompts, warn_of_columns
+from nnpatch_core.run.sweeps import Asked, name_checks, run_sweep, sites_of
+from nnpatch_core.scale import merge_shards
+from nnpatch_core.sweep import Share, ShareFile, ShareMeasured, label_prompts, warn_of_columns
 
 #: Takes a line for the user.
 Say = Callable[[str], None]
@@ -44,6 +48,7 @@ class Job:
         settings: of the run.
         folder: where it writes.
         pairs: the prompts.
+        reference: tokens and mask of a data set, if there is one.
         skeleton: the model without weights.
         api: its adapter.
         warn: takes a warning as it comes.
@@ -53,6 +58,7 @@ class Job:
     settings: Settings
     folder: Folder
     pairs: PromptPairs
+    reference: Any
     skeleton: nn.Module
     api: Any
     warn: Say
@@ -73,23 +79,25 @@ class Job:
         Raises:
             PatchingError: one of its kinds, with all that is wrong with table and model.
         """
-        check_extras()
-        check_libraries(settings)
         folder = Folder.of(settings)
-        folder.check(settings, resume=resume, overwrite=overwrite)
         faults: list[PatchingError] = []
         heard: list[str] = []
+        _tried(check_extras, faults)
+        _tried(lambda: check_libraries(settings), faults)
+        _tried(lambda: folder.check(settings, resume=resume, overwrite=overwrite), faults)
         with _hearing(warn, heard):
             pairs = _tried(lambda: read_pairs(settings), faults)
-            looked = _tried(lambda: _looked_at(settings, pairs), faults)
-        if pairs is None or looked is None:
-            raise SettingsError("\n".join(in_options(str(each)) for each in faults)) from faults[0]
+            reference = _tried(lambda: read_reference(settings), faults)
+            looked = _tried(lambda: _looked_at(settings, pairs, faults), faults)
+        if pairs is None or looked is None or faults:
+            told = (in_options(str(each)) for each in faults)
+            raise SettingsError("\n".join(dict.fromkeys(told))) from faults[0]
         skeleton, api = looked
-        return cls(settings, folder, pairs, skeleton, api, warn, heard)
+        return cls(settings, folder, pairs, reference, skeleton, api, warn, heard)
 
     def plan(self) -> str:
         """The cost, before anything runs, in lines for people."""
-        settings, count = self.settings, len(self.pairs)
+        settings = self.settings
         lines = [
             f"model   {settings.model}, {settings.dtype}, {self._where()}",
             f"table   {settings.table}: {self.pairs!r}",
@@ -108,56 +116,72 @@ class Job:
             except PatchingError as error:
                 return "\n".join([*lines, f"plan    none: {error}"])
             return "\n".join([*lines, str(plan)])
-        return "\n".join([*lines, f"method  {settings.method}, {count} pairs"])
+        lines.append(f"method  {settings.method}, {len(self.pairs)} pairs")
+        return "\n".join([*lines, *cost_of(settings, self.skeleton, self.api, self.pairs)])
 
     def _where(self) -> str:
         if self.settings.device_map is not None:
             return f"device map {self.settings.device_map}"
         return device_of(self.settings)
 
-    def run(self, say: Say, *, progress: bool, resume: bool = False) -> Any:
-        """Load the weights, sweep, and write all files.
+    def run(
+        self, say: Say, *, progress: bool, resume: bool = False, shards: Sequence[Path] = ()
+    ) -> Any:
+        """Load the weights, sweep, and write all files; of a shard its checkpoint alone.
 
         Args:
             say: takes what came out.
             progress: whether bars show what is done.
             resume: whether to go on with what is in the folder.
+            shards: the checkpoints of all shards, which have measured everything.
 
         Returns:
-            The result of the sweep.
+            The result of the sweep; None of a shard.
 
         Raises:
             PatchingError: one of its kinds. What was measured stays in the folder.
         """
         settings, folder = self.settings, self.folder
         folder.begin(settings, resume=resume)
+        if shards:
+            merge_shards(shards, folder.checkpoint)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         with _hearing(self.warn, self.heard):
             model = load_model(settings)
-            asked = Asked(settings, model, self.api, self.pairs, folder.checkpoint, progress)
-            result = run_sweep(asked)
+            given = self.pairs, self.reference, self._checkpoint
+            asked = Asked(settings, model, self.api, *given, progress)
+            try:
+                result = run_sweep(asked)
+            except ShareMeasured as done:
+                say(f"shard {settings.shard}: {done.measured} patched runs are measured")
+                say(f"{folder.path}/: nnpatch merge {folder.path.parent} puts all shards together")
+                return None
             outputs = outputs_of(result, settings.level)
             for name, write in outputs.data.items():
-                write(folder.path / name)
+                folder.write(name, write)
             drawn = [
                 name
                 for name, draw in outputs.pictures.items()
-                if _drawn(name, partial(draw, folder.path / name))
+                if _drawn(name, partial(folder.write, name, draw))
             ]
-            result.report(
-                folder.path / REPORT,
-                command=command_of(settings),
-                question=settings.question,
-                pages={words: name for name, words in outputs.pages.items() if name in drawn},
-                warnings=self.heard,
-                width=settings.width,
+            pages = {words: name for name, words in outputs.pages.items() if name in drawn}
+            told = read_asked(command_of(settings), settings.question, None, pages, self.heard)
+            told = attrs.evolve(told, spelled=in_options)
+            folder.write(
+                REPORT, lambda path: result._write(path, told, settings.width, settings.level)
             )
         folder.forget()
-        say(outputs.table)
+        say(in_options(outputs.table))
         say("")
         say(f"{folder.path}/: {', '.join([*outputs.data, *drawn, REPORT, SETTINGS])}")
         return result
+
+    @property
+    def _checkpoint(self) -> Path | ShareFile:
+        path = self.folder.checkpoint
+        shard = self.settings.shard
+        return path if shard is None else ShareFile(path, Share.of(shard))
 
 
 def read_pairs(settings: Settings) -> PromptPairs:
@@ -176,6 +200,7 @@ def read_pairs(settings: Settings) -> PromptPairs:
         columns=columns or None,
         layout=settings.layout,  # type: ignore[arg-type]
         chat=settings.chat,
+        space=settings.space,
         answers=settings.answers,
         multi_token=settings.multi_token,
         faulty=settings.faulty,
@@ -184,6 +209,28 @@ def read_pairs(settings: Settings) -> PromptPairs:
     if settings.limit is not None:
         pairs = pairs[: settings.limit]
     return pairs.swapped() if settings.swap else pairs
+
+
+def read_reference(settings: Settings) -> Any:
+    """The tokens and the mask of the data set for means, if settings name one.
+
+    Raises:
+        PatchingError: one of its kinds, naming all faulty lines and columns.
+    """
+    if settings.reference is None:
+        return None
+    columns = dict(_all_named("columns", settings.columns))
+    try:
+        return read_prompts(
+            settings.reference,
+            load_tokenizer(settings),
+            columns=columns,
+            chat=settings.chat,
+            system=settings.system,
+        )
+    except PatchingError as error:
+        # Lines are those of another table.
+        raise type(error)(f"reference: {error}") from error
 
 
 def _all_named(setting: str, parts: Sequence[str]) -> list[tuple[str, str]]:
@@ -208,11 +255,14 @@ def _place(column: str) -> Any:
     return (name, int(which)) if separator and which.lstrip("-").isdigit() else column
 
 
-def _looked_at(settings: Settings, pairs: PromptPairs | None) -> tuple[nn.Module, Any]:
+def _looked_at(
+    settings: Settings, pairs: PromptPairs | None, faults: list[PatchingError]
+) -> tuple[nn.Module, Any]:
     """The model without weights, and its adapter, which has the sites that are asked for."""
     skeleton = skeleton_of(load_config(settings))
     api = find_adapter(settings.api, skeleton)
-    check_names(settings, skeleton, api)
+    for check in name_checks(settings, skeleton, api):
+        _tried(check, faults)
     if settings.method in SITES:
         if pairs is None:
             # Names and numbers can be looked at all the same.

@@ -15,7 +15,7 @@ from nnpatch_core._files import write_whole
 from nnpatch_core.circuits import Circuit, FoundCircuit
 from nnpatch_core.edges import EdgeOutcome
 from nnpatch_core.errors import OutcomeError, SettingsError
-from nnpatch_core.results import Outcome
+from nnpatch_core.results import Outcome, bars_told
 from nnpatch_core.run.folder import OUTCOME
 from nnpatch_core.subspace import SubspaceSweep
 
@@ -69,15 +69,16 @@ def _outcome(result: Outcome, level: float) -> Outputs:
         # One for each metric: together they would be longer than any screen.
         name = f"heatmap-{re.sub(r'[^A-Za-z0-9_-]+', '-', metric)}" if number else "heatmap"
         seen = result.for_metric(metric)
-        pictures[f"{name}.png"] = partial(_figure, seen.plot)
-        pictures[f"{name}.html"] = partial(_page, partial(seen.plot, interactive=True))
+        pictures[f"{name}.png"] = partial(_figure, partial(seen.plot, mute=level))
+        pictures[f"{name}.html"] = partial(_page, partial(seen.plot, interactive=True, mute=level))
         told = f" of {metric}" if len(result.metrics) > 1 else ""
         pages[f"{name}.html"] = f"The heatmaps{told}, with a value under the pointer"
+    top = result.top(10, level=level)
     return Outputs(
         {OUTCOME: steady(result).save, "cells.parquet": partial(result.to_parquet, level=level)},
         pictures,
         pages,
-        str(result.top(10)),
+        "\n".join([str(top), *bars_told(top)]),
     )
 
 
@@ -90,7 +91,7 @@ def _edges(result: EdgeOutcome, level: float) -> Outputs:
     }
     if outcome.cells["edge"].index.shape[1] > 2:
         # A circuit has no positions.
-        return Outputs(data, {}, {}, str(result.top(10)))
+        return Outputs(data, {}, {}, str(result.top(10, level=level)))
     pictures: Writers = {
         "edges.png": partial(_figure, lambda: circuit().plot(edges=_EDGES)),
         "edges.html": lambda path: circuit().page(path),
@@ -99,7 +100,7 @@ def _edges(result: EdgeOutcome, level: float) -> Outputs:
         data,
         pictures,
         {"edges.html": "The strongest edges as a graph, with a value under the pointer"},
-        str(result.top(10)),
+        str(result.top(10, level=level)),
     )
 
 

@@ -10,7 +10,9 @@ import attrs
 
 from nnpatch_core._hints import did_you_mean
 from nnpatch_core._printable import shown
-from nnpatch_core.errors import SettingsError
+from nnpatch_core.errors import SettingsError, ShardError
+from nnpatch_core.run.numbers import read_numbers
+from nnpatch_core.sweep import Share
 
 #: The kinds of analysis.
 METHODS = ("activation", "attribution", "ablation", "path", "edges", "circuit", "subspace")
@@ -76,6 +78,9 @@ class Settings:
     answers: str = _option(
         "auto", "Whether answers are texts or token ids.", PROMPTS, choices=("auto", "ids", "texts")
     )
+    space: bool = _option(
+        True, "Join an answer to its prompt by a space, where neither has one.", PROMPTS
+    )
     multi_token: str = _option(
         "raise",
         "What to do about an answer of several tokens: refuse it, take its first, leave out the "
@@ -134,12 +139,27 @@ class Settings:
         (), "For that strategy: a number, positions, or names of spans.", WHERE,
         methods=(*SITES, "edges"),
     )  # fmt: skip
+    source_at: tuple[str, ...] = _option(
+        (), "Positions in the source prompts, where those of --at are other ones there.", WHERE,
+        methods=("activation", "attribution"),
+    )  # fmt: skip
+    subspace: str | None = _option(
+        None,
+        "Patch in a subspace alone: the folder of one, its name on the hub, or the folder of a run "
+        "of method subspace, each of whose layers has its own.",
+        WHERE,
+        methods=("activation", "ablation", "attribution"),
+    )
     senders: tuple[str, ...] = _option(
         (), "Nodes that write, as input, a5.h1 or m7.", WHERE, methods=("path", "edges")
     )
     receivers: tuple[str, ...] = _option(
         (), "Nodes that read, as 'a9.h3<q>', m7 or logits.", WHERE, methods=("path", "edges")
     )
+    path: tuple[str, ...] = _option(
+        (), "All nodes of one path, as a0.h1,m2,logits, in place of senders and receivers.", WHERE,
+        methods=("path",),
+    )  # fmt: skip
     through: str | None = _option(
         None, "Recompute the MLPs between them.", WHERE, methods=("path",), choices=("mlps",)
     )
@@ -155,10 +175,18 @@ class Settings:
         methods=("activation", "attribution", "path", "edges"),
     )  # fmt: skip
     ablation: str | None = _option(
-        None, "What is put in place: zero, mean or resample. With ablation: zero.", HOW,
+        None, "What is put in place of what is taken away; method ablation takes zero by default.",
+        HOW,
         methods=("ablation", "attribution", "edges", "circuit"),
         choices=("zero", "mean", "resample"),
     )  # fmt: skip
+    reference: Path | None = _option(  # noqa: RUF009 - a field
+        None,
+        "A table of prompts that means are taken over, or that are drawn from. By default the "
+        "table's own prompts.",
+        HOW,
+        methods=("ablation", "attribution", "edges", "circuit"),
+    )
     per_position: bool = _option(
         False, "A mean of its own for each position.", HOW,
         methods=("ablation", "attribution", "edges", "circuit"),
@@ -176,9 +204,21 @@ class Settings:
         None, "So many are measured of those that an estimate puts first.", HOW,
         methods=("activation", "edges", "circuit"), least=0,
     )  # fmt: skip
+    spot_checks: int | None = _option(
+        None, "So many of the others are measured too, as a check. By default as many.", HOW,
+        methods=("activation", "edges"), least=0,
+    )  # fmt: skip
     steps: int | None = _option(
         None, "Points of an integrated gradient.", HOW,
         methods=("attribution", "edges", "circuit"), least=1,
+    )  # fmt: skip
+    qk_fix: bool = _option(
+        False, "Recompute attention for queries and keys, as AtP* does.", HOW,
+        methods=("attribution",),
+    )  # fmt: skip
+    grad_drop: bool = _option(
+        False, "Leave out the gradient of one layer after the other, as AtP* does.", HOW,
+        methods=("attribution",),
     )  # fmt: skip
     faithfulness: float = _option(
         0.9, "How faithful the circuit is to be.", HOW, methods=("circuit",)
@@ -190,9 +230,37 @@ class Settings:
         None, "How edges are dropped. By default blocks.", HOW, methods=("circuit",),
         choices=("blocks", "acdc"),
     )  # fmt: skip
+    threshold: float | None = _option(
+        None, "By how much an edge must change the faithfulness, with --prune acdc.", HOW,
+        methods=("circuit",), least=0,
+    )  # fmt: skip
     rank: int = _option(1, "The directions of the subspace.", HOW, methods=("subspace",), least=1)
     epochs: int = _option(
         20, "How often the pairs are gone through.", HOW, methods=("subspace",), least=1
+    )
+    held_out: float = _option(
+        0.2, "The share of the pairs that is held out.", HOW, methods=("subspace",)
+    )
+    lr: float = _option(0.01, "The highest learning rate.", HOW, methods=("subspace",))
+    weight_decay: float = _option(
+        0.0, "The weight decay of learning.", HOW, methods=("subspace",), least=0
+    )
+    warmup: float = _option(
+        0.1, "The share of the steps over which the rate rises.", HOW, methods=("subspace",),
+        least=0,
+    )  # fmt: skip
+    kl: float = _option(
+        0.0, "The weight of a loss that keeps all other answers as they are.", HOW,
+        methods=("subspace",), least=0,
+    )  # fmt: skip
+    patience: int = _option(
+        5, "Stop after so many epochs without a lower loss.", HOW, methods=("subspace",), least=1
+    )
+    random_labels: bool = _option(
+        True, "Learn the control with random labels, too.", HOW, methods=("subspace",)
+    )
+    random_model: bool = _option(
+        False, "Learn the control on a model with random weights, too.", HOW, methods=("subspace",)
     )
     seed: int | None = _option(None, "The seed of whatever is drawn at random.", HOW)
 
@@ -203,12 +271,20 @@ class Settings:
         choices=("auto", "cone", "full"),
     )  # fmt: skip
     batch_size: int | None = _option(
-        None, "How many prompts run together, at most.", RUNNING,
-        methods=tuple(name for name in METHODS if name != "subspace"), least=1,
+        None, "How many prompts run together, at most; of a subspace, the pairs of a step.",
+        RUNNING, least=1,
     )  # fmt: skip
     memory_budget: str | None = _option(
         None, "Memory beside the weights, as '4 GiB'. By default half of what is free.", RUNNING
     )
+    keep: str = _option(
+        "prompts", "Keep the numbers of each prompt, or their means alone.", RUNNING,
+        methods=("activation", "ablation", "attribution", "path"), choices=("prompts", "means"),
+    )  # fmt: skip
+    shard: str | None = _option(
+        None, "Measure one of several shards alone, as 3/16; nnpatch merge puts them together.",
+        RUNNING, methods=("activation", "ablation", "path", "edges"),
+    )  # fmt: skip
     threads: int | None = _option(None, "Threads of the processor.", RUNNING, least=1)
 
     # Output.
@@ -216,7 +292,7 @@ class Settings:
         None, "The folder for all files. By default nnpatch-TABLE, in the current folder.", OUTPUT
     )
     level: float = _option(
-        0.95, "The level of the intervals in cells.parquet; all others are of 0.95.", OUTPUT,
+        0.95, "The level of all intervals: of tables, pictures and the report.", OUTPUT,
         methods=tuple(name for name in METHODS if name != "subspace"),
     )  # fmt: skip
     width: float = _option(
@@ -289,12 +365,25 @@ def _beside(settings: Settings, place: Callable[[str], str]) -> list[str]:
                 f"{place(name)}: means nothing with method {settings.method!r}; it goes with "
                 f"{', '.join(option.methods)}"
             )
+    faults += [f"{place('shard')}: {told}" for told in _of_shard(settings)]
     if not settings.model:
         faults.append(f"{place('model')}: name a model")
     if settings.table == Path():
         faults.append(f"{place('table')}: name a table")
-    if settings.method == "path" and not (settings.senders and settings.receivers):
+    if settings.method == "path" and not (
+        settings.path or (settings.senders and settings.receivers)
+    ):
         faults.append(f"{place('senders')}: a path needs senders and receivers")
+    if settings.path and (settings.senders or settings.receivers):
+        faults.append(f"{place('path')}: has all nodes, so that there are no senders and receivers")
+    if settings.spot_checks is not None and settings.top_k is None:
+        faults.append(f"{place('spot_checks')}: means nothing without top_k")
+    if settings.threshold is not None and settings.prune != "acdc":
+        faults.append(f"{place('threshold')}: means nothing without prune acdc")
+    if settings.reference is not None and settings.ablation not in ("mean", "resample"):
+        faults.append(f"{place('reference')}: means nothing without ablation mean or resample")
+    if settings.source_at and not settings.at:
+        faults.append(f"{place('source_at')}: means nothing without at")
     if settings.screen is not None and settings.top_k is None:
         faults.append(f"{place('screen')}: needs top_k, the number of cells that are measured")
     if settings.method == "activation" and settings.top_k is not None and settings.screen is None:
@@ -310,6 +399,11 @@ def _beside(settings: Settings, place: Callable[[str], str]) -> list[str]:
             faults.append(f"{place('device')}: means nothing beside {name}, which places the model")
     if settings.at and settings.positions is None:
         faults.append(f"{place('at')}: means nothing without positions")
+    for name in ("layers", "heads"):
+        try:
+            read_numbers(place(name), getattr(settings, name))
+        except SettingsError as error:
+            faults.append(str(error))
     if not 0 < settings.level < 1:
         faults.append(f"{place('level')}: must lie between 0 and 1, got {settings.level}")
     if not 0 < settings.faithfulness <= 1:
@@ -317,6 +411,23 @@ def _beside(settings: Settings, place: Callable[[str], str]) -> list[str]:
     if not settings.width > 0:
         faults.append(f"{place('width')}: must be above 0, got {settings.width}")
     return faults
+
+
+def _of_shard(settings: Settings) -> Iterator[str]:
+    """The faults of a shard."""
+    if settings.shard is None:
+        return
+    try:
+        Share.of(settings.shard)
+    except ShardError as error:
+        yield str(error)
+    if settings.memory_budget is None:
+        yield (
+            "needs memory_budget, the same for all shards: left to itself it is half of what is "
+            "free on each machine, and it decides what runs together"
+        )
+    if settings.method == "edges" and settings.estimate is not None and settings.top_k is None:
+        yield "means nothing with estimate alone: all edges come of a few backwards"
 
 
 def _read(kind: Any, value: Any) -> Any:

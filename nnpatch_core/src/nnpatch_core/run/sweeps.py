@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.run.numbers import read_numbers
 from nnpatch_core.run.settings import SITES, Settings, draws
 from nnpatch_core.sites import Sites, SweepSites, Together
+from nnpatch_core.spaces import Subspace
 from nnpatch_core.subspace import sweep_subspaces
+from nnpatch_core.sweep import ShareFile
 
 #: What is swept where nobody says: blocks at each position, heads at the last.
 _BLOCKS, _HEADS = ("resid", "attn", "mlp"), ("o",)
@@ -40,6 +43,7 @@ class Asked:
         nnmodel: the model.
         api: its adapter.
         pairs: the prompts.
+        reference: the tokens and the mask of a data set, if there is one.
         checkpoint: where a sweep is kept that is under way.
         progress: whether a bar shows it.
     """
@@ -48,7 +52,8 @@ class Asked:
     nnmodel: Any
     api: Any
     pairs: PromptPairs
-    checkpoint: Path
+    reference: Any
+    checkpoint: Path | ShareFile
     progress: bool
 
     @property
@@ -63,6 +68,8 @@ class Asked:
         given = {name: value for name, value in values.items() if value is not None}
         if self.settings.metrics:
             given["metric"] = list(self.settings.metrics)
+        if self.reference is not None:
+            given["reference"] = self.reference
         return {**given, "progress": self.progress}
 
 
@@ -75,22 +82,22 @@ def run_sweep(asked: Asked) -> Any:
     return _CALLS[asked.settings.method](asked)
 
 
-def check_names(settings: Settings, model: Any, api: Any) -> None:
-    """Raise the fitting error for a metric or a node that there is not, before any weights are.
+def name_checks(settings: Settings, model: Any, api: Any) -> Iterator[Callable[[], object]]:
+    """Checks before any weights are there: each raises for a metric or a node that there is not.
 
     Args:
         settings: of the run.
         model: the model, perhaps without weights.
         api: its adapter.
     """
+    for metric in settings.metrics:
+        yield partial(name_metrics, [metric], find_metric)
     if settings.metrics:
-        name_metrics(list(settings.metrics), find_metric)
+        yield partial(name_metrics, list(settings.metrics), find_metric)
     if settings.method == "edges":
         nodes = likely_nodes(api, model)
-        for name in settings.senders:
-            nodes.sender(name)
-        for name in settings.receivers:
-            nodes.receiver(name)
+        yield from (partial(nodes.sender, name) for name in settings.senders)
+        yield from (partial(nodes.receiver, name) for name in settings.receivers)
 
 
 def sites_of(settings: Settings, api: Any) -> SweepSites:
@@ -107,8 +114,9 @@ def sites_of(settings: Settings, api: Any) -> SweepSites:
     layers, heads = (read_numbers(each, getattr(settings, each)) for each in ("layers", "heads"))
     if settings.sites:
         positions = settings.positions or ("last" if settings.method == "subspace" else "each")
-        at = _at(settings, positions)
-        return Sites(list(settings.sites), layers, positions, at, heads)
+        return _grid(settings, list(settings.sites), layers, positions, heads)
+    if settings.subspace is not None:
+        raise SettingsError("subspace: say of which sites, with --sites")
     for name in ("heads", "positions"):
         if getattr(settings, name):
             raise SettingsError(f"{name}: say of which sites, with --sites")
@@ -120,6 +128,41 @@ def sites_of(settings: Settings, api: Any) -> SweepSites:
         there = [name for name in names if name in known]
         parts += [Sites(there, layers, positions)] if there else []
     return Together(tuple(parts))
+
+
+def _grid(
+    settings: Settings,
+    names: list[str],
+    layers: list[int] | None,
+    positions: str,
+    heads: list[int] | None,
+) -> Sites:
+    """A grid of sites of some names, perhaps limited to subspaces."""
+    at = _at(settings, positions)
+    source = read_numbers("source_at", settings.source_at)
+    spaces = None if settings.subspace is None else read_spaces(settings.subspace)
+    return Sites(names, layers, positions, at, heads, source_seq_pos=source, subspace=spaces)
+
+
+def read_spaces(name: str) -> Subspace | dict[int, Subspace]:
+    """The subspace of a folder or a repository; by layer, where that is known.
+
+    Raises:
+        SubspaceError: it is none.
+        SettingsError: a run found several in one layer.
+    """
+    folders = sorted(Path(name).glob("subspace-*"), key=lambda each: (len(each.name), each.name))
+    sources: list[Path | str] = [*folders] or [name]
+    found = [Subspace.from_pretrained(each) for each in sources]
+    if len(found) == 1 and found[0].site is None:
+        return found[0]
+    spaces: dict[int, Subspace] = {}
+    for folder, each in zip(sources, found, strict=True):
+        if each.site is None or each.site.layer in spaces:
+            told = "tells no layer" if each.site is None else f"is a second one at {each.site}"
+            raise SettingsError(f"subspace: {folder} {told}: name one of the folders in {name}")
+        spaces[each.site.layer] = each
+    return spaces
 
 
 def _at(settings: Settings, positions: str) -> Any:
@@ -139,7 +182,16 @@ def _activation(asked: Asked) -> Any:
         *asked.over_sites,
         force_model_confidence=asked.settings.confident,
         checkpoint=asked.checkpoint,
-        **asked.given("engine", "batch_size", "memory_budget", "screen", "top_k", **_seed(asked)),
+        **asked.given(
+            "engine",
+            "batch_size",
+            "memory_budget",
+            "screen",
+            "top_k",
+            "spot_checks",
+            "keep",
+            **_seed(asked),
+        ),
     )
 
 
@@ -153,7 +205,9 @@ def _attribution(asked: Asked) -> Any:
         *asked.over_sites,
         force_model_confidence=asked.settings.confident,
         per_position=asked.settings.per_position,
-        **asked.given("batch_size", "memory_budget", "steps", "ablation"),
+        **asked.given(
+            "batch_size", "memory_budget", "steps", "ablation", "qk_fix", "grad_drop", "keep"
+        ),
     )
 
 
@@ -162,7 +216,9 @@ def _ablation(asked: Asked) -> Any:
         *asked.over_sites,
         checkpoint=asked.checkpoint,
         per_position=asked.settings.per_position,
-        **asked.given("engine", "batch_size", "memory_budget", method="ablation", **_seed(asked)),
+        **asked.given(
+            "engine", "batch_size", "memory_budget", "keep", method="ablation", **_seed(asked)
+        ),
     )
 
 
@@ -171,12 +227,13 @@ def _path(asked: Asked) -> Any:
     return path_patching(
         asked.nnmodel,
         asked.api,
-        list(settings.senders),
-        list(settings.receivers),
+        list(settings.senders) or None,
+        list(settings.receivers) or None,
         asked.pairs,
+        path=list(settings.path) or None,
         force_model_confidence=settings.confident,
         checkpoint=asked.checkpoint,
-        **asked.given("engine", "batch_size", "memory_budget", "through"),
+        **asked.given("engine", "batch_size", "memory_budget", "through", "keep"),
     )
 
 
@@ -200,6 +257,7 @@ def _edges(asked: Asked) -> Any:
             "memory_budget",
             "ablation",
             "top_k",
+            "spot_checks",
             "steps",
             method="estimate",
             seq_pos_type="positions",
@@ -219,6 +277,7 @@ def _circuit(asked: Asked) -> Any:
             "top_k",
             "evaluations",
             "prune",
+            "threshold",
             "steps",
             "ablation",
             "batch_size",
@@ -234,7 +293,21 @@ def _subspace(asked: Asked) -> Any:
         *asked.over_sites,
         asked.settings.rank,
         checkpoint=asked.checkpoint,
-        **asked.given("epochs", "engine", "memory_budget", "seed"),
+        **asked.given(
+            "epochs",
+            "held_out",
+            "batch_size",
+            "lr",
+            "weight_decay",
+            "warmup",
+            "kl",
+            "patience",
+            "random_labels",
+            "random_model",
+            "engine",
+            "memory_budget",
+            "seed",
+        ),
     )
 
 

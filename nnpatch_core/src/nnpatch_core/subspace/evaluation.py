@@ -22,7 +22,7 @@ from nnpatch_core.subspace.doubts import OWN, does_more_than_whole, rivals_of
 from nnpatch_core.subspace.found import find_pairs, site_of
 from nnpatch_core.subspace.interchange import Interchange, record_pairs
 from nnpatch_core.subspace.learning import tops_of
-from nnpatch_core.subspace.proportion import Proportion
+from nnpatch_core.subspace.proportion import Proportion, check_level
 from nnpatch_core.subspace.reported import facts_of_evaluation, study_of_evaluation
 from nnpatch_core.tracing import check_space
 
@@ -123,10 +123,11 @@ class Evaluation(Reports, Mapping[str, Measured]):
     def _repr_html_(self) -> str:
         return block(preformatted(str(self)))
 
-    def _study(self) -> Study:
+    def _study(self, level: float) -> Study:
+        check_level(level)
         return study_of_evaluation(self)
 
-    def _report_facts(self, width: float) -> Facts:
+    def _report_facts(self, width: float, level: float) -> Facts:
         return facts_of_evaluation(self, width)
 
     def __repr__(self) -> str:

@@ -6,7 +6,15 @@ import attrs
 from scipy.stats import norm
 from torch import Tensor
 
+from nnpatch_core.errors import OutcomeError
+
 _LEVEL = 0.95
+
+
+def check_level(level: float) -> None:
+    """Raise `OutcomeError` for a level that the intervals of subspaces do not have."""
+    if level != _LEVEL:
+        raise OutcomeError(f"the intervals of a subspace are of level {_LEVEL}, got {level}")
 
 
 @attrs.frozen

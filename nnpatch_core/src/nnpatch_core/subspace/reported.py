@@ -215,7 +215,8 @@ def _text(given: Any) -> str:
     if isinstance(given, str):
         return given.replace("\n", "\\n")
     if isinstance(given, list | tuple):
-        return " | ".join(map(_text, given))
+        messages = any(isinstance(each, Mapping) for each in given)
+        return (" / " if messages else " or ").join(map(_text, given))
     if isinstance(given, Mapping):
         return f"{given.get('role', '')}: {given.get('content', '')}".replace("\n", "\\n")
     return str(given)

@@ -21,6 +21,7 @@ from nnpatch_core.site import Site
 from nnpatch_core.subspace.arguments import TrainingArguments
 from nnpatch_core.subspace.found import from_end
 from nnpatch_core.subspace.pictures import plot_layers
+from nnpatch_core.subspace.proportion import check_level
 from nnpatch_core.subspace.reported import facts_of_evaluation, study_of_sweep
 from nnpatch_core.subspace.trained import Trained
 from nnpatch_core.subspace.training import train_subspace
@@ -94,10 +95,11 @@ class SubspaceSweep(Reports, Mapping[str, Trained]):
             frames.append(frame)
         return pandas.concat(frames, ignore_index=True)
 
-    def _study(self) -> Study:
+    def _study(self, level: float) -> Study:
+        check_level(level)
         return study_of_sweep(self)
 
-    def _report_facts(self, width: float) -> Facts:
+    def _report_facts(self, width: float, level: float) -> Facts:
         best = facts_of_evaluation(self[self.best].evaluation, width)
         return attrs.evolve(best, chosen_here=len(self) > 1 or best.chosen_here)
 

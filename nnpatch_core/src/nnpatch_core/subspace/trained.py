@@ -17,7 +17,7 @@ from nnpatch_core.subspace.controls import Control
 from nnpatch_core.subspace.evaluation import Evaluation
 from nnpatch_core.subspace.learning import Epoch
 from nnpatch_core.subspace.pictures import plot_history
-from nnpatch_core.subspace.proportion import Proportion
+from nnpatch_core.subspace.proportion import Proportion, check_level
 from nnpatch_core.subspace.reported import facts_of_evaluation, study_of_trained
 
 
@@ -80,10 +80,11 @@ class Trained(Reports):
         """See `Subspace.save_pretrained`."""
         self.subspace.save_pretrained(folder)
 
-    def _study(self) -> Study:
+    def _study(self, level: float) -> Study:
+        check_level(level)
         return study_of_trained(self)
 
-    def _report_facts(self, width: float) -> Facts:
+    def _report_facts(self, width: float, level: float) -> Facts:
         return facts_of_evaluation(self.evaluation, width)
 
     def __str__(self) -> str:

@@ -164,7 +164,7 @@ def label_prompts(
             ) from error
     named = {str(name): values for name, values in (columns or {}).items()}
     told = {
-        run: tuple(" | ".join(_spelled(tokenizer, ids) for ids in each) for each in own)
+        run: tuple(" or ".join(_spelled(tokenizer, ids) for ids in each) for each in own)
         for run, own in (answers or {}).items()
     }
     return Prompts(source.tokens, source.mask, target.tokens, target.mask, strings, named, told)

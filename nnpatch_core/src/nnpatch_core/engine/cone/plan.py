@@ -36,6 +36,7 @@ class Plan:
         n_layers: the model's layers.
         seq_len: tokens per prompt, padding included.
         recorded: bytes of the recorded runs.
+        shortest: tokens of the shortest prompt; None if it is not told.
     """
 
     buckets: Buckets = attrs.field(converter=_buckets)
@@ -44,6 +45,7 @@ class Plan:
     n_layers: int
     seq_len: int
     recorded: int = 0
+    shortest: int | None = None
 
     def __repr__(self) -> str:
         traces = counted(len(self.buckets), "trace")
@@ -157,7 +159,9 @@ class Plan:
 
     @property
     def _prompts(self) -> str:
-        return f"{counted(self.batch, 'prompt')} of {self.seq_len} tokens"
+        other = self.shortest is not None and self.shortest < self.seq_len
+        least = f"{self.shortest} to " if other else ""
+        return f"{counted(self.batch, 'prompt')} of {least}{self.seq_len} tokens"
 
     @property
     def _share(self) -> float:

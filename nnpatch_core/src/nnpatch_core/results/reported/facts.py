@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._templates import MOST, templates_of
-from nnpatch_core.report import Facts, Race, Width
+from nnpatch_core.report import LEVEL, Facts, Race, Width
 from nnpatch_core.results.moments import denominator_may_be_zero
 from nnpatch_core.results.sureness import needed
 from nnpatch_core.results.top import make_top, strongest_groups
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
     from nnpatch_core.results.parts import Prompts
 
-LEVEL = 0.95
 #: Metrics that are above 0 where the source answer is preferred, and below 0 for the target's.
 _DIFFERENCES = (
     "logit_difference",
@@ -32,12 +31,15 @@ _DIFFERENCES = (
 _LITTLE = 0.1
 
 
-def facts_of(outcome: Outcome, width: float, *, distinct: bool = True) -> Facts:
+def facts_of(
+    outcome: Outcome, width: float, level: float = LEVEL, *, distinct: bool = True
+) -> Facts:
     """The facts that an outcome of a sweep knows of itself.
 
     Args:
         outcome: the outcome.
         width: how wide the interval of the strongest may be, on the scale `"restored"`.
+        level: of the intervals.
         distinct: whether neighbouring layers of almost one value are one fact.
     """
     with warnings.catch_warnings():
@@ -46,7 +48,7 @@ def facts_of(outcome: Outcome, width: float, *, distinct: bool = True) -> Facts:
         unsure = unsure_of(outcome)
         measured = any(_measured(outcome, name) for name in outcome.cells)
         values = sum(int((~cells.exact).sum()) for cells in outcome.cells.values())
-        doubt = denominator_may_be_zero(outcome, LEVEL)
+        doubt = denominator_may_be_zero(outcome, level)
         return Facts(
             metrics=outcome.metrics,
             prompts=outcome.count,
@@ -55,8 +57,8 @@ def facts_of(outcome: Outcome, width: float, *, distinct: bool = True) -> Facts:
             one_way=outcome.scale == "restored" and not _both_ways(outcome),
             together=outcome.info.get("together", ""),
             # Where the denominator may be 0, that is what there is to say.
-            width=None if doubt else _width(outcome, width),
-            race=None if doubt else _race(outcome, distinct),
+            width=None if doubt else _width(outcome, width, level),
+            race=None if doubt else _race(outcome, distinct, level),
             mixed=_mixed(outcome),
             estimates=None if measured else values,
             denominator=_NEAR_ZERO.format(metric=outcome.metric) if doubt else "",
@@ -117,7 +119,7 @@ def _keys(tokens: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
     return [tuple(row[own.bool()].tolist()) for row, own in zip(tokens, mask, strict=True)]
 
 
-def _width(outcome: Outcome, width: float) -> Width | None:
+def _width(outcome: Outcome, width: float, level: float) -> Width | None:
     """How many prompts the interval of the strongest cell needs; None where that has no meaning."""
     if outcome.magnitude or outcome.scale != "restored" or outcome.count < 2:
         return None
@@ -125,16 +127,16 @@ def _width(outcome: Outcome, width: float) -> Width | None:
     if not groups:
         return None
     name, (first, *_) = groups[0]
-    found: Any = needed(outcome, name, width, LEVEL)
+    found: Any = needed(outcome, name, width, level)
     number = float(found[tuple(outcome.cells[name].index[first].tolist())])
     (row,) = make_top(outcome, 1, None, True, flips=0)
     # Of nan, which a patched run gave, nothing is said.
     return None if number != number else Width(cell_name(row), width, number, outcome.count)
 
 
-def _race(outcome: Outcome, distinct: bool) -> Race | None:
+def _race(outcome: Outcome, distinct: bool, level: float) -> Race | None:
     """The two strongest that are not one fact, if their intervals overlap as sizes."""
-    rows = [*make_top(outcome, 2, None, distinct, flips=0)]
+    rows = [*make_top(outcome, 2, None, distinct, level=level, flips=0)]
     if len(rows) < 2 or not all(math.isfinite(row.get("high", math.nan)) for row in rows):
         return None
     ends = [_sizes(row["low"], row["high"]) for row in rows]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from nnpatch_core.report import WIDTH, Drawing, Study, Table
+from nnpatch_core.report import LEVEL, WIDTH, Drawing, Study, Table
 from nnpatch_core.results.pictures import draw_outcome, kind_of
 from nnpatch_core.results.reported.call import call_of, question_of, scale_of
 from nnpatch_core.results.reported.facts import facts_of
 from nnpatch_core.results.reported.prompts import prompt_tables, prompts_in_words
-from nnpatch_core.results.top import Top, make_top, written
+from nnpatch_core.results.top import Top, bars_told, make_top, written
 from nnpatch_core.results.words import cell_name, in_digits, model_name
 
 if TYPE_CHECKING:
@@ -39,31 +39,40 @@ _PLAIN: dict[str, Any] = dict.fromkeys(
 )
 
 
-def study_of(outcome: Outcome, *, distinct: bool = True, **pictures: Any) -> Study:
+def study_of(
+    outcome: Outcome, *, level: float = LEVEL, distinct: bool = True, **pictures: Any
+) -> Study:
     """All that an outcome of a sweep has to tell.
 
     Args:
         outcome: the outcome.
+        level: of the intervals.
         distinct: whether neighbouring layers of almost one value are one row.
         pictures: arguments of `plot`.
     """
     views = [outcome.for_metric(name) for name in _ordered(outcome)[:_METRICS]]
     tops = [
-        make_top(view, _FURTHER if number else _ROWS, None, distinct)
+        make_top(view, _FURTHER if number else _ROWS, None, distinct, level=level)
         for number, view in enumerate(views)
     ]
     return Study(
         title=_title(outcome),
         question=question_of(outcome),
-        answer=[*map(_found, views, tops), *_found_of_each(views[0], distinct), scale_of(outcome)],
-        drawings=[_drawing(view, top, pictures) for view, top in zip(views, tops, strict=True)],
+        answer=[
+            *(_found(*each, level) for each in zip(views, tops, strict=True)),
+            *_found_of_each(views[0], distinct),
+            scale_of(outcome),
+        ],
+        drawings=[
+            _drawing(view, top, pictures, level) for view, top in zip(views, tops, strict=True)
+        ],
         tables=[table_of_top(top) for top in tops],
         bounds=[*_bounds(outcome)],
         prompts=prompt_tables(outcome),
         prompts_in_words=prompts_in_words(outcome),
         info={name: text for name, text in outcome.info.items() if name not in _HIDDEN},
         call=call_of(outcome),
-        facts=facts_of(outcome, WIDTH, distinct=distinct),
+        facts=facts_of(outcome, WIDTH, level, distinct=distinct),
     )
 
 
@@ -76,7 +85,7 @@ def table_of_top(top: Top) -> Table:
         tuple(tuple(written(row, columns)) for row in top.rows),
         frozenset(name for name in columns if name not in _TEXTS),
         _SHOWN,
-        top.notes,
+        (*bars_told(top), *top.notes),
     )
 
 
@@ -90,7 +99,7 @@ def _title(outcome: Outcome) -> str:
     return f"{model}: {outcome.kind}" if model else outcome.kind
 
 
-def _found(outcome: Outcome, top: Top) -> str:
+def _found(outcome: Outcome, top: Top, level: float) -> str:
     """The strongest, in a sentence."""
     if not top.rows:
         return f"Nothing was swept, so that there is nothing to see by {outcome.metric}."
@@ -99,7 +108,7 @@ def _found(outcome: Outcome, top: Top) -> str:
     others = f" (layers {layers})" if layers and str(row.get("layer")) != layers else ""
     sure = ""
     if "low" in row:
-        sure = f", 95 % interval {in_digits(row['low'])} to {in_digits(row['high'])}"
+        sure = f", {100 * level:g} % interval {in_digits(row['low'])} to {in_digits(row['high'])}"
     told = "" if row.get("exact", True) else ", an estimate"
     return (
         f"By {outcome.metric} the strongest is {cell_name(row)}{others}: "
@@ -118,15 +127,15 @@ def _found_of_each(outcome: Outcome, distinct: bool) -> Iterator[str]:
     yield f"The strongest of each site: {', '.join(told)}."
 
 
-def _drawing(outcome: Outcome, top: Top, asked: dict[str, Any]) -> Drawing:
-    options = {**_PLAIN, "interactive": False, "mark": 3, "mute": 0.95, **asked}
+def _drawing(outcome: Outcome, top: Top, asked: dict[str, Any], level: float) -> Drawing:
+    options = {**_PLAIN, "interactive": False, "mark": 3, "mute": level, **asked}
 
     def draw() -> Any:
         return draw_outcome(outcome, sites=None, metrics=None, **options)
 
     kind = kind_of(outcome, tuple(outcome.cells), options["kind"])
     caption = _CAPTIONS[kind].format(metric=outcome.metric)
-    label = f"Picture of {', '.join(outcome.cells)}. {_found(outcome, top)}"
+    label = f"Picture of {', '.join(outcome.cells)}. {_found(outcome, top, level)}"
     return Drawing(caption, label, draw)
 
 
