@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -136,6 +136,8 @@ class Job:
             ended, _ = ray.wait(calls, num_returns=len(calls), timeout=_ENDING)
             for call in ended:
                 del self.at_work[call]
+                with suppress(ray.exceptions.RayError):
+                    self._keep(ray.get(call).kept)
         elif calls:
             looks = [task.hand.actor.look.remote(content=True) for task in self._tasks]
             ended, _ = ray.wait(looks, num_returns=len(looks), timeout=_ENDING)
@@ -172,14 +174,14 @@ class Job:
             except ray.exceptions.RayError as error:
                 self._lost(task, words_of(error))
                 continue
+            if task.share is not None:
+                self._keep(sent.kept)
             if sent.exhausted:
                 self._lost(task, f"its memory ran out ({sent.error})")
                 continue
             value = taken(sent, self.warned)
             if task.share is None:
                 results.append(value)
-            else:
-                self._keep(value)
         self._look()
         return results
 

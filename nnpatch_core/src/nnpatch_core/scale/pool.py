@@ -14,8 +14,9 @@ from nnpatch_core.scale.alike import budget_of_each, check_alike, check_workers
 from nnpatch_core.scale.sending import Sent
 from nnpatch_core.scale.worker import Worker
 
-#: Seconds after which it is said that Ray has no room for workers yet.
-_ROOM = 20
+#: Seconds after which it is said that Ray has not begun all workers, and after which it is given
+#: up at the earliest: each imports much, perhaps from a slow disk.
+_SOON, _PATIENCE = 30, 120
 
 
 @attrs.define(eq=False)
@@ -67,7 +68,7 @@ class Pool:
         """
         for _ in range(workers):
             self.hire()
-        self._await_room()
+        self._await_begun()
         waiting = [each.loading for each in self.hands]
         while waiting:
             ready, waiting = self.ray.wait(waiting)
@@ -127,28 +128,28 @@ class Pool:
             raise WorkerError(f"a worker was lost in {what}: {words_of(error)}") from error
         return taken(found, set() if warned is None else warned)
 
-    def _await_room(self) -> None:
-        """Wait until Ray has begun all workers."""
+    def _await_begun(self) -> None:
+        """Wait until Ray has begun all workers: it may have no room for them."""
         begun, start, told = [each.actor.begun.remote() for each in self.hands], time.monotonic(), 0
-        step = _ROOM if self.patience is None else min(_ROOM, self.patience)
         while True:
-            _, left = self.ray.wait(begun, num_returns=len(begun), timeout=step)
+            _, left = self.ray.wait(begun, num_returns=len(begun), timeout=_SOON)
             if not left:
                 return
             waited = time.monotonic() - start
             words = (
-                f"Ray has no room for {len(left)} of {len(begun)} workers of {self.num_cpus} CPU "
-                f"and {self.num_gpus:g} GPU each: it has {self._resources()} in all"
+                f"Ray has begun {len(begun) - len(left)} of {len(begun)} workers in {waited:.0f} "
+                f"seconds: each takes {self.num_cpus} CPU and {self.num_gpus:g} GPU, and Ray has "
+                f"{self._resources()} in all"
             )
-            if self.patience is not None and waited >= self.patience:
-                raise WorkerError(f"{words}, and {waited:.0f} seconds were waited")
+            if self.patience is not None and waited >= max(self.patience, _PATIENCE):
+                raise WorkerError(words)
             if not told:
-                warn(f"{words}; it is waited for", WorkerWarning)
+                warn(f"{words}; it is waited for more", WorkerWarning)
             told += 1
 
     def _resources(self) -> str:
         found = self.ray.cluster_resources()
-        return ", ".join(f"{found.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+        return " and ".join(f"{found.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
 
     def _parts(self, reference: Any) -> Mapping[str, str]:
         """What a worker tells of its model."""

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import attrs
+from torch import nn
 
 from nnpatch_core._arguments import check_flags
 from nnpatch_core._extras import extra
@@ -16,6 +17,7 @@ from nnpatch_core._files import check_file
 from nnpatch_core._integers import strict_int
 from nnpatch_core._parts import check_folder
 from nnpatch_core._printable import shown
+from nnpatch_core._upstream import Envoy
 from nnpatch_core.errors import CheckpointError, WorkerError
 from nnpatch_core.results import Outcome
 from nnpatch_core.scale.job import Job
@@ -39,8 +41,8 @@ class RayWorkers:
         num_gpus: of each, as Ray counts them; it may be a fraction.
         num_cpus: of each, and threads of torch.
         address: of a Ray that runs, such as `"auto"`; None starts one here, and ends it again.
-        patience: seconds that a worker may go without a step before it counts as hanging, and that
-            are waited for room; None is for ever.
+        patience: seconds that a worker may go without a step before it counts as hanging; None is
+            for ever.
 
     Raises:
         WorkerError: Ray is not installed or not there, a worker does not load, or they differ.
@@ -69,7 +71,7 @@ class RayWorkers:
         address: str | None = None,
         patience: float | None = 600,
     ) -> None:
-        if not callable(load):
+        if not callable(load) or isinstance(load, nn.Module | Envoy):
             raise WorkerError(f"load must be a function that gives the model, got {shown(load)}")
         for name, count in (("workers", workers), ("num_cpus", num_cpus)):
             if strict_int(count, name, WorkerError) < 1:

@@ -36,12 +36,15 @@ class Sent:
         error: why there is none.
         exhausted: whether memory ran out.
         warned: category and words of each warning.
+        kept: the checkpoint of what was measured, also where an error ended it; None if there is
+            none.
     """
 
     value: Any
     error: Exception | None = None
     exhausted: bool = False
     warned: tuple[tuple[type[Warning], str], ...] = ()
+    kept: bytes | None = None
 
 
 def sent(make: Callable[[], Any]) -> Sent:

@@ -77,7 +77,7 @@ class Worker:
         return sent(self._room)
 
     def measure(self, call: bytes, share: str, before: bytes | None, name: str | None) -> Sent:
-        """The checkpoint of a shard, as bytes.
+        """What a shard comes to, its checkpoint with it.
 
         Args:
             call: the function and its arguments by name, but for the model, pickled.
@@ -87,11 +87,10 @@ class Worker:
         """
         self._begun, self._known = None, 0.0
 
-        def measured(sweep: Any, given: Mapping[str, Any], path: Path) -> bytes:
+        def measured(sweep: Any, given: Mapping[str, Any], path: Path) -> None:
             measure_shard(
                 sweep, self._model, shard=share, checkpoint=path, told=self._tell, **given
             )
-            return path.read_bytes()
 
         return self._with_file(call, before, name, measured)
 
@@ -144,7 +143,8 @@ class Worker:
                 found = sent(lambda: function(*pickle.loads(call), path))
             finally:
                 self._path = None
-        return renamed(found, str(path), name)
+            kept = path.read_bytes() if path.exists() else None
+        return attrs.evolve(renamed(found, str(path), name), kept=kept)
 
     def _parts(self) -> dict[str, str]:
         model = module_of(self._model)
