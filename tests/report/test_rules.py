@@ -13,40 +13,14 @@ import torch
 
 from nnpatch_core import Outcome
 from nnpatch_core.errors import OutcomeError
-from nnpatch_core.report import RULES, Facts, Race, Width, advice
+from nnpatch_core.report import RULES, Facts, Width, advice
 from nnpatch_core.report.advice import advice_on
 from nnpatch_core.results import Baseline
 from nnpatch_core.sites import Axis
+from tests.helpers.broken_rules import CASES
 from tests.helpers.made import made
 from tests.helpers.made_up import outcome
 from tests.helpers.paths import ROOT
-
-#: For each rule facts that break it, and such as nearly do.
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "not-confident": ({"unsure": (0, 2), "prompts": 9}, {"unsure": ()}),
-    "small-denominator": ({"denominator": "They may not differ"}, {"weak": ()}),
-    "one-prompt": ({"prompts": 1}, {"prompts": 2}),
-    "few-prompts": (
-        {"width": Width("mlp L1", 0.2, 21.0, 20), "prompts": 20},
-        {"width": Width("mlp L1", 0.2, 20.0, 20), "prompts": 20},
-    ),
-    "overlap": ({"race": Race("a 0.1 to 0.3", "b 0.2 to 0.4")}, {"race": None}),
-    "estimates-alone": ({"estimates": 12}, {"estimates": 0}),
-    "mixed-positions": ({"mixed": "Prompts have 5 to 7 tokens"}, {"mixed": ""}),
-    "probability-alone": (
-        {"metrics": ("answer_probability",)},
-        {"metrics": ("answer_probability", "logit_difference")},
-    ),
-    "noise": ({"noise": True}, {"noise": False}),
-    "zero-ablation": ({"ablation": "zero"}, {"ablation": "mean"}),
-    "several-sites": ({"together": "3 of 9 cells patch several sites"}, {"together": ""}),
-    "one-direction": ({"one_way": True}, {"one_way": False}),
-    "one-ablation": ({"circuit": True, "controls": ("random",)}, {"circuit": False}),
-    "chosen-here": ({"chosen_here": True}, {"chosen_here": False}),
-    "no-controls": ({"circuit": True}, {"circuit": True, "controls": ("complement",)}),
-    "more-than-whole": ({"more_than_whole": True}, {"more_than_whole": False}),
-    "control-as-good": ({"rivals": ("random labels",)}, {"rivals": ()}),
-}
 
 
 def rules_of(found: Any) -> list[str]:

@@ -192,8 +192,8 @@ def test_subspaces_of_a_run(files: Files, nnpatch: Command) -> None:
     assert done.code == 0
     assert set(Outcome.load("p/outcome.safetensors").cells["resid"].index[:, 0].tolist()) == {2}
     assert "there is no ./nix" in nnpatch(*given, "./nix", "--overwrite").err
-    other = nnpatch(*given, "s", "--layers", "0", "--overwrite")
-    assert "has none for layers [0]" in other.err
+    refused = nnpatch(*given, "s", "--layers", "0", "--overwrite")
+    assert "has none for layers [0]" in refused.err
 
 
 def test_means_alone(files: Files, nnpatch: Command) -> None:

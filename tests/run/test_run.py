@@ -438,3 +438,44 @@ def test_paths_are_written_for_a_shell(files: Files, nnpatch: Command) -> None:
     done = nnpatch("run", "my pairs.csv", "--model", files.model, "--sites", "mlp")
     assert done.code == 0
     assert "nnpatch run &#39;my pairs.csv&#39;" in Path("nnpatch-my pairs/report.html").read_text()
+
+
+COSTS = {
+    "path": (
+        ["--senders", "m0,a0.h1", "--receivers", "logits,m2", "--through", "mlps"],
+        ["paths         at most 4, each from its first receiver on", "through       MLPs"],
+    ),
+    "edges": (
+        ["--senders", "a0.h1"],
+        # Its own MLP, two layers of 4 + 2 + 2 heads and an MLP, and the logits, above all layers.
+        ["edges         20", "measured      20 edges in each pair, on average 50% of the layers"],
+    ),
+    "edges, estimated": (
+        ["--estimate", "eap-ig-inputs", "--top-k", "7"],
+        ["estimate      eap-ig-inputs: 5 runs of all pairs with a graph", "measured      7 edges"],
+    ),
+    "circuit": (
+        ["--evaluations", "9"],
+        ["estimate      eap-ig-inputs: 5 runs", "circuits      at most 9 runs of all pairs"],
+    ),
+    "subspace": (
+        ["--epochs", "3", "--layers", "0,2"],
+        ["sites         2, a subspace each", "steps         at most 3 for each, of up to 32 pairs"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COSTS)
+def test_a_plan_tells_the_cost_of_every_method(files: Files, nnpatch: Command, case: str) -> None:
+    options, told = COSTS[case]
+    done = nnpatch("plan", *files.arguments, "--method", case.partition(",")[0], *options)
+    assert (done.code, done.err) == (0, "")
+    for line in told:
+        assert line in done.out
+
+
+def test_planned_edges_are_those_that_run(files: Files, nnpatch: Command) -> None:
+    options = ["--method", "edges", "--receivers", "m2,logits"]
+    (planned,) = re.findall(r"edges +(\d+)\n", nnpatch("plan", *files.arguments, *options).out)
+    assert nnpatch("run", *files.arguments, *options).code == 0
+    assert len(EdgeOutcome.load("nnpatch-pairs/outcome.safetensors")) == int(planned)

@@ -39,6 +39,7 @@ NEEDED: dict[str, Any] = {
     "system": {"chat": True},
     "threshold": {"prune": "acdc"},
     "reference": {"ablation": "mean"},
+    "shard": {"memory_budget": "1 GiB"},
     "source_at": {"at": ("1",), "positions": "custom"},
 }
 
@@ -54,6 +55,8 @@ def values_of(name: str, kind: Any, option: Any) -> st.SearchStrategy[Any]:
         return st.booleans()
     if int in kinds:
         return st.integers(int(option.least or 0), 10**6)
+    if name == "shard":
+        return st.integers(1, 99).map(lambda count: f"{(count + 1) // 2}/{count}")
     if float in kinds:
         return st.floats(0.01, 0.99)
     if Path in kinds:
@@ -80,6 +83,8 @@ def settings(draw: st.DrawFn) -> Settings:
         given.pop("top_k", None)
     if method == "edges" and "estimate" not in given:
         given.pop("top_k", None)
+    if method == "edges" and "estimate" in given and "top_k" not in given:
+        given.pop("shard", None)
     if "top_k" not in given:
         given.pop("spot_checks", None)
     if given.get("device_map") or given.get("quantize"):

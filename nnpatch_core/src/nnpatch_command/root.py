@@ -11,6 +11,7 @@ import typer
 #: Each command, and what its help begins with.
 COMMANDS = {
     "run": "Patch a table of prompts, and write outcome, tables, pictures and a report.",
+    "merge": "Put the shards of a run together, and write outcome, tables, pictures and a report.",
     "plan": "Say what a run would cost, and whether table and model are fit for it; nothing is "
     "written.",
     "show": "Print the strongest cells of a run, how sure they are, and how they were measured.",

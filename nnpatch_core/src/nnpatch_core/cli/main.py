@@ -19,6 +19,7 @@ from nnpatch_core._upstream import disable_progress_bar
 from nnpatch_core.cli.check import check
 from nnpatch_core.cli.compare import compare
 from nnpatch_core.cli.components import components
+from nnpatch_core.cli.merge import merge
 from nnpatch_core.cli.new_adapter import new_adapter
 from nnpatch_core.cli.output import UsageError, first_line, only_ours
 from nnpatch_core.cli.plugins import plugins
@@ -68,7 +69,7 @@ def _ours(command: Callable[..., bool]) -> Callable[..., bool]:
     return quiet
 
 
-for command in (run, plan, show, compare, plugins, components, check, new_adapter):
+for command in (run, merge, plan, show, compare, plugins, components, check, new_adapter):
     app.command(command.__name__.replace("_", "-"), help=_paragraphs(command))(_ours(command))
 
 

@@ -52,7 +52,7 @@ from nnpatch_core.sweep import (
 )
 
 #: Points on a path from the target run to the source run, where nothing else is asked for.
-_STEPS = 5
+EDGE_STEPS = 5
 
 
 @on_workers
@@ -297,7 +297,7 @@ def _method(method: Any, steps: Any) -> Estimate | None:
             raise PatchingError(f"steps={shown(steps)} means nothing with method={method!r}")
         if not 1 <= strict_int(steps, "steps", PatchingError) < 2**31:
             raise PatchingError(f"steps must be at least 1, and not beyond 2**31, got {steps}")
-    return None if method == EXACT else Estimate(method, _STEPS if steps is None else steps)
+    return None if method == EXACT else Estimate(method, EDGE_STEPS if steps is None else steps)
 
 
 def _screen(how: Estimate | None, top_k: Any, spot_checks: Any, seed: Any) -> ScreenOptions | None:

@@ -9,6 +9,7 @@ the first to the last.
 from nnpatch_core.run.command import command_of, in_options
 from nnpatch_core.run.folder import CHECKPOINT, OUTCOME, REPORT, SETTINGS, Folder
 from nnpatch_core.run.job import Job
+from nnpatch_core.run.merging import find_shards
 from nnpatch_core.run.settings import METHODS, Option, Settings, options, read_settings
 from nnpatch_core.run.toml import as_toml, read_toml, template
 
@@ -24,6 +25,7 @@ __all__ = [
     "Settings",
     "as_toml",
     "command_of",
+    "find_shards",
     "in_options",
     "options",
     "read_settings",

@@ -14,6 +14,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core.errors import SettingsError
 from nnpatch_core.run.settings import Settings, read_settings
 from nnpatch_core.run.toml import changed, read_toml, write_toml
+from nnpatch_core.sweep import Stored
 
 SETTINGS, CHECKPOINT, OUTCOME, REPORT = (
     "run.toml",
@@ -40,7 +41,14 @@ class Folder:
     @classmethod
     def of(cls, settings: Settings) -> Folder:
         """The folder that settings name, or that has the table's name."""
-        return cls(settings.out or Path(f"nnpatch-{settings.table.stem}"))
+        path = settings.out or Path(f"nnpatch-{settings.table.stem}")
+        return cls(path if settings.shard is None else path / shard_folder(settings.shard))
+
+    @property
+    def shards(self) -> list[Folder]:
+        """The folders of shards in this one."""
+        found = (each for each in self.path.glob(shard_folder("*/*")) if each.is_dir())
+        return [Folder(each) for each in sorted(found)]
 
     @property
     def checkpoint(self) -> Path:
@@ -59,12 +67,18 @@ class Folder:
             return
         told = self.path / SETTINGS
         if not told.exists():
-            if self.path.exists() and any(self.path.iterdir()):
+            shards = {each.path for each in self.shards}
+            if self.path.exists() and set(self.path.iterdir()) - shards:
                 raise SettingsError(
                     f"out: {self.path} has other files, and no {SETTINGS} of a run: name an empty "
                     "folder, or say --overwrite to write beside them"
                 )
             return
+        if self.measured and not resume:
+            raise SettingsError(
+                f"out: {self.path} has this shard, and it is measured: nnpatch merge puts all "
+                "shards together, --overwrite begins anew"
+            )
         if self.finished:
             raise SettingsError(
                 f"out: {self.path} has a finished run: --overwrite begins anew, --out names "
@@ -93,6 +107,14 @@ class Folder:
         """Whether a run has ended here."""
         return (self.path / REPORT).exists() and not self.checkpoint.exists()
 
+    @property
+    def measured(self) -> bool:
+        """Whether a shard is here, all of which is measured."""
+        if not self.checkpoint.is_file():
+            return False
+        shards = Stored.read(self.checkpoint).shards
+        return bool(shards) and all(shards.values())
+
     def begin(self, settings: Settings, *, resume: bool) -> None:
         """Make the folder, with the settings in it.
 
@@ -107,7 +129,8 @@ class Folder:
                 self._remove_written()
         except OSError as error:
             raise SettingsError(f"out: {self.path} cannot be used: {reason(error)}") from error
-        write_toml(self.path / SETTINGS, attrs.evolve(settings, out=self.path))
+        out = self.path if settings.shard is None else self.path.parent
+        write_toml(self.path / SETTINGS, attrs.evolve(settings, out=out))
 
     def write(self, name: str, write: Callable[[Path], object]) -> None:
         """Write a file, or a folder of files, and keep in mind what it was.
@@ -163,6 +186,16 @@ class Folder:
             shutil.rmtree(self.checkpoint)
         else:
             self.checkpoint.unlink(missing_ok=True)
+
+
+def shard_folder(shard: str) -> str:
+    """The name of the folder of a shard, `K/N`.
+
+    Examples:
+        >>> shard_folder("3/16")
+        'shard-3-of-16'
+    """
+    return f"shard-{shard.replace('/', '-of-')}"
 
 
 def _files_in(path: Path) -> Iterator[Path]:

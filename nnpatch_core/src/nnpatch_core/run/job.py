@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -20,6 +21,7 @@ from nnpatch_core.plugins import find_adapter
 from nnpatch_core.prompts import PromptPairs, read_prompts
 from nnpatch_core.report import read_asked
 from nnpatch_core.run.command import command_of, in_options
+from nnpatch_core.run.costs import cost_of
 from nnpatch_core.run.folder import REPORT, SETTINGS, Folder
 from nnpatch_core.run.loading import (
     check_libraries,
@@ -31,7 +33,8 @@ from nnpatch_core.run.loading import (
 from nnpatch_core.run.outputs import check_extras, outputs_of
 from nnpatch_core.run.settings import PAIRED, SITES, Settings
 from nnpatch_core.run.sweeps import Asked, name_checks, run_sweep, sites_of
-from nnpatch_core.sweep import label_prompts, warn_of_columns
+from nnpatch_core.scale import merge_shards
+from nnpatch_core.sweep import Share, ShareFile, ShareMeasured, label_prompts, warn_of_columns
 
 #: Takes a line for the user.
 Say = Callable[[str], None]
@@ -94,7 +97,7 @@ class Job:
 
     def plan(self) -> str:
         """The cost, before anything runs, in lines for people."""
-        settings, count = self.settings, len(self.pairs)
+        settings = self.settings
         lines = [
             f"model   {settings.model}, {settings.dtype}, {self._where()}",
             f"table   {settings.table}: {self.pairs!r}",
@@ -113,36 +116,47 @@ class Job:
             except PatchingError as error:
                 return "\n".join([*lines, f"plan    none: {error}"])
             return "\n".join([*lines, str(plan)])
-        return "\n".join([*lines, f"method  {settings.method}, {count} pairs"])
+        lines.append(f"method  {settings.method}, {len(self.pairs)} pairs")
+        return "\n".join([*lines, *cost_of(settings, self.skeleton, self.api, self.pairs)])
 
     def _where(self) -> str:
         if self.settings.device_map is not None:
             return f"device map {self.settings.device_map}"
         return device_of(self.settings)
 
-    def run(self, say: Say, *, progress: bool, resume: bool = False) -> Any:
-        """Load the weights, sweep, and write all files.
+    def run(
+        self, say: Say, *, progress: bool, resume: bool = False, shards: Sequence[Path] = ()
+    ) -> Any:
+        """Load the weights, sweep, and write all files; of a shard its checkpoint alone.
 
         Args:
             say: takes what came out.
             progress: whether bars show what is done.
             resume: whether to go on with what is in the folder.
+            shards: the checkpoints of all shards, which have measured everything.
 
         Returns:
-            The result of the sweep.
+            The result of the sweep; None of a shard.
 
         Raises:
             PatchingError: one of its kinds. What was measured stays in the folder.
         """
         settings, folder = self.settings, self.folder
         folder.begin(settings, resume=resume)
+        if shards:
+            merge_shards(shards, folder.checkpoint)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         with _hearing(self.warn, self.heard):
             model = load_model(settings)
-            given = self.pairs, self.reference, folder.checkpoint
+            given = self.pairs, self.reference, self._checkpoint
             asked = Asked(settings, model, self.api, *given, progress)
-            result = run_sweep(asked)
+            try:
+                result = run_sweep(asked)
+            except ShareMeasured as done:
+                say(f"shard {settings.shard}: {done.measured} patched runs are measured")
+                say(f"{folder.path}/: nnpatch merge {folder.path.parent} puts all shards together")
+                return None
             outputs = outputs_of(result, settings.level)
             for name, write in outputs.data.items():
                 folder.write(name, write)
@@ -162,6 +176,12 @@ class Job:
         say("")
         say(f"{folder.path}/: {', '.join([*outputs.data, *drawn, REPORT, SETTINGS])}")
         return result
+
+    @property
+    def _checkpoint(self) -> Path | ShareFile:
+        path = self.folder.checkpoint
+        shard = self.settings.shard
+        return path if shard is None else ShareFile(path, Share.of(shard))
 
 
 def read_pairs(settings: Settings) -> PromptPairs:

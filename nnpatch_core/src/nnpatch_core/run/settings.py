@@ -10,8 +10,9 @@ import attrs
 
 from nnpatch_core._hints import did_you_mean
 from nnpatch_core._printable import shown
-from nnpatch_core.errors import SettingsError
+from nnpatch_core.errors import SettingsError, ShardError
 from nnpatch_core.run.numbers import read_numbers
+from nnpatch_core.sweep import Share
 
 #: The kinds of analysis.
 METHODS = ("activation", "attribution", "ablation", "path", "edges", "circuit", "subspace")
@@ -280,6 +281,10 @@ class Settings:
         "prompts", "Keep the numbers of each prompt, or their means alone.", RUNNING,
         methods=("activation", "ablation", "attribution", "path"), choices=("prompts", "means"),
     )  # fmt: skip
+    shard: str | None = _option(
+        None, "Measure one of several shards alone, as 3/16; nnpatch merge puts them together.",
+        RUNNING, methods=("activation", "ablation", "path", "edges"),
+    )  # fmt: skip
     threads: int | None = _option(None, "Threads of the processor.", RUNNING, least=1)
 
     # Output.
@@ -360,6 +365,7 @@ def _beside(settings: Settings, place: Callable[[str], str]) -> list[str]:
                 f"{place(name)}: means nothing with method {settings.method!r}; it goes with "
                 f"{', '.join(option.methods)}"
             )
+    faults += [f"{place('shard')}: {told}" for told in _of_shard(settings)]
     if not settings.model:
         faults.append(f"{place('model')}: name a model")
     if settings.table == Path():
@@ -405,6 +411,23 @@ def _beside(settings: Settings, place: Callable[[str], str]) -> list[str]:
     if not settings.width > 0:
         faults.append(f"{place('width')}: must be above 0, got {settings.width}")
     return faults
+
+
+def _of_shard(settings: Settings) -> Iterator[str]:
+    """The faults of a shard."""
+    if settings.shard is None:
+        return
+    try:
+        Share.of(settings.shard)
+    except ShardError as error:
+        yield str(error)
+    if settings.memory_budget is None:
+        yield (
+            "needs memory_budget, the same for all shards: left to itself it is half of what is "
+            "free on each machine, and it decides what runs together"
+        )
+    if settings.method == "edges" and settings.estimate is not None and settings.top_k is None:
+        yield "means nothing with estimate alone: all edges come of a few backwards"
 
 
 def _read(kind: Any, value: Any) -> Any:

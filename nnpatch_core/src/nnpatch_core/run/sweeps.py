@@ -28,6 +28,7 @@ from nnpatch_core.run.settings import SITES, Settings, draws
 from nnpatch_core.sites import Sites, SweepSites, Together
 from nnpatch_core.spaces import Subspace
 from nnpatch_core.subspace import sweep_subspaces
+from nnpatch_core.sweep import ShareFile
 
 #: What is swept where nobody says: blocks at each position, heads at the last.
 _BLOCKS, _HEADS = ("resid", "attn", "mlp"), ("o",)
@@ -52,7 +53,7 @@ class Asked:
     api: Any
     pairs: PromptPairs
     reference: Any
-    checkpoint: Path
+    checkpoint: Path | ShareFile
     progress: bool
 
     @property

@@ -1,0 +1,123 @@
+"""`nnpatch run --shard` and `nnpatch merge`: the files are those of one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import Command
+from tests.helpers.runs import Files
+
+pytestmark = pytest.mark.filterwarnings("ignore::nnpatch_core.errors.StatisticsWarning")
+
+BUDGET = ["--memory-budget", "300 KiB"]
+SITES = ["--sites", "resid", "--sites", "q", "--positions", "each"]
+
+
+def shard(nnpatch: Command, files: Files, which: str, *more: str) -> None:
+    done = nnpatch("run", *files.arguments, *SITES, *BUDGET, "--shard", which, *more)
+    assert (done.code, done.err) == (0, "")
+    number, _, count = which.partition("/")
+    assert f"shard {which}: " in done.out
+    assert "nnpatch merge nnpatch-pairs puts all shards together" in done.out
+    folder = Path("nnpatch-pairs", f"shard-{number}-of-{count}")
+    assert {each.name for each in folder.iterdir()} == {"run.toml", "checkpoint"}
+
+
+def test_merged_shards_are_one_run(files: Files, nnpatch: Command) -> None:
+    one = nnpatch("run", *files.arguments, *SITES, *BUDGET, "--out", "one")
+    assert one.code == 0
+    for which in ("2/3", "3/3", "1/3"):
+        shard(nnpatch, files, which)
+    done = nnpatch("merge", "nnpatch-pairs")
+    assert (done.code, done.err) == (0, "")
+    folder = Path("nnpatch-pairs")
+    assert (folder / "report.html").exists()
+    outcome = "outcome.safetensors"
+    assert (folder / outcome).read_bytes() == Path("one", outcome).read_bytes()
+    # A run that is finished is not merged over, unless that is said.
+    again = nnpatch("merge", "nnpatch-pairs")
+    assert again.code == 2
+    assert "has a finished run" in again.err
+    assert nnpatch("merge", "nnpatch-pairs", "--overwrite").code == 0
+    assert (folder / outcome).read_bytes() == Path("one", outcome).read_bytes()
+
+
+def test_shards_of_several_folders(files: Files, nnpatch: Command) -> None:
+    for number in (1, 2):
+        shard(nnpatch, files, f"{number}/2")
+    Path("there").mkdir()
+    Path("nnpatch-pairs/shard-2-of-2").rename("there/shard-2-of-2")
+    both = "nnpatch-pairs/shard-1-of-2", "there"
+    told = nnpatch("merge", *both)
+    assert told.code == 2
+    assert "out: name a folder, as the shards are in 2 of them" in told.err
+    assert nnpatch("merge", *both, "--out", "whole").code == 0
+    assert Path("whole", "outcome.safetensors").exists()
+
+
+def test_what_is_missing_is_named(files: Files, nnpatch: Command) -> None:
+    shard(nnpatch, files, "2/3")
+    done = nnpatch("merge", "nnpatch-pairs")
+    assert done.code == 2
+    assert "not all shards are measured; missing: 1, 3 of 3" in done.err
+    assert "Traceback" not in done.err
+    # The rest is measured, and all is merged after all.
+    for which in ("1/3", "3/3"):
+        shard(nnpatch, files, which)
+    assert nnpatch("merge", "nnpatch-pairs").code == 0
+
+
+def test_a_shard_again(files: Files, nnpatch: Command) -> None:
+    shard(nnpatch, files, "1/2")
+    again = nnpatch("run", *files.arguments, *SITES, *BUDGET, "--shard", "1/2")
+    assert again.code == 2
+    assert "has this shard, and it is measured: nnpatch merge" in again.err
+    # As a queue does that begins jobs anew.
+    shard(nnpatch, files, "1/2", "--resume")
+    shard(nnpatch, files, "1/2", "--overwrite")
+    told = Path("nnpatch-pairs/shard-1-of-2/run.toml")
+    assert nnpatch("run", "--config", str(told), "--resume").code == 0
+    assert not Path("nnpatch-pairs/shard-1-of-2/shard-1-of-2").exists()
+
+
+def test_shards_of_other_runs(files: Files, nnpatch: Command) -> None:
+    shard(nnpatch, files, "1/2")
+    done = nnpatch("run", *files.arguments, *SITES, *BUDGET, "--shard", "2/2", "--layers", "0")
+    assert done.code == 0
+    told = nnpatch("merge", "nnpatch-pairs")
+    assert told.code == 2
+    assert "layers is ['0'], and None in nnpatch-pairs/shard-1-of-2" in told.err
+
+
+FAULTS = {
+    "no budget": (["--shard", "1/2"], "--shard: needs memory_budget, the same for all shards"),
+    "none": (["--shard", "3/2", *BUDGET], "--shard: there is no shard 3/2"),
+    "words": (["--shard", "first", *BUDGET], "--shard: a shard is K/N, such as 3/16"),
+    "estimate": (
+        ["--shard", "1/2", *BUDGET, "--method", "edges", "--estimate", "eap"],
+        "--shard: means nothing with",
+    ),
+    "method": (["--shard", "1/2", *BUDGET, "--method", "circuit"], "means nothing with"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults(files: Files, nnpatch: Command, fault: str) -> None:
+    options, told = FAULTS[fault]
+    done = nnpatch("run", *files.arguments, *options)
+    assert done.code == 2
+    assert told in done.err
+    assert not Path("nnpatch-pairs").exists()
+
+
+def test_nothing_to_merge(
+    nnpatch: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        done = nnpatch("merge", folder)
+        assert done.code == 2
+        assert f"{folder}: there is no shard of a run (nnpatch run --shard K/N)" in done.err
