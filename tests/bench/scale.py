@@ -2,9 +2,9 @@
 
     python tests/bench/scale.py --layers 6
 
-SmolLM2-135M, prompts of 64 tokens, `o` by head at each position; every process has one thread. The
-order goes round, ratios are of one round, and their median is told. CPU is that of the driver and of
-the workers, without the processes of Ray itself, which are told apart. Needs
+SmolLM2-135M, prompts of 64 tokens, `o` by head at each position; each process has one thread.
+Ratios are of one round, in which one process is measured first and last; their median is told.
+CPU is that of the driver and the workers; the processes of Ray itself are told apart. Needs
 nnpatch-core[ray], and a machine of two cores that nobody else uses: the load is told.
 """
 
@@ -41,8 +41,8 @@ def main() -> None:
     """Measure, and print a JSON of what was found."""
     arguments = parse()
     torch.set_num_threads(1)
-    here = model()
-    asked = prompts(Job("each", "o", LENGTH), load(SMOLLM2, "cpu", "float32"), 0)
+    subject = load(SMOLLM2, "cpu", "float32")
+    here, asked = subject.model, prompts(Job("each", "o", LENGTH), subject, 0)
     layers = [round(each * 29 / max(arguments.layers - 1, 1)) for each in range(arguments.layers)]
     sites = Sites("o", layers, seq_pos_type="each")
 
@@ -64,7 +64,7 @@ def main() -> None:
             with RayWorkers(model, workers=workers) as pool:
                 opened = time.perf_counter() - begun
                 for time_of_it in ("first", "second"):
-                    out, seconds = clocked(lambda: sweep(pool))  # noqa: B023
+                    out, seconds = clocked(lambda: sweep(pool))
                     own[f"{workers} workers, {time_of_it}"] = seconds
                     own["equal"] = all(out[name].equal(one[name]) for name in one)
                 own[f"{workers} workers"] = {"opened": opened}

@@ -33,7 +33,8 @@ def pool(scene: Scene) -> Iterator[RayWorkers]:
 @contextmanager
 def killing(scene: Scene, seed: int, kills: int) -> Iterator[list[int]]:
     """Kills one of two workers at random moments; the list has those that were killed."""
-    draw, killed, over = random.Random(seed), [], threading.Event()
+    killed: list[int] = []
+    draw, over = random.Random(seed), threading.Event()
 
     def kill() -> None:
         while len(killed) < kills and not over.wait(draw.uniform(0.05, 1.5)):
