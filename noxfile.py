@@ -156,6 +156,14 @@ def models(session: nox.Session) -> None:
 
 
 @nox.session
+def scale(session: nox.Session) -> None:
+    """Run the tests of workers, with a real Ray on this machine."""
+    install(session, *TESTING)
+    session.install("-e", "./nnpatch_core[ray]")
+    session.run("pytest", "tests/ray", *session.posargs)
+
+
+@nox.session
 @nox.parametrize("end", ENDS, ids=ENDS)
 def matrix(session: nox.Session, end: str) -> None:
     """Run the tests at one end of what we support: lowest, newest or unlocked."""
@@ -179,7 +187,7 @@ def newest(session: nox.Session) -> None:
 def lock(session: nox.Session) -> None:
     """Renew constraints.txt: the newest release of everything that sessions install."""
     own = [f"./{name}" for name in DISTRIBUTIONS]
-    own[0] += "[all]"
+    own[0] += "[all,ray]"
     asked = (*TESTING, *LINTING, *BUILDING, *DOCUMENTING, *GGUF)
     apart = (BROWSING, GEMMA3, TRANSFORMERLENS, "virtualenv")
     report = Path(session.create_tmp()) / "report.json"

@@ -24,6 +24,7 @@ FLOORS = (
     ("subspace",),
     ("circuits",),
     ("steering",),
+    ("scale",),
     ("patching",),
     ("paths",),
     ("edges",),

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from nnpatch_core._upstream import Envoy, NNsight, forward_of, is_known, passes_on, with_edits
+from nnpatch_core._workers import TAKES_WORKERS, Workers
 from nnpatch_core._wrappers import (
     as_it_was,
     check_weights,
@@ -105,7 +106,9 @@ def _module(nnmodel: Any) -> nn.Module:
     module = nnmodel._module if isinstance(nnmodel, Envoy) else nnmodel
     if isinstance(module, nn.Module):
         return module
-    if isinstance(module, str):
+    if isinstance(module, Workers):
+        hint = f"; {TAKES_WORKERS}, so pass the model itself"
+    elif isinstance(module, str):
         hint = "; load it first, by AutoModelForCausalLM.from_pretrained"
     else:
         model = None if isinstance(module, type) else getattr(module, "model", None)

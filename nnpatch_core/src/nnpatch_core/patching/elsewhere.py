@@ -5,24 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import Any, ParamSpec, TypeVar
+
+from nnpatch_core._workers import Workers
+from nnpatch_core.edges import EDGE_METHODS
+from nnpatch_core.errors import WorkerError
+from nnpatch_core.patching.batches import is_stream
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-
-
-@runtime_checkable
-class Workers(Protocol):
-    """Processes that have a model each; they are given in place of one."""
-
-    def swept(self, sweep: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-        """The result of a sweep.
-
-        Args:
-            sweep: the function that was called.
-            given: its arguments by name, but for the model.
-        """
-        ...
+#: Arguments that may be an iterable of batches.
+_BATCHES = ("source_tokens", "tokens")
 
 
 def on_workers(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -36,7 +29,25 @@ def on_workers(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
         given = dict(signature.bind(*args, **kwargs).arguments)
         del given["nnmodel"]
+        _check(given)
         found: _R = first.swept(swept, given)
         return found
 
     return swept
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Raise `WorkerError` for a call that has no cells to share out, or too many sweeps."""
+    for name in _BATCHES:
+        if is_stream(given.get(name)):
+            raise WorkerError(
+                f"{name} is an iterable of batches, which workers do not take: give them all "
+                "prompts in one PromptPairs, which the sweep cuts by itself, or pass the model "
+                "itself in place of workers"
+            )
+    method = given.get("method")
+    if isinstance(method, str) and method in EDGE_METHODS and given.get("top_k") is None:
+        raise WorkerError(
+            f"method={method!r} estimates by a few runs, of which workers share out none: pass the "
+            "model itself, or measure, by method='exact' or with top_k="
+        )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import platform
 import socket
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,164 +14,165 @@ from typing import Any
 import attrs
 import torch
 
-from nnpatch_core._models import as_nnsight, module_of, with_weights
-from nnpatch_core.errors import PatchingError
+from nnpatch_core._models import as_nnsight, input_device, module_of, with_weights
 from nnpatch_core.memory import memory_budget
+from nnpatch_core.plugins import load_plugins
+from nnpatch_core.scale.sending import Sent, renamed, sent
 from nnpatch_core.scale.shards import measure_shard
 from nnpatch_core.sweep import checksum, versions
 
-#: The name of a checkpoint in a worker's own folder, which no message may show.
+#: The name of a checkpoint in a worker's own folder.
 _FILE = "shard"
 
 
 @attrs.frozen
-class About:
-    """A worker, as far as workers must not differ.
+class Room:
+    """The memory of a worker.
 
     Args:
-        parts: what decides on numbers, by a name that people know.
-        host: the machine.
-        budget: bytes that sweeps may use there, if it were alone.
+        where: workers with the same word share it.
+        budget: bytes that sweeps may use there, if one worker were alone.
     """
 
-    parts: Mapping[str, str]
-    host: str
+    where: str
     budget: int
-
-
-@attrs.frozen
-class Sent:
-    """A result on its way: the value, or the error in its place, and what was warned of.
-
-    Args:
-        value: the result.
-        error: why there is none.
-        warned: category and words of each warning.
-    """
-
-    value: Any
-    error: Exception | None
-    warned: tuple[tuple[type[Warning], str], ...] = ()
 
 
 class Worker:
     """The model in a process of its own.
 
     Args:
-        load: a pickled function that gives the model; it runs once.
         threads: of torch.
     """
 
-    def __init__(self, load: bytes, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         self._threads = threads
         self._known = 0.0
         self._begun: float | None = None
-        torch.set_num_threads(threads)
-        self._loaded = _sent(lambda: as_nnsight(_with_weights(pickle.loads(load)())))
-        self._model = self._loaded.value
+        self._path: Path | None = None
+        self._model: Any = None
 
-    def about(self) -> Sent:
-        """`About`, or the error with which loading ended."""
-        if self._loaded.error is not None:
-            return self._loaded
-        return _sent(self._told)
+    def begun(self) -> int:
+        """The process, which is there."""
+        return os.getpid()
 
-    def measure(
-        self, sweep: Any, given: Mapping[str, Any], share: str, before: bytes | None
-    ) -> Sent:
-        """The checkpoint of a shard, as bytes.
+    def load(self, function: bytes) -> Sent:
+        """What decides on numbers, by names that people know, once the model is loaded.
 
         Args:
-            sweep: the function.
-            given: its arguments by name, but for the model.
+            function: gives the model, pickled.
+        """
+        torch.set_num_threads(self._threads)
+
+        def make() -> dict[str, str]:
+            model = as_nnsight(pickle.loads(function)())
+            with_weights(model)
+            self._model = model
+            return self._parts()
+
+        return sent(make)
+
+    def room(self) -> Sent:
+        """The `Room` of this worker."""
+        return sent(self._room)
+
+    def measure(self, call: bytes, share: str, before: bytes | None, name: str | None) -> Sent:
+        """What a shard comes to, its checkpoint with it.
+
+        Args:
+            call: the function and its arguments by name, but for the model, pickled.
             share: which shard.
             before: a checkpoint of what was measured before; None if nothing was.
+            name: of the user's checkpoint.
         """
         self._begun, self._known = None, 0.0
 
-        def run() -> bytes:
-            with self._file(before) as path:
-                measure_shard(
-                    sweep, self._model, shard=share, checkpoint=path, told=self._tell, **given
-                )
-                return path.read_bytes()
+        def measured(sweep: Any, given: Mapping[str, Any], path: Path) -> None:
+            measure_shard(
+                sweep, self._model, shard=share, checkpoint=path, told=self._tell, **given
+            )
 
-        return _sent(run)
+        return self._with_file(call, before, name, measured)
 
-    def finish(self, sweep: Any, given: Mapping[str, Any], measured: bytes) -> Sent:
+    def finish(self, call: bytes, measured: bytes, name: str | None) -> Sent:
         """The result of a sweep of which all is measured.
 
         Args:
-            sweep: the function.
-            given: its arguments by name, but for the model.
+            call: the function and its arguments by name, but for the model, pickled.
             measured: the checkpoint.
+            name: of the user's checkpoint.
         """
+        self._begun, self._known = None, 0.0
 
-        def run() -> Any:
-            with self._file(measured) as path:
-                return sweep(self._model, checkpoint=path, **given)
+        def finished(sweep: Any, given: Mapping[str, Any], path: Path) -> Any:
+            return sweep(self._model, checkpoint=path, **given)
 
-        return _sent(run)
+        return self._with_file(call, measured, name, finished)
 
-    def progress(self) -> float:
-        """How much of the shard at hand is measured, from 0 to 1."""
-        return self._known
+    def look(self, content: bool) -> tuple[float, bytes | None]:
+        """How much of the shard at hand is measured, from 0 to 1.
+
+        Args:
+            content: whether what was kept of it is asked for too; there may be nothing yet.
+        """
+        path = self._path
+        if not content or path is None:
+            return self._known, None
+        try:
+            return self._known, path.read_bytes()
+        except OSError:
+            return self._known, None
 
     def _tell(self, known: float) -> None:
         # What other shards have counts from the first moment on.
         self._begun = known if self._begun is None else self._begun
         self._known = (known - self._begun) / (1 - self._begun) if self._begun < 1 else 1.0
 
-    @contextmanager
-    def _file(self, content: bytes | None) -> Iterator[Path]:
+    def _with_file(
+        self, call: bytes, content: bytes | None, name: str | None, function: Callable[..., Any]
+    ) -> Sent:
+        """What a function sends of a call, with a file of its own."""
         # Torch keeps the number of threads of each thread, and Ray calls from several.
         torch.set_num_threads(self._threads)
         with TemporaryDirectory() as folder:
-            path = Path(folder, _FILE)
+            path = Path(folder, _FILE).resolve()
             if content is not None:
                 path.write_bytes(content)
-            yield path
+            self._path = path
+            try:
+                found = sent(lambda: function(*pickle.loads(call), path))
+            finally:
+                self._path = None
+            kept = path.read_bytes() if path.exists() else None
+        return attrs.evolve(renamed(found, str(path), name), kept=kept)
 
-    def _told(self) -> About:
+    def _parts(self) -> dict[str, str]:
         model = module_of(self._model)
-        dtypes = dict.fromkeys(str(weight.dtype) for weight in model.parameters())
-        parts = {
+        weights = [*model.parameters()]
+        return {
             "model": type(model).__name__,
             "weights": checksum(model),
-            "dtype": ", ".join(dtypes),
-            "device": ", ".join(dict.fromkeys(each.device.type for each in model.parameters())),
+            "dtype": ", ".join(dict.fromkeys(str(each.dtype) for each in weights)),
+            "device": ", ".join(dict.fromkeys(each.device.type for each in weights)),
             "threads": str(self._threads),
             **releases(),
         }
-        return About(parts, socket.gethostname(), memory_budget(None, model))
+
+    def _room(self) -> Room:
+        model = module_of(self._model)
+        device, where = input_device(model), socket.gethostname()
+        if device is not None and device.type == "cuda":
+            where = f"{where} {torch.cuda.get_device_properties(device).uuid}"
+        return Room(where, memory_budget(None, model))
 
 
 def releases() -> dict[str, str]:
-    """The releases that numbers depend on, that of Python among them."""
+    """The releases that numbers depend on, those of Python and of plugins among them."""
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"Python": python, "machine": platform.machine(), **versions()}
-
-
-def _with_weights(model: Any) -> Any:
-    with_weights(model)
-    return model
-
-
-def _sent(make: Callable[[], Any]) -> Sent:
-    """What a function gives, raises and warns of."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("default")
-        value, error = None, None
-        try:
-            value = make()
-        except Exception as cause:
-            error = _plain(cause)
-    warned = tuple(dict.fromkeys((each.category, str(each.message)) for each in caught))
-    return Sent(value, error, warned)
-
-
-def _plain(error: Exception) -> Exception:
-    """An error that travels: our own as it is, without the frames that hold the model."""
-    if isinstance(error, PatchingError):
-        return error.with_traceback(None)
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    plugins = ", ".join(dict.fromkeys(map(str, load_plugins(report=False).plugins)))
+    return {
+        "Python": python,
+        "machine": platform.machine(),
+        **versions(),
+        "plugins": plugins or "none",
+    }

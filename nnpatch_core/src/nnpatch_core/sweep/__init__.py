@@ -12,6 +12,7 @@ from nnpatch_core.sweep.lined_up import warn_of_columns
 from nnpatch_core.sweep.measured import measure_sweep
 from nnpatch_core.sweep.prepared import prepare
 from nnpatch_core.sweep.progress import make_bar
+from nnpatch_core.sweep.provenance import resumed
 from nnpatch_core.sweep.runs import Runs, Values
 from nnpatch_core.sweep.share import Share, ShareFile, ShareMeasured
 from nnpatch_core.sweep.spaces_told import space_parts
@@ -58,6 +59,7 @@ __all__ = [
     "outcome",
     "plan_of",
     "prepare",
+    "resumed",
     "run_unpatched",
     "space_parts",
     "telling",

@@ -63,7 +63,7 @@ class Call:
     def goes_on(self, told: Mapping[str, Any]) -> None:
         """Go on from the call that a checkpoint tells of."""
         self.started, self._before = told["started"], told["seconds"]
-        self._machines[told["environment"]] = None
+        self._machines |= dict.fromkeys(told["environment"].split("; "))
 
 
 def provenance(call: Call, model: nn.Module, adapters: Iterable[ModelAPI]) -> dict[str, str]:
@@ -79,7 +79,7 @@ def provenance(call: Call, model: nn.Module, adapters: Iterable[ModelAPI]) -> di
         "adapter_from": ", ".join(dict.fromkeys(map(source_of, adapters))),
         **({"revision": str(revision)} if revision else {}),
         "weights": _weights(call, model),
-        **({"resumed": _resumed(*call.resumed)} if call.resumed and call.resumed[0] else {}),
+        **({"resumed": resumed(*call.resumed)} if call.resumed and call.resumed[0] else {}),
         "started": call.started,
         "seconds": f"{call.seconds:.3f}",
         "environment": call.environment(model),
@@ -107,7 +107,8 @@ def _weights(call: Call, model: nn.Module) -> str:
         return f"could not be read ({reason[:_SHOWN]})"
 
 
-def _resumed(before: int, every: int) -> str:
+def resumed(before: int, every: int) -> str:
+    """How many patched runs an earlier call has measured, in words."""
     return f"{before} of {every} patched runs were measured by an earlier call"
 
 

@@ -146,10 +146,17 @@ class Stored:
             # Of all processes together, as that is what it cost.
             "seconds": self.call["seconds"] + other.call["seconds"],
             "environment": "; ".join(
-                dict.fromkeys([self.call["environment"], other.call["environment"]])
+                dict.fromkeys(
+                    one for each in (self, other) for one in each.call["environment"].split("; ")
+                )
             ),
         }
         return attrs.evolve(self, call=call, tensors=tensors)
+
+    @property
+    def runs(self) -> tuple[int, int]:
+        """How many patched runs are measured, and how many there are, those that need none too."""
+        return int(self._done.sum()), self._done.numel()
 
     @property
     def _done(self) -> Tensor:

@@ -1,0 +1,81 @@
+"""Sweeps of each kind, whole and as shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnpatch_core import (
+    EdgeOutcome,
+    Outcome,
+    Sites,
+    ablation_patching,
+    activation_patching,
+    edge_patching,
+    path_patching,
+)
+from nnpatch_core.scale import measure_shard
+from nnpatch_core.testing import tiny_api, tiny_model
+from tests.helpers.checkpoints import BUDGET, SITES, SOURCE, TARGET
+from tests.helpers.samples import THREE
+
+ANSWERS = THREE.answers
+MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1]])
+
+
+def spread(logits: torch.Tensor, context: Any) -> torch.Tensor:
+    """A metric of all prompts together."""
+    right = logits.gather(-1, context.source_answer_index[:, None])[:, 0]
+    return right - right.mean()
+
+
+SWEEPS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
+    "activation": (activation_patching, (SITES, SOURCE, TARGET, *ANSWERS), {}),
+    "padded": (activation_patching, (SITES, SOURCE, TARGET, *ANSWERS), {"attention_mask": MASK}),
+    "full": (
+        activation_patching,
+        (Sites(["attn", "o"], seq_pos_type="last"), SOURCE, TARGET, *ANSWERS),
+        {"engine": "full"},
+    ),
+    "chunks": (activation_patching, (SITES, SOURCE, TARGET, *ANSWERS), {"batch_size": 1}),
+    "all prompts": (activation_patching, (SITES, SOURCE, TARGET, *ANSWERS), {"metric": spread}),
+    "all prompts, chunks": (
+        activation_patching,
+        (SITES, SOURCE, TARGET, *ANSWERS),
+        {"metric": {"spread": spread, "kl": "kl_divergence"}, "batch_size": 2},
+    ),
+    "screened": (
+        activation_patching,
+        (SITES, SOURCE, TARGET, *ANSWERS),
+        {"screen": "attribution", "top_k": 9},
+    ),
+    "ablation": (ablation_patching, (SITES, TARGET, *ANSWERS), {"method": "mean"}),
+    "resample": (ablation_patching, (SITES, TARGET, *ANSWERS), {"method": "resample", "seed": 3}),
+    "paths": (
+        path_patching,
+        (Sites("o", [0, 1]), Sites(["q", "mlp"], [2]), SOURCE, TARGET, *ANSWERS),
+        {},
+    ),
+    "edges": (edge_patching, (SOURCE, TARGET, *ANSWERS), {"senders": ["a0.h1", "m0", "a1.h2"]}),
+}
+BUDGETS = {"edges": "1 GiB", "paths": "1 GiB", "screened": 400_000}
+
+
+def swept(kind: str, model: Any = None, **options: Any) -> Outcome:
+    """The sweep of a kind, by one process or by workers in place of the model."""
+    function, arguments, own = SWEEPS[kind]
+    budget = {"memory_budget": BUDGETS.get(kind, BUDGET)}
+    given = {**budget, "progress": False, **own, **options}
+    out = function(tiny_model("llama") if model is None else model, tiny_api(), *arguments, **given)
+    return out.outcome if isinstance(out, EdgeOutcome) else out
+
+
+def measured(kind: str, shard: str, path: Path | str, **options: Any) -> Any:
+    """A shard of the sweep of a kind."""
+    function, arguments, own = SWEEPS[kind]
+    given = {"memory_budget": BUDGETS.get(kind, BUDGET), "progress": False, **own, **options}
+    call = (tiny_model("llama"), tiny_api(), *arguments)
+    return measure_shard(function, *call, shard=shard, checkpoint=path, **given)
