@@ -10,7 +10,7 @@ from nnpatch_core.scale.worker import Room, releases
 
 
 def check_workers(workers: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
-    """What workers have in common, which is all that decides on numbers.
+    """All that decides on numbers, which workers have in common.
 
     Args:
         workers: what each has, by names that people know.
