@@ -32,7 +32,7 @@ class Shards:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """What each has measured."""
+        """The checkpoints of all of them."""
         return [each.checkpoint for each in self.folders]
 
 

@@ -10,7 +10,7 @@ from nnpatch_core.scale.worker import Room, releases
 
 
 def check_workers(workers: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
-    """What workers have in common, which is all that decides on numbers.
+    """The words that workers have in common, on all that decides on numbers.
 
     Args:
         workers: what each has, by names that people know.

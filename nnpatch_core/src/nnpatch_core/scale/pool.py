@@ -111,7 +111,7 @@ class Pool:
         hand.loading = None
 
     def heard(self, reference: Any, what: str, warned: set[Any] | None = None) -> Any:
-        """What a worker sends, its warnings said here.
+        """The value that a worker sends, its warnings said here.
 
         Args:
             reference: to what is sent.
@@ -152,7 +152,7 @@ class Pool:
         return " and ".join(f"{found.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
 
     def _parts(self, reference: Any) -> Mapping[str, str]:
-        """What a worker tells of its model."""
+        """The words of a worker about its model."""
         try:
             parts: Mapping[str, str] = self.heard(reference, "load")
         except WorkerError:

@@ -1,4 +1,4 @@
-"""What travels between processes: functions, results, errors and warnings."""
+"""Functions, results, errors and warnings, as they travel between processes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Sent:
 
 
 def sent(make: Callable[[], Any]) -> Sent:
-    """What a function gives, raises and warns of."""
+    """The value of a function, or its error, and its warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         for category in _UNSHOWN:
@@ -64,7 +64,7 @@ def sent(make: Callable[[], Any]) -> Sent:
 
 
 def renamed(found: Sent, path: str, name: str | None) -> Sent:
-    """What was sent, with a file's name in place of that which it has in a worker.
+    """A result as it was sent, with a file's name in place of that which it has in a worker.
 
     Args:
         found: what was sent.
@@ -119,7 +119,7 @@ class _Weighing(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 class _HeavyError(Exception):
-    """What is pickled holds weights; its text is of what type."""
+    """A function that holds weights is pickled; the text is their type."""
 
 
 def function_sent(load: Callable[[], Any]) -> bytes:

@@ -57,7 +57,7 @@ class Worker:
         return os.getpid()
 
     def load(self, function: bytes) -> Sent:
-        """What decides on numbers, by names that people know, once the model is loaded.
+        """Load the model, and tell all that decides on numbers, by names that people know.
 
         Args:
             function: gives the model, pickled.
@@ -77,7 +77,7 @@ class Worker:
         return sent(self._room)
 
     def measure(self, call: bytes, share: str, before: bytes | None, name: str | None) -> Sent:
-        """What a shard comes to, its checkpoint with it.
+        """Measure a shard, whose checkpoint is sent.
 
         Args:
             call: the function and its arguments by name, but for the model, pickled.
@@ -131,7 +131,7 @@ class Worker:
     def _with_file(
         self, call: bytes, content: bytes | None, name: str | None, function: Callable[..., Any]
     ) -> Sent:
-        """What a function sends of a call, with a file of its own."""
+        """The result of a function for a call, which has a file of its own."""
         # Torch keeps the number of threads of each thread, and Ray calls from several.
         torch.set_num_threads(self._threads)
         with TemporaryDirectory() as folder:
