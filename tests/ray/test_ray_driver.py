@@ -67,9 +67,17 @@ def family(pid: int) -> list[psutil.Process]:
 
 def left_of(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that still run after a while. Ray's own agents find out later, and do no work."""
-    agents = [each for each in processes if "Agent" in each.name()]
-    _, alive = psutil.wait_procs([each for each in processes if each not in agents], timeout=40)
-    return [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+    deadline = time.monotonic() + 40
+    while (alive := [each for each in processes if _works(each)]) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return alive
+
+
+def _works(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and "Agent" not in process.name()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_killed_driver_goes_on_from_its_checkpoint(scene: Scene, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from nnpatch_core.circuits import find_circuit
 from nnpatch_core.errors import (
     AdapterError,
     CheckpointError,
+    CheckpointWarning,
     LayerError,
     MemoryBudgetError,
     MetricError,
@@ -39,7 +40,7 @@ from nnpatch_core.errors import (
     TokensError,
     WorkerError,
 )
-from nnpatch_core.scale import RayWorkers, measure_shard
+from nnpatch_core.scale import RayWorkers, job, measure_shard
 from nnpatch_core.subspace import train_subspace
 from nnpatch_core.testing import tiny_api, tiny_model, traces
 from tests.helpers.checkpoints import BUDGET, SITES, SOURCE, TARGET, done, numbers, sweep
@@ -235,6 +236,29 @@ def test_an_error_on_the_way_keeps_what_was_measured(pool: RayWorkers, tmp_path:
     two = swept("activation", pool, metric=metric, checkpoint=file)
     assert numbers(two).equal(numbers(swept("activation", metric=metric)))
     assert two.info["resumed"].startswith(f"{kept} of ")
+
+
+def test_a_disk_that_is_gone_loses_no_sweep(
+    pool: RayWorkers, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "_KEEP", 0.1)
+    monkeypatch.setattr(job, "_SHARE", 1.0)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def spoil() -> None:
+        while not (folder / "c").exists():
+            time.sleep(0.01)
+        folder.rename(tmp_path / "gone")
+
+    thread = threading.Thread(target=spoil)
+    thread.start()
+    scene.order("slow", "0.05")
+    with pytest.warns(CheckpointWarning, match="could not be written") as caught:
+        two = swept("activation", pool, checkpoint=folder / "c")
+    thread.join()
+    assert len(caught) == 1
+    assert numbers(two).equal(numbers(swept("activation")))
 
 
 def test_a_checkpoint_goes_from_one_to_the_other(pool: RayWorkers, tmp_path: Path) -> None:

@@ -32,7 +32,11 @@ class Shards:
 
     @property
     def checkpoints(self) -> list[Path]:
+<<<<<<< HEAD
         """The checkpoint of each."""
+=======
+        """The checkpoints of all of them."""
+>>>>>>> ray
         return [each.checkpoint for each in self.folders]
 
 

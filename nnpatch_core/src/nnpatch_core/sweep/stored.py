@@ -86,7 +86,7 @@ class Stored:
         write_file(path, header, self.tensors, CheckpointError)
 
     def differences(self, identity: Identity) -> str:
-        """The differences to another sweep, in words; "" if it is the same."""
+        """The differences of another sweep, in words; "" if there are none."""
         before = self.identity
         names = [*identity, *(name for name in before if name not in identity)]
         return "; ".join(
