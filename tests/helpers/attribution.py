@@ -212,7 +212,7 @@ class Runs:
             numbers = {
                 tuple(index): row for row, index in enumerate(out.cells[name].index.tolist())
             }
-            for index, cell in zip(grid.index, grid.sites, strict=True):
+            for index, cell in zip(map(tuple, grid.index.tolist()), grid.sites, strict=True):
                 groups = [(site, site.group(width)) for site in cell.sites]
                 seen = any(width - at <= max(lengths) for _, group in groups for at in group)
                 assert (index in numbers) == seen

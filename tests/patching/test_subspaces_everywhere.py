@@ -69,7 +69,7 @@ def check(
     torch.testing.assert_close(out.baseline.target, targets, atol=ATOL, rtol=0)
     for name, grid in sites.grids(pairs.model, pairs.api, pairs.width).items():
         numbers = {tuple(index): row for row, index in enumerate(out.cells[name].index.tolist())}
-        for index, cell in zip(grid.index, grid.sites, strict=True):
+        for index, cell in zip(map(tuple, grid.index.tolist()), grid.sites, strict=True):
             if tuple(index) not in numbers:
                 continue
             where = places(cell, pairs.width)

@@ -32,11 +32,7 @@ class Shards:
 
     @property
     def checkpoints(self) -> list[Path]:
-<<<<<<< HEAD
-        """The checkpoint of each."""
-=======
         """The checkpoints of all of them."""
->>>>>>> ray
         return [each.checkpoint for each in self.folders]
 
 

@@ -10,11 +10,7 @@ from nnpatch_core.scale.worker import Room, releases
 
 
 def check_workers(workers: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
-<<<<<<< HEAD
-    """All that decides on numbers, which workers have in common.
-=======
     """The words that workers have in common, on all that decides on numbers.
->>>>>>> ray
 
     Args:
         workers: what each has, by names that people know.

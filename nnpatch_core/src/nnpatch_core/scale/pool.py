@@ -111,11 +111,7 @@ class Pool:
         hand.loading = None
 
     def heard(self, reference: Any, what: str, warned: set[Any] | None = None) -> Any:
-<<<<<<< HEAD
-        """The value that a worker sends; its warnings are said here.
-=======
         """The value that a worker sends, its warnings said here.
->>>>>>> ray
 
         Args:
             reference: to what is sent.
@@ -156,11 +152,7 @@ class Pool:
         return " and ".join(f"{found.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
 
     def _parts(self, reference: Any) -> Mapping[str, str]:
-<<<<<<< HEAD
-        """The words of a worker on its model."""
-=======
         """The words of a worker about its model."""
->>>>>>> ray
         try:
             parts: Mapping[str, str] = self.heard(reference, "load")
         except WorkerError:

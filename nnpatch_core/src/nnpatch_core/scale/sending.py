@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Functions, results, errors and warnings on their way between processes."""
-=======
 """Functions, results, errors and warnings, as they travel between processes."""
->>>>>>> ray
 
 from __future__ import annotations
 
@@ -68,11 +64,7 @@ def sent(make: Callable[[], Any]) -> Sent:
 
 
 def renamed(found: Sent, path: str, name: str | None) -> Sent:
-<<<<<<< HEAD
-    """The value that was sent, with a file's name in place of that which it has in a worker.
-=======
     """A result as it was sent, with a file's name in place of that which it has in a worker.
->>>>>>> ray
 
     Args:
         found: what was sent.
@@ -127,11 +119,7 @@ class _Weighing(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 class _HeavyError(Exception):
-<<<<<<< HEAD
-    """A pickled object holds weights; the text of the error names its type."""
-=======
     """A function that holds weights is pickled; the text is their type."""
->>>>>>> ray
 
 
 def function_sent(load: Callable[[], Any]) -> bytes:

@@ -57,11 +57,7 @@ class Worker:
         return os.getpid()
 
     def load(self, function: bytes) -> Sent:
-<<<<<<< HEAD
-        """All that decides on numbers, by names that people know, once the model is loaded.
-=======
         """Load the model, and tell all that decides on numbers, by names that people know.
->>>>>>> ray
 
         Args:
             function: gives the model, pickled.
@@ -81,11 +77,7 @@ class Worker:
         return sent(self._room)
 
     def measure(self, call: bytes, share: str, before: bytes | None, name: str | None) -> Sent:
-<<<<<<< HEAD
-        """The end of a shard, with its checkpoint.
-=======
         """Measure a shard, whose checkpoint is sent.
->>>>>>> ray
 
         Args:
             call: the function and its arguments by name, but for the model, pickled.
@@ -139,11 +131,7 @@ class Worker:
     def _with_file(
         self, call: bytes, content: bytes | None, name: str | None, function: Callable[..., Any]
     ) -> Sent:
-<<<<<<< HEAD
-        """The result of a call of a function, with a file of its own, to be sent."""
-=======
         """The result of a function for a call, which has a file of its own."""
->>>>>>> ray
         # Torch keeps the number of threads of each thread, and Ray calls from several.
         torch.set_num_threads(self._threads)
         with TemporaryDirectory() as folder:
