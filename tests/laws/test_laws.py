@@ -278,7 +278,7 @@ def test_the_dict_of_sites_agrees_with_the_grid(swept: Swept) -> None:
     found = swept.sites.get_sites_dict(NNsight(swept.model), Llama3, tokens)
     grids = swept.sites.grids(swept.model, Llama3, swept.seq_len)
     assert {name: tuple(sites) for name, sites in found.items()} == {
-        name: grid.sites for name, grid in grids.items()
+        name: tuple(grid.sites) for name, grid in grids.items()
     }
 
 
