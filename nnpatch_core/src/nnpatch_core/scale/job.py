@@ -182,6 +182,8 @@ class Job:
             value = taken(sent, self.warned)
             if task.share is None:
                 results.append(value)
+        # Nobody waits until others have told how far they are.
+        self._hand_out()
         self._look()
         return results
 
