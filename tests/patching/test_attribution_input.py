@@ -438,7 +438,7 @@ def test_a_budget_that_no_prompt_fits_in(counted: Counted, options: Any) -> None
 
 def test_a_graph_needs_more_than_a_sweep(counted: Counted) -> None:
     """What a sweep does with is not enough where graphs are kept: the error says so."""
-    sites = Sites("resid", [0, 1], "last")
+    sites = Sites("resid", [0, 1], "each")
     budget = 1
     while True:
         try:

@@ -83,7 +83,7 @@ def same(one: PromptPairs, other: PromptPairs) -> None:
 def test_from_texts(tokenizer: Any) -> None:
     pairs = PromptPairs.from_texts(*TEXTS.values(), tokenizer)
     assert len(pairs) == 2
-    assert repr(pairs) == "PromptPairs(2 pairs of 6 tokens)"
+    assert repr(pairs) == "PromptPairs(2 pairs of 5 to 6 tokens)"
     assert pairs.dropped == ()
     assert pairs.pairs == tuple(TextPair(*texts) for texts in zip(*TEXTS.values(), strict=True))
     for run in ("source", "target"):

@@ -22,6 +22,7 @@ import nnpatch_core
 from nnpatch_core import Outcome, Sites, _safetensors, activation_patching
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, OutcomeError
 from nnpatch_core.sweep import checkpoint as checkpoint_module
+from nnpatch_core.sweep import stored
 from nnpatch_core.testing import tiny_api, tiny_model, traces
 from tests.helpers.samples import ONE
 
@@ -263,7 +264,7 @@ def test_the_folder_goes_away_while_the_sweep_runs(
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    real, left = checkpoint_module.write_file, [2]
+    real, left = stored.write_file, [2]
 
     def write(*arguments: Any) -> Any:
         left[0] -= 1
@@ -272,7 +273,7 @@ def test_the_folder_goes_away_while_the_sweep_runs(
             folder.rmdir()
         return real(*arguments)
 
-    monkeypatch.setattr(checkpoint_module, "write_file", write)
+    monkeypatch.setattr(stored, "write_file", write)
     with pytest.warns(CheckpointWarning, match="there is no folder") as told:
         found = sweep(folder / "f", memory_budget=BUDGET)
     assert len(told) == 1

@@ -108,9 +108,9 @@ def find_pairs(
         raise SubspaceError(f"site must be a Site, or Sites of one cell, got {shown(site)}")
     traced = as_nnsight(nnmodel)
     runs = _by_first_tokens(read_pairs(traced, PairArguments(pairs, None)))
-    sweep, runs = prepare(
-        traced, api, sites, runs, "logit_difference", Options(memory_budget=memory_budget)
-    )
+    options = Options(memory_budget=memory_budget)
+    # Nothing is swept: whole activations are kept.
+    sweep, runs = prepare(traced, api, sites, runs, "logit_difference", options, gathers=False)
     cells = sweep.patches.cells
     if not cells:
         raise SubspaceError("no pair has a token at the site: name other positions")
