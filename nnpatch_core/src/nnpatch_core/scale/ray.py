@@ -52,10 +52,10 @@ class RayWorkers:
 
             from nnpatch_core import Sites, activation_patching
             from nnpatch_core.scale import RayWorkers
-            from transformers import AutoModelForCausalLM
+            from nnpatch_core.testing import tiny_model
 
-            def load():
-                return AutoModelForCausalLM.from_pretrained("gpt2")
+            def load():  # such as AutoModelForCausalLM.from_pretrained(...)
+                return tiny_model("llama")
 
             with RayWorkers(load, workers=2) as pool:
                 out = activation_patching(pool, None, Sites("resid"), pairs)
