@@ -601,3 +601,12 @@ def test_a_plan_is_printed_in_words() -> None:
     for shown in (repr(plan), repr(bucket), repr(attrs.evolve(plan, cells=0, buckets=()))):
         assert "array" not in shown
         assert "\n" not in shown
+
+
+def test_a_budget_may_be_larger_than_any_memory() -> None:
+    runs = PatchedRuns(*(np.array(each) for each in ([0, 1], [0, 0], [1, 2], [0, 4])))
+    plan = make_plan(
+        runs, cells=2, batch=1, n_layers=3, seq_len=4, costs=Costs(8, 8, 0, 8), budget=10**40
+    )
+    assert plan.runs == 2
+    assert all(bucket.fitting > 10**18 for bucket in plan.buckets)

@@ -270,7 +270,8 @@ def _fitting(
             f"memory budget leaves {in_units(max(left, 0))}: raise memory_budget=, or give "
             "shorter prompts"
         )
-    fitting = left // each
+    # A budget may be any number, and an array's may not.
+    fitting = min(left // each, np.iinfo(np.int64).max)
     most = min(fitting, max(costs.tokens_at_once // tokens, 1))
     parts = math.ceil(count / most)
     edges: Integers = np.linspace(0, count, parts + 1).round().astype(np.int64)
