@@ -61,7 +61,7 @@ def test_what_is_missing_is_named(files: Files, nnpatch: Command) -> None:
     shard(nnpatch, files, "2/3")
     done = nnpatch("merge", "nnpatch-pairs")
     assert done.code == 2
-    assert "not all shards are measured; missing: 1, 3 of 3" in done.err
+    assert "not all shards are measured; missing: shards 1, 3 (of 3)" in done.err
     assert "Traceback" not in done.err
     # The rest is measured, and all is merged after all.
     for which in ("1/3", "3/3"):
@@ -92,7 +92,10 @@ def test_shards_of_other_runs(files: Files, nnpatch: Command) -> None:
 
 
 FAULTS = {
-    "no budget": (["--shard", "1/2"], "--shard: needs memory_budget, the same for all shards"),
+    "no budget": (
+        ["--shard", "1/2"],
+        "--shard: needs a memory budget (memory_budget, as '4 GiB'), the same for all shards",
+    ),
     "none": (["--shard", "3/2", *BUDGET], "--shard: there is no shard 3/2"),
     "words": (["--shard", "first", *BUDGET], "--shard: a shard is K/N, such as 3/16"),
     "estimate": (

@@ -182,8 +182,8 @@ class Settings:
     )  # fmt: skip
     reference: Path | None = _option(  # noqa: RUF009 - a field
         None,
-        "A table of prompts that means are taken over, or that are drawn from. By default the "
-        "table's own prompts.",
+        "A table of prompts that means are taken over, or that are drawn from: with other answers, "
+        "too. By default the table's own prompts.",
         HOW,
         methods=("ablation", "attribution", "edges", "circuit"),
     )
@@ -423,8 +423,8 @@ def _of_shard(settings: Settings) -> Iterator[str]:
         yield str(error)
     if settings.memory_budget is None:
         yield (
-            "needs memory_budget, the same for all shards: left to itself it is half of what is "
-            "free on each machine, and it decides what runs together"
+            "needs a memory budget (memory_budget, as '4 GiB'), the same for all shards: left to "
+            "itself it is half of what is free on each machine, and it decides what runs together"
         )
     if settings.method == "edges" and settings.estimate is not None and settings.top_k is None:
         yield "means nothing with estimate alone: all edges come of a few backwards"

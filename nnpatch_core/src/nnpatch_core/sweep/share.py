@@ -18,6 +18,8 @@ from nnpatch_core.errors import ShardError
 
 #: So many chunks for each share, and whole chunks are shared out: each opens its own alone.
 _CHUNKS = 4
+#: More shards than anybody has processes for.
+_MOST = 100_000
 
 
 @attrs.frozen
@@ -53,6 +55,8 @@ class Share:
                 f"a shard is K/N, such as 3/16 for the third of sixteen, got {shown(words)}"
             )
         number, count = map(int, found.groups())
+        if count > _MOST:
+            raise ShardError(f"shard {words} is one of too many: at most {_MOST} are allowed")
         if not 1 <= number <= count:
             raise ShardError(
                 f"there is no shard {words}: with /{count} they are 1/{count} to {count}/{count}"

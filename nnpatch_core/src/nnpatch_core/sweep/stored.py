@@ -169,7 +169,7 @@ class Stored:
         missing = [each for each in range(1, self.count + 1) if each not in self.shards]
         begun = sorted(each for each, finished in self.shards.items() if not finished)
         told = [
-            f"{words} {ranges(numbers)} of {self.count}"
+            f"{words} shard{'s' * (len(numbers) > 1)} {ranges(numbers)} (of {self.count})"
             for words, numbers in (("missing:", missing), ("begun, but not finished:", begun))
             if numbers
         ]
