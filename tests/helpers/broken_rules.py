@@ -24,6 +24,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "noise": ({"noise": True}, {"noise": False}),
     "zero-ablation": ({"ablation": "zero"}, {"ablation": "mean"}),
+    "one-answer": ({"one_answer": " are"}, {"one_answer": ""}),
     "several-sites": ({"together": "3 of 9 cells patch several sites"}, {"together": ""}),
     "one-direction": ({"one_way": True}, {"one_way": False}),
     "one-ablation": ({"circuit": True, "controls": ("random",)}, {"circuit": False}),

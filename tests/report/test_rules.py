@@ -237,3 +237,14 @@ def test_probability_alone() -> None:
     both = outcome({"mlp": AXES}, metrics=["answer_probability", "logit_difference"])
     assert "probability-alone" in rules_of(alone)
     assert "probability-alone" not in rules_of(both)
+
+
+@pytest.mark.parametrize(("method", "told"), [("mean", True), ("resample", True), ("zero", False)])
+def test_prompts_of_one_answer(method: str, told: bool) -> None:
+    found = attrs.evolve(outcome({"mlp": AXES}), kind=f"ablation ({method})")
+    count = found.count
+    one = attrs.evolve(found.prompts, answers={"source": (" are",) * count})
+    both = attrs.evolve(found.prompts, answers={"source": (" is", *(" are",) * (count - 1))})
+    assert ("one-answer" in rules_of(attrs.evolve(found, prompts=one))) is told
+    for prompts in (both, attrs.evolve(found.prompts, answers={})):
+        assert "one-answer" not in rules_of(attrs.evolve(found, prompts=prompts))

@@ -49,6 +49,7 @@ class Facts:
         prompts: how many prompts, or pairs of them, there are.
         noise: whether the source or the target run is one whose embeddings got noise.
         ablation: the method by which activations were taken away: `"zero"`, `"mean"`, `"resample"`.
+        one_answer: the answer that all prompts call for, where other prompts' activations are put.
         one_way: whether values went from the source to the target prompts alone, and never back.
         together: in words, how many cells patch several sites at once.
         width: the interval of the strongest.
@@ -69,6 +70,7 @@ class Facts:
     prompts: int = 0
     noise: bool = False
     ablation: str = ""
+    one_answer: str = ""
     one_way: bool = False
     together: str = ""
     width: Width | None = None

@@ -52,6 +52,16 @@ def _zero(facts: Facts) -> str | None:
     )
 
 
+def _one_answer(facts: Facts) -> str | None:
+    if not facts.one_answer:
+        return None
+    return (
+        f"All prompts call for {facts.one_answer!r}: their mean still carries it, and so does "
+        "another of them, so that what matters may seem not to. Unless reference= has prompts of "
+        "other answers, give some there."
+    )
+
+
 def _probability(facts: Facts) -> str | None:
     if not facts.metrics or not all(name in _PROBABILITIES for name in facts.metrics):
         return None
@@ -224,6 +234,7 @@ RULES = (
     Rule("probability-alone", sources.PRACTICES, _probability),
     Rule("noise", sources.PRACTICES, _noise),
     Rule("zero-ablation", sources.INTERPRETING, _zero),
+    Rule("one-answer", sources.IN_THE_WILD, _one_answer),
     Rule("several-sites", sources.PRACTICES, _several),
     Rule("one-direction", sources.INTERPRETING, _one_way),
     Rule("one-ablation", sources.NOT_ROBUST, _one_ablation),

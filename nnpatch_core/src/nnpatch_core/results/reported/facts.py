@@ -54,6 +54,7 @@ def facts_of(
             prompts=outcome.count,
             noise=_noise(outcome.kind, outcome.info),
             ablation=ablation_of(outcome.kind, outcome.info),
+            one_answer=_one_answer(outcome),
             one_way=outcome.scale == "restored" and not _both_ways(outcome),
             together=outcome.info.get("together", ""),
             # Where the denominator may be 0, that is what there is to say.
@@ -93,6 +94,14 @@ def ablation_of(kind: str, info: Mapping[str, str]) -> str:
     """The method by which activations were taken away; "" if they were another run's."""
     told = info.get("ablation", kind)
     return next((name for name in ("zero", "mean", "resample") if name in told), "")
+
+
+def _one_answer(outcome: Outcome) -> str:
+    """The answer that all prompts call for, where a mean or another of them is put; "" if none."""
+    if ablation_of(outcome.kind, outcome.info) not in ("mean", "resample") or outcome.count < 2:
+        return ""
+    answers = next(iter(outcome.prompts.answers.values()), ())
+    return answers[0] if len(answers) > 1 and len(set(answers)) == 1 else ""
 
 
 def _noise(kind: str, info: Mapping[str, str]) -> bool:
