@@ -242,7 +242,7 @@ class PromptPairs:
             ...     tiny_tokenizer([words]),
             ... )
             >>> pairs
-            PromptPairs(1 pair of 14 tokens)
+            PromptPairs(1 pair of 13 to 14 tokens)
             >>> {name: span.target.tolist() for name, span in pairs.spans.items()}
             {'A': [[3, 4]], 'B[0]': [[5, 6]], 'B[1]': [[9, 10]]}
         """
