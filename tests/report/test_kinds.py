@@ -236,3 +236,19 @@ def test_how_many_pairs_a_share_takes() -> None:
             if len(fewer) < count:
                 other = Proportion.of(fewer)
                 assert other.high - other.low > width
+
+
+@pytest.mark.filterwarnings("ignore::nnpatch_core.errors.StatisticsWarning")
+def test_a_value_that_is_1_for_any_prompts_says_so(tmp_path: Path) -> None:
+    """The stream at the last token after the last layer is all of the answer."""
+    model = tiny_model("llama")
+    source = torch.tensor([[5, 6, 7, last] for last in range(10, 18)])
+    target = torch.tensor([[5, 9, 7, last] for last in range(10, 18)])
+    answers = torch.tensor([1] * 8), torch.tensor([2] * 8)
+    told = {}
+    for layer in (1, 2):
+        sites = Sites("resid", [layer], "last")
+        out = activation_patching(model, None, sites, source, target, *answers, progress=False)
+        out.report(tmp_path / "report.html")
+        told[layer] = "1 for any prompts" in (tmp_path / "report.html").read_text("utf-8")
+    assert told == {1: False, 2: True}

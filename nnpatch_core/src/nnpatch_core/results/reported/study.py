@@ -16,6 +16,8 @@ from nnpatch_core.results.words import cell_name, in_digits, model_name
 if TYPE_CHECKING:
     from nnpatch_core.results.outcome import Outcome
 
+#: So near to 1 is an interval that holds no other number.
+_ONE = 1e-5
 #: Rows of the table of the strongest, and of them those that are seen at once.
 _ROWS, _SHOWN = 20, 10
 #: Rows of the tables of further metrics.
@@ -110,6 +112,10 @@ def _found(outcome: Outcome, top: Top, level: float) -> str:
     if "low" in row:
         sure = f", {100 * level:g} % interval {in_digits(row['low'])} to {in_digits(row['high'])}"
     told = "" if row.get("exact", True) else ", an estimate"
+    # As of the stream at the last token after the last layer, whatever the prompts are.
+    ends = [row[name] for name in ("low", "high") if name in row]
+    if outcome.scale == "restored" and ends and all(abs(end - 1) < _ONE for end in ends):
+        told += "; it is 1 for any prompts, as all of the answer passes there"
     return (
         f"By {outcome.metric} the strongest is {cell_name(row)}{others}: "
         f"{in_digits(row['value'])}{sure}{told}."
