@@ -149,7 +149,7 @@ class _Run:
         execution = opened.execution
         ran, elided = self.ran[group, chunk], execution.elided
         others = self._others(execution, group)
-        skipped = ran | others
+        skipped = ran if others is None else ran | others
         parts = execution.parts(skipped, columns_given(self.sweep.metrics, self.context))
         # An engine that cannot do it mostly says so here, before anything is counted.
         first = list(islice(parts, 1))
@@ -159,7 +159,9 @@ class _Run:
             self._note(self.waiting.elide(group, chunk, elided))
         for whole in chain(first, parts):
             # What shares a trace with cells of this share may be of another.
-            part = whole.only(~others[whole.cells, whole.prompts])
+            part = whole
+            if others is not None:
+                part = whole.only(~others[whole.cells, whole.prompts])
             self._measure(part, group, chunk, len(opened.target))
             fresh = int((~ran[part.cells, part.prompts]).sum())
             ran[part.cells, part.prompts] = True
@@ -174,10 +176,10 @@ class _Run:
         self.tally.elided[group, chunk] = torch.from_numpy(elided)
         self.tally.note(opened.engine.name, opened.fallback)
 
-    def _others(self, execution: Execution, group: slice) -> Booleans:
-        """`[cells, batch]`: what other shares measure."""
+    def _others(self, execution: Execution, group: slice) -> Booleans | None:
+        """`[cells, batch]`: what other shares measure; None where there are none."""
         if self.share is None:
-            return np.zeros_like(execution.elided)
+            return None
         if self.waiting is None:
             return self.share.others(execution, len(self.sweep.chunks))
         cells = self.share.other_cells(len(self.ran))[group]

@@ -79,8 +79,8 @@ class Share:
         """
         if chunks >= _CHUNKS * self.count:
             return np.zeros_like(execution.elided)
-        mine: Booleans = execution.shared_out(self.count) != self.number - 1
-        return mine
+        theirs: Booleans = execution.shared_out(self.count) != self.number - 1
+        return theirs
 
     def other_cells(self, cells: int) -> Booleans:
         """`[cells]`: which of so many others measure, where a cell waits for all of its prompts."""
