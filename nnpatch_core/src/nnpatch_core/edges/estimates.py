@@ -146,7 +146,7 @@ def _context(
     if logits:
         return runs.context(*logits[0])
     source, target = (
-        run_unpatched(sweep.nnmodel, batch, chunks) for batch in (runs.source, runs.target)
+        run_unpatched(sweep, batch, chunks) for batch in (runs.source, runs.target)
     )
     return runs.context(source, target)
 

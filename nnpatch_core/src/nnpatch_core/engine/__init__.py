@@ -3,7 +3,14 @@
 from nnpatch_core.engine.cone import NEVER, Plan, joined, leftmost, mlp_inside, plan_patches
 from nnpatch_core.engine.execution import Execution, Part
 from nnpatch_core.engine.replay import Replay, last_logits
-from nnpatch_core.engine.table import ENGINES, Choice, Engine, check_engine, choose_engines
+from nnpatch_core.engine.table import (
+    ENGINES,
+    Choice,
+    Engine,
+    check_engine,
+    choose_engines,
+    pieces_until,
+)
 
 __all__ = [
     "ENGINES",
@@ -20,5 +27,6 @@ __all__ = [
     "last_logits",
     "leftmost",
     "mlp_inside",
+    "pieces_until",
     "plan_patches",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -13,7 +13,8 @@ from torch import Tensor
 from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.execution import Part
-from nnpatch_core.memory import Limits
+from nnpatch_core.errors import MemoryBudgetError
+from nnpatch_core.memory import Limits, in_units
 from nnpatch_core.tracing import (
     Intervention,
     Patches,
@@ -92,6 +93,11 @@ def no_reason(_: Patches) -> None:
     """None: this engine runs every sweep."""
 
 
+def at_once(_: Patches, __: Sequence[Batch]) -> int:
+    """0: its prompts run whole."""
+    return 0
+
+
 def open_full(
     patches: Patches,
     target: Batch,
@@ -107,6 +113,16 @@ def open_full(
         intervention: what is put there.
         limits: the memory that the sweep may use, which is enough for one forward.
         logits: those of the unpatched run, where it was run before.
+
+    Raises:
+        MemoryBudgetError: prompts fit in memory in pieces alone.
     """
+    if limits.pieces is not None:
+        needed = in_units(limits.needs.recorded + limits.needs.forward)
+        raise MemoryBudgetError(
+            f"a whole forward of {target.seq_len} tokens needs {needed} with what is recorded, and "
+            f"memory_budget is {in_units(limits.budget)}: raise it, or give shorter prompts. "
+            "engine='cone' runs prompts in pieces, and cannot run this sweep"
+        )
     unpatched = forward(patches.nnmodel, target) if logits is None else logits
     return FullExecution(patches, target, intervention, unpatched)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import attrs
 from torch import Tensor
 
 from nnpatch_core._printable import shown
+from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone import (
     open_cone,
     open_cone_replay,
+    until_of,
     why_not_cone,
     why_rather_not_cone,
 )
 from nnpatch_core.engine.execution import Execution
-from nnpatch_core.engine.full import no_reason, open_full
+from nnpatch_core.engine.full import at_once, no_reason, open_full
 from nnpatch_core.engine.replay import Replay, open_full_replay
 from nnpatch_core.errors import EngineError, UnknownNameError
 from nnpatch_core.tracing import Patches
@@ -36,6 +38,8 @@ class Engine:
         open: opens it on some prompts: `(patches, target, intervention, limits, logits)`, where
             `logits` are those of the unpatched target run, or None if it was not run. It raises
             `EngineError` where the model turns out not to suit it.
+        until: for what is patched and the prompts of each run: the position left of which these
+            may run in pieces, where they do not fit in memory at once.
         open_replay: opens it for one cell with one site, to be patched over and over:
             `(patches, target, values, chunks, store)`. With the replay it gives the logits of the
             unpatched target run, or None; it raises as `open` does.
@@ -45,13 +49,14 @@ class Engine:
     why_not: Reason
     why_rather_not: Reason
     open: Callable[..., Execution]
+    until: Callable[[Patches, Sequence[Batch]], int]
     open_replay: Callable[..., tuple[Replay, Tensor | None]] = open_full_replay
 
 
 #: In the order in which `engine="auto"` prefers them; the last one runs every sweep.
 ENGINES = (
-    Engine("cone", why_not_cone, why_rather_not_cone, open_cone, open_cone_replay),
-    Engine("full", no_reason, no_reason, open_full, open_full_replay),
+    Engine("cone", why_not_cone, why_rather_not_cone, open_cone, until_of, open_cone_replay),
+    Engine("full", no_reason, no_reason, open_full, at_once, open_full_replay),
 )
 
 
@@ -81,6 +86,21 @@ def check_engine(name: Any) -> str:
     if not isinstance(name, str) or name not in names:
         raise UnknownNameError(f"unknown engine {shown(name)}; there are {', '.join(names)}")
     return name
+
+
+def pieces_until(name: str, patches: Patches, batches: Sequence[Batch]) -> int:
+    """The position left of which prompts may run in pieces, given the engine that was asked for.
+
+    Args:
+        name: of an engine, or `"auto"`.
+        patches: the cells.
+        batches: the prompts of each run.
+
+    Returns:
+        0 if none may.
+    """
+    likeliest = next(engine for engine in ENGINES if name in ("auto", engine.name))
+    return likeliest.until(patches, batches)
 
 
 def choose_engines(name: str, patches: Patches) -> Choice:

@@ -219,7 +219,7 @@ class AblationRuns:
 
     def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
         """See `Runs.unpatched`."""
-        return self.context(None, run_unpatched(sweep.nnmodel, self.target, chunks))
+        return self.context(None, run_unpatched(sweep, self.target, chunks))
 
     def check_baseline(self, context: MetricContext, baseline: Mapping[str, Baseline]) -> None:
         """See `Runs.check_baseline`."""

@@ -28,7 +28,7 @@ from nnpatch_core.sweep import (
     label_prompts,
     run_unpatched,
 )
-from nnpatch_core.tracing import Intervention, Patches, record
+from nnpatch_core.tracing import Intervention, Patches, begin, record
 
 
 def read_two(nnmodel: Any, given: PairArguments) -> tuple[Batch, Batch]:
@@ -144,9 +144,9 @@ class PairRuns:
         def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
             places, store, own = some.patches.places, some.limits.store, mask[chunk]
             first = some.patches.first_taken if some.trimmed else 0
-            logits, activations = record(
-                some.nnmodel, self.source.rows(chunk), places, store, first
-            )
+            source, edges, layers = self.source.rows(chunk), some.limits.edges, some.patches.n_layers
+            begun = begin(some.nnmodel, source, edges, layers) if edges else None
+            logits, activations = record(some.nnmodel, source, places, store, first, begun)
             if first:
                 own = own.clone()
                 own[:, : some.patches.first] = 0
@@ -182,7 +182,7 @@ class PairRuns:
     def unpatched(self, sweep: Sweep, chunks: Sequence[slice]) -> MetricContext:
         """See `Runs.unpatched`."""
         source, target = (
-            run_unpatched(sweep.nnmodel, batch, chunks) for batch in (self.source, self.target)
+            run_unpatched(sweep, batch, chunks) for batch in (self.source, self.target)
         )
         return self.context(source, target)
 

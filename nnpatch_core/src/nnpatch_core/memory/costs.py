@@ -29,6 +29,10 @@ class Costs:
         """Bytes that a row of `tokens` tokens needs while it runs."""
         return tokens * (self.token + seq_len * self.score) + seq_len * self.context + self.row
 
+    def tokens_within(self, left: int, seq_len: int) -> int:
+        """How many tokens of a row fit into so many bytes; below 1 if none do."""
+        return (left - seq_len * self.context - self.row) // (self.token + seq_len * self.score)
+
 
 def in_units(count: int) -> str:
     """A number of bytes as people read it.

@@ -11,6 +11,7 @@ from nnpatch_core._models import input_device
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory.costs import in_units
 from nnpatch_core.memory.needs import Needs, host_memory, memory_budget, needs_of
+from nnpatch_core.memory.pieces import Pieces, pieces_of
 from nnpatch_core.tracing import Patches
 
 _HOST = torch.device("cpu")
@@ -65,6 +66,7 @@ class Limits:
         prompts: how many prompts run together.
         store: where recorded runs lie; None is where they were computed.
         gathered: bytes of host memory for cells whose logits wait, besides the first one.
+        pieces: how prompts are run one after another in pieces; None is at once.
     """
 
     needs: Needs
@@ -73,11 +75,17 @@ class Limits:
     prompts: int
     store: torch.device | None
     gathered: int = 0
+    pieces: Pieces | None = None
 
     @property
     def recorded(self) -> int:
         """Bytes on the device that the recorded run of a prompt takes."""
         return 0 if self.store is not None else self.needs.recorded
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """The pieces in which prompts are run before the last one; none where all runs at once."""
+        return [] if self.pieces is None else self.pieces.edges
 
     def chunks(self, batch: int, size: int | None = None) -> list[slice]:
         """The prompts that run together, of `batch` prompts; `size` of them, if that is given."""
@@ -101,6 +109,7 @@ def limits_of(
     places: int = 1,
     trimmed: bool = False,
     padded: bool = True,
+    until: int = 0,
 ) -> Limits:
     """Decide how many prompts run together, and where what is recorded of them lies.
 
@@ -118,6 +127,8 @@ def limits_of(
         places: at how many positions of a prompt its logits are computed.
         trimmed: whether nothing is recorded left of the first position that is patched.
         padded: whether some prompt has padding.
+        until: the tokens left of this position may run in pieces, where all do not fit at once; 0
+            if none may.
 
     Raises:
         MemoryBudgetError: `given` is malformed, or one prompt does not fit in it; or the logits of
@@ -129,7 +140,8 @@ def limits_of(
     wanted = min(batch_size or batch, batch)
     device = input_device(model)
     own = device is not None and device.type != "cpu"
-    room = max(needs.forward, needs.longest)
+    forward = needs.forward
+    room = max(forward, needs.longest)
     # The logits of both runs stay, and all of them are in host memory.
     fixed = needs.logits * (2 * batch + _TRIED)
     together = 0 if gathered is None else gathered.least(batch * needs.logits)
@@ -149,11 +161,17 @@ def limits_of(
                 f"{gathered.words(together, batch)}, are more than half of the free host memory by "
                 f"{in_units(-host)}: {gathered.advice}, or give fewer prompts"
             )
-    fitting = usable // 2 // (recorded + needs.forward)
+    pieces = None
+    fitting = usable // 2 // (recorded + forward)
     if own and fitting < wanted:
         recorded = 0
-        fitting = usable // 2 // needs.forward
+        fitting = usable // 2 // forward
     least = recorded + room
+    if least > usable and until:
+        pieces = pieces_of(until, seq_len, needs.costs, usable - recorded)
+        forward = needs.costs.bytes_of(max(pieces.tokens, seq_len - until), seq_len)
+        least = recorded + max(forward, needs.longest)
+        fitting = usable // 2 // (recorded + forward)
     if least > usable:
         enough = fixed + least + min(kept_back, least)
         if given is not None or ((gathered is not None or places > 1) and fixed > budget):
@@ -174,7 +192,7 @@ def limits_of(
         budget, usable = enough, least
     prompts = max(min(fitting, wanted), 1)
     store = None if recorded else _HOST
-    return Limits(needs, budget, usable, prompts, store, waiting)
+    return Limits(needs, budget, usable, prompts, store, waiting, pieces)
 
 
 def _refusal(needed: str, budget: int, gathered: Gathered | None, places: int) -> str:

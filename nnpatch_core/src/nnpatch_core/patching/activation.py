@@ -166,7 +166,7 @@ def activation_patching(
     options = Options(batch_size, budget_of(file, memory_budget), progress, seed=drawn)
     traced = as_nnsight(nnmodel)
     runs = read_pairs(traced, arguments, metric_data=metric_data, confident=force_model_confidence)
-    sweep, runs = prepare(traced, api, sites, runs, metric, options)
+    sweep, runs = prepare(traced, api, sites, runs, metric, options, engine=engine)
     choice = choose_engines(engine, sweep.patches)
     warn_of_chunks(sweep, sweep.chunks)
     if screen_options is None:

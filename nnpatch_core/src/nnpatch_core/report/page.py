@@ -42,6 +42,7 @@ _NAMES = {
     "fallback": "not the cone engine, because",
     "hooks": "hooks on the model",
     "groups": "groups",
+    "pieces": "long prompts",
     "subspace": "limited to",
     "elided": "not run",
     "together": "several at once",

@@ -239,7 +239,7 @@ def _open_replay(
             EngineWarning,
         )
     if logits is None:
-        logits = run_unpatched(sweep.nnmodel, runs.target, sweep.chunks)
+        logits = run_unpatched(sweep, runs.target, sweep.chunks)
     return replay, logits, fallback
 
 

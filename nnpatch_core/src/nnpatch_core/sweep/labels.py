@@ -93,6 +93,7 @@ def outcome(
             **({} if sweep.options.seed is None else {"seed": str(sweep.options.seed)}),
             **_together(sweep),
             **_subspaces(sweep),
+            **_pieces(sweep),
             "elided": known_in_words(*runs_known(cells.values())),
             **provenance(sweep.options.call, model, adapters),
             **versions(),
@@ -106,6 +107,12 @@ def _together(sweep: Sweep) -> dict[str, str]:
     cells = sweep.patches.cells
     several = int((np.diff(cells.ends) > 1).sum())
     return {"together": f"{several} of {len(cells)} cells patch several sites"} if several else {}
+
+
+def _pieces(sweep: Sweep) -> dict[str, str]:
+    """How recorded runs were made in pieces, if they were."""
+    pieces = sweep.limits.pieces
+    return {} if pieces is None else {"pieces": f"recorded runs in {pieces}"}
 
 
 def _subspaces(sweep: Sweep) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import attrs
 
 from nnpatch_core._models import module_of
+from nnpatch_core.engine import pieces_until
 from nnpatch_core.metrics import MetricSpec, name_metrics
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.seq_pos import PromptBatch
@@ -28,6 +29,7 @@ def prepare(
     options: Options,
     *,
     gathers: bool = True,
+    engine: str = "full",
 ) -> tuple[Sweep, _Runs]:
     """A sweep of the cells that some prompt has a token for, and its runs as metrics read them.
 
@@ -39,6 +41,7 @@ def prepare(
         metric: as the user names it.
         options: how the sweep may run.
         gathers: whether logits wait for those of a cell's other prompts, if a metric wants it.
+        engine: that may run it, by name, or `"auto"`.
 
     Raises:
         PatchingError: one of its kinds, for whatever is wrong.
@@ -53,14 +56,16 @@ def prepare(
     given, runs = runs, runs.read_by(metrics, module_of(nnmodel))
     layout = layout.repeated(len(runs.target) // len(prompts))
     padded = any(bool((batch.mask == 0).any()) for batch in runs.batches.values())
+    trimmed = gathers and runs.trims
     sweep = Sweep.of(
         layout,
         runs.target,
         metrics,
         options,
         gathers=gathers,
-        trimmed=gathers and runs.trims,
+        trimmed=trimmed,
         padded=padded,
+        until=pieces_until(engine, layout.patches, [*runs.batches.values()]) if trimmed else 0,
     )
     runs.check(sweep)
     patches = runs.aligned(layout.patches)

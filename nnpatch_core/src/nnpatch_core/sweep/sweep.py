@@ -27,7 +27,7 @@ from nnpatch_core.metrics import (
 from nnpatch_core.results import Baseline
 from nnpatch_core.sweep.layout import Layout
 from nnpatch_core.sweep.provenance import Call
-from nnpatch_core.tracing import Patches, forward, forward_hooks, in_words
+from nnpatch_core.tracing import Patches, begin, forward, forward_hooks, in_words
 
 
 def _batch_size(value: Any) -> int | None:
@@ -74,6 +74,7 @@ class Sweep:
         target: the prompts that are patched.
         trimmed: whether nothing is recorded left of the first position that is patched.
         padded: whether some prompt has padding.
+        until: the tokens left of this position may run in pieces; 0 if none may.
     """
 
     layout: Layout
@@ -83,6 +84,7 @@ class Sweep:
     target: Batch
     trimmed: bool = False
     padded: bool = True
+    until: int = 0
 
     @property
     def batch(self) -> int:
@@ -149,6 +151,7 @@ class Sweep:
         gathers: bool,
         trimmed: bool = False,
         padded: bool = True,
+        until: int = 0,
     ) -> Sweep:
         """Lay metrics on cells, and cut the prompts to the memory.
 
@@ -160,18 +163,19 @@ class Sweep:
             gathers: whether logits wait for those of a cell's other prompts, if a metric wants it.
             trimmed: whether nothing is recorded left of the first position that is patched.
             padded: whether some prompt has padding.
+            until: the tokens left of this position may run in pieces; 0 if none may.
 
         Raises:
             PatchingError: one of its kinds, for whatever is wrong.
         """
         # Its limits go by all the rest.
         none: Any = None
-        sweep = cls(layout, metrics, options, none, target, trimmed, padded)
+        sweep = cls(layout, metrics, options, none, target, trimmed, padded, until)
         return attrs.evolve(sweep, limits=sweep.limits_of(gathers=gathers))
 
     def to_estimate(self) -> Sweep:
         """The same sweep, of which no logits wait for others, as they do where it is measured."""
-        whole = attrs.evolve(self, trimmed=False)
+        whole = attrs.evolve(self, trimmed=False, until=0)
         return attrs.evolve(whole, limits=whole.limits_of(gathers=False))
 
     def limits_of(self, *, gathers: bool) -> Limits:
@@ -198,6 +202,7 @@ class Sweep:
             places=_places(self.target),
             trimmed=self.trimmed,
             padded=self.padded,
+            until=self.until,
         )
 
     def groups(self, columns: int) -> list[slice]:
@@ -258,9 +263,17 @@ def check_padding(patches: Patches, batch: Batch) -> Batch:
     return batch
 
 
-def run_unpatched(nnmodel: Any, batch: Batch, chunks: Sequence[slice]) -> Tensor:
+def run_unpatched(sweep: Sweep, batch: Batch, chunks: Sequence[slice]) -> Tensor:
     """The logits of each prompt with nothing patched, as `forward` gives them."""
-    return torch.cat([forward(nnmodel, batch.rows(chunk)) for chunk in chunks])
+    return torch.cat([_unpatched(sweep, batch.rows(chunk)) for chunk in chunks])
+
+
+def _unpatched(sweep: Sweep, batch: Batch) -> Tensor:
+    nnmodel, edges = sweep.nnmodel, sweep.limits.edges
+    if not edges:
+        return forward(nnmodel, batch)
+    begun = begin(nnmodel, batch, edges, sweep.patches.n_layers)
+    return forward(nnmodel, batch, cache=begun.given, start=begun.start)
 
 
 def baselines(sweep: Sweep, context: MetricContext) -> dict[str, Baseline]:

@@ -10,6 +10,7 @@ from nnpatch_core.tracing.activations import (
     write_component,
 )
 from nnpatch_core.tracing.attention import any_shape
+from nnpatch_core.tracing.begun import Begun, begin, pieces_differ, with_cache
 from nnpatch_core.tracing.call_arguments import kept_arguments, of_rows
 from nnpatch_core.tracing.cells import BoundSite, Cell, Cells, Numbers, columns_of, ends_of
 from nnpatch_core.tracing.hooks import (
@@ -32,6 +33,7 @@ from nnpatch_core.tracing.put import (
     put_site,
     tokens_of,
 )
+from nnpatch_core.tracing.record import record
 from nnpatch_core.tracing.sites_read import (
     Caught,
     ReadSite,
@@ -40,12 +42,13 @@ from nnpatch_core.tracing.sites_read import (
     watching,
     widths_of,
 )
-from nnpatch_core.tracing.trace import Kept, call, forward, picked, record
+from nnpatch_core.tracing.trace import Kept, call, forward, picked
 from nnpatch_core.tracing.widths import check_space, width_of
 
 __all__ = [
     "LAYER_INPUT",
     "LAYER_OUTPUT",
+    "Begun",
     "BoundSite",
     "Caught",
     "Cell",
@@ -62,6 +65,7 @@ __all__ = [
     "appended_to",
     "as_patched",
     "backward_hooks",
+    "begin",
     "call",
     "check_forwards",
     "check_space",
@@ -75,6 +79,7 @@ __all__ = [
     "kept_arguments",
     "of_rows",
     "picked",
+    "pieces_differ",
     "put",
     "put_site",
     "read",
@@ -87,7 +92,9 @@ __all__ = [
     "traces",
     "watching",
     "width_of",
+    "with_cache",
     "widths_of",
+    "with_cache",
     "write",
     "write_component",
 ]

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import attrs
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from nnpatch_core.adapters import Place
 from nnpatch_core.seq_pos import Positions, spread
@@ -151,6 +152,7 @@ def as_patched(
     positions: Positions | None = None,
     cell: int = 0,
     limit: Limit | None = None,
+    start: int = 0,
 ) -> Tensor:
     """A copy of `[batch, seq, width]` in which all that may be patched is.
 
@@ -161,15 +163,18 @@ def as_patched(
         positions: only at these, with their sources; None is all.
         cell: the cell's number, for an intervention that looks at it.
         limit: only this part of the component, or of each of its heads; None is all of it.
+        start: the position of the activation's first token; left of it nothing may be patched.
     """
     patched, tokens = activation.detach().clone(), tokens_of(intervention.mask, positions, cell)
     if limit is None:
-        put(patched, place, tokens, intervention)
+        put(patched, place, tokens, intervention, start=start)
         return patched
     columns = place.columns(activation.shape[-1])
     if columns is not None:
         columns = (columns if limit.by_head else columns.flatten())[None]
-    put(patched, place, tokens, intervention, columns=columns, space=limit.space)
+    put(
+        patched, place, tokens, intervention, start=start, columns=columns, space=limit.space
+    )
     return patched
 
 
@@ -180,16 +185,17 @@ def differs(
     positions: Positions | None = None,
     cell: int = 0,
     limit: Limit | None = None,
+    start: int = 0,
 ) -> Tensor:
     """`[batch, seq, heads or 1]`, bool: where patching changes the activation, bitwise.
 
-    Arguments are those of `as_patched`.
+    Arguments are those of `as_patched`; it is of all positions, those left of `start` too.
     """
-    patched = as_patched(activation, place, intervention, positions, cell, limit)
+    patched = as_patched(activation, place, intervention, positions, cell, limit, start)
     other = _bits(activation) != _bits(patched)
     columns = place.columns(activation.shape[-1])
     by_head = other[..., None, :] if columns is None else other[..., columns.to(other.device)]
-    return by_head.any(-1)
+    return pad(by_head.any(-1), (0, 0, start, 0))
 
 
 def _bits(value: Tensor) -> Tensor:

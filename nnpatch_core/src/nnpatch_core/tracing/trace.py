@@ -17,10 +17,8 @@ from nnpatch_core._models import (
     runs_on_meta,
     with_weights,
 )
-from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import AdapterError
-from nnpatch_core.tracing.activations import read
 from nnpatch_core.tracing.observer import report
 from nnpatch_core.tracing.own_runs import running
 from nnpatch_core.tracing.sites_read import Caught, joined, sites_of, watching
@@ -42,14 +40,14 @@ class Kept:
     of: Callable[[Tensor, Caught], Tensor]
 
 
-def kept_of(batch: Batch) -> Kept:
-    """Which part `batch.read` asks for."""
+def kept_of(batch: Batch, start: int = 0) -> Kept:
+    """Which part `batch.read` asks for, of a run from one position on."""
     read = batch.read
     if read is None:
         return Kept(1, lambda logits, _: logits[:, -1].to("cpu", torch.float32, copy=True))
     prompts = torch.arange(len(batch), device="cpu")[:, None].expand_as(read)
     padding = batch.read_padding
-    asked, pick = picked(prompts, read, batch.seq_len)
+    asked, pick = picked(prompts, read - start, batch.seq_len - start)
 
     def of(logits: Tensor, caught: Caught) -> Tensor:
         read = pick(logits).masked_fill(padding[..., None], torch.nan)
@@ -121,7 +119,7 @@ def forward(
     model = with_weights(nnmodel)
     device = input_device(model)
     logits: list[Tensor] = []
-    kept = kept_of(batch) if kept is None else kept
+    kept = kept_of(batch, start) if kept is None else kept
 
     def body() -> None:
         if visit is not None:
@@ -170,43 +168,6 @@ def _logits(output: Any, model: Any) -> Tensor:
             "[batch, seq, vocab]: load it by AutoModelForCausalLM"
         )
     return logits
-
-
-def record(
-    nnmodel: Any,
-    batch: Batch,
-    places: Sequence[Place],
-    store: torch.device | None = None,
-    first: int = 0,
-) -> tuple[Tensor, dict[Location, Tensor]]:
-    """Run `batch` and keep the whole activations at some places.
-
-    Args:
-        nnmodel: the model, wrapped by nnsight.
-        batch: the prompts.
-        places: where, in the order in which a forward reaches them.
-        store: the device on which activations lie; None is where they were computed.
-        first: the first position that is kept.
-
-    Returns:
-        The logits as `forward` gives them, and `[batch, positions from first on, width]` for each
-        `Place.location`.
-    """
-    kept: dict[Location, Tensor] = {}
-    shape = (batch.tokens.shape[0], batch.tokens.shape[1])
-
-    def visit(traced: Any) -> None:
-        for place in places:
-            if place.location not in kept:
-                activation = read(traced, place, shape)
-                kept[place.location] = _kept(activation[:, first:], store)
-
-    return forward(nnmodel, batch, visit), kept
-
-
-def _kept(activation: Tensor, store: torch.device | None) -> Tensor:
-    # A copy: later layers may work in place.
-    return activation.clone() if store is None else activation.to(store, copy=True)
 
 
 def call(

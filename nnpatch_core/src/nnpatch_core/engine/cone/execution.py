@@ -50,7 +50,7 @@ def open_cone(
         EngineError: the model cannot be recorded.
         MemoryBudgetError: a single run does not fit.
     """
-    run = record_target(patches, target, intervention, limits.store)
+    run = record_target(patches, target, intervention, limits.store, edges=limits.edges)
     plan = plan_patches(patches, run.changed, len(target), target.seq_len, limits)
     return ConeExecution(patches, intervention, run, plan, find_unembedding(patches.model))
 

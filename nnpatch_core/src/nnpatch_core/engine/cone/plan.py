@@ -18,7 +18,7 @@ from nnpatch_core._html import block, preformatted
 from nnpatch_core.engine.cone.buckets import Bucket, Buckets, counted
 from nnpatch_core.engine.cone.patched_runs import PatchedRuns, first_layer
 from nnpatch_core.errors import MemoryBudgetError
-from nnpatch_core.memory import Costs, in_units
+from nnpatch_core.memory import Costs, Pieces, in_units
 
 
 def _buckets(buckets: Iterable[Bucket]) -> Buckets:
@@ -37,6 +37,7 @@ class Plan:
         seq_len: tokens per prompt, padding included.
         recorded: bytes of the recorded runs.
         shortest: tokens of the shortest prompt; None if it is not told.
+        pieces: how recorded runs are made in pieces; None if at once.
     """
 
     buckets: Buckets = attrs.field(converter=_buckets)
@@ -46,6 +47,7 @@ class Plan:
     seq_len: int
     recorded: int = 0
     shortest: int | None = None
+    pieces: Pieces | None = None
 
     def __repr__(self) -> str:
         traces = counted(len(self.buckets), "trace")
@@ -154,6 +156,7 @@ class Plan:
                 f"traces        {len(self.buckets)}{rows}",
                 f"token-layers  {self.token_layers}, {self._share:.2%} of {self.full_token_layers}",
                 f"peak          {in_units(self.peak)}, {in_units(self.recorded)} of it recorded",
+                *(() if self.pieces is None else (f"recorded runs in {self.pieces}",)),
             )
         )
 

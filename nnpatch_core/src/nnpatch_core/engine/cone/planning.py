@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import attrs
+
 from nnpatch_core.engine.cone.patched_runs import Changed, patched_runs
 from nnpatch_core.engine.cone.plan import Plan, make_plan
 from nnpatch_core.memory import Limits
@@ -23,7 +25,7 @@ def plan_patches(
     Raises:
         MemoryBudgetError: a single patched run does not fit.
     """
-    return make_plan(
+    made = make_plan(
         patched_runs(patches, batch, changed),
         cells=len(patches.cells),
         batch=batch,
@@ -33,3 +35,4 @@ def plan_patches(
         budget=limits.usable,
         recorded=batch * limits.recorded,
     )
+    return attrs.evolve(made, pieces=limits.pieces)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nnpatch_core._upstream import cache_keywords
 from nnpatch_core.adapters import ModelAPI, tables
-from nnpatch_core.tracing import Patches, forward_hooks, in_words
+from nnpatch_core.batch import Batch
+from nnpatch_core.tracing import Patches, forward_hooks, in_words, pieces_differ
 
 
 def why_not_cone(patches: Patches) -> str | None:
@@ -36,6 +39,23 @@ def why_rather_not_cone(patches: Patches) -> str | None:
         f"the model has {in_words(hooks)}, which may treat rows, or passes of few tokens, each "
         "in its own way: engine='cone' runs it all the same, and compares unpatched rows"
     )
+
+
+def until_of(patches: Patches, batches: Sequence[Batch]) -> int:
+    """The position left of which prompts may run in pieces; 0 if they may not.
+
+    From it on is all that a sweep records or reads, and all that it runs of patched prompts.
+
+    Args:
+        patches: the cells.
+        batches: the prompts of each run.
+    """
+    model = patches.model
+    reason = why_not_cone(patches) or why_rather_not_cone(patches) or pieces_differ(model)
+    if reason is not None or any(batch.sites for batch in batches):
+        return 0
+    reads = [int(batch.read.min()) for batch in batches if batch.read is not None]
+    return max(min([patches.first_taken, *reads]), 0)
 
 
 def _alike(one: ModelAPI, other: ModelAPI) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Booleans, Integers
-from nnpatch_core._models import follow, module_of
-from nnpatch_core._upstream import KeysValues, cache_keywords, recorded, recording
+from nnpatch_core._models import follow
+from nnpatch_core._upstream import KeysValues, recorded
 from nnpatch_core.adapters import OUTPUT, STAGES, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone.patched_runs import NEVER, Changed, leftmost
-from nnpatch_core.errors import EngineError, PatchingError
 from nnpatch_core.seq_pos import Positions
 from nnpatch_core.tracing import (
     LAYER_INPUT,
@@ -25,10 +24,12 @@ from nnpatch_core.tracing import (
     Intervention,
     Patches,
     Prepared,
+    begin,
     differs,
     forward,
     read,
     read_component,
+    with_cache,
 )
 
 
@@ -67,6 +68,7 @@ def record_target(
     intervention: Intervention,
     store: torch.device | None = None,
     first: int | None = None,
+    edges: Sequence[tuple[int, int]] = (),
 ) -> TargetRun:
     """Run `batch`, and keep what runs that enter above, or to the right, will need.
 
@@ -76,32 +78,44 @@ def record_target(
         intervention: what is put there.
         store: where what is kept lies; None is where it was computed.
         first: the first position of which activations are kept; None is the first that is patched.
+        edges: the pieces in which what is left of that is run before, if not at once.
 
     Raises:
         EngineError: the model does not hand out its keys and values.
     """
     first = patches.first if first is None else first
-    shape, stages = (len(batch), batch.seq_len), {place.stage for place in patches.places}
+    begun = begin(patches.nnmodel, batch, edges, patches.n_layers) if edges else None
+    start = 0 if begun is None else begun.start
+    shape = (len(batch), batch.seq_len - start)
+    stages = {place.stage for place in patches.places}
     inputs: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     rests: dict[int, tuple[Any, ...] | None] = {}
-    changes = _Changes(patches, intervention, batch.reaching[..., None])
+    changes = _Changes(patches, intervention, batch.reaching[..., None], start)
 
     def visit(traced: Any) -> None:
         for layer in range(patches.n_layers):
             envoy = follow(traced, f"{patches.layers}.{layer}")
             # Runs that begin at an output enter after the layer, all others before it.
             if stages & set(range(layer * STAGES, layer * STAGES + OUTPUT)):
-                inputs[layer] = _stored(read_component(envoy, LAYER_INPUT)[:, first:], store)
+                inputs[layer] = _stored(read_component(envoy, LAYER_INPUT)[:, first - start :], store)
             for place in patches.places:
                 if place.layer == layer:
                     changes.note(place, read(traced, place, shape))
             output = envoy.output
             rests[layer] = tuple(output[1:]) if isinstance(output, tuple | list) else None
             if layer * STAGES + OUTPUT in stages:
-                outputs[layer] = _stored(read_component(envoy, LAYER_OUTPUT)[:, first:], store)
+                outputs[layer] = _stored(read_component(envoy, LAYER_OUTPUT)[:, first - start :], store)
 
-    keyword, logits, kept = _with_cache(patches.nnmodel, batch, visit, patches.n_layers)
+    def run(cache: Mapping[str, Any]) -> Tensor:
+        return forward(patches.nnmodel, batch, visit, cache=cache, start=start)
+
+    if begun is None:
+        keyword, logits, cache = with_cache(patches.nnmodel, patches.n_layers, run)
+        kept = recorded(cache)
+    else:
+        logits = run(begun.given)
+        keyword, kept = begun.keyword, begun.kept
     if store is not None:
         kept = [None if pair is None else (pair[0].to(store), pair[1].to(store)) for pair in kept]
     return TargetRun(batch, logits, first, inputs, outputs, rests, kept, keyword, changes)
@@ -118,6 +132,8 @@ class _Changes:
     patches: Patches
     intervention: Intervention
     reaching: Tensor | bool = True
+    #: The position of the first token that is read; left of it nothing is patched.
+    start: int = 0
     _known: dict[object, Tensor] = attrs.field(factory=dict, init=False)
     #: The intervention, if it knows what it moves.
     _knowing: Prepared | None = attrs.field(init=False)
@@ -132,7 +148,14 @@ class _Changes:
             return
         if not self.intervention.by_cell:
             for alignment, limit in self.patches.put_at[place]:
-                changed = differs(activation, place, self.intervention, alignment, limit=limit)
+                changed = differs(
+                    activation,
+                    place,
+                    self.intervention,
+                    alignment,
+                    limit=limit,
+                    start=self.start,
+                )
                 self._known[place, alignment, limit] = changed.cpu() & self.reaching
             return
         cells = self.patches.cells
@@ -143,7 +166,9 @@ class _Changes:
             limit = cells.limit(int(cells.sites.space[site]), int(cells.sites.head[site]))
             key = (cell, place, at, limit)
             if key not in self._known:
-                changed = differs(activation, place, self.intervention, at, cell, limit)
+                changed = differs(
+                    activation, place, self.intervention, at, cell, limit, self.start
+                )
                 self._known[key] = changed.cpu() & self.reaching
 
     def starts(self, cells: Cells, first: int) -> Integers:
@@ -232,31 +257,6 @@ def _alike(rows: Integers, columns: Sequence[Integers | Booleans]) -> Iterator[I
     order = np.argsort(which.reshape(-1), kind="stable")
     edges = np.flatnonzero(np.diff(which.reshape(-1)[order])) + 1
     yield from np.split(rows[order], edges)
-
-
-def _with_cache(
-    nnmodel: Any, batch: Batch, visit: Callable[[Any], None], n_layers: int
-) -> tuple[str, Tensor, Sequence[KeysValues]]:
-    """Run `batch`, and find under which keyword the model leaves its keys and values.
-
-    Raises:
-        EngineError: under none.
-    """
-    problems = []
-    for keyword in cache_keywords(module_of(nnmodel)):
-        cache = recording(n_layers)
-        try:
-            logits = forward(nnmodel, batch, visit, cache={keyword: cache})
-        except (PatchingError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            problems.append(f"given {keyword}=, {type(error).__name__}: {error}")
-            continue
-        kept = recorded(cache)
-        if any(pair is not None for pair in kept):
-            return keyword, logits, kept
-        problems.append(f"given {keyword}=, it leaves nothing in it")
-    raise EngineError(f"the model does not hand out keys and values: {'; '.join(problems)}")
 
 
 def _stored(value: Tensor, store: torch.device | None) -> Tensor:
