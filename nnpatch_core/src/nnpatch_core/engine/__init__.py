@@ -1,6 +1,7 @@
 """Patched runs, exactly: cells and interventions go in, patched runs' logits come out."""
 
 from nnpatch_core.engine.cone import NEVER, Plan, joined, leftmost, mlp_inside, plan_patches
+from nnpatch_core.engine.even import even_shares
 from nnpatch_core.engine.execution import Execution, Part
 from nnpatch_core.engine.replay import Replay, last_logits
 from nnpatch_core.engine.table import (
@@ -23,6 +24,7 @@ __all__ = [
     "Replay",
     "check_engine",
     "choose_engines",
+    "even_shares",
     "joined",
     "last_logits",
     "leftmost",

@@ -37,8 +37,9 @@ class _Task:
     """A worker at work.
 
     Args:
-        share: what it measures; None is the outcome of all.
+        share: what it measures, or runs unpatched; None is the outcome of all.
         hand: the worker.
+        unpatched: whether it runs that share with nothing patched.
         known: how much of it is measured, from 0 to 1.
         moved: when that was more than before.
         look: how far it is, asked and not answered yet.
@@ -46,6 +47,7 @@ class _Task:
 
     share: Share | None
     hand: Hand
+    unpatched: bool = False
     known: float = 0.0
     moved: float = attrs.field(factory=time.monotonic)
     look: Any = None
@@ -62,6 +64,7 @@ class Job:
         shows: whether there is a bar.
         workers: how many there are.
         measured: what was measured before.
+        apart: whether workers run prompts unpatched for one another, before they patch.
     """
 
     pool: Pool
@@ -70,6 +73,7 @@ class Job:
     shows: bool
     workers: int
     measured: Stored | None
+    apart: bool = False
     at_work: dict[Any, _Task] = attrs.field(factory=dict)
     left: deque[Share | None] = attrs.field(factory=deque)
     #: How often each share has lost its worker, and how far the sweep was then.
@@ -79,6 +83,9 @@ class Job:
     warned: set[Any] = attrs.field(factory=set)
     keeps: float = attrs.field(factory=lambda: time.monotonic() + _KEEP)
     unwritten: bool = False
+    #: References to the logits of unpatched runs, once all are there.
+    unpatched: list[Any] = attrs.field(factory=list)
+    running_unpatched: bool = False
     started: float = attrs.field(factory=time.monotonic)
     spent: float = attrs.field(init=False)
 
@@ -87,6 +94,8 @@ class Job:
 
     def run(self) -> Any:
         """The result of the sweep."""
+        if self.apart and self.workers > 1:
+            self._run_unpatched()
         count = 1 if self.workers == 1 else self.workers * _SHARDS
         self.left.extend(Share(number, count) for number in range(1, count + 1))
         with self._ending(), make_bar(count, self.shows, desc="shards", bar_format=_BAR) as bar:
@@ -106,6 +115,19 @@ class Job:
                 for found in self._collect():
                     return found
         raise AssertionError  # pragma: no cover - the loop ends by its result
+
+    def _run_unpatched(self) -> None:
+        """Let workers run all prompts unpatched, a share each; where all run together it is none.
+
+        Otherwise each worker would run all of them, and where cells are few that is the most of it.
+        """
+        self.running_unpatched = True
+        self.left.extend(Share(each, self.workers) for each in range(1, self.workers + 1))
+        with self._ending():
+            while self.left or self.at_work:
+                self._hand_out()
+                self._collect()
+        self.running_unpatched = False
 
     @property
     def _tasks(self) -> list[_Task]:
@@ -150,12 +172,15 @@ class Job:
             if self.left and hand.loading is None and id(hand) not in busy:
                 share, content = self.left.popleft(), self._content()
                 name = None if self.path is None else str(self.path)
-                if share is None:
+                if self.running_unpatched:
+                    call = hand.actor.unpatched.remote(self.call, str(share))
+                elif share is None:
                     assert content is not None
-                    call = hand.actor.finish.remote(self.call, content, name)
+                    call = hand.actor.finish.remote(self.call, content, name, *self.unpatched)
                 else:
-                    call = hand.actor.measure.remote(self.call, str(share), content, name)
-                self.at_work[call] = _Task(share, hand)
+                    given = self.call, str(share), content, name
+                    call = hand.actor.measure.remote(*given, *self.unpatched)
+                self.at_work[call] = _Task(share, hand, self.running_unpatched)
 
     def _collect(self) -> list[Any]:
         """Take what workers have done; gives the outcome, once it is there."""
@@ -174,13 +199,15 @@ class Job:
             except ray.exceptions.RayError as error:
                 self._lost(task, words_of(error))
                 continue
-            if task.share is not None:
+            if task.share is not None and not task.unpatched:
                 self._keep(sent.kept)
             if sent.exhausted:
                 self._lost(task, f"its memory ran out ({sent.error})")
                 continue
             value = taken(sent, self.warned)
-            if task.share is None:
+            if task.unpatched:
+                self.unpatched.append(reference)
+            elif task.share is None:
                 results.append(value)
         # Nobody waits until others have told how far they are.
         self._hand_out()
@@ -237,6 +264,8 @@ class Job:
         self.failed[share] = self.failed[share] + 1 if self.furthest.get(share) == known else 1
         self.furthest[share] = known
         what = "the outcome" if share is None else f"shard {share}"
+        if task.unpatched:
+            what = f"unpatched runs {share}"
         self.pool.replace(task.hand)
         if self.failed[share] >= _TRIES:
             raise WorkerError(

@@ -26,6 +26,9 @@ from nnpatch_core.scale.pool import Pool
 from nnpatch_core.scale.sending import call_sent, function_sent
 from nnpatch_core.sweep import Stored, resumed
 
+#: Sweeps that run all prompts unpatched before anything else.
+_APART = ("ablation_patching", "activation_patching", "path_patching")
+
 
 class RayWorkers:
     """Processes of Ray that each load the model; they stand for it in the sweeps.
@@ -149,7 +152,8 @@ class RayWorkers:
             raise WorkerError("these workers are at work for another call: wait for its outcome")
         try:
             call = pool.ray.put(call_sent(sweep, own))
-            result = Job(pool, call, path, shows, self._count, before).run()
+            apart = sweep.__name__ in _APART and given.get("screen") is None
+            result = Job(pool, call, path, shows, self._count, before, apart).run()
         finally:
             self._busy.release()
         return _told(result, self._count, before)

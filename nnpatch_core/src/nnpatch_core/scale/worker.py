@@ -6,7 +6,8 @@ import os
 import pickle
 import platform
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +19,16 @@ from nnpatch_core._models import as_nnsight, input_device, module_of, with_weigh
 from nnpatch_core.memory import memory_budget
 from nnpatch_core.plugins import load_plugins
 from nnpatch_core.scale.sending import Sent, renamed, sent
-from nnpatch_core.scale.shards import measure_shard
-from nnpatch_core.sweep import checksum, versions
+from nnpatch_core.sweep import (
+    Held,
+    Logits,
+    Share,
+    ShareFile,
+    ShareMeasured,
+    UnpatchedRun,
+    checksum,
+    versions,
+)
 
 #: The name of a checkpoint in a worker's own folder.
 _FILE = "shard"
@@ -51,6 +60,8 @@ class Worker:
         self._begun: float | None = None
         self._path: Path | None = None
         self._model: Any = None
+        #: What is known of the unpatched runs of the sweep at hand, whose call it is.
+        self._held: tuple[bytes, Held] = (b"", Held())
 
     def begun(self) -> int:
         """The process, which is there."""
@@ -76,7 +87,31 @@ class Worker:
         """The `Room` of this worker."""
         return sent(self._room)
 
-    def measure(self, call: bytes, share: str, before: bytes | None, name: str | None) -> Sent:
+    def unpatched(self, call: bytes, share: str) -> Sent:
+        """Run a share of the prompts with nothing patched.
+
+        Args:
+            call: the function and its arguments by name, but for the model, pickled.
+            share: which share.
+
+        Returns:
+            The logits by chunk and run, as arrays; none where all prompts run together.
+        """
+        self._begun, self._known = None, 0.0
+        held = Held(wanted=Share.of(share), told=self._tell)
+
+        def run(sweep: Any, given: Mapping[str, Any], path: Path) -> Any:
+            try:
+                sweep(self._model, checkpoint=ShareFile(path, None, held=held), **given)
+            except UnpatchedRun as found:
+                return {number: _arrays(each) for number, each in found.logits.items()}
+            raise AssertionError("the sweep has no unpatched runs")
+
+        return self._with_file(call, None, None, run)
+
+    def measure(
+        self, call: bytes, share: str, before: bytes | None, name: str | None, *unpatched: Sent
+    ) -> Sent:
         """Measure a shard, whose checkpoint is sent.
 
         Args:
@@ -84,28 +119,34 @@ class Worker:
             share: which shard.
             before: a checkpoint of what was measured before; None if nothing was.
             name: of the user's checkpoint.
+            *unpatched: what workers have sent as `unpatched`.
         """
         self._begun, self._known = None, 0.0
+        held = self._holding(call, unpatched)
 
         def measured(sweep: Any, given: Mapping[str, Any], path: Path) -> None:
-            measure_shard(
-                sweep, self._model, shard=share, checkpoint=path, told=self._tell, **given
-            )
+            file = ShareFile(path, Share.of(share), self._tell, held)
+            with suppress(ShareMeasured):
+                sweep(self._model, checkpoint=file, **given)
 
         return self._with_file(call, before, name, measured)
 
-    def finish(self, call: bytes, measured: bytes, name: str | None) -> Sent:
+    def finish(self, call: bytes, measured: bytes, name: str | None, *unpatched: Sent) -> Sent:
         """The result of a sweep of which all is measured.
 
         Args:
             call: the function and its arguments by name, but for the model, pickled.
             measured: the checkpoint.
             name: of the user's checkpoint.
+            *unpatched: what workers have sent as `unpatched`.
         """
         self._begun, self._known = None, 0.0
+        held = self._holding(call, unpatched)
+        # What was recorded is not needed any more.
+        self._held = b"", Held()
 
         def finished(sweep: Any, given: Mapping[str, Any], path: Path) -> Any:
-            return sweep(self._model, checkpoint=path, **given)
+            return sweep(self._model, checkpoint=ShareFile(path, None, held=held), **given)
 
         return self._with_file(call, measured, name, finished)
 
@@ -122,6 +163,17 @@ class Worker:
             return self._known, path.read_bytes()
         except OSError:
             return self._known, None
+
+    def _holding(self, call: bytes, unpatched: Sequence[Sent]) -> Held:
+        """What is known of the unpatched runs of a call, and kept from one share to the next."""
+        if self._held[0] != call:
+            known = {
+                number: {name: torch.from_numpy(each) for name, each in logits.items()}
+                for part in unpatched
+                for number, logits in part.value.items()
+            }
+            self._held = call, Held(keeps=True, unpatched=known)
+        return self._held[1]
 
     def _tell(self, known: float) -> None:
         # What other shards have counts from the first moment on.
@@ -164,6 +216,11 @@ class Worker:
         if device is not None and device.type == "cuda":
             where = f"{where} {torch.cuda.get_device_properties(device).uuid}"
         return Room(where, memory_budget(None, model))
+
+
+def _arrays(logits: Logits) -> dict[str, Any]:
+    """Logits as Ray hands them out without a copy."""
+    return {name: each.numpy() for name, each in logits.items()}
 
 
 def releases() -> dict[str, str]:

@@ -6,6 +6,7 @@ from nnpatch_core.sweep.cost import plan_of
 from nnpatch_core.sweep.estimated import estimate_sweep
 from nnpatch_core.sweep.estimation import Repairs, check_repairs
 from nnpatch_core.sweep.fingerprint import telling
+from nnpatch_core.sweep.held import Held, Logits, UnpatchedRun
 from nnpatch_core.sweep.labels import label_prompts, outcome, versions
 from nnpatch_core.sweep.layout import Layout, lay_out
 from nnpatch_core.sweep.lined_up import warn_of_columns
@@ -14,7 +15,8 @@ from nnpatch_core.sweep.prepared import prepare
 from nnpatch_core.sweep.progress import make_bar
 from nnpatch_core.sweep.provenance import resumed
 from nnpatch_core.sweep.runs import Runs, Values
-from nnpatch_core.sweep.share import Share, ShareFile, ShareMeasured
+from nnpatch_core.sweep.share import Share, ShareMeasured
+from nnpatch_core.sweep.share_file import ShareFile
 from nnpatch_core.sweep.spaces_told import space_parts
 from nnpatch_core.sweep.stored import Stored
 from nnpatch_core.sweep.sweep import (
@@ -32,7 +34,9 @@ from nnpatch_core.sweep.versions import Versions
 
 __all__ = [
     "Checkpoint",
+    "Held",
     "Layout",
+    "Logits",
     "Options",
     "Repairs",
     "Runs",
@@ -42,6 +46,7 @@ __all__ = [
     "Stored",
     "Sweep",
     "Tally",
+    "UnpatchedRun",
     "Values",
     "Versions",
     "baselines",

@@ -16,6 +16,7 @@ from nnpatch_core.errors import EngineError
 from nnpatch_core.metrics import MetricContext, columns_given, measure
 from nnpatch_core.results import Baseline
 from nnpatch_core.sweep.checkpoint import Checkpoint
+from nnpatch_core.sweep.cost import shared_work
 from nnpatch_core.sweep.fallback import warn_of_fallback
 from nnpatch_core.sweep.gather import Measured, Waiting
 from nnpatch_core.sweep.opened import Opened
@@ -68,8 +69,13 @@ def run_cells(
     if sweep.waiting:
         waiting = Waiting.of(sweep.waiting, context, tally.done.any(1).numpy())
     ran = tally.done.numpy().copy()
+    own = None
+    if share is not None and waiting is None:
+        own = share.chunks(*shared_work(sweep, changed))
     with Progress(count, sweep.batch, sweep.options.progress) as progress:
-        run = _Run(sweep, context, waiting, tally, ran, changed, progress, checkpoint, share)
+        run = _Run(
+            sweep, context, waiting, tally, ran, changed, progress, checkpoint, share, own
+        )
         chunks, groups = sweep.chunks, [slice(0, count)]
         if waiting is not None and len(chunks) > 1:
             groups = sweep.groups(waiting.width)
@@ -98,8 +104,9 @@ class _Run:
     """A sweep at work, and what it has measured so far.
 
     `ran` is `[cells, batch]`: what was run, though its cell may still wait to be measured;
-    `changed` `[batch, seq]`: where a patch may put something else; `told` the reason that the user
-    was told for a dearer engine.
+    `changed` `[batch, seq]`: where a patch may put something else; `own` `[chunks]` which chunks the
+    share has, if shares are of whole ones; `told` the reason that the user was told for a dearer
+    engine.
     """
 
     sweep: Sweep
@@ -111,6 +118,7 @@ class _Run:
     progress: Progress
     checkpoint: Checkpoint | None
     share: Share | None
+    own: Booleans | None
     told: list[str] = attrs.field(factory=list)
 
     def has(self, group: slice, chunk: int) -> bool:
@@ -119,7 +127,7 @@ class _Run:
             return True
         if self.waiting is not None:
             return not self.share.other_cells(len(self.ran))[group].all()
-        return self.share.has_chunk(chunk, len(self.sweep.chunks))
+        return self.own is None or bool(self.own[chunk])
 
     def chunk(self, opened: Opened, some: Sweep, group: slice, chunk: slice) -> None:
         """Run a group of the cells, of which `some` is the sweep, in a chunk of the prompts."""
@@ -181,7 +189,7 @@ class _Run:
         if self.share is None:
             return None
         if self.waiting is None:
-            return self.share.others(execution, len(self.sweep.chunks))
+            return None if self.own is not None else self.share.others(execution)
         cells = self.share.other_cells(len(self.ran))[group]
         return np.broadcast_to(cells[:, None], execution.elided.shape)
 

@@ -15,9 +15,10 @@ from nnpatch_core._files import check_file
 from nnpatch_core._parts import check_folder, clean_up
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, ShardError
+from nnpatch_core.sweep.held import Held
 from nnpatch_core.sweep.identity import UNTOLD, Identity
 from nnpatch_core.sweep.provenance import Call
-from nnpatch_core.sweep.share import ShareFile
+from nnpatch_core.sweep.share_file import ShareFile
 from nnpatch_core.sweep.stored import Stored
 from nnpatch_core.sweep.tally import Tally
 
@@ -44,6 +45,8 @@ class Checkpoint:
         self.share = path.share if isinstance(path, ShareFile) else None
         #: Is told how far the sweep is, from 0 to 1.
         self.tell = path.told if isinstance(path, ShareFile) else float
+        #: What is known of the runs in which nothing is patched.
+        self.held = path.held if isinstance(path, ShareFile) else Held()
         self._finished = False
         self._wait = 0.0
         self._identity: Identity = {}

@@ -8,8 +8,10 @@ import torch
 
 from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core.engine import NEVER, Plan, joined, leftmost, plan_patches
+from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory import Limits
 from nnpatch_core.seq_pos import NONE, Positions
+from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.tracing import Cells, Patches
 
 
@@ -24,12 +26,41 @@ def plan_of(patches: Patches, limits: Limits, changed: Booleans) -> Plan:
     Raises:
         MemoryBudgetError: a single run does not fit.
     """
+    return joined(plans_of(patches, limits, changed))
+
+
+def plans_of(patches: Patches, limits: Limits, changed: Booleans) -> list[Plan]:
+    """The plan of each chunk of the prompts; arguments and errors are those of `plan_of`."""
     batch, seq_len = changed.shape
     plans = []
     for chunk in limits.chunks(batch):
         here, some = changed[chunk], patches.rows(chunk)
         plans.append(plan_patches(some, _Told(here), len(here), seq_len, limits))
-    return joined(plans)
+    return plans
+
+
+def shared_work(sweep: Sweep, changed: Booleans) -> tuple[Integers, Integers]:
+    """The work of recording each chunk of the prompts, and of its patched runs, in token-layers.
+
+    Args:
+        sweep: what is patched.
+        changed: `[batch, seq]`: where a patch may put something else than what was there.
+
+    Returns:
+        `[chunks]` of both.
+    """
+    patches, limits = sweep.patches, sweep.limits
+    sizes = np.array([chunk.stop - chunk.start for chunk in sweep.chunks])
+    whole = sizes * sweep.seq_len * patches.n_layers
+    try:
+        plans = plans_of(patches, limits, changed)
+    except MemoryBudgetError:
+        # Too long to be run from the middle, so that each is a whole forward.
+        patched = whole * len(patches.cells)
+    else:
+        patched = np.array([plan.token_layers for plan in plans])
+    # A source run and a target run; of an ablation it is one, or as many.
+    return 2 * whole, patched
 
 
 @attrs.frozen(eq=False)

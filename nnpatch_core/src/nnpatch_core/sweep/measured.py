@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from nnpatch_core._models import evaluating
@@ -10,6 +11,7 @@ from nnpatch_core.metrics import MetricContext
 from nnpatch_core.results import Outcome
 from nnpatch_core.sweep.cells import run_cells
 from nnpatch_core.sweep.checkpoint import Checkpoint
+from nnpatch_core.sweep.held import Held
 from nnpatch_core.sweep.identity import identity
 from nnpatch_core.sweep.labels import outcome
 from nnpatch_core.sweep.opened import Opened, open_prompts
@@ -34,13 +36,17 @@ def measure_sweep(
     Raises:
         PatchingError: one of its kinds; bad input before any cell runs.
     """
+    held = Held() if checkpoint is None else checkpoint.held
     with evaluating(sweep.patches.model):
+        held.check_wanted(sweep, runs)
         values, kept = None, []
         if runs.ablation is None:
             values = runs.values(sweep)
             # Where all prompts run together, the recorded runs are the unpatched ones too.
-            kept = [_open(sweep, runs, values, choice, each) for each in _only(sweep.chunks)]
-        context = _context(sweep, runs, kept)
+            for each in _only(sweep.chunks):
+                make = functools.partial(_open, sweep, runs, values, choice, each)
+                kept.append(held.open(sweep, make))
+        context = _context(sweep, runs, kept, held)
         baseline, versions = baselines(sweep, context), Versions.of(sweep, runs.reading)
         once = versions.baselines(baseline)
         runs.check_baseline(context.once, once)
@@ -53,7 +59,9 @@ def measure_sweep(
 
         def opened(some: Sweep, chunk: slice) -> Opened:
             # Handed over, not kept: it must not stay in memory beside what is opened later.
-            return kept.pop() if kept else _open(some, runs, values, choice, chunk)
+            if kept:
+                return kept.pop()
+            return held.open(some, lambda: _open(some, runs, values, choice, chunk))
 
         changed = runs.changed & values.mask.bool().cpu().numpy()
         tally = run_cells(sweep, context, baseline, opened, checkpoint, changed=changed)
@@ -76,12 +84,12 @@ def _only(chunks: Sequence[slice]) -> Sequence[slice]:
     return chunks if len(chunks) == 1 else ()
 
 
-def _context(sweep: Sweep, runs: Runs, kept: Sequence[Opened]) -> MetricContext:
+def _context(sweep: Sweep, runs: Runs, kept: Sequence[Opened], held: Held) -> MetricContext:
     for opened in kept:
         # Values of no run of prompts come without the source run.
         if opened.source_logits is not None:
             return runs.context(opened.source_logits, opened.execution.logits)
-    return runs.unpatched(sweep, sweep.chunks)
+    return held.context(sweep, runs)
 
 
 def _open(sweep: Sweep, runs: Runs, values: Values, choice: Choice, chunk: slice) -> Opened:

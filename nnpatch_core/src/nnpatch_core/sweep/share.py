@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
 
-from nnpatch_core._arrays import Booleans
+from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core._printable import shown
-from nnpatch_core.engine import Execution
+from nnpatch_core.engine import Execution, even_shares
 from nnpatch_core.errors import ShardError
 
-#: So many chunks for each share, and whole chunks are shared out: each opens its own alone.
-_CHUNKS = 4
 #: More shards than anybody has processes for.
 _MOST = 100_000
 
@@ -66,19 +61,30 @@ class Share:
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
 
-    def has_chunk(self, chunk: int, chunks: int) -> bool:
-        """Whether it measures anything in a chunk of the prompts; there are so many."""
-        return chunks < _CHUNKS * self.count or chunk % self.count == self.number - 1
+    def chunks(self, recorded: Integers, patched: Integers) -> Booleans | None:
+        """`[chunks]`: which chunks of the prompts it measures; None where all shares measure in all.
 
-    def others(self, execution: Execution, chunks: int) -> Booleans:
-        """`[cells, batch]`: what other shares measure of a chunk that this one has.
+        Shares of whole chunks record only their own, but may be less even than shares of patched
+        runs. The cheaper way is taken, by the share that has most to do.
+
+        Args:
+            recorded: `[chunks]`, the work of what is recorded.
+            patched: `[chunks]`, the work of the patched runs.
+        """
+        work = recorded + patched
+        shares = even_shares(work, self.count)
+        most = np.bincount(shares, weights=work, minlength=self.count).max()
+        if most > recorded.sum() + patched.sum() / self.count:
+            return None
+        own: Booleans = shares == self.number - 1
+        return own
+
+    def others(self, execution: Execution) -> Booleans:
+        """`[cells, batch]`: what other shares measure of a chunk, where patched runs are shared out.
 
         Args:
             execution: the chunk, opened.
-            chunks: how many there are.
         """
-        if chunks >= _CHUNKS * self.count:
-            return np.zeros_like(execution.elided)
         theirs: Booleans = execution.shared_out(self.count) != self.number - 1
         return theirs
 
@@ -86,25 +92,6 @@ class Share:
         """`[cells]`: which of so many others measure, where a cell waits for all of its prompts."""
         found: Booleans = np.arange(cells) * self.count // max(cells, 1) != self.number - 1
         return found
-
-
-@attrs.frozen
-class ShareFile(os.PathLike[str]):
-    """The checkpoint of one share: a sweep that is given it measures that share, and stops.
-
-    Args:
-        path: the file.
-        share: what is measured.
-        told: is told, as the sweep goes on, how much of all is measured or another share's, from 0
-            to 1.
-    """
-
-    path: Path
-    share: Share
-    told: Callable[[float], object] = attrs.field(default=float, eq=False)
-
-    def __fspath__(self) -> str:
-        return os.fspath(self.path)
 
 
 class ShareMeasured(Exception):  # noqa: N818 - it is no error

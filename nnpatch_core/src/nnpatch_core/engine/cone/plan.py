@@ -5,7 +5,6 @@ It is pure: it knows numbers of layers, tokens and bytes, and no model.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -17,6 +16,7 @@ from nnpatch_core._arrays import Integers
 from nnpatch_core._html import block, preformatted
 from nnpatch_core.engine.cone.buckets import Bucket, Buckets, counted
 from nnpatch_core.engine.cone.patched_runs import PatchedRuns, first_layer
+from nnpatch_core.engine.even import even_shares
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory import Costs, Pieces, in_units
 
@@ -124,19 +124,8 @@ class Plan:
         return found
 
     def shared_out(self, count: int) -> Integers:
-        """`[buckets]`: which of `count` shares each is in, so that all have about the same work.
-
-        The largest first, each to the share with the least: at most a third more than the best
-        (Graham, "Bounds on Multiprocessing Timing Anomalies", 1969).
-        """
-        work = self.token_layers_of_each
-        shares = np.zeros(len(work), dtype=np.int32)
-        least = [(0, share) for share in range(count)]
-        for bucket in np.argsort(-work, kind="stable").tolist():
-            taken, share = heapq.heappop(least)
-            shares[bucket] = share
-            heapq.heappush(least, (taken + int(work[bucket]), share))
-        return shares
+        """`[buckets]`: which of `count` shares each is in, by its work; see `even_shares`."""
+        return even_shares(self.token_layers_of_each, count)
 
     def token_layers_of(self, bucket: Bucket) -> int:
         """Tokens that pass a layer in one bucket, over all layers."""
