@@ -11,6 +11,8 @@ import attrs
 import torch
 
 from nnpatch_core.engine.cone import execution as cone
+from nnpatch_core.interventions import pairs
+from nnpatch_core.sweep import held
 from nnpatch_core.testing import tiny_model
 
 
@@ -36,7 +38,20 @@ class Scene:
             return found
 
         cone.ConeExecution._run = watched
+        for module, name in ((held, "unpatched"), (pairs, "unpatched again")):
+            self._watch(module, name)
         return tiny_model("llama")
+
+    def _watch(self, module: Any, name: str) -> None:
+        """Write down each time a module runs prompts unpatched."""
+        real, scene = module.run_unpatched, self
+
+        def watched(*arguments: Any) -> Any:
+            scene.happens()
+            (scene.folder / name).open("a").write(f"{os.getpid()}\n")
+            return real(*arguments)
+
+        module.run_unpatched = watched
 
     def happens(self) -> None:
         """What this very worker is to suffer."""

@@ -95,6 +95,36 @@ def test_any_sites_and_padding(pool: RayWorkers, data: st.DataObject) -> None:
     assert all(one[name].nan_to_num(9.0).equal(two[name].nan_to_num(9.0)) for name in one)
 
 
+@pytest.mark.parametrize("order", ["", "exhausted"])
+@pytest.mark.filterwarnings("ignore")
+def test_prompts_in_chunks_run_unpatched_once_for_all_workers(
+    pool: RayWorkers, scene: Scene, order: str
+) -> None:
+    options: dict[str, Any] = {"batch_size": 1, "memory_budget": "1 GiB", "progress": False}
+    call = (tiny_api(), SITES, SOURCE, TARGET, *ANSWERS)
+    if order:
+        scene.order(order)
+    two = activation_patching(pool, *call, **options)
+    # A source run and a target run of each; what a lost worker had begun is run again.
+    once = 2 * len(SOURCE)
+    ran = scene.pids("unpatched")
+    assert len(ran) == once if not order else once <= len(ran) < 2 * once
+    assert order or len({*ran}) == 2
+    assert scene.pids("unpatched again") == []
+    one = activation_patching(tiny_model("llama"), *call, **options)
+    assert all(one[name].equal(two[name]) for name in one)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_prompts_that_run_together_are_their_own_unpatched_runs(
+    pool: RayWorkers, scene: Scene
+) -> None:
+    activation_patching(
+        pool, tiny_api(), SITES, SOURCE, TARGET, *ANSWERS, memory_budget="1 GiB", progress=False
+    )
+    assert scene.pids("unpatched") == scene.pids("unpatched again") == []
+
+
 def test_one_worker_after_the_other_and_by_keyword(pool: RayWorkers) -> None:
     out = activation_patching(
         nnmodel=pool, api=tiny_api(), sites=SITES, source_tokens=PAIRS, memory_budget=BUDGET,
