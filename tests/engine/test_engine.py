@@ -642,3 +642,11 @@ def test_estimate_counts_prompts_that_have_not_begun(monkeypatch: pytest.MonkeyP
 
 def test_tiny_api_runs_in_the_cone_engine(full: Outcome) -> None:
     assert gap(sweep(api=tiny_api()), full) < 1e-5
+
+
+def test_a_plan_tells_the_work_of_recorded_runs() -> None:
+    model = tiny_model("llama")
+    of_two = plan_sweep(model, Llama3, SITES, SOURCE, TARGET)
+    of_one = plan_sweep(model, Llama3, SITES, None, TARGET)
+    one = TARGET.numel() * of_two.n_layers
+    assert (of_two.recorded_token_layers, of_one.recorded_token_layers) == (2 * one, one)

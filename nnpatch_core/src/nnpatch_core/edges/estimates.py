@@ -145,9 +145,7 @@ def _context(
     logits = [(each.logits, each.layers.target.logits) for each in kept if each.logits is not None]
     if logits:
         return runs.context(*logits[0])
-    source, target = (
-        run_unpatched(sweep, batch, chunks) for batch in (runs.source, runs.target)
-    )
+    source, target = (run_unpatched(sweep, batch, chunks) for batch in (runs.source, runs.target))
     return runs.context(source, target)
 
 

@@ -144,7 +144,11 @@ class PairRuns:
         def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
             places, store, own = some.patches.places, some.limits.store, mask[chunk]
             first = some.patches.first_taken if some.trimmed else 0
-            source, edges, layers = self.source.rows(chunk), some.limits.edges, some.patches.n_layers
+            source, edges, layers = (
+                self.source.rows(chunk),
+                some.limits.edges,
+                some.patches.n_layers,
+            )
             begun = begin(some.nnmodel, source, edges, layers) if edges else None
             logits, activations = record(some.nnmodel, source, places, store, first, begun)
             if first:

@@ -135,4 +135,5 @@ def plan_sweep(
         )
     made = plan_of(patches, limits, (changed.cpu() & mask.cpu().bool()).numpy())
     shortest = min(int(each.mask.sum(1).min()) for each in (source, target))
-    return attrs.evolve(made, shortest=shortest)
+    recorded = 1 if source_tokens is None else 2
+    return attrs.evolve(made, shortest=shortest, recorded_runs=recorded)

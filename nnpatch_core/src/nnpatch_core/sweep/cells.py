@@ -73,9 +73,7 @@ def run_cells(
     if share is not None and waiting is None:
         own = share.chunks(*shared_work(sweep, changed))
     with Progress(count, sweep.batch, sweep.options.progress) as progress:
-        run = _Run(
-            sweep, context, waiting, tally, ran, changed, progress, checkpoint, share, own
-        )
+        run = _Run(sweep, context, waiting, tally, ran, changed, progress, checkpoint, share, own)
         chunks, groups = sweep.chunks, [slice(0, count)]
         if waiting is not None and len(chunks) > 1:
             groups = sweep.groups(waiting.width)
@@ -104,9 +102,9 @@ class _Run:
     """A sweep at work, and what it has measured so far.
 
     `ran` is `[cells, batch]`: what was run, though its cell may still wait to be measured;
-    `changed` `[batch, seq]`: where a patch may put something else; `own` `[chunks]` which chunks the
-    share has, if shares are of whole ones; `told` the reason that the user was told for a dearer
-    engine.
+    `changed` `[batch, seq]`: where a patch may put something else; `own` `[chunks]`: which chunks
+    the share has, if shares are of whole ones; `told` the reason that the user was told for a
+    dearer engine.
     """
 
     sweep: Sweep

@@ -52,15 +52,14 @@ def shared_work(sweep: Sweep, changed: Booleans) -> tuple[Integers, Integers]:
     patches, limits = sweep.patches, sweep.limits
     sizes = np.array([chunk.stop - chunk.start for chunk in sweep.chunks])
     whole = sizes * sweep.seq_len * patches.n_layers
+    # A source run and a target run; of an ablation it is one, or as many.
+    recorded = 2 * whole
     try:
         plans = plans_of(patches, limits, changed)
     except MemoryBudgetError:
         # Too long to be run from the middle, so that each is a whole forward.
-        patched = whole * len(patches.cells)
-    else:
-        patched = np.array([plan.token_layers for plan in plans])
-    # A source run and a target run; of an ablation it is one, or as many.
-    return 2 * whole, patched
+        return recorded, whole * len(patches.cells)
+    return recorded, np.array([plan.token_layers for plan in plans])
 
 
 @attrs.frozen(eq=False)

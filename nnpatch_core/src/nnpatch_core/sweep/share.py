@@ -62,7 +62,7 @@ class Share:
         return f"{self.number}/{self.count}"
 
     def chunks(self, recorded: Integers, patched: Integers) -> Booleans | None:
-        """`[chunks]`: which chunks of the prompts it measures; None where all shares measure in all.
+        """`[chunks]`: which chunks of the prompts it measures; None where all are shared out.
 
         Shares of whole chunks record only their own, but may be less even than shares of patched
         runs. The cheaper way is taken, by the share that has most to do.
@@ -80,7 +80,7 @@ class Share:
         return own
 
     def others(self, execution: Execution) -> Booleans:
-        """`[cells, batch]`: what other shares measure of a chunk, where patched runs are shared out.
+        """`[cells, batch]`: what other shares measure of a chunk that is shared out.
 
         Args:
             execution: the chunk, opened.

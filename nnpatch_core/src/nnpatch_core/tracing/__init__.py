@@ -92,7 +92,6 @@ __all__ = [
     "traces",
     "watching",
     "width_of",
-    "with_cache",
     "widths_of",
     "with_cache",
     "write",

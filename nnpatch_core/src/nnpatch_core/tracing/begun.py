@@ -71,9 +71,7 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
         raise MemoryBudgetError(f"{_TOO_LONG}, as {error}: {_ADVICE}") from error
     _check(nnmodel, first, Begun(end, keyword, cache), n_layers)
     for start, end in others:
-        forward(
-            nnmodel, _columns(batch, end), cache={keyword: cache}, start=start, kept=_NONE
-        )
+        forward(nnmodel, _columns(batch, end), cache={keyword: cache}, start=start, kept=_NONE)
     return Begun(end, keyword, cache)
 
 

@@ -172,9 +172,7 @@ def as_patched(
     columns = place.columns(activation.shape[-1])
     if columns is not None:
         columns = (columns if limit.by_head else columns.flatten())[None]
-    put(
-        patched, place, tokens, intervention, start=start, columns=columns, space=limit.space
-    )
+    put(patched, place, tokens, intervention, start=start, columns=columns, space=limit.space)
     return patched
 
 

@@ -38,6 +38,7 @@ class Plan:
         recorded: bytes of the recorded runs.
         shortest: tokens of the shortest prompt; None if it is not told.
         pieces: how recorded runs are made in pieces; None if at once.
+        recorded_runs: how many runs of each prompt are recorded.
     """
 
     buckets: Buckets = attrs.field(converter=_buckets)
@@ -48,6 +49,7 @@ class Plan:
     recorded: int = 0
     shortest: int | None = None
     pieces: Pieces | None = None
+    recorded_runs: int = 2
 
     def __repr__(self) -> str:
         traces = counted(len(self.buckets), "trace")
@@ -77,6 +79,14 @@ class Plan:
     def token_layers(self) -> int:
         """Tokens that pass a layer, over all layers."""
         return int(self.token_layers_of_each.sum())
+
+    @property
+    def recorded_token_layers(self) -> int:
+        """Tokens that pass a layer in the recorded runs.
+
+        Each of several processes runs those of all prompts whose cells it shares with others.
+        """
+        return self.recorded_runs * self.batch * self.n_layers * self.seq_len
 
     @property
     def full_token_layers(self) -> int:

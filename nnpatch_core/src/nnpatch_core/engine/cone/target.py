@@ -98,14 +98,18 @@ def record_target(
             envoy = follow(traced, f"{patches.layers}.{layer}")
             # Runs that begin at an output enter after the layer, all others before it.
             if stages & set(range(layer * STAGES, layer * STAGES + OUTPUT)):
-                inputs[layer] = _stored(read_component(envoy, LAYER_INPUT)[:, first - start :], store)
+                inputs[layer] = _stored(
+                    read_component(envoy, LAYER_INPUT)[:, first - start :], store
+                )
             for place in patches.places:
                 if place.layer == layer:
                     changes.note(place, read(traced, place, shape))
             output = envoy.output
             rests[layer] = tuple(output[1:]) if isinstance(output, tuple | list) else None
             if layer * STAGES + OUTPUT in stages:
-                outputs[layer] = _stored(read_component(envoy, LAYER_OUTPUT)[:, first - start :], store)
+                outputs[layer] = _stored(
+                    read_component(envoy, LAYER_OUTPUT)[:, first - start :], store
+                )
 
     def run(cache: Mapping[str, Any]) -> Tensor:
         return forward(patches.nnmodel, batch, visit, cache=cache, start=start)
@@ -166,9 +170,7 @@ class _Changes:
             limit = cells.limit(int(cells.sites.space[site]), int(cells.sites.head[site]))
             key = (cell, place, at, limit)
             if key not in self._known:
-                changed = differs(
-                    activation, place, self.intervention, at, cell, limit, self.start
-                )
+                changed = differs(activation, place, self.intervention, at, cell, limit, self.start)
                 self._known[key] = changed.cpu() & self.reaching
 
     def starts(self, cells: Cells, first: int) -> Integers:

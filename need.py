@@ -1,3 +1,0 @@
-import torch, sys
-from nnpatch_core import Sites, plan_sweep
-from docs.examples import *
