@@ -10,7 +10,7 @@ import torch
 
 from nnpatch_core import Outcome, Sites, ablation_patching, activation_patching
 from nnpatch_core.scale import merge_shards
-from nnpatch_core.sweep import Held, Share, ShareFile, ShareMeasured, UnpatchedRun
+from nnpatch_core.sweep import Held, Logits, Share, ShareFile, ShareMeasured, UnpatchedRun
 from nnpatch_core.testing import Trace, tiny_api, tiny_model, traces
 from tests.helpers.samples import THREE
 
@@ -89,7 +89,8 @@ def test_a_share_that_is_kept_runs_no_prompt_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", SWEEPS)
 def test_unpatched_runs_of_others_are_taken(kind: str, tmp_path: Path) -> None:
-    model, parts = tiny_model("llama"), {}
+    model = tiny_model("llama")
+    parts: dict[int, Logits] = {}
     for number in (1, 2):
         file = ShareFile(tmp_path / "none", None, held=Held(wanted=Share(number, 2)))
         with traces(model) as seen, pytest.raises(UnpatchedRun) as run:

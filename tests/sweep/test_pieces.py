@@ -127,7 +127,8 @@ def last(count: int, *names: str) -> Sites:
 def by_hooks(family: str, pairs: Pairs, layer: int, back: int) -> float:
     """The value of `resid` of a layer, so many tokens from the end, by plain hooks."""
     plain = plain_of(family)
-    block, found = plain.model.layers[layer], []
+    block = plain.model.layers[layer]
+    found: list[list[float]] = []
     _, _, *answers = pairs.given(family)
     for row, (source, target) in enumerate(pairs.rows()):
         kept: list[Tensor] = []
