@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nnpatch_core import Sites, activation_patching, plan_sweep
+from nnpatch_core import Sites, ablation_patching, activation_patching, plan_sweep
 from nnpatch_core.engine import Plan
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory import Pieces
@@ -234,6 +234,29 @@ def test_metrics_that_read_several_tokens_read_them_in_the_last_piece() -> None:
     out = pairs.swept("llama", sites, memory_budget=budget, **several)
     assert "pieces" in out.info
     assert torch.allclose(out["resid"], whole["resid"], atol=1e-4)
+
+
+def test_ablations_by_zeros_run_in_pieces_too() -> None:
+    pairs, sites = Pairs.of((TOKENS, TOKENS - 20), changed=2), last(3, "attn", "o")
+    budget = pairs.budgets("llama", sites)[-1]
+
+    def ablated(**options: Any) -> Any:
+        _, _, *answers = pairs.given("llama")
+        return ablation_patching(
+            model_of("llama"), Llama3, sites, pairs.target, *answers,
+            attention_mask=pairs.mask, progress=False, **options,
+        )  # fmt: skip
+
+    with traces(model_of("llama")) as seen:
+        out = ablated(memory_budget=budget)
+    assert "pieces" in out.info
+    assert max(each.tokens for each in seen) < TOKENS
+    whole = ablated(engine="full")
+    for name in ("attn", "o"):
+        assert torch.allclose(out[name], whole[name], atol=1e-4)
+    # Means need whole runs of the prompts.
+    with pytest.raises(MemoryBudgetError):
+        ablated(memory_budget=budget, method="mean")
 
 
 # The plan -----------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ class AblationRuns:
     @property
     def trims(self) -> bool:
         """See `Runs.trims`: other prompts are recorded whole, as they end elsewhere."""
-        return False
+        return METHODS[self.ablation].alone
 
     def aligned(self, patches: Patches) -> Patches:
         """See `Runs.aligned`."""
@@ -282,6 +282,7 @@ class Method:
         per_position: whether it can take each position apart.
         drawn: whether it draws prompts of the data set at random.
         estimated: whether `attribution_patching` has it.
+        alone: whether its values need no run of any prompts.
         aligned: where values come from, of sites with positions of each prompt; None is the same
             positions.
     """
@@ -291,11 +292,12 @@ class Method:
     per_position: bool = False
     drawn: bool = False
     estimated: bool = True
+    alone: bool = False
     aligned: Callable[[AblationRuns, Patches], Patches] | None = None
 
 
 METHODS: Mapping[str, Method] = {
-    "zero": Method(_zeros),
+    "zero": Method(_zeros, alone=True),
     "mean": Method(_means, reference=True, per_position=True, aligned=_at_own_mean),
     "resample": Method(_resampled, reference=True, drawn=True, estimated=False, aligned=_at_donors),
 }

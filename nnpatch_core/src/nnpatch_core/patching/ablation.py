@@ -151,7 +151,7 @@ def ablation_patching(
     options = Options(batch_size, budget_of(file, memory_budget), progress, seed=ablation.drawn)
     traced = as_nnsight(nnmodel)
     runs = read_ablation(traced, run_arguments(arguments), ablation, metric_data=metric_data)
-    sweep, runs = prepare(traced, api, sites, runs, metric, options)
+    sweep, runs = prepare(traced, api, sites, runs, metric, options, engine=engine)
     choice = choose_engines(engine, sweep.patches)
     warn_of_chunks(sweep, sweep.chunks)
     return measure_sweep(sweep, runs, choice, file)

@@ -163,9 +163,13 @@ def as_patched(
         positions: only at these, with their sources; None is all.
         cell: the cell's number, for an intervention that looks at it.
         limit: only this part of the component, or of each of its heads; None is all of it.
-        start: the position of the activation's first token; left of it nothing may be patched.
+        start: the position of the activation's first token; left of it nothing is patched.
     """
-    patched, tokens = activation.detach().clone(), tokens_of(intervention.mask, positions, cell)
+    patched, mask = activation.detach().clone(), intervention.mask
+    if start:
+        mask = mask.clone()
+        mask[:, :start] = 0
+    tokens = tokens_of(mask, positions, cell)
     if limit is None:
         put(patched, place, tokens, intervention, start=start)
         return patched
