@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Booleans, Integers
+from nnpatch_core._models import Elsewhere
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.execution import Part
+from nnpatch_core.errors import EngineError
 from nnpatch_core.memory import Limits
 from nnpatch_core.tracing import (
     Intervention,
     Patches,
     Prepared,
+    Sendable,
     forward,
+    patched_there,
     put_site,
     read,
     write,
@@ -61,16 +65,32 @@ class FullExecution:
         return float((~done).any(1).sum())
 
     def parts(self, done: Booleans, ids: Tensor | None) -> Iterator[Part]:
-        """One part for each cell, of all prompts in their order, whatever the ids."""
+        """One part for each cell, of all prompts in their order; elsewhere of these ids alone."""
         prompts = np.arange(len(self.target))
-        for number in range(len(self.patches.cells)):
-            if not done[number].all():
-                if isinstance(self.intervention, Prepared):
-                    everyone = torch.from_numpy(prompts)
-                    self.intervention.ready(torch.full_like(everyone, number), everyone)
-                visit = patching(self.patches, number, self.target, self.intervention)
-                logits = forward(self.patches.nnmodel, self.target, visit)
-                yield Part(np.full_like(prompts, number), prompts, logits, None, 1.0)
+        wanted = [number for number in range(len(self.patches.cells)) if not done[number].all()]
+        away = isinstance(self.patches.nnmodel, Elsewhere)
+        runs = self._elsewhere(wanted, ids) if away else map(self._here, wanted)
+        for number, logits in zip(wanted, runs, strict=True):
+            cells = np.full_like(prompts, number)
+            yield Part(cells, prompts, logits, ids if away else None, 1.0)
+
+    def _here(self, number: int) -> Tensor:
+        """The logits of a cell, run here."""
+        if isinstance(self.intervention, Prepared):
+            everyone = torch.arange(len(self.target), device="cpu")
+            self.intervention.ready(torch.full_like(everyone, number), everyone)
+        visit = patching(self.patches, number, self.target, self.intervention)
+        return forward(self.patches.nnmodel, self.target, visit)
+
+    def _elsewhere(self, wanted: Sequence[int], ids: Tensor | None) -> Iterator[Tensor]:
+        """The logits of cells that run in another process, some of them in a request."""
+        if not isinstance(self.intervention, Sendable):
+            raise EngineError(
+                f"what {type(self.intervention).__name__} puts is code, which a run elsewhere does "
+                "not have: leave out remote="
+            )
+        cells = self.patches.cells.take(np.asarray(wanted, dtype=np.int64))
+        return patched_there(self.patches.nnmodel, self.target, cells, self.intervention, ids)
 
 
 def patching(

@@ -9,11 +9,11 @@ import attrs
 from torch import Tensor, nn
 
 from nnpatch_core._arrays import Booleans
-from nnpatch_core._models import module_of, vocab_size
+from nnpatch_core._models import Elsewhere, module_of, vocab_size
 from nnpatch_core.batch import Batch, check_answers, check_paired
 from nnpatch_core.errors import ConfidenceError, MetricError
 from nnpatch_core.interventions.arguments import PairArguments, pair_arguments
-from nnpatch_core.interventions.constants import Recorded
+from nnpatch_core.interventions.constants import Recorded, RecordedElsewhere
 from nnpatch_core.interventions.firsts import answer_ids, several_of, warn_of_first_tokens
 from nnpatch_core.interventions.inputs import one_mask, read_batch, read_spans
 from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
@@ -28,7 +28,7 @@ from nnpatch_core.sweep import (
     label_prompts,
     run_unpatched,
 )
-from nnpatch_core.tracing import Intervention, Patches, record
+from nnpatch_core.tracing import Intervention, Patches, forward, record
 
 
 def read_two(nnmodel: Any, given: PairArguments) -> tuple[Batch, Batch]:
@@ -144,9 +144,10 @@ class PairRuns:
         def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
             places, store, own = some.patches.places, some.limits.store, mask[chunk]
             first = some.patches.first_taken if some.trimmed else 0
-            logits, activations = record(
-                some.nnmodel, self.source.rows(chunk), places, store, first
-            )
+            source = self.source.rows(chunk)
+            if isinstance(some.nnmodel, Elsewhere):
+                return forward(some.nnmodel, source), RecordedElsewhere(source, own)
+            logits, activations = record(some.nnmodel, source, places, store, first)
             if first:
                 own = own.clone()
                 own[:, : some.patches.first] = 0

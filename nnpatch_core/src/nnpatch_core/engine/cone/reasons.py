@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnpatch_core._models import Elsewhere
 from nnpatch_core._upstream import cache_keywords
 from nnpatch_core.adapters import ModelAPI, tables
 from nnpatch_core.tracing import Patches, forward_hooks, in_words
@@ -10,6 +11,11 @@ from nnpatch_core.tracing import Patches, forward_hooks, in_words
 def why_not_cone(patches: Patches) -> str | None:
     """Why a sweep cannot run in the cone engine; None if it may."""
     adapters, model = patches.adapters, patches.model
+    if isinstance(patches.nnmodel, Elsewhere):
+        return (
+            f"remote={patches.nnmodel.remote!r} runs it where nnpatch is not, and this engine "
+            "needs a cache of its own there"
+        )
     for api in adapters:
         if not getattr(api, "cone", True):
             return f"adapter {api.name!r} says that its models cannot run from the middle"
