@@ -18,7 +18,7 @@ from nnpatch_core.errors import AdapterError, RemoteError
 from nnpatch_core.spaces import Space, Subspace
 from nnpatch_core.tracing.cells import BoundSite, Cell, columns_of
 from nnpatch_core.tracing.elsewhere.body import At, Put, Tokens, Where
-from nnpatch_core.tracing.elsewhere.travelling import functions
+from nnpatch_core.tracing.elsewhere.travelling import travelling
 from nnpatch_core.tracing.put import tokens_of
 from nnpatch_core.tracing.widths import width_of
 
@@ -293,7 +293,7 @@ def _ask(nnmodel: Elsewhere, name: str, *arguments: Any) -> Any:
         with_weights(nnmodel.nnmodel)
     path = [*sys.path]
     try:
-        return functions()[name](nnmodel.nnmodel, nnmodel.remote, *arguments)
+        return travelling(name)(nnmodel.nnmodel, nnmodel.remote, *arguments)
     except torch.OutOfMemoryError:
         raise
     except RemoteError:

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import inspect
 import linecache
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from nnpatch_core.errors import RemoteError
@@ -18,8 +18,11 @@ from nnpatch_core.tracing.elsewhere import body
 
 
 @functools.cache
-def functions() -> Mapping[str, Callable[..., Any]]:
-    """The functions of `body.py`, by name.
+def travelling(function: str) -> Callable[..., Any]:
+    """A function of `body.py` that travels.
+
+    Args:
+        function: its name.
 
     Raises:
         RemoteError: nnpatch is installed without its sources.
@@ -34,15 +37,16 @@ def functions() -> Mapping[str, Callable[..., Any]]:
     # nnsight writes a block anew as it goes: so here, too, that both have the same lines.
     text = ast.unparse(_Plain().visit(ast.parse(source))) + "\n"
     digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-    # For each text a name of its own: nnsight keeps what it has read under a name, there as well,
-    # from one request to the next.
-    name = f"<nnpatch {digest}>"
+    # For each block and each of its versions a name of its own: nnsight keeps what it has read
+    # under a name, also where it runs, from one request to the next.
+    name = f"<nnpatch {function} {digest}>"
     # Without a time it is never held to be out of date.
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     # No module has this name, so that what is defined here goes by its text.
     space: dict[str, Any] = {"__name__": f"nnpatch_elsewhere_{digest}"}
     exec(compile(text, name, "exec"), space)
-    return space
+    found: Callable[..., Any] = space[function]
+    return found
 
 
 class _Plain(ast.NodeTransformer):
