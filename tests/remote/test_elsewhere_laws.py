@@ -112,9 +112,7 @@ def test_ablations(away: tuple[Any, Any, Any], data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("method", ["mean", "resample"])
-def test_ablations_at_positions_of_each_prompt(
-    away: tuple[Any, Any, Any], method: str
-) -> None:
+def test_ablations_at_positions_of_each_prompt(away: tuple[Any, Any, Any], method: str) -> None:
     here, there, remote = away
     tokens = torch.arange(2, 20).view(3, 6)
     own = Sites(["resid", "o"], seq_pos_type="custom", seq_pos=[[0, -1], [1, -1], [3, -2]])

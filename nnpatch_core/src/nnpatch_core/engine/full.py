@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -65,14 +65,23 @@ class FullExecution:
         return float((~done).any(1).sum())
 
     def parts(self, done: Booleans, ids: Tensor | None) -> Iterator[Part]:
-        """One part for each cell, of all prompts in their order; elsewhere of these ids alone."""
+        """One part for each cell, whatever the ids; elsewhere one for each request, of these ids.
+
+        A part has all prompts of its cells, in their order.
+        """
         prompts = np.arange(len(self.target))
-        wanted = [number for number in range(len(self.patches.cells)) if not done[number].all()]
-        away = isinstance(self.patches.nnmodel, Elsewhere)
-        runs = self._elsewhere(wanted, ids) if away else map(self._here, wanted)
-        for number, logits in zip(wanted, runs, strict=True):
-            cells = np.full_like(prompts, number)
-            yield Part(cells, prompts, logits, ids if away else None, 1.0)
+        wanted = (~done).any(1).nonzero()[0]
+        if not isinstance(self.patches.nnmodel, Elsewhere):
+            for number in wanted.tolist():
+                logits = self._here(number)
+                yield Part(np.full_like(prompts, number), prompts, logits, None, 1.0)
+            return
+        first = 0
+        for logits in self._elsewhere(self.patches.nnmodel, wanted, ids):
+            some = wanted[first : first + len(logits)]
+            first += len(some)
+            cells, every = np.repeat(some, len(prompts)), np.tile(prompts, len(some))
+            yield Part(cells, every, logits.flatten(0, 1), ids, float(len(some)))
 
     def _here(self, number: int) -> Tensor:
         """The logits of a cell, run here."""
@@ -82,15 +91,17 @@ class FullExecution:
         visit = patching(self.patches, number, self.target, self.intervention)
         return forward(self.patches.nnmodel, self.target, visit)
 
-    def _elsewhere(self, wanted: Sequence[int], ids: Tensor | None) -> Iterator[Tensor]:
-        """The logits of cells that run in another process, some of them in a request."""
+    def _elsewhere(
+        self, nnmodel: Elsewhere, wanted: Integers, ids: Tensor | None
+    ) -> Iterator[Tensor]:
+        """The logits of cells that run in another process, `[cells, batch, ...]` of a request."""
         if not isinstance(self.intervention, Sendable):
             raise EngineError(
                 f"what {type(self.intervention).__name__} puts is code, which a run elsewhere does "
                 "not have: leave out remote="
             )
-        cells = self.patches.cells.take(np.asarray(wanted, dtype=np.int64))
-        return patched_there(self.patches.nnmodel, self.target, cells, self.intervention, ids)
+        cells = self.patches.cells.take(wanted)
+        return patched_there(nnmodel, self.target, cells, self.intervention, ids)
 
 
 def patching(

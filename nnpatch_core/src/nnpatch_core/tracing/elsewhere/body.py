@@ -242,6 +242,8 @@ def _read_logits(output: Any, where: Where, ids: list[int] | None) -> Tensor:
 
     Where some are asked for, a model gives those of the positions that are asked for, or of all.
     """
+    if not hasattr(output, "logits") and hasattr(output, "last_hidden_state"):
+        raise ValueError("the model gives hidden states, where a language model gives logits")
     logits = output.logits if hasattr(output, "logits") else output[0]
     if where is None:
         chosen = logits[:, -1]

@@ -6,6 +6,7 @@ from typing import Any
 
 from nnpatch_core._models import Elsewhere, as_nnsight
 from nnpatch_core._printable import shown
+from nnpatch_core._upstream import Envoy
 from nnpatch_core.errors import RemoteError
 from nnpatch_core.tracing.hooks import forward_hooks, in_words
 
@@ -33,12 +34,10 @@ def model_for(nnmodel: Any, remote: Any) -> Any:
         )
     told, traced = f"remote={remote!r}", as_nnsight(nnmodel)
     if traced is not nnmodel or not hasattr(type(traced), "to_model_key"):
-        inside = (
-            "inside of a wrapper " if traced is not nnmodel and hasattr(nnmodel, "path") else ""
-        )
+        wrapped = isinstance(nnmodel, Envoy) and traced is not nnmodel
         raise RemoteError(
             f"{told} takes nnsight's TransformersModel, by which a server knows which model is "
-            f"meant, got {type(nnmodel).__name__} {inside}: pass "
+            f"meant, got {type(nnmodel).__name__}{' around a wrapper' * wrapped}: pass "
             "TransformersModel('owner/name', task='text-generation'), which loads no weights"
         )
     found = Elsewhere(traced, remote)

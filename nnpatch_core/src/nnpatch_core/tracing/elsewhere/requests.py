@@ -68,7 +68,7 @@ def logits_there(nnmodel: Elsewhere, batch: Batch) -> Tensor:
 def patched_there(
     nnmodel: Elsewhere, target: Batch, cells: Sequence[Cell], values: Sendable, ids: Tensor | None
 ) -> Iterator[Tensor]:
-    """The logits of each cell, patched alone into all prompts, several cells in a request.
+    """The logits of cells, each patched alone into all prompts, several of them in a request.
 
     Args:
         nnmodel: the model.
@@ -78,7 +78,8 @@ def patched_there(
         ids: which ids of the vocabulary are looked at; None is all.
 
     Yields:
-        `[batch, ids]` or `[batch, places, ids]`, in float32 on the CPU.
+        For each request `[cells, batch, ids]` or `[cells, batch, places, ids]`, in float32 on the
+        CPU.
     """
     places = 1 if target.read is None else target.read.shape[1]
     columns = _vocabulary(nnmodel) if ids is None else len(ids)
@@ -88,7 +89,7 @@ def patched_there(
         some = [cells[number] for number in range(first, min(first + several, len(cells)))]
         sites = [site for cell in some for site in cell.sites]
         asked = _Asked(nnmodel, target, sites, origin, values.mask)
-        yield from asked.logits([asked.puts(cell) for cell in some], ids)
+        yield asked.logits([asked.puts(cell) for cell in some], ids)
 
 
 def totals_there(
