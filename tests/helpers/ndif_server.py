@@ -109,7 +109,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Sec-WebSocket-Accept", digest)
         self.end_headers()
         session = uuid.uuid4().hex
-        messages = self.server.ndif.waiting[session] = queue.Queue()
+        messages: queue.Queue[bytes] = queue.Queue()
+        self.server.ndif.waiting[session] = messages
         self.frame(1, json.dumps({"session_id": session}).encode())
         self.frame(2, messages.get())
         self.close_connection = True
@@ -133,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
         parser = email.parser.BytesParser(policy=email.policy.HTTP)
         parts = {
             part.get_param("name", header="content-disposition"): part.get_payload(decode=True)
-            for part in parser.parsebytes(head + content).iter_parts()  # type: ignore[attr-defined]
+            for part in parser.parsebytes(head + content).iter_parts()
         }
         key = self.server.ndif.key
         if key is not None and self.headers.get("ndif-api-key") != key:

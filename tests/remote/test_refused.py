@@ -171,7 +171,7 @@ def test_metrics_that_read_activations(served: Served) -> None:
 def test_adapters_are_not_inferred_without_weights(served: Served) -> None:
     family = served.there()
     family._module.config.model_type = "unheard_of"
-    with pytest.raises(ValueError, match="weights|meta"):
+    with pytest.raises(ValueError, match=r"weights|meta"):
         swept(family, served.url, api=None)
     assert not family.dispatched
 

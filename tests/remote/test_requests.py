@@ -89,7 +89,7 @@ def test_no_weights_come_here(served: Served) -> None:
     )
     assert not model.dispatched
     assert all(weight.is_meta for weight in model._module.parameters())
-    with pytest.raises(Exception, match="no file named|does not appear"):
+    with pytest.raises(Exception, match=r"no file named|does not appear"):
         model.dispatch()
 
 

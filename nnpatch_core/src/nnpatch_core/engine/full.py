@@ -70,7 +70,7 @@ class FullExecution:
         A part has all prompts of its cells, in their order.
         """
         prompts = np.arange(len(self.target))
-        wanted = (~done).any(1).nonzero()[0]
+        wanted = np.flatnonzero((~done).any(1))
         if not isinstance(self.patches.nnmodel, Elsewhere):
             for number in wanted.tolist():
                 logits = self._here(number)

@@ -1,4 +1,4 @@
-"""What runs beside the model's weights, in a process that has nnsight and torch, but not nnpatch.
+"""Runs beside the model's weights, in a process that has nnsight and torch, but not nnpatch.
 
 The text of this module travels (`travelling.py`), so it imports torch alone, and what its functions
 are given is plain: numbers, texts, tensors, lists of them, and nnsight's model.

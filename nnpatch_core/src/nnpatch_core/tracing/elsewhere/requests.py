@@ -1,4 +1,4 @@
-"""What goes to a model that is elsewhere, and what comes back: plain numbers, texts and tensors."""
+"""Requests to a model that is elsewhere, and answers: plain numbers, texts and tensors."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class _Asked:
         self._taken: dict[int, dict[int, None]] = {number: {} for number in range(len(self._at))}
 
     def puts(self, cell: Cell) -> list[Put]:
-        """What is put for a cell, in execution order."""
+        """All that is put for a cell, in execution order."""
         return [put for site in cell.sites if (put := self._put(site)) is not None]
 
     def logits(self, cells: Sequence[Sequence[Put]], ids: Tensor | None) -> Tensor:
@@ -235,7 +235,7 @@ class _Asked:
         return self._columns[key]
 
     def _read(self, found: Any, count: int) -> Tensor:
-        """What came back, in float32, and nan where nothing is to be read."""
+        """The logits that came back, in float32; nan where nothing is to be read."""
         batch = self._target
         places = () if batch.read is None else (batch.read.shape[1],)
         shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
