@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickletools
 import re
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import nnsight
 import pytest
 import torch
+from nnsight.schema.request import RequestModel
 
-from nnpatch_core import Sites, activation_patching
-from nnpatch_core.errors import CheckpointError, CheckpointWarning, RemoteError
+from nnpatch_core import Sites, ablation_patching, activation_patching
+from nnpatch_core.errors import AdapterError, CheckpointError, CheckpointWarning, RemoteError
+from nnpatch_core.subspace import Subspace
 from nnpatch_core.testing import tiny_model
 from nnpatch_core.tracing.elsewhere import body, requests
 from nnpatch_gemma import Gemma2
@@ -65,8 +68,8 @@ def test_logits_of_many_ids_come_back_in_more_requests(
 def test_prompts_run_together_as_batch_size_says(served: Served) -> None:
     before = len(served.requests)
     out = swept(served, served.url, batch_size=1, sites=Sites("resid", seq_pos_type="last"))
-    # For each prompt the unpatched runs, once to compare with and once beside its cells.
-    assert len(served.requests) - before == 3 * (2 + 2 + 1)
+    # For each prompt both unpatched runs, and then its cells.
+    assert len(served.requests) - before == 3 * (2 + 1)
     here = swept(served, batch_size=1, sites=Sites("resid", seq_pos_type="last"))
     assert numbers(out).equal(numbers(here))
 
@@ -78,7 +81,7 @@ def test_prompts_that_run_together_where_nobody_says(served: Served) -> None:
     before = len(served.requests)
     swept(served, served.url, prompts=(source, target, answers), sites=Sites("mlp", layers=[0]))
     # 4096 tokens are 136 such prompts.
-    assert len(served.requests) - before == 2 * (2 + 2 + 1)
+    assert len(served.requests) - before == 2 * (2 + 1)
 
 
 def test_no_weights_come_here(served: Served) -> None:
@@ -199,6 +202,53 @@ def test_what_travels_names_torch_alone() -> None:
     assert set(function.__globals__) >= {"torch", "_read", "_put"}
     assert function.__annotations__ == {}
     assert re.fullmatch(r"<nnpatch run_cells [0-9a-f]{12}>", function.__code__.co_filename)
+
+
+def test_a_request_names_what_every_server_has(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs: list[bytes] = []
+    own = RequestModel.serialize
+
+    def kept(tracer: Any, compress: bool = False) -> bytes:
+        blobs.append(own(tracer, compress))
+        return blobs[-1]
+
+    monkeypatch.setattr(RequestModel, "serialize", kept)
+    source, target, answers = LONGER
+    space = Subspace.random(32)
+    sites = Sites("resid", seq_pos_type="last", subspace=space)
+    call = served.here(), Llama3, sites, source, target, *answers
+    activation_patching(*call, remote="local", progress=False)
+    means = Llama3, Sites("mlp"), source, *answers
+    ablation_patching(served.here(), *means, method="mean", remote="local", progress=False)
+    assert len(blobs) == 6
+    named: set[str] = set()
+    for blob in blobs:
+        texts: list[str] = []
+        for code, argument, _ in pickletools.genops(blob):
+            if "UNICODE" in code.name:
+                texts.append(str(argument))
+            elif code.name == "STACK_GLOBAL":
+                # The module and the name were put on the stack last, if not taken from the memo.
+                named |= {text for text in texts[-2:] if text in sys.modules}
+            elif code.name == "GLOBAL":
+                named.add(str(argument).split()[0])
+    roots = {name.partition(".")[0] for name in named}
+    assert roots == {"cloudpickle", "collections", "nnsight", "torch"}
+
+
+def test_a_rehearsal_loads_weights(served: Served) -> None:
+    folder = str(served.folder / "weights")
+    model = nnsight.TransformersModel(folder, task="text-generation", tokenizer=TOKENIZER)
+    source, target, answers = LONGER
+    call = Llama3, SITES, source, target, *answers
+    there = activation_patching(model, *call, remote="local", progress=False)
+    assert model.dispatched
+    here = activation_patching(served.here(), *call, engine="full", progress=False)
+    assert numbers(there).equal(numbers(here))
+    with pytest.raises(AdapterError, match="TransformersModel cannot load its weights"):
+        activation_patching(served.there(), *call, remote="local", progress=False)
 
 
 def test_what_travels_is_known_by_its_text(monkeypatch: pytest.MonkeyPatch) -> None:

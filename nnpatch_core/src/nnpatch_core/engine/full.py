@@ -37,13 +37,20 @@ class FullExecution:
         patches: the cells, each patched alone.
         target: the prompts that are patched.
         intervention: what is put there.
-        logits: `[batch, vocab]`, of the unpatched run.
+        unpatched: `[batch, vocab]`, of the unpatched run; None is made if anybody asks for it.
     """
 
     patches: Patches
     target: Batch
     intervention: Intervention
-    logits: Tensor
+    unpatched: Tensor | None
+
+    @property
+    def logits(self) -> Tensor:
+        """See `Execution.logits`."""
+        if self.unpatched is None:
+            return forward(self.patches.nnmodel, self.target)
+        return self.unpatched
 
     @property
     def elided(self) -> Booleans:
@@ -139,5 +146,7 @@ def open_full(
         limits: the memory that the sweep may use, which is enough for one forward.
         logits: those of the unpatched run, where it was run before.
     """
-    unpatched = forward(patches.nnmodel, target) if logits is None else logits
-    return FullExecution(patches, target, intervention, unpatched)
+    # A run elsewhere is a request, and mostly these logits have come already.
+    if logits is None and not isinstance(patches.nnmodel, Elsewhere):
+        logits = forward(patches.nnmodel, target)
+    return FullExecution(patches, target, intervention, logits)

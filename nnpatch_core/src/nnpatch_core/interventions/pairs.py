@@ -28,7 +28,7 @@ from nnpatch_core.sweep import (
     label_prompts,
     run_unpatched,
 )
-from nnpatch_core.tracing import Intervention, Patches, forward, record
+from nnpatch_core.tracing import Intervention, Patches, record
 
 
 def read_two(nnmodel: Any, given: PairArguments) -> tuple[Batch, Batch]:
@@ -141,12 +141,12 @@ class PairRuns:
             return self.put(sweep, self)
         mask = self.mask_of(sweep.patches)
 
-        def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
+        def of(some: Sweep, chunk: slice) -> tuple[Tensor | None, Intervention]:
             places, store, own = some.patches.places, some.limits.store, mask[chunk]
             first = some.patches.first_taken if some.trimmed else 0
             source = self.source.rows(chunk)
             if isinstance(some.nnmodel, Elsewhere):
-                return forward(some.nnmodel, source), RecordedElsewhere(source, own)
+                return None, RecordedElsewhere(source, own)
             logits, activations = record(some.nnmodel, source, places, store, first)
             if first:
                 own = own.clone()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnpatch_core._models import Elsewhere, as_nnsight
+from nnpatch_core._models import Elsewhere, as_nnsight, with_weights
 from nnpatch_core._printable import shown
 from nnpatch_core._upstream import Envoy
 from nnpatch_core.errors import RemoteError
@@ -19,7 +19,7 @@ def model_for(nnmodel: Any, remote: Any) -> Any:
         remote: the argument of that name: False is here.
 
     Raises:
-        AdapterError: it is no model.
+        AdapterError: it is no model; of a rehearsal, it has no weights.
         RemoteError: `remote` is no place, or the model cannot run there as it is.
     """
     if remote is False:
@@ -40,6 +40,9 @@ def model_for(nnmodel: Any, remote: Any) -> Any:
             f"meant, got {type(nnmodel).__name__}{' around a wrapper' * wrapped}: pass "
             "TransformersModel('owner/name', task='text-generation'), which loads no weights"
         )
+    if remote == "local":
+        # A rehearsal needs them; nnsight would load them later, and fail in words of its own.
+        with_weights(traced)
     found = Elsewhere(traced, remote)
     hooks = forward_hooks(found.module)
     if hooks:

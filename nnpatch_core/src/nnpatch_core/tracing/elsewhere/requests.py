@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from nnpatch_core._models import Elsewhere, attribute_path, forward_arguments, with_weights
+from nnpatch_core._models import Elsewhere, attribute_path, forward_arguments
 from nnpatch_core._upstream import has_api_key
 from nnpatch_core.adapters import Location, Place, in_order
 from nnpatch_core.batch import Batch
@@ -289,9 +289,6 @@ def _ask(nnmodel: Elsewhere, name: str, *arguments: Any) -> Any:
     Raises:
         RemoteError: it cannot be sent, the server cannot be reached, or it fails there.
     """
-    if not nnmodel.away:
-        # nnsight would load them, and fail in words of its own.
-        with_weights(nnmodel.nnmodel)
     path = [*sys.path]
     try:
         return travelling(name)(nnmodel.nnmodel, nnmodel.remote, *arguments)
