@@ -58,6 +58,7 @@ NONE = {
         "the table's",
     ),
     "metric_data": "tensors, for metrics of one's own, which a command does not have",
+    "remote": "of nnsight's TransformersModel, and a command loads weights",
     "checkpoint": "always kept, in the folder of the run",
     "progress": "a bar where there is a terminal",
     "initial": "learning begins at random, as its numbers are told",

@@ -9,10 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
+import attrs
 import torch
 from torch import nn
 
-from nnpatch_core._upstream import Envoy, NNsight, forward_of, is_known, passes_on, with_edits
+from nnpatch_core._upstream import (
+    Envoy,
+    NNsight,
+    forward_of,
+    is_known,
+    passes_on,
+    server,
+    with_edits,
+)
 from nnpatch_core._workers import TAKES_WORKERS, Workers
 from nnpatch_core._wrappers import (
     as_it_was,
@@ -29,6 +38,45 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 #: The mark of a model in use: by which thread, and which model, as a copy has the mark too.
 _USER = "_nnpatch_user"
+
+
+@attrs.frozen(eq=False)
+class Elsewhere:
+    """A model that runs elsewhere: here it is known by its structure and its name.
+
+    Args:
+        nnmodel: nnsight's model of it, of which no weights need be here.
+        remote: where it runs, as nnsight takes it: `"local"`, True, or the address of a server.
+    """
+
+    nnmodel: Any
+    remote: bool | str
+
+    @property
+    def away(self) -> bool:
+        """Whether that is another process."""
+        return self.remote != "local"
+
+    @property
+    def module(self) -> nn.Module:
+        """The Hugging Face model, perhaps without weights."""
+        module: nn.Module = self.nnmodel._module
+        return module
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that nnsight has for it, if any."""
+        return getattr(self.nnmodel, "tokenizer", None)
+
+    @property
+    def where(self) -> str:
+        """Where it runs, in words."""
+        return server(self.remote) if self.away else "this process, by remote='local'"
+
+    @property
+    def key(self) -> str:
+        """By which name the server knows it."""
+        return str(self.nnmodel.to_model_key())
 
 
 def as_nnsight(nnmodel: Any) -> Envoy:
@@ -103,6 +151,7 @@ def _check_bare(wrapper: nn.Module) -> None:
 
 
 def _module(nnmodel: Any) -> nn.Module:
+    nnmodel = nnmodel.nnmodel if isinstance(nnmodel, Elsewhere) else nnmodel
     module = nnmodel._module if isinstance(nnmodel, Envoy) else nnmodel
     if isinstance(module, nn.Module):
         return module
@@ -138,6 +187,11 @@ def follow(root: Any, path: str) -> Any:
         elif part:
             envoy = getattr(envoy, _attribute(part))
     return envoy
+
+
+def attribute_path(path: str) -> str:
+    """A module's dotted path as nnsight's attributes lead there."""
+    return ".".join(_attribute(part) for part in path.split(".") if part)
 
 
 def _attribute(part: str) -> str:

@@ -55,6 +55,7 @@ __all__ = [
     "cache_keywords",
     "disable_progress_bar",
     "forward_of",
+    "has_api_key",
     "is_known",
     "is_packed",
     "is_unseen",
@@ -64,6 +65,7 @@ __all__ = [
     "passes_on",
     "recorded",
     "recording",
+    "server",
     "transformers",
     "under_way",
     "with_edits",
@@ -106,6 +108,16 @@ def with_edits(envoy: Envoy, root: Envoy) -> Envoy:
     twin: Envoy = envoy._shallow_copy()
     twin._edits = [*root._edits, *envoy._edits]
     return twin
+
+
+def server(remote: Any) -> str:
+    """The address of the server that `remote=` means to nnsight."""
+    return remote if isinstance(remote, str) else str(nnsight.CONFIG.API.HOST)
+
+
+def has_api_key() -> bool:
+    """Whether nnsight has an API key to give to a server."""
+    return bool(nnsight.CONFIG.API.APIKEY)
 
 
 def passes_on(model: nn.Module) -> bool:

@@ -101,6 +101,10 @@ class WorkerError(PatchingError):
     """Workers that cannot be started, differ from one another, or die again and again."""
 
 
+class RemoteError(PatchingError):
+    """A model that cannot run elsewhere, what cannot be sent there, or a server that fails."""
+
+
 class SettingsError(PatchingError):
     """Settings of a run that there are not, or that do not go together; a folder it cannot use."""
 

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Booleans, Integers
+from nnpatch_core._models import Elsewhere
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.execution import Part
-from nnpatch_core.errors import MemoryBudgetError
+from nnpatch_core.errors import EngineError, MemoryBudgetError
 from nnpatch_core.memory import Limits, in_units
 from nnpatch_core.tracing import (
     Intervention,
     Patches,
     Prepared,
+    Sendable,
     forward,
+    patched_there,
     put_site,
     read,
     write,
@@ -34,13 +37,20 @@ class FullExecution:
         patches: the cells, each patched alone.
         target: the prompts that are patched.
         intervention: what is put there.
-        logits: `[batch, vocab]`, of the unpatched run.
+        unpatched: `[batch, vocab]`, of the unpatched run; None is made if anybody asks for it.
     """
 
     patches: Patches
     target: Batch
     intervention: Intervention
-    logits: Tensor
+    unpatched: Tensor | None
+
+    @property
+    def logits(self) -> Tensor:
+        """See `Execution.logits`."""
+        if self.unpatched is None:
+            return forward(self.patches.nnmodel, self.target)
+        return self.unpatched
 
     @property
     def elided(self) -> Booleans:
@@ -62,16 +72,43 @@ class FullExecution:
         return float((~done).any(1).sum())
 
     def parts(self, done: Booleans, ids: Tensor | None) -> Iterator[Part]:
-        """One part for each cell, of all prompts in their order, whatever the ids."""
+        """One part for each cell, whatever the ids; elsewhere one for each request, of these ids.
+
+        A part has all prompts of its cells, in their order.
+        """
         prompts = np.arange(len(self.target))
-        for number in range(len(self.patches.cells)):
-            if not done[number].all():
-                if isinstance(self.intervention, Prepared):
-                    everyone = torch.from_numpy(prompts)
-                    self.intervention.ready(torch.full_like(everyone, number), everyone)
-                visit = patching(self.patches, number, self.target, self.intervention)
-                logits = forward(self.patches.nnmodel, self.target, visit)
+        wanted = np.flatnonzero((~done).any(1))
+        if not isinstance(self.patches.nnmodel, Elsewhere):
+            for number in wanted.tolist():
+                logits = self._here(number)
                 yield Part(np.full_like(prompts, number), prompts, logits, None, 1.0)
+            return
+        first = 0
+        for logits in self._elsewhere(self.patches.nnmodel, wanted, ids):
+            some = wanted[first : first + len(logits)]
+            first += len(some)
+            cells, every = np.repeat(some, len(prompts)), np.tile(prompts, len(some))
+            yield Part(cells, every, logits.flatten(0, 1), ids, float(len(some)))
+
+    def _here(self, number: int) -> Tensor:
+        """The logits of a cell, run here."""
+        if isinstance(self.intervention, Prepared):
+            everyone = torch.arange(len(self.target), device="cpu")
+            self.intervention.ready(torch.full_like(everyone, number), everyone)
+        visit = patching(self.patches, number, self.target, self.intervention)
+        return forward(self.patches.nnmodel, self.target, visit)
+
+    def _elsewhere(
+        self, nnmodel: Elsewhere, wanted: Integers, ids: Tensor | None
+    ) -> Iterator[Tensor]:
+        """The logits of cells that run in another process, `[cells, batch, ...]` of a request."""
+        if not isinstance(self.intervention, Sendable):
+            raise EngineError(
+                f"what {type(self.intervention).__name__} puts is code, which a run elsewhere does "
+                "not have: leave out remote="
+            )
+        cells = self.patches.cells.take(wanted)
+        return patched_there(nnmodel, self.target, cells, self.intervention, ids)
 
 
 def patching(
@@ -124,5 +161,7 @@ def open_full(
             f"memory_budget is {in_units(limits.budget)}: raise it, or give shorter prompts. "
             "engine='cone' runs prompts in pieces, and cannot run this sweep"
         )
-    unpatched = forward(patches.nnmodel, target) if logits is None else logits
-    return FullExecution(patches, target, intervention, unpatched)
+    # A run elsewhere is a request, and mostly these logits have come already.
+    if logits is None and not isinstance(patches.nnmodel, Elsewhere):
+        logits = forward(patches.nnmodel, target)
+    return FullExecution(patches, target, intervention, logits)

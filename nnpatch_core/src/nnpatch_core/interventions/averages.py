@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
+from nnpatch_core._models import Elsewhere, as_nnsight, evaluating, in_one_thread, module_of
 from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import TokensError
@@ -17,7 +16,7 @@ from nnpatch_core.interventions.inputs import read_batches
 from nnpatch_core.seq_pos import NONE, Positions
 from nnpatch_core.site import check_site, execution_order
 from nnpatch_core.sites import Sites
-from nnpatch_core.tracing import forward, record
+from nnpatch_core.tracing import forward, record, summed, tokens_there, total, totals_there
 
 
 @in_one_thread
@@ -103,20 +102,17 @@ def mean_activations(
     sums: dict[Location, Tensor] = {}
     counts: Tensor | None = None
 
-    def total(values: Tensor) -> Tensor:
-        """`[batch, any, width]` added up to `[1, seq or 1, width]`."""
-        if per_position:
-            return aligned(values, seq_len).sum(0, keepdim=True)
-        return values.sum((0, 1), keepdim=True)
-
     for batch in batches:
-        _, recorded = record(nnmodel, batch, places)
-        count = total(batch.mask[..., None]).cpu()
+        kind = seq_len, per_position
+        count = summed(batch.mask[..., None], *kind).cpu()
         counts = count if counts is None else counts + count
-        for location, activation in recorded.items():
-            real = batch.mask.to(activation.device)[..., None]
-            # Zeroed rather than multiplied: padding may hold anything, nan included.
-            added = total(torch.where(real.bool(), activation.float(), 0.0)).cpu().double()
+        if isinstance(nnmodel, Elsewhere):
+            totals = totals_there(nnmodel, batch, places, *kind)
+        else:
+            _, recorded = record(nnmodel, batch, places)
+            totals = {at: total(value, batch.mask, *kind) for at, value in recorded.items()}
+        for location, part in totals.items():
+            added = part.cpu().double()
             sums[location] = sums[location] + added if location in sums else added
     if counts is None:
         raise TokensError("the data set is empty: a mean needs at least one batch")
@@ -150,13 +146,12 @@ def mean_at_positions(
     sums: dict[Location, Tensor] = {}
     counts = torch.zeros(size, dtype=torch.float64, device="cpu")
     for chunk in chunks:
-        _, recorded = record(nnmodel, batch.rows(chunk), places)
+        own = batch.rows(chunk)
         tokens = [_numbered(each.rows(chunk)) for each in positions]
         prompts, at, numbers = (torch.cat(columns) for columns in zip(*tokens, strict=True))
         counts.index_add_(0, numbers, torch.ones(len(numbers), dtype=torch.float64, device="cpu"))
-        for location, activation in recorded.items():
-            device = activation.device
-            values = activation[prompts.to(device), at.to(device)].float().cpu().double()
+        for location, found in _at_tokens(nnmodel, own, places, prompts, at).items():
+            values = found.double()
             if location not in sums:
                 sums[location] = values.new_zeros(size, values.shape[-1])
             sums[location].index_add_(0, numbers, values)
@@ -166,14 +161,21 @@ def mean_at_positions(
     }
 
 
+def _at_tokens(
+    nnmodel: Any, batch: Batch, places: Sequence[Place], prompts: Tensor, at: Tensor
+) -> dict[Location, Tensor]:
+    """For each place `[tokens, width]` of some tokens of prompts, in float32 on the CPU."""
+    if isinstance(nnmodel, Elsewhere):
+        return tokens_there(nnmodel, batch, places, prompts, at)
+    _, recorded = record(nnmodel, batch, places)
+    return {
+        location: whole[prompts.to(whole.device), at.to(whole.device)].float().cpu()
+        for location, whole in recorded.items()
+    }
+
+
 def _numbered(positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
     """Prompt, position and source of each token, of positions with sources."""
     assert positions.source is not None
     prompts, columns = (positions.at != NONE).nonzero().T
     return prompts, positions.at[prompts, columns], positions.source[prompts, columns]
-
-
-def aligned(values: Tensor, seq_len: int) -> Tensor:
-    """`[batch, any, width]` as `[batch, seq_len, width]`, cut or filled with 0 on the left."""
-    missing = seq_len - values.shape[1]
-    return pad(values, (0, 0, missing, 0)) if missing > 0 else values[:, -seq_len:]

@@ -9,11 +9,11 @@ import attrs
 from torch import Tensor, nn
 
 from nnpatch_core._arrays import Booleans
-from nnpatch_core._models import module_of, vocab_size
+from nnpatch_core._models import Elsewhere, module_of, vocab_size
 from nnpatch_core.batch import Batch, check_answers, check_paired
 from nnpatch_core.errors import ConfidenceError, MetricError
 from nnpatch_core.interventions.arguments import PairArguments, pair_arguments
-from nnpatch_core.interventions.constants import Recorded
+from nnpatch_core.interventions.constants import Recorded, RecordedElsewhere
 from nnpatch_core.interventions.firsts import answer_ids, several_of, warn_of_first_tokens
 from nnpatch_core.interventions.inputs import one_mask, read_batch, read_spans
 from nnpatch_core.interventions.measuring import RunsSeen, check_data, read_by, sweep_context
@@ -141,15 +141,15 @@ class PairRuns:
             return self.put(sweep, self)
         mask = self.mask_of(sweep.patches)
 
-        def of(some: Sweep, chunk: slice) -> tuple[Tensor, Intervention]:
+        def of(some: Sweep, chunk: slice) -> tuple[Tensor | None, Intervention]:
             places, store, own = some.patches.places, some.limits.store, mask[chunk]
             first = some.patches.first_taken if some.trimmed else 0
-            source, edges, layers = (
-                self.source.rows(chunk),
-                some.limits.edges,
-                some.patches.n_layers,
-            )
-            begun = begin(some.nnmodel, source, edges, layers) if edges else None
+            source, edges = self.source.rows(chunk), some.limits.edges
+            if isinstance(some.nnmodel, Elsewhere):
+                return None, RecordedElsewhere(source, own)
+            begun = None
+            if edges:
+                begun = begin(some.nnmodel, source, edges, some.patches.n_layers)
             logits, activations = record(some.nnmodel, source, places, store, first, begun)
             if first:
                 own = own.clone()

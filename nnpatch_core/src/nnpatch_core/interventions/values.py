@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from nnpatch_core._models import Elsewhere
 from nnpatch_core.adapters import Location
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import PositionError, TokensError
-from nnpatch_core.interventions.averages import aligned, mean_activations, mean_at_positions
-from nnpatch_core.interventions.constants import Recorded, Zeros
+from nnpatch_core.interventions.averages import mean_activations, mean_at_positions
+from nnpatch_core.interventions.constants import Recorded, RecordedElsewhere, Zeros
 from nnpatch_core.seq_pos import NONE, Positions
 from nnpatch_core.sweep import Sweep, Values
-from nnpatch_core.tracing import Intervention, Patches, record
+from nnpatch_core.tracing import Intervention, Patches, aligned, record
 
 
 def zeros(batch: Batch) -> Values:
@@ -120,7 +121,11 @@ def resampled(batch: Batch, donors: Batch, *, elsewhere: bool = False) -> Values
 
     def of(some: Sweep, chunk: slice) -> tuple[Tensor | None, Intervention]:
         places, store = some.patches.places, some.limits.store
-        _, recorded = record(some.nnmodel, donors.rows(chunk), places, store)
+        own = donors.rows(chunk)
+        if isinstance(some.nnmodel, Elsewhere):
+            offset = donors.seq_len - batch.seq_len
+            return None, RecordedElsewhere(own, mask[chunk], offset)
+        _, recorded = record(some.nnmodel, own, places, store)
         activations = {at: aligned(value, batch.seq_len) for at, value in recorded.items()}
         return None, Recorded(activations, mask[chunk])
 

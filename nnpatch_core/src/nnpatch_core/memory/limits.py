@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 import torch
 
-from nnpatch_core._models import input_device
+from nnpatch_core._models import Elsewhere, input_device
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory.costs import in_units
 from nnpatch_core.memory.needs import Needs, host_memory, memory_budget, needs_of
@@ -19,6 +19,8 @@ _HOST = torch.device("cpu")
 _TRIED = 40
 #: In host memory the allocator keeps pieces of what is freed: about so much, whatever the budget.
 _ALLOCATOR = 16 * 2**20
+#: How many tokens run together where nobody says, in a process whose memory is not known.
+_TOKENS_AWAY = 4096
 
 
 @attrs.frozen
@@ -121,7 +123,8 @@ def limits_of(
         batch: the number of prompts.
         seq_len: tokens per prompt.
         given: bytes, a string such as `"4 GiB"`, or None for half of what is free.
-        batch_size: how many prompts may run together; None is as many as fit.
+        batch_size: how many prompts may run together; None is as many as fit, and elsewhere some
+            thousand tokens.
         whole: whether the logits of the whole vocabulary are computed for each patched run.
         gathered: which logits wait for others; None if none do.
         places: at how many positions of a prompt its logits are computed.
@@ -136,9 +139,14 @@ def limits_of(
     """
     needs = needs_of(patches, seq_len, whole, places, trimmed=trimmed, padded=padded)
     model = patches.model
+    away = isinstance(patches.nnmodel, Elsewhere) and patches.nnmodel.away
+    if away:
+        # Of memory elsewhere nothing is known: here are but the logits that come back.
+        needs = attrs.evolve(needs, recorded=0, forward=needs.logits or 1, longest=needs.logits)
+        batch_size = batch_size or max(_TOKENS_AWAY // seq_len, 1)
     budget = memory_budget(given, model)
     wanted = min(batch_size or batch, batch)
-    device = input_device(model)
+    device = None if away else input_device(model)
     own = device is not None and device.type != "cpu"
     forward = needs.forward
     room = max(forward, needs.longest)

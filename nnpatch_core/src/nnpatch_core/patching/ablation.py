@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nnpatch_core._models import as_nnsight, in_one_thread
+from nnpatch_core._models import in_one_thread
 from nnpatch_core.batch import GivenTokens
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.interventions import (
@@ -21,7 +21,7 @@ from nnpatch_core.interventions import (
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName, EngineName
 from nnpatch_core.patching.batches import in_batches
-from nnpatch_core.patching.elsewhere import on_workers
+from nnpatch_core.patching.elsewhere import check_sent, on_workers
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Keep, Outcome
 from nnpatch_core.seq_pos import Span
@@ -34,6 +34,7 @@ from nnpatch_core.sweep import (
     prepare,
     warn_of_chunks,
 )
+from nnpatch_core.tracing import model_for
 
 
 @on_workers
@@ -58,6 +59,7 @@ def ablation_patching(
     answer_tokens: Tensor | None = None,
     other_answer_tokens: Tensor | None = None,
     engine: EngineName = "auto",
+    remote: bool | str = False,
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -105,7 +107,12 @@ def ablation_patching(
         engine: `"cone"` computes for each cell only what its patch can reach, `"full"` runs a whole
             forward for each; `"auto"` is the first where adapter and model allow it. The
             outcome's `info` says which it was, and why.
-        batch_size: how many prompts run together, at most; None is as many as fit in memory.
+        remote: where the model runs. False is here; True is NDIF, or the server that nnsight is set
+            up for; an address, as `"https://..."`, another one; `"local"` rehearses that in this
+            process. For nnsight's `TransformersModel`, which then needs no weights here. It is the
+            full engine, with some cells in each request.
+        batch_size: how many prompts run together, at most; None is as many as fit in memory, and
+            elsewhere as make 4096 tokens.
         memory_budget: bytes that the sweep may use besides the model's weights, or a string such
             as `"4 GiB"`; None is half of what is free on the device.
         checkpoint: a file that is kept up to date with what was measured. The same call goes on
@@ -149,9 +156,10 @@ def ablation_patching(
     )
     file = None if checkpoint is None else Checkpoint(checkpoint)
     options = Options(batch_size, budget_of(file, memory_budget), progress, seed=ablation.drawn)
-    traced = as_nnsight(nnmodel)
+    traced = model_for(nnmodel, remote)
     runs = read_ablation(traced, run_arguments(arguments), ablation, metric_data=metric_data)
     sweep, runs = prepare(traced, api, sites, runs, metric, options, engine=engine)
+    check_sent(sweep, runs)
     choice = choose_engines(engine, sweep.patches)
     warn_of_chunks(sweep, sweep.chunks)
     return measure_sweep(sweep, runs, choice, file)

@@ -9,14 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from nnpatch_core._arguments import check_flags
-from nnpatch_core._models import as_nnsight, in_one_thread
+from nnpatch_core._models import in_one_thread
 from nnpatch_core.batch import GivenTokens
 from nnpatch_core.engine import check_engine, choose_engines
+from nnpatch_core.errors import RemoteError
 from nnpatch_core.interventions import PairArguments, read_pairs
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import EngineName, ScreenName
 from nnpatch_core.patching.batches import in_batches
-from nnpatch_core.patching.elsewhere import on_workers
+from nnpatch_core.patching.elsewhere import check_sent, on_workers
 from nnpatch_core.patching.screen import check_screen, screen_sweep
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Keep, Outcome
@@ -30,6 +31,7 @@ from nnpatch_core.sweep import (
     prepare,
     warn_of_chunks,
 )
+from nnpatch_core.tracing import model_for
 
 
 @on_workers
@@ -54,6 +56,7 @@ def activation_patching(
     target_answer_tokens: Tensor | None = None,
     force_model_confidence: bool = False,
     engine: EngineName = "auto",
+    remote: bool | str = False,
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -102,7 +105,12 @@ def activation_patching(
         engine: `"cone"` computes for each cell only what its patch can reach, `"full"` runs a whole
             forward for each; `"auto"` is the first where adapter and model allow it. The
             outcome's `info` says which it was, and why.
-        batch_size: how many prompts run together, at most; None is as many as fit in memory.
+        remote: where the model runs. False is here; True is NDIF, or the server that nnsight is set
+            up for; an address, as `"https://..."`, another one; `"local"` rehearses that in this
+            process. For nnsight's `TransformersModel`, which then needs no weights here. It is the
+            full engine, with some cells in each request.
+        batch_size: how many prompts run together, at most; None is as many as fit in memory, and
+            elsewhere as make 4096 tokens.
         memory_budget: bytes that the sweep may use besides the model's weights, or a string such
             as `"4 GiB"`; None is half of what is free on the device.
         checkpoint: a file that is kept up to date with what was measured. The same call goes on
@@ -128,6 +136,8 @@ def activation_patching(
     Raises:
         PatchingError: one of its kinds, before any forward runs, naming the value that is wrong.
         EngineError: `engine="cone"` was asked for and cannot run this sweep.
+        RemoteError: the model cannot run elsewhere, something of the sweep cannot be sent, or the
+            server fails.
         MemoryBudgetError: one prompt does not fit in `memory_budget`.
         CheckpointError: the checkpoint is of another sweep; the message says what differs.
         ConfidenceError: the model does not prefer an expected answer, and this was asked for.
@@ -148,6 +158,11 @@ def activation_patching(
     check_flags(force_model_confidence=force_model_confidence)
     check_engine(engine)
     screen_options = check_screen(screen, top_k, spot_checks, seed)
+    if screen_options is not None and remote is not False:
+        raise RemoteError(
+            f"screen={screen!r} estimates by gradients, which do not come back from elsewhere: "
+            "leave out screen= or remote="
+        )
     arguments = PairArguments(
         source_tokens,
         target_tokens,
@@ -164,9 +179,10 @@ def activation_patching(
     file = None if checkpoint is None else Checkpoint(checkpoint)
     drawn = None if screen_options is None else screen_options.seed
     options = Options(batch_size, budget_of(file, memory_budget), progress, seed=drawn)
-    traced = as_nnsight(nnmodel)
+    traced = model_for(nnmodel, remote)
     runs = read_pairs(traced, arguments, metric_data=metric_data, confident=force_model_confidence)
     sweep, runs = prepare(traced, api, sites, runs, metric, options, engine=engine)
+    check_sent(sweep, runs)
     choice = choose_engines(engine, sweep.patches)
     warn_of_chunks(sweep, sweep.chunks)
     if screen_options is None:

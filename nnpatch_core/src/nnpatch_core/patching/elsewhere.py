@@ -1,4 +1,4 @@
-"""Sweeps that run elsewhere: workers stand for the model."""
+"""Sweeps that run elsewhere: workers stand for the model, or a server has it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+from nnpatch_core._models import Elsewhere
 from nnpatch_core._workers import Workers
 from nnpatch_core.edges import EDGE_METHODS
-from nnpatch_core.errors import WorkerError
+from nnpatch_core.errors import RemoteError, WorkerError
 from nnpatch_core.patching.batches import is_stream
+from nnpatch_core.sweep import Runs, Sweep
+from nnpatch_core.tracing import why_not_sent
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -29,11 +32,32 @@ def on_workers(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
         given = dict(signature.bind(*args, **kwargs).arguments)
         del given["nnmodel"]
+        if given.pop("remote", False) is not False:
+            raise WorkerError(
+                "workers have the model themselves: leave out remote=, or pass the model in place "
+                "of workers"
+            )
         _check(given)
         found: _R = first.swept(swept, given)
         return found
 
     return swept
+
+
+def check_sent(sweep: Sweep, runs: Runs) -> None:
+    """Raise `RemoteError` for what a sweep needs and cannot send, if it runs elsewhere."""
+    if not isinstance(sweep.nnmodel, Elsewhere):
+        return
+    told = f"remote={sweep.nnmodel.remote!r}"
+    for space in sweep.patches.cells.spaces:
+        reason = why_not_sent(space)
+        if reason is not None:
+            raise RemoteError(f"{told} sends numbers, and {reason}: sweep it here")
+    if runs.target.sites:
+        raise RemoteError(
+            f"{told} brings logits back, and a metric reads activations: leave it out, or sweep "
+            "here"
+        )
 
 
 def _check(given: Mapping[str, Any]) -> None:

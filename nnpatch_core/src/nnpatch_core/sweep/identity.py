@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from nnpatch_core._models import input_device
+from nnpatch_core._models import Elsewhere, input_device
 from nnpatch_core.adapters import Component, ModelAPI, head_columns, n_layers, table_of
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.metrics import MetricContext, columns_given
@@ -74,17 +74,18 @@ def identity(
     metrics = [[name, each.digest] for name, each in zip(sweep.metrics, code, strict=True)]
     hooks = [(words, fingerprint(function)) for words, function in forward_functions(model)]
     untold.update(*(each.untold for _, each in hooks))
+    if isinstance(sweep.nnmodel, Elsewhere) and sweep.nnmodel.away:
+        untold.add(f"the weights and the releases of {sweep.nnmodel.where}")
     config = getattr(model, "config", None)
-    device = input_device(model)
     prompts = {
         f"{name} prompts": digest(batch.tokens, batch.mask) for name, batch in runs.batches.items()
     }
     return {
         "kind": runs.kind,
-        "model": f"{type(model).__name__} {sweep.options.call.weights(model)}",
+        "model": f"{type(model).__name__} {_weights(sweep, model)}",
         "config": _word(settings(config)),
         "attention": str(getattr(config, "_attn_implementation", None)),
-        "device": "none" if device is None else device.type,
+        **_where(sweep, model),
         **prompts,
         "answers": digest(*answers),
         **_told(runs),
@@ -104,6 +105,23 @@ def identity(
         **versions(),
         **({UNTOLD: ", ".join(sorted(untold))} if untold else {}),
     }
+
+
+def _weights(sweep: Sweep, model: nn.Module) -> str:
+    """A word for the weights, or, where they are not here, the name by which they are asked for."""
+    there = sweep.nnmodel
+    if isinstance(there, Elsewhere) and there.away:
+        return there.key
+    return sweep.options.call.weights(model)
+
+
+def _where(sweep: Sweep, model: nn.Module) -> Identity:
+    """Where the model runs."""
+    there = sweep.nnmodel
+    if isinstance(there, Elsewhere) and there.away:
+        return {"remote": there.where}
+    device = input_device(model)
+    return {"device": "none" if device is None else device.type}
 
 
 def _spaces(sweep: Sweep, untold: set[str]) -> Identity:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnpatch_core._models import Elsewhere
 from nnpatch_core._printable import shown
 from nnpatch_core._upstream import nnsight, transformers
 from nnpatch_core.batch import Batch
@@ -89,17 +90,33 @@ def outcome(
             **({"hooks": "; ".join(hooks)} if hooks else {}),
             "model": getattr(config, "_name_or_path", "") or type(model).__name__,
             "model_type": str(getattr(config, "model_type", None)),
-            "dtype": str(getattr(model, "dtype", None)),
+            **_elsewhere(sweep),
+            "dtype": _dtype(sweep),
             **({} if sweep.options.seed is None else {"seed": str(sweep.options.seed)}),
             **_together(sweep),
             **_subspaces(sweep),
             **_pieces(sweep),
             "elided": known_in_words(*runs_known(cells.values())),
-            **provenance(sweep.options.call, model, adapters),
+            **provenance(sweep.options.call, sweep.nnmodel, adapters),
             **versions(),
         },
         screening=None,
     )
+
+
+def _elsewhere(sweep: Sweep) -> dict[str, str]:
+    """Where the model runs, and as what, if that is elsewhere."""
+    there = sweep.nnmodel
+    if not isinstance(there, Elsewhere):
+        return {}
+    return {"remote": f"{there.where}, as {there.key}" if there.away else there.where}
+
+
+def _dtype(sweep: Sweep) -> str:
+    there, own = sweep.nnmodel, str(getattr(sweep.patches.model, "dtype", None))
+    if isinstance(there, Elsewhere) and there.away:
+        return f"as {there.where} has it ({own} by its config)"
+    return own
 
 
 def _together(sweep: Sweep) -> dict[str, str]:

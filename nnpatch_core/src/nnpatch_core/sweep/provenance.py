@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nnpatch_core._models import input_device
+from nnpatch_core._models import Elsewhere, input_device, module_of
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.plugins import source_of
 from nnpatch_core.sweep.checksum import checksum
@@ -66,19 +66,20 @@ class Call:
         self._machines |= dict.fromkeys(told["environment"].split("; "))
 
 
-def provenance(call: Call, model: nn.Module, adapters: Iterable[ModelAPI]) -> dict[str, str]:
+def provenance(call: Call, nnmodel: Any, adapters: Iterable[ModelAPI]) -> dict[str, str]:
     """The words of an outcome's `info` on where it comes from.
 
     Args:
         call: that made it.
-        model: the Hugging Face model.
+        nnmodel: the model, as sweeps have it.
         adapters: in the order of their names.
     """
+    model = module_of(nnmodel)
     revision = getattr(getattr(model, "config", None), "_commit_hash", None)
     return {
         "adapter_from": ", ".join(dict.fromkeys(map(source_of, adapters))),
         **({"revision": str(revision)} if revision else {}),
-        "weights": _weights(call, model),
+        "weights": _weights(call, nnmodel),
         **({"resumed": resumed(*call.resumed)} if call.resumed and call.resumed[0] else {}),
         "started": call.started,
         "seconds": f"{call.seconds:.3f}",
@@ -98,10 +99,12 @@ def environment(model: nn.Module) -> str:
     return ", ".join([_system(), *named, count])
 
 
-def _weights(call: Call, model: nn.Module) -> str:
+def _weights(call: Call, nnmodel: Any) -> str:
+    if isinstance(nnmodel, Elsewhere) and nnmodel.away:
+        return f"those of {nnmodel.where}, not seen"
     # Of whatever kind the weights are, a sweep that was run is not lost for want of a word.
     try:
-        return call.weights(model)
+        return call.weights(module_of(nnmodel))
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return f"could not be read ({reason[:_SHOWN]})"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._models import (
+    Elsewhere,
     forward_arguments,
     input_device,
     module_of,
@@ -18,7 +19,8 @@ from nnpatch_core._models import (
     with_weights,
 )
 from nnpatch_core.batch import Batch
-from nnpatch_core.errors import AdapterError
+from nnpatch_core.errors import AdapterError, RemoteError
+from nnpatch_core.tracing.elsewhere import logits_there
 from nnpatch_core.tracing.observer import report
 from nnpatch_core.tracing.own_runs import running
 from nnpatch_core.tracing.sites_read import Caught, joined, sites_of, watching
@@ -115,7 +117,12 @@ def forward(
 
     Raises:
         AdapterError: the model has no weights, or gives no logits of each token.
+        RemoteError: it runs elsewhere, and this fails, or is no run that can be sent.
     """
+    if isinstance(nnmodel, Elsewhere):
+        if visit is not None or gradients or cache or start or kept is not None:
+            raise RemoteError("a run of this kind cannot be sent elsewhere: leave out remote=")
+        return logits_there(nnmodel, batch)
     model = with_weights(nnmodel)
     device = input_device(model)
     logits: list[Tensor] = []

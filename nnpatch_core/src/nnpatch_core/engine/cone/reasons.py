@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nnpatch_core._models import Elsewhere
 from nnpatch_core._upstream import cache_keywords
 from nnpatch_core.adapters import ModelAPI, tables
 from nnpatch_core.batch import Batch
@@ -13,6 +14,11 @@ from nnpatch_core.tracing import Patches, forward_hooks, in_words, pieces_differ
 def why_not_cone(patches: Patches) -> str | None:
     """Why a sweep cannot run in the cone engine; None if it may."""
     adapters, model = patches.adapters, patches.model
+    if isinstance(patches.nnmodel, Elsewhere):
+        return (
+            f"remote={patches.nnmodel.remote!r} runs it where nnpatch is not, and this engine "
+            "needs a cache of its own there"
+        )
     for api in adapters:
         if not getattr(api, "cone", True):
             return f"adapter {api.name!r} says that its models cannot run from the middle"
