@@ -10,10 +10,13 @@ import torch
 
 from nnpatch_core import (
     EdgeOutcome,
+    MultiSite,
     Outcome,
+    Site,
     Sites,
     ablation_patching,
     activation_patching,
+    attribution_patching,
     edge_patching,
     path_patching,
 )
@@ -30,6 +33,12 @@ def spread(logits: torch.Tensor, context: Any) -> torch.Tensor:
     """A metric of all prompts together."""
     right = logits.gather(-1, context.source_answer_index[:, None])[:, 0]
     return right - right.mean()
+
+
+def leaning(logits: torch.Tensor, context: Any) -> torch.Tensor:
+    """Another one, whose sum has a gradient, which other prompts are in too."""
+    right = logits.gather(-1, context.source_answer_index[:, None])[:, 0]
+    return right * (2 + right.mean())
 
 
 SWEEPS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
@@ -61,7 +70,60 @@ SWEEPS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = 
     ),
     "edges": (edge_patching, (SOURCE, TARGET, *ANSWERS), {"senders": ["a0.h1", "m0", "a1.h2"]}),
 }
-BUDGETS = {"edges": "1 GiB", "paths": "1 GiB", "screened": 400_000}
+#: Sites that act on one another, so that each pair of them is a cell that is estimated by itself.
+PAIRED = [
+    Site.get_site(tiny_api(), name, layer, head, seq_pos=[-1])
+    for name, layer, head in [("resid", 0, None), ("o", 1, 2), ("mlp", 2, None)]
+]
+JOINT = Sites.from_sites(
+    [PAIRED[0], MultiSite(PAIRED[:2]), MultiSite(PAIRED[1:]), MultiSite(PAIRED[::2]), PAIRED[2]]
+)
+#: Of the estimates the options of `attribution_patching`, and of `edge_patching`.
+ATTRIBUTED: dict[str, dict[str, Any]] = {
+    "attributed": {},
+    "attributed, padded": {"attention_mask": MASK, "batch_size": 2},
+    "attributed, chunks": {"batch_size": 1},
+    "attributed, joint": {"sites": JOINT},
+    "attributed, all prompts": {
+        "metric": {"leaning": leaning, "kl": "kl_divergence"},
+        "batch_size": 1,
+        "steps": 2,
+    },
+    "integrated": {"steps": 3, "attention_mask": MASK},
+    "integrated, chunks": {"steps": 2, "batch_size": 1},
+    "QK fix": {"qk_fix": True},
+    "GradDrop": {"grad_drop": True, "metric": ["logit_difference", "answer_log_probability"]},
+    "GradDrop, chunks": {"grad_drop": True, "batch_size": 2},
+    "AtP*": {"qk_fix": True, "grad_drop": True, "attention_mask": MASK},
+    "AtP*, chunks": {"qk_fix": True, "grad_drop": True, "batch_size": 2},
+    "attributed, means": {"ablation": "mean", "keep": "means"},
+}
+EDGES: dict[str, dict[str, Any]] = {
+    "eap": {"batch_size": 1, "attention_mask": MASK},
+    "eap, all prompts": {"metric": leaning, "batch_size": 2},
+    "eap-ig-inputs": {"steps": 2, "batch_size": 1},
+    "eap-ig-activations": {"steps": 2, "attention_mask": MASK},
+    "eap-ig-activations, chunks": {"steps": 2, "batch_size": 2, "senders": ["a0.h1", "m1"]},
+    "clean-corrupted": {"batch_size": 2},
+}
+ESTIMATES = (*ATTRIBUTED, *EDGES)
+for kind, options in ATTRIBUTED.items():
+    own = {name: value for name, value in options.items() if name != "sites"}
+    source = None if "ablation" in options else SOURCE
+    SWEEPS[kind] = (
+        attribution_patching,
+        (options.get("sites", SITES), source, TARGET, *ANSWERS),
+        own,
+    )
+for kind, options in EDGES.items():
+    own = {"method": kind.partition(",")[0], **options}
+    SWEEPS[kind] = edge_patching, (SOURCE, TARGET, *ANSWERS), own
+BUDGETS = {
+    "edges": "1 GiB",
+    "paths": "1 GiB",
+    "screened": 400_000,
+    **dict.fromkeys(ESTIMATES, "1 GiB"),
+}
 
 
 def swept(kind: str, model: Any = None, **options: Any) -> Outcome:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
+import torch
 from torch import nn
 
+from nnpatch_core._arrays import Integers
 from nnpatch_core._models import input_device
 from nnpatch_core.adapters import Component, ModelAPI, head_columns, n_layers, table_of
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.metrics import MetricContext, columns_given
 from nnpatch_core.results import Baseline
 from nnpatch_core.seq_pos import Positions
+from nnpatch_core.site import MultiSite, Site
+from nnpatch_core.sites import GridSites
 from nnpatch_core.spaces import Space
 from nnpatch_core.sweep.checksum import digest, word
 from nnpatch_core.sweep.fingerprint import fingerprint, settings
@@ -34,7 +39,9 @@ def identity(
     sweep: Sweep,
     runs: Runs,
     values: Values,
+    kind: str,
     engine: str,
+    cut: Mapping[str, str],
     context: MetricContext,
     baseline: Mapping[str, Baseline],
 ) -> Identity:
@@ -44,7 +51,9 @@ def identity(
         sweep: what is patched.
         runs: the prompts of each run.
         values: what is put at the sites.
+        kind: how an outcome calls the sweep.
         engine: the name of the engine.
+        cut: how much runs together, by names that people know.
         context: the answers.
         baseline: the metrics of the unpatched runs.
     """
@@ -57,18 +66,6 @@ def identity(
     adapters = {
         id(api): f"{api.name} {_table(api, model, untold)}" for api in sweep.patches.adapters
     }
-    cells = [
-        [name, cell.label, *(adapters[id(site.api)] for site in cell.sites)]
-        for name, grid in sweep.layout.grids.items()
-        for cell in grid.sites
-    ]
-    # The label of a site whose positions have a name tells no number.
-    named = any(site.where is not None for cell in sweep.patches.cells for site in cell.named.sites)
-    own = {
-        at: number
-        for number, at in enumerate(sweep.patches.positions)
-        if named or len(at.at) > 1 or at.source is not None
-    }
     code = [fingerprint(metric) for metric in sweep.metrics.values()]
     untold.update(*(each.untold for each in code))
     metrics = [[name, each.digest] for name, each in zip(sweep.metrics, code, strict=True)]
@@ -80,7 +77,7 @@ def identity(
         f"{name} prompts": digest(batch.tokens, batch.mask) for name, batch in runs.batches.items()
     }
     return {
-        "kind": runs.kind,
+        "kind": kind,
         "model": f"{type(model).__name__} {sweep.options.call.weights(model)}",
         "config": _word(settings(config)),
         "attention": str(getattr(config, "_attn_implementation", None)),
@@ -88,16 +85,15 @@ def identity(
         **prompts,
         "answers": digest(*answers),
         **_told(runs),
-        "sites": f"{len(cells)} {_word(cells)}",
-        **({"positions": _positions(sweep, own)} if own else {}),
+        "sites": _sites(sweep, adapters),
+        **_positions(sweep),
         **_spaces(sweep, untold),
         "adapter": ", ".join(sorted(set(adapters.values()))),
         "metric": f"{', '.join(sweep.metrics)} {_word(metrics)}",
         "hooks": _word([[words, each.digest] for words, each in hooks]) if hooks else "none",
         "unpatched runs": digest(*unpatched),
-        "given all prompts": _together(sweep, context),
         "engine": engine,
-        "prompts at once": str(sweep.limits.prompts),
+        **cut,
         "memory_budget": str(sweep.limits.budget),
         **{name: digest(value) for name, value in values.depends.items()},
         "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -112,8 +108,9 @@ def _spaces(sweep: Sweep, untold: set[str]) -> Identity:
     if told is None:
         return {}
     untold.update(told.untold)
-    sites = [site for cell in sweep.patches.cells for site in cell.sites]
-    which = [told.number.get(id(site.space)) for site in sites]
+    cells = sweep.patches.cells
+    number = np.array([told.number.get(id(space), -1) for space in cells.spaces])
+    which = digest(torch.from_numpy(number[cells.sites.space]))
     return {"subspace": f"{', '.join(dict.fromkeys(told.words))} {_word([told.words, which])}"}
 
 
@@ -139,11 +136,64 @@ def _part(space: Space | None) -> str | None:
     return None if space is None else space_word(space).digest
 
 
-def _positions(sweep: Sweep, own: Mapping[Positions, int]) -> str:
-    """A word for positions that a cell's label does not tell, and for which site has which."""
-    tensors = [each for at in own for each in (at.at, at.at if at.source is None else at.source)]
-    sites = [site for cell in sweep.patches.cells for site in cell.sites]
-    return f"{digest(*tensors)} {_word([own.get(site.positions) for site in sites])}"
+def _sites(sweep: Sweep, adapters: Mapping[int, str]) -> str:
+    """A word for the cells, by arrays: a million of them have no label each."""
+    cells, grids = sweep.patches.cells, sweep.layout.grids
+    places, at = cells.used("place"), cells.used("positions")
+    sites = cells.sites
+    numbers = digest(
+        *map(
+            torch.from_numpy,
+            (cells.ends, sites.head, _met(sites.place, places), _met(sites.positions, at)),
+        ),
+        # Those that are in all prompts: the others have a word of their own.
+        *(cells.positions[number].at for number in at if not _is_own(cells.positions[number])),
+    )
+    told = [
+        [place.layer, place.name, place.location, adapters[id(place.api)]]
+        for place in (cells.places[number] for number in places)
+    ]
+    # What is more than its sites, as an edge is, is told by its label.
+    labels = [
+        [cell.label for cell in grid.sites if not isinstance(cell, Site | MultiSite)]
+        for grid in grids.values()
+        if not isinstance(grid.sites, GridSites)
+    ]
+    names = [[name, len(grid.sites)] for name, grid in grids.items()]
+    return f"{len(cells)} {_word([names, told, labels, numbers])}"
+
+
+def _positions(sweep: Sweep) -> Identity:
+    """The positions that are each prompt's own, or have sources elsewhere, if there are such."""
+    cells = sweep.patches.cells
+    every = [cells.positions[number] for number in cells.used("positions")]
+    own = [at for at in every if _is_own(at)]
+    tensors = [
+        each
+        for at in own
+        for each in (at.at, at.at if at.source is None else at.source, at.numbered)
+    ]
+    return {"positions": f"{len(own)} {digest(*tensors)}"} if own else {}
+
+
+def _is_own(at: Positions) -> bool:
+    return len(at.at) > 1 or at.source is not None
+
+
+def _met(numbers: Integers, used: Sequence[int]) -> Integers:
+    """Numbers by the order in which they are met, whatever else was numbered."""
+    order = np.zeros(max(used, default=0) + 1, dtype=np.int64)
+    order[list(used)] = np.arange(len(used))
+    found: Integers = order[numbers]
+    return found
+
+
+def cut_of(sweep: Sweep, context: MetricContext) -> dict[str, str]:
+    """How prompts and cells of a sweep are cut that is measured; see `identity`."""
+    return {
+        "given all prompts": _together(sweep, context),
+        "prompts at once": str(sweep.limits.prompts),
+    }
 
 
 def _together(sweep: Sweep, context: MetricContext) -> str:

@@ -11,7 +11,7 @@ from nnpatch_core.tracing.activations import (
 )
 from nnpatch_core.tracing.attention import any_shape
 from nnpatch_core.tracing.call_arguments import kept_arguments, of_rows
-from nnpatch_core.tracing.cells import BoundSite, Cell, Cells, Numbers, columns_of, ends_of
+from nnpatch_core.tracing.cells import BoundSite, Cell, Cells, Numbers, columns_of, ends_of, within
 from nnpatch_core.tracing.hooks import (
     backward_hooks,
     check_forwards,
@@ -88,6 +88,7 @@ __all__ = [
     "watching",
     "width_of",
     "widths_of",
+    "within",
     "write",
     "write_component",
 ]
