@@ -106,29 +106,43 @@ EDGES: dict[str, dict[str, Any]] = {
     "eap-ig-activations, chunks": {"steps": 2, "batch_size": 2, "senders": ["a0.h1", "m1"]},
     "clean-corrupted": {"batch_size": 2},
 }
-ESTIMATES = (*ATTRIBUTED, *EDGES)
-for kind, options in ATTRIBUTED.items():
-    own = {name: value for name, value in options.items() if name != "sites"}
-    source = None if "ablation" in options else SOURCE
-    SWEEPS[kind] = (
-        attribution_patching,
-        (options.get("sites", SITES), source, TARGET, *ANSWERS),
-        own,
-    )
-for kind, options in EDGES.items():
-    own = {"method": kind.partition(",")[0], **options}
-    SWEEPS[kind] = edge_patching, (SOURCE, TARGET, *ANSWERS), own
+ESTIMATES: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = {
+    **{
+        kind: (
+            attribution_patching,
+            (
+                options.get("sites", SITES),
+                None if "ablation" in options else SOURCE,
+                TARGET,
+                *ANSWERS,
+            ),
+            {name: value for name, value in options.items() if name != "sites"},
+        )
+        for kind, options in ATTRIBUTED.items()
+    },
+    **{
+        kind: (
+            edge_patching,
+            (SOURCE, TARGET, *ANSWERS),
+            {"method": kind.partition(",")[0], **options},
+        )
+        for kind, options in EDGES.items()
+    },
+}
+EVERY = SWEEPS | ESTIMATES
 BUDGETS = {
     "edges": "1 GiB",
     "paths": "1 GiB",
     "screened": 400_000,
     **dict.fromkeys(ESTIMATES, "1 GiB"),
+    # Of all paths a few wait together.
+    "attributed, all prompts": 700_000,
 }
 
 
 def swept(kind: str, model: Any = None, **options: Any) -> Outcome:
     """The sweep of a kind, by one process or by workers in place of the model."""
-    function, arguments, own = SWEEPS[kind]
+    function, arguments, own = EVERY[kind]
     budget = {"memory_budget": BUDGETS.get(kind, BUDGET)}
     given = {**budget, "progress": False, **own, **options}
     out = function(tiny_model("llama") if model is None else model, tiny_api(), *arguments, **given)
@@ -137,7 +151,7 @@ def swept(kind: str, model: Any = None, **options: Any) -> Outcome:
 
 def measured(kind: str, shard: str, path: Path | str, **options: Any) -> Any:
     """A shard of the sweep of a kind."""
-    function, arguments, own = SWEEPS[kind]
+    function, arguments, own = EVERY[kind]
     given = {"memory_budget": BUDGETS.get(kind, BUDGET), "progress": False, **own, **options}
     call = (tiny_model("llama"), tiny_api(), *arguments)
     return measure_shard(function, *call, shard=shard, checkpoint=path, **given)
