@@ -158,6 +158,7 @@ def test_any_estimate_in_any_shards(
 @pytest.mark.parametrize(
     ("kind", "runs"), [("attributed, chunks", 6), ("integrated", 2), ("AtP*", 2), ("eap", 8)]
 )
+@pytest.mark.filterwarnings("ignore::nnpatch_core.errors.EngineWarning")
 def test_a_merged_estimate_runs_no_backward(kind: str, runs: int, tmp_path: Path) -> None:
     shards = [measured(kind, f"{n}/2", tmp_path / str(n)) for n in (2, 1)]
     merged = merge_shards(shards, tmp_path / "whole")

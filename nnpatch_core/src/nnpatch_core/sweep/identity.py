@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nnpatch_core._arrays import Integers
 from nnpatch_core._models import input_device
@@ -139,52 +139,50 @@ def _part(space: Space | None) -> str | None:
 def _sites(sweep: Sweep, adapters: Mapping[int, str]) -> str:
     """A word for the cells, by arrays: a million of them have no label each."""
     cells, grids = sweep.patches.cells, sweep.layout.grids
-    places, at = cells.used("place"), cells.used("positions")
     sites = cells.sites
-    numbers = digest(
-        *map(
-            torch.from_numpy,
-            (cells.ends, sites.head, _met(sites.place, places), _met(sites.positions, at)),
-        ),
-        # Those that are in all prompts: the others have a word of their own.
-        *(cells.positions[number].at for number in at if not _is_own(cells.positions[number])),
-    )
-    told = [
-        [place.layer, place.name, place.location, adapters[id(place.api)]]
-        for place in (cells.places[number] for number in places)
-    ]
+    places = {
+        number: _word([each.layer, each.name, each.location, adapters[id(each.api)]])
+        for number in cells.used("place")
+        for each in [cells.places[number]]
+    }
+    # Those that are each prompt's own are told apart by a word of their own, too.
+    at = {number: digest(*_tensors(cells.positions[number])) for number in cells.used("positions")}
+    numbers = (cells.ends, sites.head, _met(sites.place, places), _met(sites.positions, at))
     # What is more than its sites, as an edge is, is told by its label.
     labels = [
-        [cell.label for cell in grid.sites if not isinstance(cell, Site | MultiSite)]
+        cell.label
         for grid in grids.values()
         if not isinstance(grid.sites, GridSites)
+        for cell in grid.sites
+        if not isinstance(cell, Site | MultiSite)
     ]
     names = [[name, len(grid.sites)] for name, grid in grids.items()]
-    return f"{len(cells)} {_word([names, told, labels, numbers])}"
+    words = [dict.fromkeys(each.values()) for each in (places, at)]
+    content = [names, labels, *map(list, words), digest(*map(torch.from_numpy, numbers))]
+    return f"{len(cells)} {_word(content)}"
 
 
 def _positions(sweep: Sweep) -> Identity:
     """The positions that are each prompt's own, or have sources elsewhere, if there are such."""
     cells = sweep.patches.cells
     every = [cells.positions[number] for number in cells.used("positions")]
-    own = [at for at in every if _is_own(at)]
-    tensors = [
-        each
-        for at in own
-        for each in (at.at, at.at if at.source is None else at.source, at.numbered)
-    ]
-    return {"positions": f"{len(own)} {digest(*tensors)}"} if own else {}
+    own = [at for at in every if len(at.at) > 1 or at.source is not None]
+    if not own:
+        return {}
+    return {"positions": f"{len(own)} {digest(*(each for at in own for each in _tensors(at)))}"}
 
 
-def _is_own(at: Positions) -> bool:
-    return len(at.at) > 1 or at.source is not None
+def _tensors(at: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    """All that positions are."""
+    return at.at, at.at if at.source is None else at.source, at.numbered
 
 
-def _met(numbers: Integers, used: Sequence[int]) -> Integers:
-    """Numbers by the order in which they are met, whatever else was numbered."""
-    order = np.zeros(max(used, default=0) + 1, dtype=np.int64)
-    order[list(used)] = np.arange(len(used))
-    found: Integers = order[numbers]
+def _met(numbers: Integers, words: Mapping[int, str]) -> Integers:
+    """Numbers by the order in which their words are met, whatever else was numbered."""
+    order = {word: number for number, word in enumerate(dict.fromkeys(words.values()))}
+    known = np.zeros(max(words, default=0) + 1, dtype=np.int64)
+    known[[*words]] = [order[word] for word in words.values()]
+    found: Integers = known[numbers]
     return found
 
 
