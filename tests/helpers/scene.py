@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import attrs
 import torch
 
 from nnpatch_core.engine.cone import execution as cone
+from nnpatch_core.sweep.ledger import Ledger
 from nnpatch_core.testing import tiny_model
 
 
@@ -25,18 +27,23 @@ class Scene:
     folder: Path
 
     def load(self) -> Any:
-        """A tiny model, each trace of which is written down; runs in a worker."""
-        real, scene = cone.ConeExecution._run, self
-        (self.folder / "loaded").open("a").write(f"{os.getpid()}\n")
+        """A tiny model, each trace of which is written down; runs in a worker.
 
+        Of estimates the parts are, as they are made.
+        """
+        (self.folder / "loaded").open("a").write(f"{os.getpid()}\n")
+        cone.ConeExecution._run = self._watched(cone.ConeExecution._run)
+        Ledger.note = self._watched(Ledger.note)
+        return tiny_model("llama")
+
+    def _watched(self, real: Callable[..., Any]) -> Any:
         def watched(*arguments: Any, **options: Any) -> Any:
-            scene.happens()
+            self.happens()
             found = real(*arguments, **options)
-            (scene.folder / "traces").open("a").write(f"{os.getpid()}\n")
+            (self.folder / "traces").open("a").write(f"{os.getpid()}\n")
             return found
 
-        cone.ConeExecution._run = watched
-        return tiny_model("llama")
+        return watched
 
     def happens(self) -> None:
         """What this very worker is to suffer."""

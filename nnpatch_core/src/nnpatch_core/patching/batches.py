@@ -147,9 +147,9 @@ class _Stream:
         """Raise for what cannot be done batch by batch."""
         if isinstance(self.given.get("checkpoint"), ShareFile):
             raise ShardError(
-                f"{self.name} is an iterable of batches, each a sweep of its own, and a shard is "
-                "of one sweep: give all prompts in one call, as one PromptPairs, which the sweep cuts "
-                "by itself"
+                f"{self.name} is an iterable of batches, each a sweep of its own, and a shard "
+                "is of one sweep: give all prompts in one call, as one PromptPairs, which the "
+                "sweep cuts by itself"
             )
         for name, reason in _REFUSED.items():
             if self.given.get(name) is not None:
