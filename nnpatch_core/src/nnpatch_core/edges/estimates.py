@@ -75,7 +75,7 @@ class Estimate:
         return self.points * (1 + 2 * layers if self.method == ACTIVATIONS else 1)
 
     def parts(self, sweep: Sweep) -> Parts:
-        """What can be made apart: all edges of senders that have runs of their own.
+        """The parts that can be made apart: all edges of senders that have runs of their own.
 
         Along activations these are the edges of each layer's heads, and of each MLP; else all of a
         prompt's edges come of the same runs.

@@ -91,7 +91,7 @@ class AtPStar:
     def held(
         self, cotangent: Tensor, unheld: bool, held: Sequence[int], layers: Sequence[int]
     ) -> Tensor:
-        """What `mean_size` is made of, `[1 + layers, cells, batch]`.
+        """All that `mean_size` is made of, `[1 + layers, cells, batch]`.
 
         In turn each layer adds what it added in the target run, whatever comes in, so that a direct
         effect and one through that layer can no longer cancel. First comes the estimate in which

@@ -180,7 +180,7 @@ class Checkpoint:
 
 
 def _tensors(tally: Tally) -> dict[str, Tensor]:
-    """What is kept of a tally, in the memory of the tally itself."""
+    """The part of a tally that is kept, in the memory of the tally itself."""
     tensors = {f"values/{number}": value for number, value in enumerate(tally.values.values())}
     # What is known without a run is found out anew by engines, and with each estimate.
     flags = ("done", *KNOWN) if tally.estimated else ("done",)

@@ -19,7 +19,7 @@ from nnpatch_core.sweep.tally import Tally
 
 @attrs.frozen(eq=False)
 class Ledger:
-    """What is estimated so far.
+    """The estimates that are made so far, and those that are to be made here.
 
     Args:
         parts: what the estimate is made up of.

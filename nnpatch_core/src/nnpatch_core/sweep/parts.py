@@ -1,4 +1,4 @@
-"""What an estimate is made up of: parts of which each can be made without the others."""
+"""The parts of an estimate, of which each can be made without the others."""
 
 from __future__ import annotations
 
