@@ -164,11 +164,6 @@ BAD: dict[str, tuple[dict[str, Any], type[PatchingError], tuple[str, ...]]] = {
         PatchingError,
         ("'clean-corrupted'", "ablation='mean'", "'eap'"),
     ),
-    "checkpoint of an estimate": (
-        {"method": "eap", "checkpoint": "x"},
-        PatchingError,
-        ("checkpoint= means nothing with method='eap'",),
-    ),
     "checkpoint that is no path": (
         {"checkpoint": 3},
         CheckpointError,

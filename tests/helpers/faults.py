@@ -13,11 +13,13 @@ from nnpatch_core.engine import full
 from nnpatch_core.engine.cone import ascent
 from nnpatch_core.engine.cone import execution as cone
 from nnpatch_core.sweep import checkpoint
+from nnpatch_core.sweep.ledger import Ledger
 
-#: What runs one trace of each engine, as owner and name.
+#: What runs one trace of each engine, as owner and name; of estimates what takes a part of them.
 RUNS: dict[str, tuple[Any, str]] = {
     "cone": (cone.ConeExecution, "_run"),
     "full": (full, "patching"),
+    "gradient": (Ledger, "note"),
 }
 #: The same of the cone engine, inside of what tells its own errors from the model's.
 INSIDE = (ascent.Ascent, "run")

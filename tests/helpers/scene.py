@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from nnpatch_core.engine.cone import execution as cone
 from nnpatch_core.interventions import pairs
 from nnpatch_core.sweep import held
+from nnpatch_core.sweep.ledger import Ledger
 from nnpatch_core.testing import tiny_model
 
 
@@ -27,20 +29,25 @@ class Scene:
     folder: Path
 
     def load(self) -> Any:
-        """A tiny model, each trace of which is written down; runs in a worker."""
-        real, scene = cone.ConeExecution._run, self
+        """A tiny model, each trace of which is written down; runs in a worker.
+
+        Of estimates the parts are, as they are made.
+        """
         (self.folder / "loaded").open("a").write(f"{os.getpid()}\n")
-
-        def watched(*arguments: Any, **options: Any) -> Any:
-            scene.happens()
-            found = real(*arguments, **options)
-            (scene.folder / "traces").open("a").write(f"{os.getpid()}\n")
-            return found
-
-        cone.ConeExecution._run = watched
+        cone.ConeExecution._run = self._watched(cone.ConeExecution._run)
+        Ledger.note = self._watched(Ledger.note)
         for module, name in ((held, "unpatched"), (pairs, "unpatched again")):
             self._watch(module, name)
         return tiny_model("llama")
+
+    def _watched(self, real: Callable[..., Any]) -> Any:
+        def watched(*arguments: Any, **options: Any) -> Any:
+            self.happens()
+            found = real(*arguments, **options)
+            (self.folder / "traces").open("a").write(f"{os.getpid()}\n")
+            return found
+
+        return watched
 
     def _watch(self, module: Any, name: str) -> None:
         """Write down each time a module runs prompts unpatched."""

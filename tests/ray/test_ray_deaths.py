@@ -53,8 +53,14 @@ def killing(scene: Scene, seed: int, kills: int) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", ["activation", "all prompts", "edges"])
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [
+        *[(kind, seed) for kind in ("activation", "all prompts", "edges") for seed in range(3)],
+        ("integrated, chunks", 0),
+        ("eap-ig-activations", 1),
+    ],
+)
 def test_half_of_the_workers_are_killed_again_and_again(
     kind: str, seed: int, pool: RayWorkers, scene: Scene, tmp_path: Path
 ) -> None:

@@ -22,7 +22,6 @@ from nnpatch_core import (
     Sites,
     ablation_patching,
     activation_patching,
-    attribution_patching,
     cache_average,
     edge_patching,
     plan_sweep,
@@ -47,15 +46,17 @@ from tests.helpers.checkpoints import BUDGET, SITES, SOURCE, TARGET, done, numbe
 from tests.helpers.engines import from_the_middle
 from tests.helpers.samples import THREE
 from tests.helpers.scene import Scene
-from tests.helpers.shards import SWEEPS, swept
+from tests.helpers.shards import SWEEPS, measured, swept
 
 ANSWERS = THREE.answers
 ONES = torch.ones_like(SOURCE)
+#: Of the estimates some, each of which is cut in another way.
+SOME = ("attributed, joint", "integrated, chunks", "AtP*", "eap, all prompts", "eap-ig-activations")
 PAIRS = PromptPairs((), (), SOURCE, TARGET, ONES, ONES, *ANSWERS, None)
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", SWEEPS)
+@pytest.mark.parametrize("kind", [*SWEEPS, *SOME])
 def test_workers_give_the_outcome_of_one_process(kind: str, pool: RayWorkers) -> None:
     one, two = swept(kind), swept(kind, pool)
     assert numbers(two).equal(numbers(one))
@@ -337,7 +338,6 @@ def test_another_sweeps_checkpoint_is_named_as_the_user_knows_it(
 
 SITE = Site.get_site(tiny_api(), "resid", 1, seq_pos=[-1])
 REFUSED: dict[str, Callable[[Any], Any]] = {
-    "attribution": lambda pool: attribution_patching(pool, tiny_api(), SITES, PAIRS),
     "plan": lambda pool: plan_sweep(pool, tiny_api(), SITES, PAIRS),
     "circuit": lambda pool: find_circuit(pool, tiny_api(), PAIRS),
     "subspace": lambda pool: train_subspace(pool, tiny_api(), SITE, PAIRS),
@@ -352,10 +352,21 @@ def test_what_takes_no_workers_says_what_does(name: str, pool: RayWorkers) -> No
         REFUSED[name](pool)
 
 
-@pytest.mark.parametrize("method", ["eap", "eap-ig-inputs", "clean-corrupted"])
-def test_estimates_of_edges_are_not_shared_out(method: str, pool: RayWorkers) -> None:
-    with pytest.raises(WorkerError, match=f"method='{method}' estimates.*method='exact'"):
-        edge_patching(pool, tiny_api(), PAIRS, method=method)
+def test_an_estimate_in_one_part_is_made_once(pool: RayWorkers, scene: Scene) -> None:
+    """Shards that would find nothing to do are not begun."""
+    one = swept("attributed")
+    scene.clear()
+    assert numbers(swept("attributed", pool)).equal(numbers(one))
+    assert len(scene.pids()) == 1
+
+
+def test_an_estimate_goes_from_one_to_the_other(pool: RayWorkers, tmp_path: Path) -> None:
+    kind, file = "integrated, chunks", tmp_path / "c"
+    first = measured(kind, "2/3", file)
+    two = swept(kind, pool, checkpoint=file, memory_budget=None)
+    assert numbers(two).equal(numbers(swept(kind)))
+    told = f"{first.measured} of {done(file)} estimates were made by an earlier call"
+    assert two.info["resumed"] == told
 
 
 @pytest.mark.filterwarnings("ignore")

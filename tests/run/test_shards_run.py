@@ -15,8 +15,11 @@ BUDGET = ["--memory-budget", "300 KiB"]
 SITES = ["--sites", "resid", "--sites", "q", "--positions", "each"]
 
 
-def shard(nnpatch: Command, files: Files, which: str, *more: str) -> None:
-    done = nnpatch("run", *files.arguments, *SITES, *BUDGET, "--shard", which, *more)
+def shard(
+    nnpatch: Command, files: Files, which: str, *more: str, options: list[str] | None = None
+) -> None:
+    own = [*SITES, *BUDGET] if options is None else options
+    done = nnpatch("run", *files.arguments, *own, "--shard", which, *more)
     assert (done.code, done.err) == (0, "")
     number, _, count = which.partition("/")
     assert f"shard {which}: " in done.out
@@ -42,6 +45,42 @@ def test_merged_shards_are_one_run(files: Files, nnpatch: Command) -> None:
     assert "has a finished run" in again.err
     assert nnpatch("merge", "nnpatch-pairs", "--overwrite").code == 0
     assert (folder / outcome).read_bytes() == Path("one", outcome).read_bytes()
+
+
+ROOMY = ["--memory-budget", "20 MiB"]
+ESTIMATES = {
+    "attribution": [*SITES, *ROOMY, "--method", "attribution", "--batch-size", "2"],
+    "paths": [*SITES, *ROOMY, "--method", "attribution", "--steps", "2"],
+    "edges": [*ROOMY, "--method", "edges", "--estimate", "eap-ig-activations", "--steps", "2"],
+}
+
+
+@pytest.mark.parametrize("kind", ESTIMATES)
+def test_merged_estimates_are_one_run(files: Files, nnpatch: Command, kind: str) -> None:
+    options = ESTIMATES[kind]
+    one = nnpatch("run", *files.arguments, *options, "--out", "one")
+    assert (one.code, one.err) == (0, "")
+    for which in ("2/2", "1/2"):
+        shard(nnpatch, files, which, options=options)
+    done = nnpatch("merge", "nnpatch-pairs")
+    assert (done.code, done.err) == (0, "")
+    written = {each.name for each in Path("one").iterdir() if each.suffix == ".safetensors"}
+    assert written
+    for name in written:
+        assert Path("nnpatch-pairs", name).read_bytes() == Path("one", name).read_bytes()
+
+
+def test_a_shard_of_an_estimate_says_what_it_did(files: Files, nnpatch: Command) -> None:
+    options = [*SITES, *ROOMY, "--method", "attribution"]
+    told = [
+        nnpatch("run", *files.arguments, *options, "--shard", f"{number}/2").out
+        for number in (1, 2)
+    ]
+    assert "estimates are made" in told[0]
+    assert (
+        "shard 2/2: it has nothing to do: the estimate has 1 part that can be made apart" in told[1]
+    )
+    assert nnpatch("merge", "nnpatch-pairs").code == 0
 
 
 def test_shards_of_several_folders(files: Files, nnpatch: Command) -> None:
@@ -98,10 +137,6 @@ FAULTS = {
     ),
     "none": (["--shard", "3/2", *BUDGET], "--shard: there is no shard 3/2"),
     "words": (["--shard", "first", *BUDGET], "--shard: a shard is K/N, such as 3/16"),
-    "estimate": (
-        ["--shard", "1/2", *BUDGET, "--method", "edges", "--estimate", "eap"],
-        "--shard: means nothing with",
-    ),
     "method": (["--shard", "1/2", *BUDGET, "--method", "circuit"], "means nothing with"),
 }
 

@@ -29,6 +29,7 @@ from nnpatch_core import (
     ablation_patching,
     activation_patching,
     decoder_components,
+    edge_patching,
     fused_projections,
 )
 from nnpatch_core.errors import CheckpointError, CheckpointWarning
@@ -388,6 +389,68 @@ def test_a_plugins_strategy_counts_by_the_positions_that_it_gives(tmp_path: Path
     with pytest.raises(CheckpointError, match="sites: "):
         sweep(tmp_path / "c", sites=Sites("mlp", seq_pos_type=Chosen(2)))
     sweep(tmp_path / "c", sites=Sites("mlp", seq_pos_type="custom_constant", seq_pos=[1]))
+
+
+def one_by_one(layers: list[int]) -> Any:
+    """Each cell of `Sites("mlp", layers, "each")` as a site of the user's own."""
+    return Sites.from_sites(
+        [
+            Site.get_site(tiny_api(), "mlp", layer, seq_pos=[at])
+            for layer in layers
+            for at in range(4)
+        ]
+    )
+
+
+def test_a_grid_is_the_list_of_its_sites(tmp_path: Path) -> None:
+    first = sweep(tmp_path / "c", sites=Sites("mlp", [0, 2], "each"))
+    assert numbers(sweep(tmp_path / "c", sites=one_by_one([0, 2]))).equal(numbers(first))
+    for other in ([2, 0], [0, 1], [0]):
+        with pytest.raises(CheckpointError, match="sites: "):
+            sweep(tmp_path / "c", sites=one_by_one(other))
+
+
+#: Sweeps that must not be taken for one another, though each has as many cells.
+OF_HEADS = {
+    "query heads": lambda: Sites("o", [1], "last", heads=[0, 1]),
+    "other heads": lambda: Sites("o", [1], "last", heads=[0, 2]),
+    "other layer": lambda: Sites("o", [2], "last", heads=[0, 1]),
+    "other component": lambda: Sites("q", [1], "last", heads=[0, 1]),
+    "other position": lambda: Sites("o", [1], "custom", [2], heads=[0, 1]),
+    "together": lambda: Sites.from_sites(
+        [
+            MultiSite([Site.get_site(tiny_api(), "o", 1, head, seq_pos=[-1]) for head in (0, 1)]),
+            Site.get_site(tiny_api(), "o", 1, 1, seq_pos=[-1]),
+        ]
+    ),
+    "each prompt's own": lambda: Sites("o", [1], "custom", [[3], [2]], heads=[0, 1]),
+    "from elsewhere": lambda: Sites("o", [1], "custom", [3], heads=[0, 1], source_seq_pos=[2]),
+}
+
+
+@pytest.mark.parametrize("kind", OF_HEADS)
+def test_cells_are_told_apart_by_all_that_they_are(tmp_path: Path, kind: str) -> None:
+    sweep(tmp_path / "c", sites=OF_HEADS[kind]())
+    for other, sites in OF_HEADS.items():
+        if other == kind:
+            sweep(tmp_path / "c", sites=sites())
+            continue
+        with pytest.raises(CheckpointError, match=r"sites: .* then|positions: .* then"):
+            sweep(tmp_path / "c", sites=sites())
+
+
+def test_edges_are_told_apart_by_their_senders(tmp_path: Path) -> None:
+    def edges(path: Path, sender: str, method: str) -> None:
+        edge_patching(
+            tiny_model("llama"), tiny_api(), SOURCE, TARGET, *ANSWERS, senders=[sender],
+            receivers=["m1"], method=method, checkpoint=path, progress=False,
+        )  # fmt: skip
+
+    for method in ("exact", "eap"):
+        edges(tmp_path / method, "m0", method)
+        edges(tmp_path / method, "m0", method)
+        with pytest.raises(CheckpointError, match=r"sites: .* then, .* now"):
+            edges(tmp_path / method, "a0.h1", method)
 
 
 def test_what_does_not_change_numbers_does_not_count(tmp_path: Path) -> None:

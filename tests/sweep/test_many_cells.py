@@ -11,8 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nnpatch_core import Sites, plan_sweep
+from nnpatch_core._models import as_nnsight
+from nnpatch_core.interventions import PairArguments, read_pairs
+from nnpatch_core.results import Baseline
 from nnpatch_core.site import Site
 from nnpatch_core.sites import bind_cells, bind_grids
+from nnpatch_core.sweep import Options, Repairs, identity, prepare
+from nnpatch_core.sweep.estimation import Estimation
 from nnpatch_core.testing import tiny_api, tiny_model
 
 #: Bytes that planning may take for each cell: numbers of cell, place and run.
@@ -34,6 +39,42 @@ def test_a_cell_takes_few_bytes() -> None:
     assert plan.cells == 3 * seq_len * 5
     assert plan.runs == 3 * (seq_len - 1) * 5
     assert peak < MOST * plan.cells
+
+
+def test_a_cell_takes_few_bytes_where_it_is_estimated() -> None:
+    """Until a forward runs, the identity of a checkpoint included."""
+    model, seq_len = tiny_model("llama"), 4096
+    target = torch.randint(3, 60, (1, seq_len))
+    source = target.clone()
+    source[0, 1] += 1
+    answers = torch.tensor([1]), torch.tensor([2])
+    traced = as_nnsight(model)
+
+    def planned(length: int) -> int:
+        prompts = source[:, :length], target[:, :length], *answers
+        runs = read_pairs(traced, PairArguments(*prompts))
+        options = Options(memory_budget=2**38)
+        sites = Sites(["o", "resid"], seq_pos_type="each")
+        sweep, runs = prepare(
+            traced, tiny_api(), sites, runs, "logit_difference", options, gathers=False
+        )
+        estimation = Estimation.of(sweep, Repairs(None, qk_fix=False, grad_drop=False))
+        # What is known of the unpatched runs does not go by cells.
+        logits = torch.zeros(1, 64)
+        told = identity(
+            sweep, runs, runs.values(sweep), "", "", estimation.told,
+            runs.context(logits, logits), {"": Baseline(logits[:, 0], logits[:, 0])},
+        )  # fmt: skip
+        assert told["sites"].startswith(f"{estimation.parts.owner.size} ")
+        return len(sweep.patches.cells)
+
+    planned(8)
+    tracemalloc.start()
+    cells = planned(seq_len)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert cells == 3 * seq_len * 5
+    assert peak < MOST * cells
 
 
 NAMES = st.lists(

@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 #: What takes workers in place of a model.
 TAKES_WORKERS = (
-    "workers stand for a model in activation_patching, ablation_patching, path_patching and "
-    "edge_patching(method='exact')"
+    "workers stand for a model in activation_patching, ablation_patching, attribution_patching, "
+    "path_patching and edge_patching"
 )
 
 

@@ -18,15 +18,18 @@ from nnpatch_core.edges.put import EdgePut, Opened
 from nnpatch_core.edges.recording import Graph, Moved, graphed
 from nnpatch_core.edges.tangent import Tangent, open_tangent
 from nnpatch_core.errors import MetricError
-from nnpatch_core.gradients import check_gradients, cotangents, graph_limits
+from nnpatch_core.gradients import GraphLimits, check_gradients, cotangents, graph_limits
 from nnpatch_core.interventions import PairRuns
 from nnpatch_core.metrics import MetricContext, activations_read, answers_followed
 from nnpatch_core.results import Outcome
 from nnpatch_core.sweep import (
+    Checkpoint,
+    Ledger,
+    Parts,
     Sweep,
-    Tally,
     Versions,
     baselines,
+    identity,
     make_bar,
     outcome,
     run_unpatched,
@@ -62,13 +65,35 @@ class Estimate:
         integrated = self.method in (INPUTS, ACTIVATIONS)
         return f"{self.method}, {self.steps} steps" if integrated else self.method
 
+    @property
+    def points(self) -> int:
+        """How many runs with a graph there are, of each part."""
+        return {EAP: 1, BOTH: 2}.get(self.method, self.steps)
+
     def passes(self, layers: int) -> int:
-        """How many runs with a graph there are."""
-        runs = {EAP: 1, BOTH: 2, INPUTS: self.steps, ACTIVATIONS: self.steps * (1 + 2 * layers)}
-        return runs[self.method]
+        """How many runs with a graph there are, of all parts."""
+        return self.points * (1 + 2 * layers if self.method == ACTIVATIONS else 1)
+
+    def parts(self, sweep: Sweep) -> Parts:
+        """The parts that can be made apart: all edges of senders that have runs of their own.
+
+        Along activations these are the edges of each layer's heads, and of each MLP; else all of a
+        prompt's edges come of the same runs.
+        """
+        named: list[Any] = list(sweep.patches.cells.named)
+        owner = np.zeros(len(named), dtype=np.int64)
+        if self.method == ACTIVATIONS:
+            owner[:] = [written(each.entry.senders[0]) for each in named]
+        return Parts(owner, np.full(1 + owner.max(), self.points))
 
 
-def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) -> Outcome:
+def estimate_edges(
+    sweep: Sweep,
+    runs: PairRuns,
+    put: EdgePut,
+    how: Estimate,
+    checkpoint: Checkpoint | None = None,
+) -> Outcome:
     """Estimate what each edge would measure.
 
     Args:
@@ -76,11 +101,14 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
         runs: the prompts of both runs.
         put: what senders get.
         how: by which gradients.
+        checkpoint: where what was estimated is kept.
 
     Raises:
         PatchingError: one of its kinds; bad input before any backward runs.
     """
     model = sweep.patches.model
+    told = "" if put.given is None else f"ablation {put.given.runs.ablation}, "
+    kind = f"edge ({told}{how.words})"
     check_gradients(model)
     _check_metrics(sweep, how)
     limits = graph_limits(
@@ -109,26 +137,34 @@ def estimate_edges(sweep: Sweep, runs: PairRuns, put: EdgePut, how: Estimate) ->
         once = versions.baselines(baseline)
         runs.check_baseline(context.once, once)
         try_out(sweep.metrics, context, baseline)
-        tally = Tally.empty(len(sweep.patches.cells), baseline)
-        values = {name: value.double() for name, value in tally.values.items()}
         # Of all prompts at once, so that a metric sees them in their order.
         weights = cotangents(sweep.metrics, context.target_logits, context, flat=how.method != EAP)
-        total = len(chunks) * how.passes(sweep.patches.n_layers)
+        if checkpoint is not None:
+            values, cut = put(sweep, runs), _cut(sweep, limits)
+            own = identity(sweep, runs, values, kind, "gradient", cut, context, baseline)
+            checkpoint.open(own, sweep.options.call, model)
+        parts = how.parts(sweep)
+        ledger = Ledger.of(parts, chunks, sweep.metrics, checkpoint)
+        total = int(ledger.left.sum()) * how.points
         with make_bar(total, sweep.options.progress, desc="gradients") as bar:
-            for chunk in chunks:
+            for number, chunk in enumerate(chunks):
+                left = ledger.to_make(number, parts.there)
+                if not left:
+                    continue
                 opened = kept.pop() if kept else opened_in(chunk)
                 part = _Part.of(sweep, runs, opened, how, chunk, context, weights)
                 del opened
-                for name, change in part.changes(bar.update).items():
-                    values[name][:, chunk] += change
-                tally.elided[:, chunk] = part.still
-        tally.note("gradient", None)
-    tally = versions.tally(attrs.evolve(tally, values=values))
+                still = part.still
+                for some, changes in part.changes(left, bar.update):
+                    ledger.note(number, some, changes, still, torch.zeros_like(still))
+        # A graph that nobody needs must not stay.
+        kept.clear()
+        ledger.close()
+    tally = versions.tally(ledger.total(baseline))
     mask = put.mask(sweep, runs)
-    told = "" if put.given is None else f"ablation {put.given.runs.ablation}, "
     return outcome(
         versions.sweep(sweep),
-        f"edge ({told}{how.words})",
+        kind,
         runs.scale,
         tally,
         once,
@@ -147,6 +183,15 @@ def _context(
         return runs.context(*logits[0])
     source, target = (run_unpatched(sweep, batch, chunks) for batch in (runs.source, runs.target))
     return runs.context(source, target)
+
+
+def _cut(sweep: Sweep, limits: GraphLimits) -> dict[str, str]:
+    """How much runs together; see `identity`."""
+    return {
+        "given all prompts": ", ".join(sweep.waiting) or "no metric",
+        "prompts at once": str(limits.prompts),
+        "rows at once": str(limits.rows),
+    }
 
 
 def _check_metrics(sweep: Sweep, how: Estimate) -> None:
@@ -241,24 +286,32 @@ class _Part:
         reaching = self.runs.target.rows(self.chunk).reaching
         return ~(self.changes_of.moved & reaching).any(-1)[torch.from_numpy(self.entries)]
 
-    def changes(self, tick: Callable[[], object]) -> dict[str, Tensor]:
-        """For each metric what each edge changes, `[cells, prompts]` in float64."""
+    def changes(
+        self, parts: Sequence[int], tick: Callable[[], object]
+    ) -> Iterator[tuple[Sequence[int], dict[str, Tensor]]]:
+        """Parts, and for each metric what each edge changes, `[cells, prompts]` in float64.
+
+        Args:
+            parts: which are wanted; see `Estimate.parts`.
+            tick: called after each run.
+        """
         moved = self.changes_of.moved.any(0).any(0).nonzero()
         if not len(moved):
             shape = len(self.entries), self.chunk.stop - self.chunk.start
             nothing = torch.zeros(shape, dtype=torch.float64, device="cpu")
-            return {name: nothing.clone() for name in self.sweep.metrics}
+            yield parts, {name: nothing.clone() for name in self.sweep.metrics}
+            return
         start = int(moved[0])
         added = self._added(start)
         # There may be no gradient at padding, where nothing is added.
         still = ~self.changes_of.moved.any(0)[:, start:, None]
         size = len(self.steps), len(self.layers.nodes.receivers), len(added)
-        every = {
-            name: torch.zeros(size, dtype=torch.float64, device="cpu")
-            for name in self.sweep.metrics
-        }
-        for points in self._points():
-            senders, gradients = self._averaged(points, start, tick)
+        for part in parts:
+            every = {
+                name: torch.zeros(size, dtype=torch.float64, device="cpu")
+                for name in self.sweep.metrics
+            }
+            senders, gradients = self._averaged(self._points(part), start, tick)
             first, last = 0, len(self.steps)
             if senders is not None:
                 first, last = np.searchsorted(self.steps, senders).tolist()
@@ -270,10 +323,10 @@ class _Part:
                 own = gradient.flatten(2).permute(1, 2, 0)
                 effects = torch.bmm(added[:, first:below].to(own), own).permute(1, 2, 0)
                 every[name][first:below, numbers] += effects.double().cpu()
-        return {
-            name: torch.where(self.still, 0.0, value[self.entries, self.receivers])
-            for name, value in every.items()
-        }
+            yield (
+                [part],
+                {name: value[self.entries, self.receivers] for name, value in every.items()},
+            )
 
     def _averaged(
         self, points: Iterator[_Point], start: int, tick: Callable[[], object]
@@ -313,38 +366,27 @@ class _Part:
         ]
         return torch.cat(parts).view(count, batch, -1).transpose(0, 1).contiguous()
 
-    def _points(self) -> Iterator[Iterator[_Point]]:
-        """The runs whose gradients are taken: those that are averaged come together."""
+    def _points(self, part: int) -> Iterator[_Point]:
+        """The runs whose gradients are averaged for a part."""
         target, method = self.layers.target, self.how.method
         if method == EAP:
-            yield iter([self._of_run("target", 1.0, whole=True)])
-            return
+            return iter([self._of_run("target", 1.0, whole=True)])
         if method == BOTH:
-            yield self._both()
-            return
-        to = self._masked(self.given.stream, target.streams[0])
-        senders = None if method == INPUTS else (0, 1)
-        yield self._along(target.streams[0], to, Moved, senders)
-        if method == INPUTS:
-            return
-        everyone = torch.arange(len(to), device="cpu")
-        for layer in range(self.layers.nodes.n_layers):
-            attn, mlp = target.attn[layer], target.mlp[layer]
-            heads = self.given.heads[layer].expand(len(to), -1, -1)
+            return self._both()
+        if method == INPUTS or not part:
+            to = self._masked(self.given.stream, target.streams[0])
+            return self._along(target.streams[0], to, Moved, None if method == INPUTS else (0, 1))
+        # The step at which a sender writes: heads of a layer, and then its MLP.
+        layer, senders = (part - 1) // 2, (part, part + 1)
+        if part % 2:
+            attn = target.attn[layer]
+            everyone = torch.arange(len(attn), device="cpu")
+            heads = self.given.heads[layer].expand(len(attn), -1, -1)
             added = self.layers.added_by_heads(layer, heads, everyone) / self.layers.attn[layer]
-            step = 2 * layer + 1
-            yield self._along(
-                attn,
-                self._masked(added, attn),
-                partial(_attn_at, layer),
-                (step, step + 1),
-            )
-            yield self._along(
-                mlp,
-                self._masked(self.given.mlp[layer], mlp),
-                partial(_mlp_at, layer),
-                (step + 1, step + 2),
-            )
+            return self._along(attn, self._masked(added, attn), partial(_attn_at, layer), senders)
+        mlp = target.mlp[layer]
+        to = self._masked(self.given.mlp[layer], mlp)
+        return self._along(mlp, to, partial(_mlp_at, layer), senders)
 
     def _along(
         self,

@@ -1,6 +1,13 @@
 """Patched runs, estimated: what a patch would do to first order, for all cells at once."""
 
-from nnpatch_core.gradients.atp_star import FIXED, AtPStar, adding_places, fixed_attentions
+from nnpatch_core.gradients.atp_star import (
+    FIXED,
+    AtPStar,
+    adding_places,
+    fixed_attentions,
+    lowest,
+    mean_size,
+)
 from nnpatch_core.gradients.attention import AttentionPlaces
 from nnpatch_core.gradients.cotangents import cotangents
 from nnpatch_core.gradients.first_order import Estimator, joint
@@ -8,7 +15,7 @@ from nnpatch_core.gradients.graph import Graph, forward_with_graph, open_graph
 from nnpatch_core.gradients.integrated import Entries, Paths, record_entries
 from nnpatch_core.gradients.limits import GraphLimits, graph_limits, waiting_paths
 from nnpatch_core.gradients.support import check_gradients
-from nnpatch_core.gradients.terms import Terms, are_apart, still, terms_of
+from nnpatch_core.gradients.terms import Terms, cells_apart, still, terms_of
 
 __all__ = [
     "FIXED",
@@ -21,13 +28,15 @@ __all__ = [
     "Paths",
     "Terms",
     "adding_places",
-    "are_apart",
+    "cells_apart",
     "check_gradients",
     "cotangents",
     "fixed_attentions",
     "forward_with_graph",
     "graph_limits",
     "joint",
+    "lowest",
+    "mean_size",
     "open_graph",
     "record_entries",
     "still",

@@ -6,7 +6,7 @@ to components" (2024).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import attrs
 import torch
@@ -72,61 +72,68 @@ class AtPStar:
     rows: int
     tick: Callable[[], None]
 
-    def signed(self, cotangent: Tensor) -> Tensor:
-        """The first-order estimate, with the QK fix: `[cells, batch]`."""
+    def signed(self, cotangent: Tensor, simple: bool, layers: Sequence[int]) -> Tensor:
+        """The first-order estimate, with the QK fix: `[cells, batch]`.
+
+        Args:
+            cotangent: the gradient with respect to the logits.
+            simple: whether the cells are wanted that the QK fix is not for; 0 stands at others.
+            layers: in which layers queries and keys are wanted.
+        """
         gradients = self._plain(cotangent)
         total = self.estimator.empty()
-        for terms in self._simple():
-            self.estimator.add(total, terms, gradients)
-        for layer, attention in self.fixed.items():
-            self._add_fixed(total[None], layer, gradients[attention.o.location][None])
+        if simple:
+            self._add_simple(total, gradients)
+        for layer in layers:
+            self._add_fixed(total[None], layer, gradients[self.fixed[layer].o.location][None])
         return total
 
-    def sizes(self, cotangent: Tensor) -> Tensor:
-        """The mean size of the estimate over the layers that are held: `[cells, batch]`.
+    def held(
+        self, cotangent: Tensor, unheld: bool, held: Sequence[int], layers: Sequence[int]
+    ) -> Tensor:
+        """All that `mean_size` is made of, `[1 + layers, cells, batch]`.
 
         In turn each layer adds what it added in the target run, whatever comes in, so that a direct
-        effect and one through that layer can no longer cancel. A cell inside the held layer has no
-        effect, and does not count it: the mean is over the others.
+        effect and one through that layer can no longer cancel. First comes the estimate in which
+        none is held, and then that of each layer from the lowest one with a cell on. Of queries and
+        keys that the QK fix is for there is the sum of all sizes alone, in the first place.
+
+        Args:
+            cotangent: the gradient with respect to the logits.
+            unheld: whether the first one is wanted; 0 stands at what is not.
+            held: the layers that are held of those that are wanted.
+            layers: in which layers queries and keys are wanted.
         """
-        estimator = self.estimator
+        estimator, n_layers = self.estimator, self._n_layers
+        first = lowest(estimator.terms)
         plain = self._plain(cotangent)
-        first = min(terms.place.layer for terms in estimator.terms)
-        unheld = estimator.empty()
-        total = estimator.empty()
-        simple = self._simple()
-        for terms in simple:
-            estimator.add(unheld, terms, plain)
-        at_heads = {layer: [plain[each.o.location]] for layer, each in self.fixed.items()}
-        for held in range(first, self._n_layers):
-            below = [terms for terms in simple if _below(terms.place, held)]
-            heads = [each.o for layer, each in self.fixed.items() if layer < held]
+        blocks = torch.stack([estimator.empty()] * (1 + n_layers - first))
+        if unheld:
+            self._add_simple(blocks[0], plain)
+        at_heads = {layer: [plain[self.fixed[layer].o.location]] for layer in layers}
+        for layer in range(first, n_layers):
+            above = [each for each in layers if each < layer]
+            if layer not in held and not above:
+                continue
+            below = [terms for terms in self._simple() if _below(terms.place, layer)]
+            heads = [each.o for number, each in self.fixed.items() if number < layer]
+            # All of them, whatever is wanted, so that the backward is the same.
             wanted = estimator.activations([*(terms.place for terms in below), *heads])
-            cotangents = plain[_end(self._path, held)]
-            gradients = estimator.graph.gradients_held(held, cotangents, wanted)
-            this = estimator.empty()
-            for terms in below:
-                estimator.add(this, terms, gradients)
-            total += this.abs()
-            for place in heads:
-                at_heads[place.layer].append(gradients[place.location])
+            cotangents = plain[_end(self._path, layer)]
+            gradients = estimator.graph.gradients_held(layer, cotangents, wanted)
+            if layer in held:
+                for terms in below:
+                    estimator.add(blocks[1 + layer - first], terms, gradients)
+            for number in above:
+                at_heads[number].append(gradients[self.fixed[number].o.location])
             self.tick()
-        # Holding a layer below a cell changes nothing for it: there it is the plain estimate.
-        times = self._times(simple, _above)
-        total += unheld.abs() * times[:, None]
-        for layer, held_gradients in at_heads.items():
-            each = torch.zeros(len(held_gradients), *total.shape, dtype=total.dtype, device="cpu")
-            self._add_fixed(each, layer, torch.stack(held_gradients))
-            total += layer * each[0].abs() + each[1:].abs().sum(0)
-        # A place inside a layer does not count that layer.
-        counts = self._times(
-            estimator.terms, lambda place: self._n_layers - bool(place.component.module)
-        )
-        # Of a single layer there is nothing to hold.
-        if self._n_layers == 1:
-            single = self.signed(cotangent).abs()
-            return torch.where((counts == 0)[:, None], single, total / counts.clamp(min=1)[:, None])
-        return total / counts[:, None]
+        for layer, gradients_held in at_heads.items():
+            each = torch.stack([estimator.empty()] * len(gradients_held))
+            self._add_fixed(each, layer, torch.stack(gradients_held))
+            # Of a single layer there is nothing to hold, and the plain estimate counts.
+            times = layer if n_layers > 1 else 1
+            blocks[0] += times * each[0].abs() + each[1:].abs().sum(0)
+        return blocks
 
     @property
     def _path(self) -> str:
@@ -178,12 +185,54 @@ class AtPStar:
                 if effects is not None:
                     here[name].add(total, effects)
 
-    def _times(self, every: Iterable[Terms], count: Callable[[Place], int]) -> Tensor:
-        """A number for each cell, by its place."""
-        times = torch.zeros(len(self.estimator.patches.cells), dtype=torch.float64, device="cpu")
-        for terms in every:
-            times[terms.cells] = count(terms.place)
-        return times
+    def _add_simple(self, total: Tensor, gradients: Mapping[Location, Tensor]) -> None:
+        """Add the effects of all places but those of the QK fix to `total` `[cells, batch]`."""
+        for terms in self._simple():
+            self.estimator.add(total, terms, gradients)
+
+
+def mean_size(blocks: Tensor, every: Sequence[Terms], fixed: Collection[int]) -> Tensor:
+    """The mean size of the estimate over the layers that are held: `[cells, batch]`.
+
+    A cell inside the held layer has no effect, and does not count it: the mean is over the others.
+
+    Args:
+        blocks: as `AtPStar.held` gives them, `[1 + layers, cells, batch]`.
+        every: the terms of all cells.
+        fixed: the layers whose queries and keys the QK fix is for.
+    """
+    unheld, n_layers = blocks[0].abs(), every[0].place.n_layers
+    total = torch.zeros_like(unheld)
+    for block in blocks[1:]:
+        total += block.abs()
+
+    def times(terms: Terms) -> int:
+        # Holding a layer below a cell changes nothing for it: there it is the plain estimate.
+        return (
+            1 if terms.place.layer in fixed and terms.place.name in FIXED else _above(terms.place)
+        )
+
+    cells = blocks.shape[1]
+    total += unheld * _by_cell(every, cells, times)[:, None]
+    # A place inside a layer does not count that layer.
+    counts = _by_cell(every, cells, lambda terms: n_layers - bool(terms.place.component.module))
+    # Of a single layer there is nothing to hold.
+    if n_layers == 1:
+        return torch.where((counts == 0)[:, None], unheld, total / counts.clamp(min=1)[:, None])
+    return total / counts[:, None]
+
+
+def lowest(every: Iterable[Terms]) -> int:
+    """The lowest layer that has a cell."""
+    return min(terms.place.layer for terms in every)
+
+
+def _by_cell(every: Iterable[Terms], cells: int, count: Callable[[Terms], int]) -> Tensor:
+    """A number for each cell, by its terms: `[cells]`."""
+    numbers = torch.zeros(cells, dtype=torch.float64, device="cpu")
+    for terms in every:
+        numbers[terms.cells] = count(terms)
+    return numbers
 
 
 def _below(place: Place, held: int) -> bool:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
+from nnpatch_core._arrays import Booleans, Integers
 from nnpatch_core.adapters import Location, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.components import OWN_TOKEN
@@ -17,11 +18,13 @@ from nnpatch_core.seq_pos import NONE, Positions
 from nnpatch_core.spaces import Limit
 from nnpatch_core.tracing import (
     BoundSite,
+    Cells,
     Intervention,
     Patches,
     as_patched,
     columns_of,
     differs,
+    within,
 )
 
 
@@ -84,33 +87,9 @@ class Terms:
             )
 
 
-@attrs.define
-class _Gathered:
-    """The terms of one place, as far as they were found: columns of numbers."""
-
-    cells: list[int] = attrs.field(factory=list)
-    heads: list[int] = attrs.field(factory=list)
-    slots: list[Any] = attrs.field(factory=list)
-    groups: dict[Positions, int] = attrs.field(factory=dict)
-
-    def slots_of(self, positions: Positions, grouped: bool) -> list[Any]:
-        """The slots of a site at some positions."""
-        if grouped:
-            return [self.groups.setdefault(positions, len(self.groups))]
-        return list(positions.groups[0] if len(positions.at) == 1 else positions.at.T)
-
-    def numbers(self) -> Tensor:
-        """The slots, `[terms]` or `[terms, batch]`."""
-        if not any(isinstance(slot, Tensor) for slot in self.slots):
-            return torch.tensor(self.slots, dtype=torch.int64, device="cpu")
-        each = [torch.as_tensor(slot, dtype=torch.int64, device="cpu") for slot in self.slots]
-        batch = max(len(slot) for slot in each if slot.ndim)
-        return torch.stack([slot.expand(batch) for slot in each])
-
-
 def terms_of(
     patches: Patches,
-    cells: Iterable[int],
+    cells: Integers,
     grouped: Sequence[str] = (),
     *,
     apart: bool = False,
@@ -123,38 +102,140 @@ def terms_of(
         grouped: components of which a group of positions is one term.
         apart: whether what is put elsewhere matters, so that each positions are aligned alone.
     """
-    gathered: dict[tuple[Place, Positions | None, Limit | None], _Gathered] = defaultdict(_Gathered)
-    # Looked up by place and positions, of which there are far fewer than cells.
-    known: dict[tuple[int, int, Limit | None], tuple[_Gathered, list[Any]]] = {}
-    for number in cells:
-        for site in patches.cells[number].sites:
-            place, at, limit = site.place, site.positions, site.limit
-            found = known.get((id(place), id(at), limit))
-            if found is None:
-                own = gathered[place, patches.apart[at] if apart else patches.alignment(at), limit]
-                found = own, own.slots_of(at, place.name in grouped)
-                known[id(place), id(at), limit] = found
-            own, slots = found
-            own.slots += slots
-            own.cells += [number] * len(slots)
-            own.heads += [-1 if site.head is None else site.head] * len(slots)
-    return tuple(
-        Terms(
-            place,
-            alignment,
-            torch.tensor(own.cells, dtype=torch.int64, device="cpu"),
-            own.numbers(),
-            torch.tensor(own.heads, dtype=torch.int64, device="cpu"),
-            tuple(own.groups),
-            limit,
-        )
-        for (place, alignment, limit), own in gathered.items()
-        # A lone prompt that lacks the positions has no terms.
-        if own.cells
+    every = patches.cells
+    counts = np.diff(every.ends)[cells]
+    sites = every.sites.take(within(every.ends[:-1][cells], counts))
+    of_sites = np.repeat(cells, counts)
+    # By number, of which there are far fewer than cells: equal ones count as one.
+    used = np.unique(sites.positions).tolist()
+    at = {number: every.positions[number] for number in used}
+    places = _numbers(every.places)
+    spaces = _numbers(each for pair in every.limits for each in pair)
+    alignments = _numbers(
+        patches.apart[each] if apart else patches.alignment(each) for each in at.values()
     )
+    aligned = np.zeros(max(used, default=0) + 1, dtype=np.int64)
+    aligned[used] = alignments.of
+    place, alignment = places.of[sites.place], aligned[sites.positions]
+    limit = spaces.of[2 * sites.space + (sites.head >= 0)]
+    keys = (place * len(alignments.each) + alignment) * len(spaces.each) + limit
+    slots = _Slots.of(at)
+    found = []
+    for rows in _by_first(keys):
+        first = rows[0]
+        here = places.each[place[first]]
+        numbers, groups = sites.positions[rows], ()
+        if here.name in grouped:
+            groups = tuple(at[number] for number in dict.fromkeys(numbers.tolist()))
+            times, own = np.ones(len(rows), dtype=np.int64), _ranked(numbers)
+        else:
+            times, own = slots.at(numbers)
+        # A lone prompt that lacks the positions has no terms.
+        if len(own):
+            found.append(
+                Terms(
+                    here,
+                    alignments.each[alignment[first]],
+                    torch.from_numpy(np.repeat(of_sites[rows], times).astype(np.int64)),
+                    torch.from_numpy(own),
+                    torch.from_numpy(np.repeat(sites.head[rows], times).astype(np.int64)),
+                    groups,
+                    spaces.each[limit[first]],
+                )
+            )
+    return tuple(found)
 
 
-def are_apart(sites: Sequence[BoundSite]) -> bool:
+@attrs.frozen(eq=False)
+class _Numbers:
+    """Things that are numbered: each of them once, and `[things]`, which of these each is."""
+
+    each: tuple[Any, ...]
+    of: Integers
+
+
+def _numbers(things: Iterable[Any]) -> _Numbers:
+    known: dict[Any, int] = {}
+    of = [known.setdefault(each, len(known)) for each in things]
+    return _Numbers(tuple(known), np.array(of, dtype=np.int64))
+
+
+def _by_first(keys: Integers) -> Iterator[Integers]:
+    """The rows of each key, in the order in which keys are met."""
+    _, first, inverse, counts = np.unique(
+        keys, return_index=True, return_inverse=True, return_counts=True
+    )
+    rows = np.split(np.argsort(inverse, kind="stable"), np.cumsum(counts)[:-1])
+    return (rows[number] for number in np.argsort(first).tolist())
+
+
+def _ranked(numbers: Integers) -> Integers:
+    """Numbers by the order in which they are met, from 0."""
+    _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    ranked: Integers = rank[inverse]
+    return ranked
+
+
+@attrs.frozen(eq=False)
+class _Slots:
+    """The slots of all positions, one after another.
+
+    Args:
+        one: `[slots]` of those that all prompts have in common; 0 of the others.
+        each: `[slots, batch]` of all; None where all are in common.
+        starts: by the number of positions, where theirs begin.
+        counts: the same, how many there are.
+        apart: the same, bool: whether each prompt has its own.
+    """
+
+    one: Integers
+    each: Integers | None
+    starts: Integers
+    counts: Integers
+    apart: Booleans
+
+    @classmethod
+    def of(cls, positions: Mapping[int, Positions]) -> _Slots:
+        size = max(positions, default=0) + 1
+        counts, apart = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.bool_)
+        parts = []
+        for number, at in positions.items():
+            apart[number] = len(at.at) > 1
+            own = at.at.numpy().T if apart[number] else np.array([at.groups[0]], np.int64).T
+            counts[number] = len(own)
+            parts.append(own)
+        batch = max((part.shape[1] for part in parts), default=1)
+        starts = np.zeros(size, dtype=np.int64)
+        ordered = [*positions]
+        starts[ordered] = np.cumsum(counts[ordered]) - counts[ordered]
+        each = None
+        if batch > 1:
+            wide = [np.broadcast_to(part, (len(part), batch)) for part in parts]
+            each = np.concatenate(wide).astype(np.int64)
+        one = np.concatenate([part[:, 0] for part in parts] or [starts[:0]]).astype(np.int64)
+        return cls(one, each, starts, counts, apart)
+
+    def at(self, numbers: Integers) -> tuple[Integers, Integers]:
+        """How many slots each of some positions has, and these: `[slots]` or `[slots, batch]`."""
+        times = self.counts[numbers]
+        which = within(self.starts[numbers], times)
+        if self.each is not None and self.apart[numbers].any():
+            return times, self.each[which]
+        return times, self.one[which]
+
+
+def cells_apart(cells: Cells) -> Booleans:
+    """`[cells]`: of which the effects of the sites add up."""
+    several = np.diff(cells.ends) > 1
+    found: Booleans = ~several
+    for number in several.nonzero()[0].tolist():
+        found[number] = _are_apart(cells[number].sites)
+    return found
+
+
+def _are_apart(sites: Sequence[BoundSite]) -> bool:
     """Whether the effects of sites add up: there is one, or they are parts of one activation."""
     if len(sites) == 1:
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,13 +24,23 @@ from nnpatch_core.interventions import (
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import EstimatedAblationName
 from nnpatch_core.patching.batches import in_batches
+from nnpatch_core.patching.elsewhere import on_workers
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Keep, Outcome
 from nnpatch_core.seq_pos import Span
 from nnpatch_core.sites import SweepSites
-from nnpatch_core.sweep import Options, Runs, check_repairs, estimate_sweep, prepare
+from nnpatch_core.sweep import (
+    Checkpoint,
+    Options,
+    Runs,
+    budget_of,
+    check_repairs,
+    estimate_sweep,
+    prepare,
+)
 
 
+@on_workers
 @in_one_thread
 @in_batches("source_tokens", "target_tokens")
 def attribution_patching(
@@ -59,6 +70,7 @@ def attribution_patching(
     batch_size: int | None = None,
     memory_budget: int | str | None = None,
     keep: Keep = "prompts",
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     tokenizer: Any = None,
 ) -> Outcome:
@@ -131,6 +143,8 @@ def attribution_patching(
             `"4 GiB"`; None is half of what is free on the device.
         keep: `"prompts"` keeps the numbers of each prompt; `"means"` their means and moments alone,
             so that memory does not grow with their number.
+        checkpoint: a file that is kept up to date with what was estimated; another call with the
+            same sweep goes on from it, with the same numbers.
         progress: whether a bar shows the backwards done; none does where the environment variable
             `TQDM_DISABLE` is set.
         tokenizer: gives the outcome its token strings; by default the one of a `PromptPairs` or a
@@ -148,6 +162,7 @@ def attribution_patching(
             not differ in it.
         ConfidenceError: the model does not prefer an expected answer, and this was asked for.
         MemoryBudgetError: the graph of one prompt does not fit in `memory_budget`.
+        CheckpointError: the file is of another sweep, or is no whole checkpoint.
 
     Examples:
         >>> import torch
@@ -176,7 +191,8 @@ def attribution_patching(
         source_answer_tokens=source_answer_tokens,
         target_answer_tokens=target_answer_tokens,
     )
-    options = Options(batch_size, memory_budget, progress)
+    file = None if checkpoint is None else Checkpoint(checkpoint)
+    options = Options(batch_size, budget_of(file, memory_budget), progress)
     traced = as_nnsight(nnmodel)
     runs: Runs
     if ablation is None:
@@ -196,4 +212,4 @@ def attribution_patching(
             traced, ablated_arguments(arguments, ablation), how, AS_TARGET, metric_data=metric_data
         )
     sweep, runs = prepare(traced, api, sites, runs, metric, options, gathers=False)
-    return estimate_sweep(sweep, runs, repairs)
+    return estimate_sweep(sweep, runs, repairs, file)

@@ -21,6 +21,7 @@ from nnpatch_core.errors import (
     MetricError,
     PatchingError,
     PositionError,
+    ShardError,
     TokensError,
     UnknownNameError,
 )
@@ -32,7 +33,7 @@ from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.results import Joined, Keep, Outcome, means_of
 from nnpatch_core.seq_pos import Custom, CustomConstant, PromptBatch, are_per_prompt
 from nnpatch_core.sites import SiteList, Sites, SweepSites
-from nnpatch_core.sweep import make_bar, warn_of_columns
+from nnpatch_core.sweep import ShareFile, make_bar, warn_of_columns
 
 _P = ParamSpec("_P")
 _KEEP = get_args(Keep)
@@ -144,6 +145,12 @@ class _Stream:
 
     def _check(self) -> None:
         """Raise for what cannot be done batch by batch."""
+        if isinstance(self.given.get("checkpoint"), ShareFile):
+            raise ShardError(
+                f"{self.name} is an iterable of batches, each a sweep of its own, and a shard "
+                "is of one sweep: give all prompts in one call, as one PromptPairs, which the "
+                "sweep cuts by itself"
+            )
         for name, reason in _REFUSED.items():
             if self.given.get(name) is not None:
                 raise PatchingError(f"{name}= does not go with batches of prompts: {reason}")

@@ -154,7 +154,8 @@ def edge_patching(
         batch_size: how many prompts run together, at most; None is as many as fit in memory.
         memory_budget: bytes that may be used besides the model's weights, or a string such as
             `"4 GiB"`; None is half of what is free on the device.
-        checkpoint: a file that is kept up to date with what was measured.
+        checkpoint: a file that is kept up to date with what was measured, or estimated where
+            nothing is measured.
         progress: whether a bar shows the edges done.
         tokenizer: gives the outcome its token strings.
 
@@ -186,8 +187,6 @@ def edge_patching(
     screen = _screen(how, top_k, spot_checks, None if resampled else seed)
     if seed is not None and not resampled and screen is None:
         raise PatchingError(f"seed={shown(seed)} means nothing without top_k= or a resample")
-    if checkpoint is not None and how is not None and screen is None:
-        raise PatchingError(f"checkpoint= means nothing with method={method!r}, which estimates")
     arguments = PairArguments(
         source_tokens,
         target_tokens,
@@ -280,9 +279,9 @@ def _swept(
 ) -> Outcome:
     if how is None:
         return measure_sweep(sweep, runs, choose_engines(engine, sweep.patches), file)
-    estimated = estimate_edges(sweep, runs, put, how)
     if screen is None:
-        return estimated
+        return estimate_edges(sweep, runs, put, how, file)
+    estimated = estimate_edges(sweep, runs, put, how)
     choice = choose_engines(engine, sweep.patches)
     return measure_chosen(screen, estimated, estimated, sweep, runs, choice, file)
 

@@ -9,7 +9,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from nnpatch_core._models import Elsewhere
 from nnpatch_core._workers import Workers
-from nnpatch_core.edges import EDGE_METHODS
 from nnpatch_core.errors import RemoteError, WorkerError
 from nnpatch_core.patching.batches import is_stream
 from nnpatch_core.sweep import Runs, Sweep
@@ -61,17 +60,11 @@ def check_sent(sweep: Sweep, runs: Runs) -> None:
 
 
 def _check(given: Mapping[str, Any]) -> None:
-    """Raise `WorkerError` for a call that has no cells to share out, or too many sweeps."""
+    """Raise `WorkerError` for a call of many sweeps."""
     for name in _BATCHES:
         if is_stream(given.get(name)):
             raise WorkerError(
-                f"{name} is an iterable of batches, which workers do not take: give them all "
-                "prompts in one PromptPairs, which the sweep cuts by itself, or pass the model "
+                f"{name} is an iterable of batches, which workers do not take: give all prompts in "
+                "one call, as one PromptPairs, which the sweep cuts by itself, or pass the model "
                 "itself in place of workers"
             )
-    method = given.get("method")
-    if isinstance(method, str) and method in EDGE_METHODS and given.get("top_k") is None:
-        raise WorkerError(
-            f"method={method!r} estimates by a few runs, of which workers share out none: pass the "
-            "model itself, or measure, by method='exact' or with top_k="
-        )

@@ -154,7 +154,7 @@ class Job:
             try:
                 result = run_sweep(asked)
             except ShareMeasured as done:
-                say(f"shard {settings.shard}: {done.measured} patched runs are measured")
+                say(f"shard {settings.shard}: {done.told}")
                 say(f"{folder.path}/: nnpatch merge {folder.path.parent} puts all shards together")
                 return None
             outputs = outputs_of(result, settings.level)

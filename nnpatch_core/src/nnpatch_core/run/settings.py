@@ -283,7 +283,7 @@ class Settings:
     )  # fmt: skip
     shard: str | None = _option(
         None, "Measure one of several shards alone, as 3/16; nnpatch merge puts them together.",
-        RUNNING, methods=("activation", "ablation", "path", "edges"),
+        RUNNING, methods=("activation", "ablation", "attribution", "path", "edges"),
     )  # fmt: skip
     threads: int | None = _option(None, "Threads of the processor.", RUNNING, least=1)
 
@@ -426,8 +426,6 @@ def _of_shard(settings: Settings) -> Iterator[str]:
             "needs a memory budget (memory_budget, as '4 GiB'), the same for all shards: left to "
             "itself it is half of what is free on each machine, and it decides what runs together"
         )
-    if settings.method == "edges" and settings.estimate is not None and settings.top_k is None:
-        yield "means nothing with estimate alone: all edges come of a few backwards"
 
 
 def _read(kind: Any, value: Any) -> Any:

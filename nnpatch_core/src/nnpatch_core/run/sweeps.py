@@ -205,6 +205,7 @@ def _attribution(asked: Asked) -> Any:
         *asked.over_sites,
         force_model_confidence=asked.settings.confident,
         per_position=asked.settings.per_position,
+        checkpoint=asked.checkpoint,
         **asked.given(
             "batch_size", "memory_budget", "steps", "ablation", "qk_fix", "grad_drop", "keep"
         ),
@@ -239,7 +240,6 @@ def _path(asked: Asked) -> Any:
 
 def _edges(asked: Asked) -> Any:
     settings = asked.settings
-    measured = settings.estimate is None or settings.top_k is not None
     at = {} if settings.positions is None else {"seq_pos": _at(settings, settings.positions)}
     return edge_patching(
         asked.nnmodel,
@@ -249,7 +249,7 @@ def _edges(asked: Asked) -> Any:
         receivers=list(settings.receivers) or None,
         force_model_confidence=settings.confident,
         per_position=settings.per_position,
-        checkpoint=asked.checkpoint if measured else None,
+        checkpoint=asked.checkpoint,
         **at,
         **asked.given(
             "engine",

@@ -295,6 +295,9 @@ class Job:
             if own.runs[0] == 0:
                 return
         joined = own if before is None else before.joined(own)
+        if joined.runs[0] == joined.runs[1]:
+            # Shards that are not begun would find nothing to do; the outcome is still to come.
+            self.left = deque(share for share in self.left if share is None)
         # As of one process: the time of this call, and of those before it.
         seconds = self.spent + time.monotonic() - self.started
         self.measured = attrs.evolve(joined, call={**joined.call, "seconds": seconds})

@@ -33,8 +33,8 @@ _APART = ("ablation_patching", "activation_patching", "path_patching")
 class RayWorkers:
     """Processes of Ray that each load the model; they stand for it in the sweeps.
 
-    `activation_patching`, `ablation_patching`, `path_patching` and `edge_patching` with
-    `method="exact"` take them as `nnmodel`. The plan is that of one process, and its parts are
+    `activation_patching`, `ablation_patching`, `attribution_patching`, `path_patching` and
+    `edge_patching` take them as `nnmodel`. The plan is that of one process, and its parts are
     shared out, so that the outcome is that of one process, to the last bit, where the workers'
     threads are as many. A worker that is lost gives back what it had, with a `WorkerWarning`.
 
@@ -164,7 +164,7 @@ def _told(result: Any, count: int, before: Stored | None) -> Any:
     if isinstance(result, Outcome):
         info = {name: words for name, words in result.info.items() if name != "resumed"}
         if before is not None and before.runs[0]:
-            info["resumed"] = resumed(*before.runs)
+            info["resumed"] = resumed(*before.runs, estimated=before.estimated)
         return attrs.evolve(result, info={**info, "workers": f"{count} of Ray"})
     return attrs.evolve(result, outcome=_told(result.outcome, count, before))
 

@@ -24,12 +24,14 @@ class Shard:
     Args:
         path: its checkpoint.
         share: which shard, `K/N`.
-        measured: how many patched runs it has, each a cell in a prompt.
+        measured: how many patched runs it has, each a cell in a prompt, or how many estimates.
+        told: what it has done, in words.
     """
 
     path: Path
     share: str
     measured: int
+    told: str
 
 
 def measure_shard(
@@ -48,8 +50,8 @@ def measure_shard(
     its own checkpoint.
 
     Args:
-        sweep: `activation_patching`, `ablation_patching`, `path_patching`, or `edge_patching` with
-            `method="exact"`.
+        sweep: `activation_patching`, `ablation_patching`, `attribution_patching`, `path_patching`
+            or `edge_patching`.
         *arguments: those of the sweep.
         shard: `K/N`, such as `"3/16"` for the third of sixteen.
         checkpoint: the file of this shard alone.
@@ -100,7 +102,7 @@ def measure_shard(
             **options,
         )
     except ShareMeasured as done:
-        return Shard(path, str(share), done.measured)
+        return Shard(path, str(share), done.measured, done.told)
     raise ShardError(f"{shown(sweep)} measures nothing that could be shared out")
 
 

@@ -7,10 +7,13 @@ from nnpatch_core.sweep.estimated import estimate_sweep
 from nnpatch_core.sweep.estimation import Repairs, check_repairs
 from nnpatch_core.sweep.fingerprint import telling
 from nnpatch_core.sweep.held import Held, Logits, UnpatchedRun
+from nnpatch_core.sweep.identity import identity
 from nnpatch_core.sweep.labels import label_prompts, outcome, versions
 from nnpatch_core.sweep.layout import Layout, lay_out
+from nnpatch_core.sweep.ledger import Ledger
 from nnpatch_core.sweep.lined_up import warn_of_columns
 from nnpatch_core.sweep.measured import measure_sweep
+from nnpatch_core.sweep.parts import Parts
 from nnpatch_core.sweep.prepared import prepare
 from nnpatch_core.sweep.progress import make_bar
 from nnpatch_core.sweep.provenance import resumed
@@ -36,8 +39,10 @@ __all__ = [
     "Checkpoint",
     "Held",
     "Layout",
+    "Ledger",
     "Logits",
     "Options",
+    "Parts",
     "Repairs",
     "Runs",
     "Share",
@@ -57,6 +62,7 @@ __all__ = [
     "checksum",
     "digest",
     "estimate_sweep",
+    "identity",
     "label_prompts",
     "lay_out",
     "make_bar",

@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nnpatch_core._files import check_file
 from nnpatch_core._parts import check_folder, clean_up
@@ -17,9 +17,9 @@ from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, ShardError
 from nnpatch_core.sweep.held import Held
 from nnpatch_core.sweep.identity import UNTOLD, Identity
-from nnpatch_core.sweep.provenance import Call
+from nnpatch_core.sweep.provenance import Call, resumed
 from nnpatch_core.sweep.share_file import ShareFile
-from nnpatch_core.sweep.stored import Stored
+from nnpatch_core.sweep.stored import KNOWN, Stored
 from nnpatch_core.sweep.tally import Tally
 
 #: At most this share of the time goes into writing.
@@ -121,19 +121,23 @@ class Checkpoint:
         if self._found is None:
             return
         told, tensors = self._found.call, self._found.tensors
-        if tensors["done"].shape != tally.done.shape or len(tensors) != len(tally.values) + 1:
+        own = _tensors(tally)
+        # Of the same sweep, so that it has no others.
+        if self._found.metrics != len(tally.values) or any(
+            (tensors[name].shape, tensors[name].dtype) != (each.shape, each.dtype)
+            for name, each in own.items()
+        ):
             raise CheckpointError(
-                f"{self._path} is no whole checkpoint: it has {len(tensors) - 1} metrics of "
+                f"{self._path} is no whole checkpoint: it has {self._found.metrics} metrics of "
                 f"{list(tensors['done'].shape)} cells and prompts, the sweep has "
                 f"{len(tally.values)} of {list(tally.done.shape)}"
             )
         before = tensors["done"].bool()
-        tally.done[before] = True
-        for number, value in enumerate(tally.values.values()):
-            value[before] = tensors[f"values/{number}"][before]
+        for name, each in own.items():
+            each[before] = tensors[name][before]
         self._kept = int(before.sum())
         self._call.goes_on(told)
-        self._call.resumed = self._kept, before.numel()
+        self._call.resumed = resumed(*self._found.runs, estimated=tally.estimated)
         # What is in the tally need not be held twice.
         self._found = None
 
@@ -158,9 +162,7 @@ class Checkpoint:
         self._wait = ended + (ended - begun) / _SHARE
 
     def _write(self, tally: Tally) -> None:
-        tensors = {f"values/{number}": value for number, value in enumerate(tally.values.values())}
-        tensors["done"] = tally.done.to(torch.uint8)
-        stored = Stored(str(self._path), self._identity, self._told(), tensors)
+        stored = Stored(str(self._path), self._identity, self._told(), _tensors(tally))
         if self.share is None:
             stored.write(self._path)
             return
@@ -178,6 +180,14 @@ class Checkpoint:
                 "written again",
                 CheckpointWarning,
             )
+
+
+def _tensors(tally: Tally) -> dict[str, Tensor]:
+    """The part of a tally that is kept, in the memory of the tally itself."""
+    tensors = {f"values/{number}": value for number, value in enumerate(tally.values.values())}
+    # What is known without a run is found out anew by engines, and with each estimate.
+    flags = ("done", *KNOWN) if tally.estimated else ("done",)
+    return tensors | {name: getattr(tally, name).view(torch.uint8) for name in flags}
 
 
 def budget_of(checkpoint: Checkpoint | None, memory_budget: Any) -> Any:

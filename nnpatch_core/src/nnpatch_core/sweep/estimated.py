@@ -20,12 +20,14 @@ from nnpatch_core.metrics import (
     is_lowest_at_source,
 )
 from nnpatch_core.results import Outcome
+from nnpatch_core.sweep.checkpoint import Checkpoint
 from nnpatch_core.sweep.estimation import Estimation, OpenedGraph, Repairs
+from nnpatch_core.sweep.identity import identity
 from nnpatch_core.sweep.labels import outcome
+from nnpatch_core.sweep.ledger import Ledger
 from nnpatch_core.sweep.progress import make_bar
 from nnpatch_core.sweep.runs import Runs, Values
 from nnpatch_core.sweep.sweep import Sweep, baselines, warn_of_chunks
-from nnpatch_core.sweep.tally import Tally
 from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.sweep.versions import Versions
 from nnpatch_core.tracing import backward_hooks, in_words
@@ -35,6 +37,7 @@ def estimate_sweep(
     sweep: Sweep,
     runs: Runs,
     repairs: Repairs,
+    checkpoint: Checkpoint | None = None,
     *,
     chunks_told: bool = False,
     screening: bool = False,
@@ -45,6 +48,7 @@ def estimate_sweep(
         sweep: what is patched.
         runs: into which prompts, and what is put there.
         repairs: how it is estimated.
+        checkpoint: where what was estimated is kept.
         chunks_told: whether the user was told that the prompts run in several chunks.
         screening: whether a screen estimates, which asks for its repairs whatever the sites are.
 
@@ -52,6 +56,8 @@ def estimate_sweep(
         PatchingError: one of its kinds; bad input before any backward runs.
     """
     model = sweep.patches.model
+    words = ", ".join([*([runs.ablation] if runs.ablation else []), *repairs.words])
+    kind = f"attribution ({words})" if words else "attribution"
     check_gradients(model)
     _warn_of_hooks(model)
     _check_slopes(sweep, runs, repairs)
@@ -74,13 +80,19 @@ def estimate_sweep(
             once = versions.baselines(baseline)
             runs.check_baseline(context.once, once)
             try_out(sweep.metrics, context, baseline)
-            tally = estimate.tally(context, Tally.empty(len(sweep.patches.cells), baseline))
+            if checkpoint is not None:
+                limits = estimation.told
+                own = identity(sweep, runs, values, kind, "gradient", limits, context, baseline)
+                checkpoint.open(own, sweep.options.call, model)
+            parts, chunks = estimation.parts, estimation.chunks
+            ledger = Ledger.of(parts, chunks, sweep.metrics, checkpoint)
+            estimate.fill(context, ledger)
+            ledger.close()
             bar.update(bar.total - bar.n)
-    words = ", ".join([*([runs.ablation] if runs.ablation else []), *repairs.words])
-    tally = versions.tally(tally)
+    tally = versions.tally(ledger.total(baseline, estimation.folded))
     return outcome(
         versions.sweep(sweep),
-        f"attribution ({words})" if words else "attribution",
+        kind,
         runs.scale,
         tally,
         once,
@@ -160,31 +172,35 @@ class _Estimate:
             return self._runs.context(self._kept.source_logits, self._kept.logits)
         return self._runs.unpatched(self._estimation.sweep, self._estimation.chunks)
 
-    def tally(self, context: MetricContext, tally: Tally) -> Tally:
-        """The tally with estimates in it."""
-        weights = self._estimation.weights(context)
-        values = {name: value.double() for name, value in tally.values.items()}
-        for group in self._estimation.groups():
-            along = self._along(group, context)
-            for chunk in self._estimation.chunks:
+    def fill(self, context: MetricContext, ledger: Ledger) -> None:
+        """Make what is to be made here, and put it into the ledger."""
+        estimation = self._estimation
+        weights = estimation.weights(context)
+        for group in estimation.groups():
+            left = {number: ledger.to_make(number, group) for number in range(len(ledger.chunks))}
+            along = self._along(
+                sorted({each for parts in left.values() for each in parts}), context
+            )
+            for number, parts in left.items():
+                if not parts:
+                    continue
+                chunk = ledger.chunks[number]
                 opened = self._open(chunk) if self._kept is None else self._kept
-                changes, elided, unread = self._estimation.estimate(
+                elided, unread = estimation.still(opened)
+                made = estimation.estimate(
                     opened,
                     context.rows(_numbers(chunk)),
                     {name: weight[chunk] for name, weight in weights.items()},
-                    group,
+                    parts,
                     {
                         terms: {name: each[:, chunk] for name, each in gradients.items()}
                         for terms, gradients in along.items()
                     },
                 )
-                for name, change in changes.items():
-                    values[name][:, chunk] += change
-                tally.elided[:, chunk], tally.unread[:, chunk] = elided, unread
+                for some, changes in made:
+                    ledger.note(number, some, changes, elided, unread)
                 # Its graph must not stay while the next one is made.
-                del opened
-        tally.note("gradient", None)
-        return attrs.evolve(tally, values=values)
+                del opened, made
 
     def _open(self, chunk: slice) -> OpenedGraph:
         source_logits, intervention = self._values.of(self._estimation.sweep, chunk)
@@ -192,23 +208,24 @@ class _Estimate:
         return self._estimation.open(chunk, target, intervention, source_logits)
 
     def _along(
-        self, group: Sequence[Terms], context: MetricContext
+        self, parts: Sequence[int], context: MetricContext
     ) -> dict[Terms, dict[str, Tensor]]:
-        """For the terms of `group` the gradients, along a path, of metrics given all prompts.
+        """For the terms of some paths the gradients, along each, of metrics given all prompts.
 
         They are the gradients of all prompts, so the paths must be run before any graph is made of
         them. Nothing where no metric needs it.
         """
-        if not self._estimation.at_once:
+        if not self._estimation.at_once or not parts:
             return {}
-        parts: dict[Terms, list[Tensor]] = {terms: [] for terms in group}
+        group = [self._estimation.every[part] for part in parts]
+        found: dict[Terms, list[Tensor]] = {terms: [] for terms in group}
         for chunk in self._estimation.chunks:
             some = context.rows(_numbers(chunk))
             logits = self._estimation.path_logits(self._open(chunk), some, group)
             for terms, each in logits.items():
-                parts[terms].append(each)
+                found[terms].append(each)
         return {
-            terms: self._estimation.path_weights(torch.cat(parts.pop(terms), 1), context)
+            terms: self._estimation.path_weights(torch.cat(found.pop(terms), 1), context)
             for terms in group
         }
 

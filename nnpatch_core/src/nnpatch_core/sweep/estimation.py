@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import PatchingError
 from nnpatch_core.gradients import (
+    FIXED,
     AtPStar,
     AttentionPlaces,
     Entries,
@@ -23,11 +26,13 @@ from nnpatch_core.gradients import (
     Paths,
     Terms,
     adding_places,
-    are_apart,
+    cells_apart,
     cotangents,
     fixed_attentions,
     graph_limits,
     joint,
+    lowest,
+    mean_size,
     open_graph,
     record_entries,
     still,
@@ -36,6 +41,7 @@ from nnpatch_core.gradients import (
 )
 from nnpatch_core.memory import Limits
 from nnpatch_core.metrics import MetricContext
+from nnpatch_core.sweep.parts import Parts
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.tracing import Intervention
 
@@ -144,12 +150,12 @@ class Estimation:
         """
         patches, batch = sweep.patches, sweep.batch
         _check_adapters(sweep, repairs)
-        cells = dict(enumerate(patches.cells))
-        several = [cell for cell in cells.values() if len(cell.sites) > 1]
-        if several and repairs.words:
+        several = (np.diff(patches.cells.ends) > 1).nonzero()[0]
+        if len(several) and repairs.words:
             raise PatchingError(
                 f"{' and '.join(repairs.words)} is defined for one site at a time, and "
-                f"{several[0].label} has several: leave it out, or ask for the plain estimate"
+                f"{patches.cells[int(several[0])].label} has several: leave it out, or ask for the "
+                "plain estimate"
             )
         fixed = fixed_attentions(patches) if repairs.qk_fix else {}
         if repairs.grad_drop:
@@ -166,12 +172,14 @@ class Estimation:
                 held=repairs.grad_drop and repairs.qk_fix,
             )
 
-        alone = {n: cell for n, cell in cells.items() if are_apart(cell.sites)}
-        joint = tuple(n for n in cells if n not in alone)
+        alone = cells_apart(patches.cells)
+        joint = tuple((~alone).nonzero()[0].tolist())
         # Along a path all of an activation moves, so that a cell's elsewhere matters.
-        every = together = terms_of(patches, cells, apart=repairs.steps is not None)
+        numbers = np.arange(len(alone))
+        every = together = terms_of(patches, numbers, apart=repairs.steps is not None)
         if joint or repairs.qk_fix:
-            together = terms_of(patches, alone, ("k",) if repairs.qk_fix else ())
+            grouped = ("k",) if repairs.qk_fix else ()
+            together = terms_of(patches, alone.nonzero()[0], grouped)
         limits, waiting = cut(sweep.limits), 0
         if repairs.steps is not None and sweep.waiting and limits.prompts < batch:
             sizes = len(every), batch, repairs.steps
@@ -179,10 +187,21 @@ class Estimation:
             limits = cut(left)
         return cls(sweep, repairs, limits, fixed, every, together, joint, waiting)
 
-    @property
+    @cached_property
     def chunks(self) -> list[slice]:
         """The prompts whose graphs are kept together."""
         return self.sweep.limits.chunks(self.sweep.batch, self.limits.prompts)
+
+    @property
+    def told(self) -> dict[str, str]:
+        """How much runs together, which decides on last digits."""
+        waiting, limits = self.sweep.waiting, self.limits
+        return {
+            "given all prompts": ", ".join(waiting) or "no metric",
+            "prompts at once": str(limits.prompts),
+            "rows at once": str(limits.rows),
+            "paths at once": str(self.at_once),
+        }
 
     @property
     def passes(self) -> int:
@@ -237,12 +256,59 @@ class Estimation:
         flat = self.repairs.steps is not None
         return cotangents(self.sweep.metrics, context.target_logits, context, flat=flat)
 
-    def groups(self) -> list[Sequence[Terms]]:
-        """The terms that are estimated together: all, unless the logits of paths have to wait."""
+    @property
+    def blocks(self) -> int:
+        """How many rows of the tally each cell has: several where layers are held by parts.
+
+        They are where all prompts run together, and there is nothing else to share out.
+        """
+        if not self.repairs.grad_drop or len(self.chunks) > 1:
+            return 1
+        return 1 + self.sweep.patches.n_layers - lowest(self.together)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The parts that can be made apart: paths; or layers held, attentions, and joint cells.
+
+        The part of all cells of which one backward tells comes first.
+        """
+        cells, layers = len(self.sweep.patches.cells), self.sweep.patches.n_layers
+        if self.repairs.steps is not None:
+            owner = np.zeros(cells, dtype=np.int64)
+            for number, terms in enumerate(self.every):
+                owner[terms.cells.numpy()] = number
+            work = [self.repairs.steps * (layers - each.place.layer) for each in self.every]
+            return Parts(owner, np.array(work), together=bool(self.at_once))
+        # A forward, and a backward, which takes twice as long.
+        whole = 3 * (layers - self.first_layer)
+        if self.repairs.grad_drop and len(self.chunks) > 1:
+            return Parts(np.zeros(cells, dtype=np.int64), np.array([whole * layers]))
+        held = range(1, self.blocks)
+        owner = np.repeat(np.arange(self.blocks), cells)
+        work = [whole, *held]
+        for layer in self.fixed:
+            own = [each for each in self._at_attention if each.place.layer == layer]
+            for terms in own:
+                for block in range(self.blocks):
+                    owner[block * cells + terms.cells.numpy()] = len(work)
+            work.append(1 + max((len(each.groups) for each in own), default=0))
+        for cell in self.joint:
+            owner[cell] = len(work)
+            work.append(whole)
+        return Parts(owner, np.array(work))
+
+    @property
+    def _at_attention(self) -> list[Terms]:
+        """The terms of queries and keys that the QK fix is for."""
+        fixed = self.fixed
+        return [each for each in self.together if fixed and each.place.name in FIXED]
+
+    def groups(self) -> list[Sequence[int]]:
+        """The parts that are looked at together: all, unless the logits of paths have to wait."""
+        every = range(len(self.parts.work))
         if not self.at_once:
-            return [self.every]
-        starts = range(0, len(self.every), self.at_once)
-        return [self.every[first : first + self.at_once] for first in starts]
+            return [every]
+        return [every[first : first + self.at_once] for first in every[:: self.at_once]]
 
     def path_logits(
         self, opened: OpenedGraph, context: MetricContext, group: Sequence[Terms]
@@ -264,64 +330,98 @@ class Estimation:
         steps = [cotangents(self.sweep.waiting, each, context, flat=True) for each in logits]
         return {name: torch.stack([each[name] for each in steps]) for name in self.sweep.waiting}
 
+    def still(self, opened: OpenedGraph) -> tuple[Tensor, Tensor]:
+        """Two masks of some prompts: where what is put is what was there, or nothing reads it."""
+        source = opened.graph if opened.graph is not None else opened.entries
+        assert source is not None
+        return still(
+            [terms.rows(opened.chunk) for terms in self.every],
+            len(self.sweep.patches.cells),
+            source.activations,
+            opened.intervention,
+            opened.target,
+        )
+
     def estimate(
         self,
         opened: OpenedGraph,
         context: MetricContext,
         weights: Mapping[str, Tensor],
-        group: Sequence[Terms],
+        parts: Sequence[int],
         along: Mapping[Terms, Mapping[str, Tensor]],
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """The estimates of some prompts.
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """The estimates of some prompts, as they are made.
 
         Args:
             opened: the prompts.
             context: what the metrics compare with, for these.
             weights: the metrics' gradients with respect to their logits.
-            group: along paths: the terms whose part it is.
-            along: for these the gradients that are known already; see `path_weights`.
+            parts: which are wanted.
+            along: for the paths among these the gradients that are known already; see
+                `path_weights`.
 
-        Returns:
-            For each metric the estimated change `[cells, batch]`, and the masks of `still`.
+        Yields:
+            Parts, and for each metric the estimated change `[rows, batch]`, 0 in other rows.
         """
-        patches = self.sweep.patches.rows(opened.chunk)
-        source = opened.graph if opened.graph is not None else opened.entries
-        assert source is not None
-        every = [terms.rows(opened.chunk) for terms in self.every]
-        elided, unread = still(
-            every,
-            len(patches.cells),
-            source.activations,
-            opened.intervention,
-            opened.target,
-        )
         if self.repairs.steps is not None:
-            changes = self._along_paths(opened, context, group, along)
-        else:
-            changes = self._at_target(opened, weights)
-            for cell in self.joint:
-                each = joint(patches, opened.target, cell, opened.intervention, weights)
-                for name, values in each.items():
-                    changes[name][cell] = values
-                self.tick()
-        zero = elided | unread
-        changes = {name: torch.where(zero, 0.0, values) for name, values in changes.items()}
-        return changes, elided, unread
+            yield from self._along_paths(opened, context, parts, along)
+            return
+        first_joint = len(self.parts.work) - len(self.joint)
+        of_target = [part for part in parts if part < first_joint]
+        if of_target:
+            yield of_target, self._at_target(opened, weights, of_target)
+        patches = self.sweep.patches.rows(opened.chunk)
+        for part in parts[len(of_target) :]:
+            cell = self.joint[part - first_joint]
+            each = joint(patches, opened.target, cell, opened.intervention, weights)
+            changes = self._nothing(opened)
+            for name, values in each.items():
+                changes[name][cell] = values
+            self.tick()
+            yield [part], changes
 
-    def _at_target(self, opened: OpenedGraph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def folded(self, rows: Tensor) -> Tensor:
+        """The rows of the tally as `[cells, batch]`, where each cell has several."""
+        if self.blocks == 1:
+            return rows
+        blocks = rows.view(self.blocks, -1, rows.shape[1])
+        return mean_size(blocks, self.together, [*self.fixed])
+
+    def _nothing(self, opened: OpenedGraph) -> dict[str, Tensor]:
+        """Zeros for each metric, `[rows, batch]`."""
+        shape = len(self.parts.owner), len(opened.target)
+        return {
+            name: torch.zeros(shape, dtype=torch.float64, device="cpu")
+            for name in self.sweep.metrics
+        }
+
+    def _at_target(
+        self, opened: OpenedGraph, weights: Mapping[str, Tensor], parts: Sequence[int]
+    ) -> dict[str, Tensor]:
         assert opened.graph is not None
-        estimator = Estimator(
-            self.sweep.patches,
-            opened.target,
-            opened.intervention,
-            opened.graph,
-            [terms.rows(opened.chunk) for terms in self.together],
-        )
         if not self.together:
-            return {name: estimator.empty() for name in weights}
+            return self._nothing(opened)
+        every = [terms.rows(opened.chunk) for terms in self.together]
+        estimator = Estimator(
+            self.sweep.patches, opened.target, opened.intervention, opened.graph, every
+        )
         star = AtPStar(estimator, self.fixed, self.limits.rows, self.tick)
-        estimated = star.sizes if self.repairs.grad_drop else star.signed
-        return {name: estimated(weight) for name, weight in weights.items()}
+        held = range(lowest(self.together), self.sweep.patches.n_layers)
+        if self.repairs.grad_drop and self.blocks == 1:
+            return {
+                name: mean_size(star.held(weight, True, held, [*self.fixed]), every, self.fixed)
+                for name, weight in weights.items()
+            }
+        layers = [layer for n, layer in enumerate(self.fixed, self.blocks) if n in parts]
+        if not self.repairs.grad_drop:
+            return {
+                name: star.signed(weight, 0 in parts, layers) for name, weight in weights.items()
+            }
+        some = [layer for n, layer in enumerate(held, 1) if n in parts]
+        return {
+            name: star.held(weight, 0 in parts, some, layers).flatten(0, 1)
+            for name, weight in weights.items()
+        }
 
     def _paths(self, opened: OpenedGraph, context: MetricContext) -> Paths:
         entries, steps = opened.entries, self.repairs.steps
@@ -342,21 +442,17 @@ class Estimation:
         self,
         opened: OpenedGraph,
         context: MetricContext,
-        group: Sequence[Terms],
+        parts: Sequence[int],
         along: Mapping[Terms, Mapping[str, Tensor]],
-    ) -> dict[str, Tensor]:
+    ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         paths = self._paths(opened, context)
-        shape = len(self.sweep.patches.cells), len(opened.target)
-        changes = {
-            name: torch.zeros(shape, dtype=torch.float64, device="cpu")
-            for name in self.sweep.metrics
-        }
-        for terms in group:
+        for part in parts:
+            terms, changes = self.every[part], self._nothing(opened)
             own = terms.rows(opened.chunk)
             for name, effects in paths.effects(own, along.get(terms, {})).items():
                 own.add(changes[name], effects)
             self.tick()
-        return changes
+            yield [part], changes
 
 
 def _check_adapters(sweep: Sweep, repairs: Repairs) -> None:

@@ -7,14 +7,19 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
+from nnpatch_core._arrays import Integers
 from nnpatch_core._models import Elsewhere, input_device
 from nnpatch_core.adapters import Component, ModelAPI, head_columns, n_layers, table_of
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.metrics import MetricContext, columns_given
 from nnpatch_core.results import Baseline
 from nnpatch_core.seq_pos import Positions
+from nnpatch_core.site import MultiSite, Site
+from nnpatch_core.sites import GridSites
 from nnpatch_core.spaces import Space
 from nnpatch_core.sweep.checksum import digest, word
 from nnpatch_core.sweep.fingerprint import fingerprint, settings
@@ -34,7 +39,9 @@ def identity(
     sweep: Sweep,
     runs: Runs,
     values: Values,
+    kind: str,
     engine: str,
+    cut: Mapping[str, str],
     context: MetricContext,
     baseline: Mapping[str, Baseline],
 ) -> Identity:
@@ -44,7 +51,9 @@ def identity(
         sweep: what is patched.
         runs: the prompts of each run.
         values: what is put at the sites.
+        kind: how an outcome calls the sweep.
         engine: the name of the engine.
+        cut: how much runs together, by names that people know.
         context: the answers.
         baseline: the metrics of the unpatched runs.
     """
@@ -56,18 +65,6 @@ def identity(
     untold: set[str] = set()
     adapters = {
         id(api): f"{api.name} {_table(api, model, untold)}" for api in sweep.patches.adapters
-    }
-    cells = [
-        [name, cell.label, *(adapters[id(site.api)] for site in cell.sites)]
-        for name, grid in sweep.layout.grids.items()
-        for cell in grid.sites
-    ]
-    # The label of a site whose positions have a name tells no number.
-    named = any(site.where is not None for cell in sweep.patches.cells for site in cell.named.sites)
-    own = {
-        at: number
-        for number, at in enumerate(sweep.patches.positions)
-        if named or len(at.at) > 1 or at.source is not None
     }
     code = [fingerprint(metric) for metric in sweep.metrics.values()]
     untold.update(*(each.untold for each in code))
@@ -81,7 +78,7 @@ def identity(
         f"{name} prompts": digest(batch.tokens, batch.mask) for name, batch in runs.batches.items()
     }
     return {
-        "kind": runs.kind,
+        "kind": kind,
         "model": f"{type(model).__name__} {_weights(sweep, model)}",
         "config": _word(settings(config)),
         "attention": str(getattr(config, "_attn_implementation", None)),
@@ -89,16 +86,15 @@ def identity(
         **prompts,
         "answers": digest(*answers),
         **_told(runs),
-        "sites": f"{len(cells)} {_word(cells)}",
-        **({"positions": _positions(sweep, own)} if own else {}),
+        "sites": _sites(sweep, adapters),
+        **_positions(sweep),
         **_spaces(sweep, untold),
         "adapter": ", ".join(sorted(set(adapters.values()))),
         "metric": f"{', '.join(sweep.metrics)} {_word(metrics)}",
         "hooks": _word([[words, each.digest] for words, each in hooks]) if hooks else "none",
         "unpatched runs": digest(*unpatched),
-        "given all prompts": _together(sweep, context),
         "engine": engine,
-        "prompts at once": str(sweep.limits.prompts),
+        **cut,
         "memory_budget": str(sweep.limits.budget),
         **{name: digest(value) for name, value in values.depends.items()},
         "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -130,8 +126,9 @@ def _spaces(sweep: Sweep, untold: set[str]) -> Identity:
     if told is None:
         return {}
     untold.update(told.untold)
-    sites = [site for cell in sweep.patches.cells for site in cell.sites]
-    which = [told.number.get(id(site.space)) for site in sites]
+    cells = sweep.patches.cells
+    number = np.array([told.number.get(id(space), -1) for space in cells.spaces])
+    which = digest(torch.from_numpy(number[cells.sites.space]))
     return {"subspace": f"{', '.join(dict.fromkeys(told.words))} {_word([told.words, which])}"}
 
 
@@ -157,11 +154,62 @@ def _part(space: Space | None) -> str | None:
     return None if space is None else space_word(space).digest
 
 
-def _positions(sweep: Sweep, own: Mapping[Positions, int]) -> str:
-    """A word for positions that a cell's label does not tell, and for which site has which."""
-    tensors = [each for at in own for each in (at.at, at.at if at.source is None else at.source)]
-    sites = [site for cell in sweep.patches.cells for site in cell.sites]
-    return f"{digest(*tensors)} {_word([own.get(site.positions) for site in sites])}"
+def _sites(sweep: Sweep, adapters: Mapping[int, str]) -> str:
+    """A word for the cells, by arrays: a million of them have no label each."""
+    cells, grids = sweep.patches.cells, sweep.layout.grids
+    sites = cells.sites
+    places = {
+        number: _word([each.layer, each.name, each.location, adapters[id(each.api)]])
+        for number in cells.used("place")
+        for each in [cells.places[number]]
+    }
+    # Those that are each prompt's own are told apart by a word of their own, too.
+    at = {number: digest(*_tensors(cells.positions[number])) for number in cells.used("positions")}
+    numbers = (cells.ends, sites.head, _met(sites.place, places), _met(sites.positions, at))
+    # What is more than its sites, as an edge is, is told by its label.
+    labels = [
+        cell.label
+        for grid in grids.values()
+        if not isinstance(grid.sites, GridSites)
+        for cell in grid.sites
+        if not isinstance(cell, Site | MultiSite)
+    ]
+    names = [[name, len(grid.sites)] for name, grid in grids.items()]
+    words = [dict.fromkeys(each.values()) for each in (places, at)]
+    content = [names, labels, *map(list, words), digest(*map(torch.from_numpy, numbers))]
+    return f"{len(cells)} {_word(content)}"
+
+
+def _positions(sweep: Sweep) -> Identity:
+    """The positions that are each prompt's own, or have sources elsewhere, if there are such."""
+    cells = sweep.patches.cells
+    every = [cells.positions[number] for number in cells.used("positions")]
+    own = [at for at in every if len(at.at) > 1 or at.source is not None]
+    if not own:
+        return {}
+    return {"positions": f"{len(own)} {digest(*(each for at in own for each in _tensors(at)))}"}
+
+
+def _tensors(at: Positions) -> tuple[Tensor, Tensor, Tensor]:
+    """All that positions are."""
+    return at.at, at.at if at.source is None else at.source, at.numbered
+
+
+def _met(numbers: Integers, words: Mapping[int, str]) -> Integers:
+    """Numbers by the order in which their words are met, whatever else was numbered."""
+    order = {word: number for number, word in enumerate(dict.fromkeys(words.values()))}
+    known = np.zeros(max(words, default=0) + 1, dtype=np.int64)
+    known[[*words]] = [order[word] for word in words.values()]
+    found: Integers = known[numbers]
+    return found
+
+
+def cut_of(sweep: Sweep, context: MetricContext) -> dict[str, str]:
+    """How prompts and cells of a sweep are cut that is measured; see `identity`."""
+    return {
+        "given all prompts": _together(sweep, context),
+        "prompts at once": str(sweep.limits.prompts),
+    }
 
 
 def _together(sweep: Sweep, context: MetricContext) -> str:

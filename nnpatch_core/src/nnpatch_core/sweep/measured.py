@@ -12,7 +12,7 @@ from nnpatch_core.results import Outcome
 from nnpatch_core.sweep.cells import run_cells
 from nnpatch_core.sweep.checkpoint import Checkpoint
 from nnpatch_core.sweep.held import Held
-from nnpatch_core.sweep.identity import identity
+from nnpatch_core.sweep.identity import cut_of, identity
 from nnpatch_core.sweep.labels import outcome
 from nnpatch_core.sweep.opened import Opened, open_prompts
 from nnpatch_core.sweep.runs import Runs, Values
@@ -54,7 +54,8 @@ def measure_sweep(
         values = values or runs.values(sweep)
         sweep = sweep.where_present(values.mask)
         if checkpoint is not None:
-            own = identity(sweep, runs, values, choice.name, context, baseline)
+            cut = cut_of(sweep, context)
+            own = identity(sweep, runs, values, runs.kind, choice.name, cut, context, baseline)
             checkpoint.open(own, sweep.options.call, sweep.patches.model)
 
         def opened(some: Sweep, chunk: slice) -> Opened:
@@ -67,7 +68,8 @@ def measure_sweep(
         tally = run_cells(sweep, context, baseline, opened, checkpoint, changed=changed)
         if checkpoint is not None and checkpoint.share is not None:
             checkpoint.finish(tally)
-            raise ShareMeasured(int(tally.done.sum()))
+            count = int(tally.done.sum())
+            raise ShareMeasured(count, f"{count} patched runs are measured")
     return outcome(
         versions.sweep(sweep),
         runs.kind,

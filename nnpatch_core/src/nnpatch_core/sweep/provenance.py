@@ -30,8 +30,8 @@ class Call:
 
     def __init__(self) -> None:
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        #: How many patched runs an earlier call has measured, and how many there are.
-        self.resumed: tuple[int, int] | None = None
+        #: How much of it an earlier call has measured, in words; "" is nothing.
+        self.resumed = ""
         self._begun = time.monotonic()
         self._before = 0.0
         self._machines: dict[str, None] = {}
@@ -80,7 +80,7 @@ def provenance(call: Call, nnmodel: Any, adapters: Iterable[ModelAPI]) -> dict[s
         "adapter_from": ", ".join(dict.fromkeys(map(source_of, adapters))),
         **({"revision": str(revision)} if revision else {}),
         "weights": _weights(call, nnmodel),
-        **({"resumed": resumed(*call.resumed)} if call.resumed and call.resumed[0] else {}),
+        **({"resumed": call.resumed} if call.resumed else {}),
         "started": call.started,
         "seconds": f"{call.seconds:.3f}",
         "environment": call.environment(model),
@@ -110,9 +110,16 @@ def _weights(call: Call, nnmodel: Any) -> str:
         return f"could not be read ({reason[:_SHOWN]})"
 
 
-def resumed(before: int, every: int) -> str:
-    """How many patched runs an earlier call has measured, in words."""
-    return f"{before} of {every} patched runs were measured by an earlier call"
+def resumed(before: int, every: int, *, estimated: bool) -> str:
+    """How many patched runs an earlier call has measured, or estimates it made, in words.
+
+    Args:
+        before: how many; "" where that is none.
+        every: how many there are.
+        estimated: whether they are estimates.
+    """
+    what = "estimates were made" if estimated else "patched runs were measured"
+    return f"{before} of {every} {what} by an earlier call" if before else ""
 
 
 @functools.cache

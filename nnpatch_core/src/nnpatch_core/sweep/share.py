@@ -98,9 +98,10 @@ class ShareMeasured(Exception):  # noqa: N818 - it is no error
     """A share is measured and kept: the sweep ends here, for an outcome needs all shares.
 
     Args:
-        measured: how many patched runs this share has measured.
+        measured: how many patched runs this share has measured, or how many it has estimated.
+        told: what it has done, in words.
     """
 
-    def __init__(self, measured: int) -> None:
-        super().__init__(measured)
-        self.measured = measured
+    def __init__(self, measured: int, told: str) -> None:
+        super().__init__(measured, told)
+        self.measured, self.told = measured, told

@@ -19,9 +19,11 @@ from nnpatch_core.errors import CheckpointError, ShardError
 from nnpatch_core.sweep.identity import Identity
 from nnpatch_core.sweep.share import Share
 
-FORMAT = "nnpatch checkpoint 3"
+FORMAT = "nnpatch checkpoint 4"
 #: What a budget may be, in bytes: a file must not name one that is longer than any number is.
 _LONGEST = 24
+#: What estimates know of a cell without a run.
+KNOWN = ("elided", "unread")
 #: How much of a file's words a message shows.
 _SHOWN = 200
 
@@ -34,7 +36,8 @@ class Stored:
         path: where it was read.
         identity: what makes the sweep what it is.
         call: what is told of the call that made it.
-        tensors: `done`, and the values of each metric, `[cells, batch]`.
+        tensors: `done`, and the values of each metric, `[cells, batch]`; of estimates those of
+            `KNOWN` too, and there may be several rows of each cell.
         count: into how many shards the sweep was cut; None if it was not.
         shards: the shards that it has, each with whether all of it is measured.
     """
@@ -159,6 +162,16 @@ class Stored:
         return int(self._done.sum()), self._done.numel()
 
     @property
+    def estimated(self) -> bool:
+        """Whether it is of estimates, and not of patched runs."""
+        return KNOWN[0] in self.tensors
+
+    @property
+    def metrics(self) -> int:
+        """How many metrics it has."""
+        return sum(name.startswith("values/") for name in self.tensors)
+
+    @property
     def _done(self) -> Tensor:
         return self.tensors["done"].bool()
 
@@ -198,15 +211,20 @@ def _fault(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | No
     budget = identity.get("memory_budget", "")
     if not (budget.isascii() and budget.isdigit() and 0 < len(budget) < _LONGEST and int(budget)):
         return f"its memory_budget is {budget[:_LONGEST]!r}"
-    names = {"done", *(f"values/{number}" for number in range(len(tensors) - 1))}
-    if len(tensors) < 2 or set(tensors) != names:
+    flags = {"done", *(KNOWN if KNOWN[0] in tensors else ())}
+    names = {f"values/{number}" for number in range(len(tensors) - len(flags))}
+    if not names or set(tensors) != flags | names:
         return f"its tensors are {_shown(', '.join(sorted(tensors)))}"
     done = tensors["done"]
     if done.dtype != torch.uint8 or done.ndim != 2 or not done.numel() or int(done.max()) > 1:
         return "it does not tell what is done"
+    kind = torch.float32 if len(flags) == 1 else torch.float64
     for name, value in tensors.items():
-        if name != "done" and (value.dtype != torch.float32 or value.shape != done.shape):
+        expected = torch.uint8 if name in flags else kind
+        if value.dtype != expected or value.shape != done.shape:
             return f"{name} is {value.dtype} {list(value.shape)}, of {list(done.shape)} numbers"
+        if name in flags and int(value.max()) > 1:
+            return f"{name} has other numbers than 0 and 1"
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import attrs
 import torch
@@ -23,6 +23,8 @@ class Tally:
         engines: the engines that ran, in order.
         fallbacks: why others than the one that was wanted.
         groups: which cells ran one after the other, if not all together.
+        estimated: whether values are what gradients tell, by how much each metric changes, in
+            float64; `elided` and `unread` are known where that is done.
     """
 
     values: Mapping[str, Tensor]
@@ -32,6 +34,7 @@ class Tally:
     engines: list[str] = attrs.field(factory=list)
     fallbacks: list[str] = attrs.field(factory=list)
     groups: list[slice] = attrs.field(factory=list)
+    estimated: bool = False
 
     @classmethod
     def empty(cls, cells: int, baseline: Mapping[str, Baseline]) -> Tally:
@@ -39,6 +42,14 @@ class Tally:
         values = {name: runs.target.repeat(cells, 1) for name, runs in baseline.items()}
         nothing = torch.zeros_like(next(iter(values.values())), dtype=torch.bool)
         return cls(values, nothing, nothing.clone(), nothing.clone())
+
+    @classmethod
+    def of_estimates(cls, metrics: Iterable[str], rows: int, batch: int) -> Tally:
+        """Nothing was estimated yet."""
+        numbers = torch.zeros(rows, batch, dtype=torch.float64, device="cpu")
+        nothing = torch.zeros(rows, batch, dtype=torch.bool, device="cpu")
+        values = {name: numbers.clone() for name in metrics}
+        return cls(values, nothing, nothing.clone(), nothing.clone(), estimated=True)
 
     @property
     def known(self) -> Tensor:

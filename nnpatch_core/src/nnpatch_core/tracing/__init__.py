@@ -12,7 +12,7 @@ from nnpatch_core.tracing.activations import (
 from nnpatch_core.tracing.attention import any_shape
 from nnpatch_core.tracing.begun import Begun, begin, pieces_differ, with_cache
 from nnpatch_core.tracing.call_arguments import kept_arguments, of_rows
-from nnpatch_core.tracing.cells import BoundSite, Cell, Cells, Numbers, columns_of, ends_of
+from nnpatch_core.tracing.cells import BoundSite, Cell, Cells, Numbers, columns_of, ends_of, within
 from nnpatch_core.tracing.elsewhere import (
     Origin,
     Sendable,
@@ -116,6 +116,7 @@ __all__ = [
     "width_of",
     "widths_of",
     "with_cache",
+    "within",
     "write",
     "write_component",
 ]

@@ -209,11 +209,7 @@ class Cells(Sequence[Cell]):
         named = self.named
         some = named.take(index) if hasattr(named, "take") else [named[n] for n in index.tolist()]
         counts = np.diff(self.ends)[index]
-        if self.alone:
-            which = index
-        else:
-            first = np.repeat(self.ends[:-1][index] - ends_of(counts)[:-1], counts)
-            which = first + np.arange(int(counts.sum()))
+        which = index if self.alone else within(self.ends[:-1][index], counts)
         return attrs.evolve(self, sites=self.sites.take(which), ends=ends_of(counts), named=some)
 
     def moved(self, positions: Mapping[int, Positions]) -> Cells:
@@ -234,3 +230,15 @@ def ends_of(counts: Sequence[int] | Integers) -> Integers:
     ends = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=ends[1:])
     return ends
+
+
+def within(starts: Integers, counts: Integers) -> Integers:
+    """The numbers from each start on, so many of each, one after another.
+
+    Examples:
+        >>> import numpy as np
+        >>> within(np.array([5, 0]), np.array([2, 3])).tolist()
+        [5, 6, 0, 1, 2]
+    """
+    numbers: Integers = np.repeat(starts - ends_of(counts)[:-1], counts) + np.arange(counts.sum())
+    return numbers
