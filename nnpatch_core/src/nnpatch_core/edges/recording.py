@@ -43,7 +43,8 @@ class Recording:
     Args:
         batch: its prompts.
         logits: as `forward` gives them.
-        streams: the residual stream before each layer, and behind the last, `[batch, seq, width]`.
+        streams: the residual stream before each layer, and behind the last, `[batch, seq, width]`;
+            each lies on the device of the layer that it comes before.
         heads: for each layer what its heads hand to the output projection, `[batch, seq, any]`.
         attn: for each layer the component `attn`, `[batch, seq, width]`.
         mlp: for each layer the component `mlp`.
@@ -264,9 +265,12 @@ class _Notes:
                 "changes it on the way"
             )
         kept = self.kept
-        return Recording(
-            batch, logits, self.streams, kept["o"], kept["attn"], kept["mlp"], self.rests
-        )
+        # Each lies with the layer that reads it, which may be on another device than the one before.
+        before = [
+            stream.to(own.device) for stream, own in zip(self.streams, kept["mlp"], strict=False)
+        ]
+        streams = [*before, self.streams[-1]]
+        return Recording(batch, logits, streams, kept["o"], kept["attn"], kept["mlp"], self.rests)
 
 
 def _called(envoy: Any) -> tuple[Any, Any]:
