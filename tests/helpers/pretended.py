@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -225,28 +225,57 @@ def _always(value: Any, *_: Any) -> Any:
     return value
 
 
-def spread(model: nn.Module, device_map: Mapping[str, Any]) -> nn.Module:
+def device_map(model: nn.Module, layers: Sequence[int], head: int) -> dict[str, int]:
+    """Devices for all modules of a model, as accelerate names them.
+
+    Args:
+        model: the model.
+        layers: the device of each layer; the embedding's is that of the first one's other.
+        head: that of all that comes after the layers, where it is not tied to the embedding.
+    """
+    embedding, unembedding = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    first = 1 - layers[0]
+    tied = embedding.weight is unembedding.weight
+    found: dict[str, int] = {}
+
+    def walk(path: str, module: nn.Module) -> None:
+        for name, child in module.named_children():
+            own = f"{path}{name}"
+            if isinstance(child, nn.ModuleList) and len(child) == len(layers):
+                found.update({f"{own}.{n}": device for n, device in enumerate(layers)})
+            elif any(isinstance(each, nn.ModuleList) for each in child.modules()):
+                walk(f"{own}.", child)
+            else:
+                after = bool(found) and any(name.endswith(".0") for name in found)
+                after = after and not (tied and child is unembedding)
+                found[own] = head if after else first
+
+    walk("", model)
+    return found
+
+
+def spread(model: nn.Module, where: Mapping[str, int]) -> nn.Module:
     """Put a model's modules on devices that are not there, as accelerate would.
 
     Args:
-        model: the model, whose modules are all named by the map.
-        device_map: the path of each module, and its device.
+        model: the model, whose modules are all named.
+        where: the path of each module, and its device.
     """
     # It puts its hooks where they belong, and then they are told where that is.
     accelerate.dispatch_model(
-        model, device_map=dict.fromkeys(device_map, "cpu"), main_device="cpu", force_hooks=True
+        model, device_map=dict.fromkeys(where, "cpu"), main_device="cpu", force_hooks=True
     )
-    main = next(device for device in device_map.values() if device not in ("cpu", "disk"))
-    where = {name: main if device == "cpu" else device for name, device in device_map.items()}
+    main = next(iter(where.values()))
     for path, module in model.named_modules():
         device = next((where[name] for name in _around(path) if name in where), main)
         hook = getattr(module, "_hf_hook", None)
         for each in getattr(hook, "hooks", [hook]):
             if each is not None:
                 each.execution_device = device
-        for weight in _own(module):
+        for weight in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            assert device_of(weight) in (CPU, _named(device)), "tied weights on two devices"
             put_on(weight, device)
-    model.hf_device_map = dict(device_map)  # type: ignore[assignment]
+    model.hf_device_map = dict(where)  # type: ignore[assignment]
     return model
 
 
@@ -255,8 +284,3 @@ def _around(path: str) -> Iterator[str]:
     parts = path.split(".")
     for end in range(len(parts), 0, -1):
         yield ".".join(parts[:end])
-
-
-def _own(module: nn.Module) -> Iterable[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
