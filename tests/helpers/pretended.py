@@ -50,6 +50,7 @@ _TO = (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type_as)
 _DEVICE = Tensor.device.__get__  # type: ignore[attr-defined]
 _IS_CUDA = Tensor.is_cuda.__get__  # type: ignore[attr-defined]
 _TO_NUMPY = (Tensor.numpy, Tensor.__array__)
+_NEW = nn.Parameter.__new__
 _READ = (Tensor.__getitem__, Tensor.__setitem__, Tensor.index_put_, Tensor.index_put)
 
 
@@ -215,10 +216,19 @@ def pretending(free: int = 2**30) -> Iterator[Pretending]:
         }.items():
             told = functools.partial(_always, value)
             stack.enter_context(patch.object(torch.cuda, name, told))
+        # What makes a parameter is no operation.
+        stack.enter_context(patch.object(nn.Parameter, "__new__", staticmethod(_parameter)))
         # Its warning that there are none would be true.
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", ".*device_type of 'cuda'", UserWarning)
         yield stack.enter_context(Pretending())
+
+
+def _parameter(cls: Any, data: Any = None, requires_grad: bool = True) -> Any:
+    made = _NEW(cls, data, requires_grad)
+    if data is not None:
+        put_on(made, device_of(data))
+    return made
 
 
 def _always(value: Any, *_: Any) -> Any:

@@ -32,7 +32,6 @@ from nnpatch_core import (
     find_circuit,
     infer_adapter,
     path_patching,
-    plan_sweep,
     reads_activations,
     reads_tokens,
     steer,
@@ -48,6 +47,7 @@ from tests.helpers.pretended import DevicesMeetError, device_map, pretending, sp
 pytestmark = [
     # Padding is a part of what is tested here, so that what it mixes needs no word.
     pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning"),
+    pytest.mark.filterwarnings("ignore::nnpatch_core.errors.StatisticsWarning"),
 ]
 
 SOURCE = torch.tensor([[5, 6, 7, 8, 9, 10], [0, 0, 1, 2, 3, 4]])
@@ -124,13 +124,16 @@ def collected(it: Any) -> dict[str, Tensor]:
     for layer in range(3):
         site = Site.get_site(adapter(it), "resid", layer, subspace=Subspace.random(32, 2))
         rows = collect(it, site, (TARGET, MASK), progress=False)
-        found[str(layer)] = torch.as_tensor(rows.coordinates)
+        found[str(layer)] = torch.as_tensor(rows.values)
     return found
 
 
 def averaged(it: Any) -> dict[str, Tensor]:
-    sites = [Site.get_site(adapter(it), name, layer, seq_pos=[-1]) for layer in range(3)
-             for name in COMPONENTS]
+    sites = [
+        Site.get_site(adapter(it), name, layer, seq_pos=[-1])
+        for layer in range(3)
+        for name in COMPONENTS
+    ]
     cache_average(it, sites, [(SOURCE, MASK), (TARGET, MASK)])
     return {site.label: site.value.cpu() for site in sites}
 
@@ -153,7 +156,7 @@ def taught(engine: str, it: Any) -> dict[str, Tensor]:
     trained = learned(it, engine=engine, random_model=False)
     measured = evaluate_subspace(it, None, last(layer=2), some_pairs(), Subspace.random(32))
     losses = torch.tensor([each.held_out_loss for each in trained.history])
-    rows = torch.tensor([row.accuracy for row in measured.rows])
+    rows = torch.tensor([measured[name].accuracy.value for name in measured])
     return {"basis": trained.subspace.basis, "losses": losses, "rows": rows}
 
 
@@ -193,8 +196,10 @@ SOME = {"senders": ["input", "a0.h1", "m1"], "receivers": ["a1.h2<q>", "m1", "m2
 def looking(it: Any) -> Any:
     """A metric that reads activations of two layers."""
     api = adapter(it)
-    two = [Site.get_site(api, name, layer, seq_pos=[-1]) for name, layer in
-           (("resid", 0), ("mlp", 1), ("q", 2))]
+    two = [
+        Site.get_site(api, name, layer, seq_pos=[-1])
+        for name, layer in (("resid", 0), ("mlp", 1), ("q", 2))
+    ]
 
     @reads_activations(two)
     @reads_tokens(lambda context: context.source_answer_index)
@@ -241,7 +246,7 @@ ENTRIES: dict[str, Callable[[Any], Mapping[str, Tensor]]] = {
     "edges": edges(**SOME),
     "edges of one prompt at a time": edges(**SOME, batch_size=1),
     "edges, ablated": edges(**SOME, ablation="mean", **REFERENCE),
-    "edges, the best": edges(top_k=5),
+    "edges, the best": edges(method="eap", top_k=5),
     "eap": edges(method="eap"),
     "eap-ig-inputs": edges(method="eap-ig-inputs", steps=2),
     "eap-ig-activations": edges(method="eap-ig-activations", steps=2),
@@ -272,14 +277,21 @@ def on_devices(model: Any, how: str) -> Any:
     return spread(model, device_map(model, layers, head))
 
 
+def made(family: str) -> Any:
+    model = tiny_model(family)
+    # What sorts tokens by expert on a GPU does not run on a CPU.
+    model.config._experts_implementation = "eager"
+    return model
+
+
 @functools.cache
 def expected(family: str, entry: str) -> Mapping[str, Tensor]:
-    return ENTRIES[entry](tiny_model(family))
+    return ENTRIES[entry](made(family))
 
 
 def check(family: str, how: str, entry: str) -> None:
     wanted = expected(family, entry)
-    model = on_devices(tiny_model(family), how)
+    model = on_devices(made(family), how)
     with pretending() as world:
         found = ENTRIES[entry](model)
     assert {str(device) for device in world.seen} >= {"cuda:0", "cuda:1"}
@@ -294,3 +306,80 @@ def check(family: str, how: str, entry: str) -> None:
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_no_tensors_of_two_devices_meet(entry: str, how: str) -> None:
     check("llama", how, entry)
+
+
+#: Norms after the blocks, fused projections, parallel blocks, experts, tied weights.
+FAMILIES = ("gemma2", "gpt2", "gpt_neox", "mixtral", "phi3")
+MOST = (
+    "cone",
+    "full",
+    "mean",
+    "AtP*",
+    "integrated gradients",
+    "edges",
+    "eap-ig-activations",
+    "paths through MLPs",
+)
+
+
+@pytest.mark.filterwarnings("ignore::nnpatch_core.errors.AdapterWarning")
+@pytest.mark.parametrize("entry", MOST)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_of_other_families_neither(family: str, entry: str) -> None:
+    check(family, "turn by turn", entry)
+
+
+# Devices that are not there ----------------------------------------------------------------------
+
+MEETINGS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "a sum": lambda one, other: one + other,
+    "a sum in place": lambda one, other: one.add_(other),
+    "a product": lambda one, other: one @ other.T,
+    "joined": lambda one, other: torch.cat([one, other]),
+    "stacked": lambda one, other: torch.stack([one, other]),
+    "chosen by a mask": lambda one, other: torch.where(one > 0, other, 0.0),
+    "compared": torch.equal,
+    "at indices of another": lambda one, other: one[(other[:, 0] > 0).nonzero()[:, 0]],
+    "put at indices": lambda one, other: one.__setitem__(torch.tensor([0]), other[:1]),
+    "gathered": lambda one, other: one.gather(0, torch.zeros(1, 1, dtype=torch.int64)),
+    "a number of another": lambda one, other: one + other.sum(),
+    "read as an array": lambda one, other: one.numpy(),
+    "a module elsewhere": lambda one, other: torch.nn.functional.linear(one, other),
+}
+
+
+@pytest.mark.parametrize("name", MEETINGS)
+def test_what_torch_refuses_is_refused(name: str) -> None:
+    with pretending():
+        one, other = torch.ones(2, 3).to(0), torch.ones(2, 3).to("cuda:1")
+        assert (str(one.device), str((2 * other[:, :1]).device)) == ("cuda:0", "cuda:1")
+        with pytest.raises((DevicesMeetError, TypeError)):
+            MEETINGS[name](one, other)
+
+
+def test_what_torch_does_is_done() -> None:
+    with pretending():
+        one, other = torch.ones(2, 3).to(0), 2 * torch.ones(2, 3, device="cuda:1")
+        # Numbers and indices of host memory, copies, and gradients across.
+        assert (one + torch.tensor(1.0))[torch.tensor([1])].device == one.device
+        one[:1] = other[:1]
+        assert one.cpu().tolist() == [[2.0] * 3, [1.0] * 3]
+        same = one.to("cuda:0")
+        moved = one.to(other)
+        moved += 1
+        assert same is one
+        assert one.sum().item() == 9
+        leaf = torch.ones(2, 3, device="cuda:0", requires_grad=True)
+        (gradient,) = torch.autograd.grad((leaf.to("cuda:1") * other).sum(), leaf)
+        assert gradient.device == leaf.device
+        assert gradient.cpu().tolist() == [[2.0] * 3] * 2
+
+
+def test_a_meeting_in_the_model_is_found() -> None:
+    """Without accelerate's hook a layer meets what the one before it gives."""
+    model = on_devices(made("llama"), "turn by turn")
+    for module in model.model.layers[1].modules():
+        if hasattr(module, "_hf_hook"):
+            module._hf_hook.execution_device = None
+    with pretending(), pytest.raises(DevicesMeetError):
+        model(input_ids=SOURCE.to(1), attention_mask=MASK.to(1))

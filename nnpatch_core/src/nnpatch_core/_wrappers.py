@@ -162,7 +162,17 @@ def offloaded(model: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor
 
 def execution_device(module: Any) -> torch.device | None:
     """Find the device on which a module runs whose weights are elsewhere; None if nobody says."""
-    for hook in offload_hooks(module):
+    return _runs_on(offload_hooks(module))
+
+
+def hooked_device(module: Any) -> torch.device | None:
+    """Find the device to which accelerate moves what a module is given; None if nobody does."""
+    hook = getattr(module, "_hf_hook", None)
+    return _runs_on(getattr(hook, "hooks", None) or [hook])
+
+
+def _runs_on(hooks: list[Any]) -> torch.device | None:
+    for hook in hooks:
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device(f"cuda:{device}" if isinstance(device, int) else device)

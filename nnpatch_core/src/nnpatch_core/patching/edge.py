@@ -236,6 +236,7 @@ def edge_patching(
         sites,
         runs.target,
         Options(batch_size, budget_of(file, memory_budget), progress, seed=drawn),
+        layers=setting.api.layers,
         estimated=how is not None,
         told=memory_budget is not None,
     )

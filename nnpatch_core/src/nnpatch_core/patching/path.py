@@ -188,7 +188,13 @@ def path_patching(
     traced, adapter, runs = setting.nnmodel, setting.api, setting.runs
     sites = _sites(setting, given)
     options = fitting_prompts(
-        traced, sites, runs.target, options, estimated=False, told=memory_budget is not None
+        traced,
+        sites,
+        runs.target,
+        options,
+        layers=adapter.layers,
+        estimated=False,
+        told=memory_budget is not None,
     )
     runs = attrs.evolve(
         runs,

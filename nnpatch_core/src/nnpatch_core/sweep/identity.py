@@ -98,7 +98,7 @@ def identity(
         "given all prompts": _together(sweep, context),
         "engine": engine,
         "prompts at once": str(sweep.limits.prompts),
-        "memory_budget": str(sweep.limits.budget),
+        "memory_budget": sweep.limits.word,
         **{name: digest(value) for name, value in values.depends.items()},
         "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
         **versions(),

@@ -32,4 +32,5 @@ def plan_patches(
         costs=limits.needs.costs,
         budget=limits.usable,
         recorded=batch * limits.recorded,
+        rooms=limits.rooms,
     )
