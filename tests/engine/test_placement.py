@@ -172,19 +172,19 @@ def test_no_device_is_filled_beyond_its_room(
         assert named.usable < batch * recorded + one
         return
     assert sum(map(len, (bucket.runs for bucket in plan.buckets))) == len(runs)
-    for one in rooms:
+    for here in rooms:
         most = batch * recorded
         for bucket in plan.buckets:
             lowest = min((stage + 1) // 3 for stage in bucket.runs.stage.tolist())
-            comes = one.head or any(layer >= lowest for layer in one.layers)
+            comes = here.head or any(layer >= lowest for layer in here.layers)
             each = bytes_of(costs, seq_len - bucket.start, seq_len)
             needed = batch * recorded + comes * len(bucket.runs) * each
-            assert needed <= one.usable
+            assert needed <= here.usable
             most = max(most, needed)
-        told = next(each for each in plan.devices if each.device == one.device)
+        told = next(each for each in plan.devices if each.device == here.device)
         assert told.recorded == batch * recorded
         # It may count runs of a cut that enter lower than those of one bucket.
-        assert most <= told.peak <= one.usable
+        assert most <= told.peak <= here.usable
 
 
 @settings(max_examples=100, deadline=None, database=None)

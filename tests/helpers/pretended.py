@@ -31,7 +31,7 @@ _ACROSS = {
     torch.autograd.backward,
     Tensor.backward,
     Tensor.register_hook,
-    Tensor.shape.__get__,  # type: ignore[attr-defined]
+    Tensor.shape.__get__,
     torch.broadcast_shapes,
     torch.result_type,
     torch.promote_types,
@@ -47,8 +47,8 @@ _ACROSS = {
 }
 #: What moves a tensor.
 _TO = (Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.type_as)
-_DEVICE = Tensor.device.__get__  # type: ignore[attr-defined]
-_IS_CUDA = Tensor.is_cuda.__get__  # type: ignore[attr-defined]
+_DEVICE = Tensor.device.__get__
+_IS_CUDA = Tensor.is_cuda.__get__
 _TO_NUMPY = (Tensor.numpy, Tensor.__array__)
 _NEW = nn.Parameter.__new__
 _READ = (Tensor.__getitem__, Tensor.__setitem__, Tensor.index_put_, Tensor.index_put)
@@ -285,7 +285,7 @@ def spread(model: nn.Module, where: Mapping[str, int]) -> nn.Module:
         for weight in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             assert device_of(weight) in (CPU, _named(device)), "tied weights on two devices"
             put_on(weight, device)
-    model.hf_device_map = dict(where)  # type: ignore[assignment]
+    model.hf_device_map = dict(where)
     return model
 
 

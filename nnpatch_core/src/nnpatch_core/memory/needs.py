@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 import psutil
@@ -18,6 +18,10 @@ from nnpatch_core.errors import AdapterError, MemoryBudgetError
 from nnpatch_core.memory.costs import Costs
 from nnpatch_core.memory.placement import Placement, placement_of
 from nnpatch_core.tracing import Patches
+
+#: What `memory_budget=` takes: bytes, or a size such as `"4 GiB"`, of each device; or such sizes by
+#: device; or None for half of what is free on each.
+MemoryBudget: TypeAlias = "int | str | Mapping[str, int | str] | None"
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*")

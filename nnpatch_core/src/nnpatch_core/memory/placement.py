@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import torch
 from torch import nn
@@ -46,7 +48,7 @@ class Placement:
         return tuple(number for number, each in enumerate(self.layers) if each == device)
 
 
-def placement_of(model: nn.Module, layers: str) -> Placement:
+def placement_of(model: Any, layers: str) -> Placement:
     """Find out on which device each layer of a model runs; nothing is moved or run.
 
     Args:
@@ -63,15 +65,13 @@ def placement_of(model: nn.Module, layers: str) -> Placement:
 
 def _device_of(module: nn.Module, otherwise: str) -> str:
     """Where a module runs; what only the meta device has runs where its neighbour does."""
-    hooked = (hooked_device(each) for each in module.modules())
-    lying = (weight.device for weight in module.parameters() if not weight.is_meta)
-    devices = (*hooked, *lying)
+    devices = [hooked_device(each) for each in module.modules()]
+    devices += [weight.device for weight in module.parameters() if not weight.is_meta]
     return next((_name(device) for device in devices if device is not None), otherwise)
 
 
 def _name(device: torch.device) -> str:
     """A device's name; a GPU without a number is the one that torch takes."""
-    if device.type == "cuda" and device.index is None:
-        number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
-        return f"cuda:{number}"
+    if str(device) == "cuda":
+        return f"cuda:{torch.cuda.current_device() if torch.cuda.is_available() else 0}"
     return str(device)
