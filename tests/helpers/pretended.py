@@ -235,7 +235,7 @@ def _always(value: Any, *_: Any) -> Any:
     return value
 
 
-def device_map(model: nn.Module, layers: Sequence[int], head: int) -> dict[str, int]:
+def device_map(model: Any, layers: Sequence[int], head: int) -> dict[str, int]:
     """Devices for all modules of a model, as accelerate names them.
 
     Args:
@@ -243,7 +243,7 @@ def device_map(model: nn.Module, layers: Sequence[int], head: int) -> dict[str, 
         layers: the device of each layer; the embedding's is that of the first one's other.
         head: that of all that comes after the layers, where it is not tied to the embedding.
     """
-    embedding, unembedding = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[operator]
+    embedding, unembedding = model.get_input_embeddings(), model.get_output_embeddings()
     first = 1 - layers[0]
     tied = embedding.weight is unembedding.weight
     found: dict[str, int] = {}
@@ -264,7 +264,7 @@ def device_map(model: nn.Module, layers: Sequence[int], head: int) -> dict[str, 
     return found
 
 
-def spread(model: nn.Module, where: Mapping[str, int]) -> nn.Module:
+def spread(model: Any, where: Mapping[str, int]) -> Any:
     """Put a model's modules on devices that are not there, as accelerate would.
 
     Args:

@@ -179,6 +179,13 @@ def _runs_on(hooks: list[Any]) -> torch.device | None:
     return None
 
 
+def only_moved_to(module: Any) -> bool:
+    """Whether accelerate does no more to a module than to move there what it is given, if that."""
+    hook = getattr(module, "_hf_hook", None)
+    hooks = [] if hook is None else getattr(hook, "hooks", None) or [hook]
+    return all(getattr(each, "offload", None) is False for each in hooks)
+
+
 def is_dispatched(module: Any) -> bool:
     """Whether accelerate does something when a module runs."""
     return hasattr(module, "_hf_hook")
