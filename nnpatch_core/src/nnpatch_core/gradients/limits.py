@@ -73,7 +73,7 @@ def graph_limits(
 
 @attrs.frozen
 class _Device:
-    """What a graph finds on a device.
+    """A device, as a graph finds it.
 
     Args:
         device: its name; empty where there is but one.

@@ -186,7 +186,7 @@ def needs_of(
     least = patches.first if trimmed else 0
 
     def on(name: str, layers: Sequence[int], kind: str, *, head: bool) -> DeviceNeeds:
-        """What some layers need."""
+        """The needs of some layers."""
         kept = sum(_width(model, each, width) for each, at in locations.items() if at in layers)
         kept += width * sum(layer in layers for layer, _ in entries)
         recorded = (seq_len - first) * kept + seq_len * 2 * keys * len(layers)

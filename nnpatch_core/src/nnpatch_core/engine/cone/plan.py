@@ -23,7 +23,7 @@ from nnpatch_core.memory import Costs, Room, in_units
 
 @attrs.frozen
 class DevicePeak:
-    """What one of several devices needs at once, besides the weights.
+    """The memory that one of several devices needs at once, besides the weights.
 
     Args:
         device: its name.
