@@ -140,7 +140,7 @@ def test_no_device_is_filled_beyond_its_room(
 ) -> None:
     """For any map of layers to devices, by sums written anew."""
     seq_len, n_layers = 31, 4
-    costs = Costs(token, 1, 0, 0, tokens_at_once=64)
+    costs = Costs(token, 1, 0, 0, tokens_at_once=10**6)
     rooms = [
         Room(
             f"cuda:{device}",
