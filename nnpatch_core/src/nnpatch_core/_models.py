@@ -26,6 +26,7 @@ from nnpatch_core._workers import TAKES_WORKERS, Workers
 from nnpatch_core._wrappers import (
     as_it_was,
     check_weights,
+    check_whole,
     execution_device,
     is_compiled,
     looked_through,
@@ -86,6 +87,8 @@ def as_nnsight(nnmodel: Any) -> Envoy:
         AdapterError: it is no model, or one inside a wrapper that cannot be looked through.
     """
     module = _module(nnmodel)
+    # nnsight takes the forwards away by which the parts of such a model work together.
+    check_whole(module)
     if not isinstance(nnmodel, Envoy):
         return NNsight(module.get_submodule(_path_inside(module)))
     return _inside(nnmodel)

@@ -162,11 +162,28 @@ def offloaded(model: nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor
 
 def execution_device(module: Any) -> torch.device | None:
     """Find the device on which a module runs whose weights are elsewhere; None if nobody says."""
-    for hook in offload_hooks(module):
+    return _runs_on(offload_hooks(module))
+
+
+def hooked_device(module: Any) -> torch.device | None:
+    """Find the device to which accelerate moves what a module is given; None if nobody does."""
+    hook = getattr(module, "_hf_hook", None)
+    return _runs_on(getattr(hook, "hooks", None) or [hook])
+
+
+def _runs_on(hooks: list[Any]) -> torch.device | None:
+    for hook in hooks:
         device = getattr(hook, "execution_device", None)
         if device is not None:
             return torch.device(f"cuda:{device}" if isinstance(device, int) else device)
     return None
+
+
+def only_moved_to(module: Any) -> bool:
+    """Whether accelerate does no more to a module than to move there what it is given, if that."""
+    hook = getattr(module, "_hf_hook", None)
+    hooks = [] if hook is None else getattr(hook, "hooks", None) or [hook]
+    return all(getattr(each, "offload", None) is False for each in hooks)
 
 
 def is_dispatched(module: Any) -> bool:
@@ -197,8 +214,51 @@ def missing_weight(model: nn.Module) -> str | None:
     return None
 
 
+def _part_of_another(name: str) -> Any:
+    """A class of torch's distributed tensors, if the model may have any."""
+    module, _, own = name.rpartition(".")
+    return getattr(sys.modules.get(f"torch.distributed.{module}"), own, ())
+
+
+def is_at_hand(weight: Any) -> bool:
+    """Whether a weight can be computed with outside of the forward that it belongs to."""
+    if not isinstance(weight, torch.Tensor) or type(weight) not in (nn.Parameter, torch.Tensor):
+        return False
+    # FSDP keeps the shape of a weight whose numbers are spread over processes.
+    return not weight.is_meta and weight.untyped_storage().nbytes() > 0
+
+
+def is_spread(weight: Any) -> bool:
+    """Whether a weight is spread over processes, each of which has a part."""
+    kind = _part_of_another("tensor.DTensor")
+    return bool(kind) and isinstance(weight, kind)
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raise `AdapterError` for a tensor-parallel model, of which no process has whole layers.
+
+    Weights that FSDP puts together as a layer runs are no such thing.
+    """
+    size = getattr(model, "_tp_size", None)
+    parted = isinstance(size, int) and size > 1
+    spread = next((weight for weight in model.parameters() if is_spread(weight)), None)
+    if spread is not None and not parted:
+        mesh: Any = spread.device_mesh  # type: ignore[attr-defined]
+        together = _part_of_another("fsdp.FSDPModule")
+        by_layer = bool(together) and any(isinstance(each, together) for each in model.modules())
+        parted = not by_layer or "tp" in (mesh.mesh_dim_names or ())
+    if parted:
+        raise AdapterError(
+            f"{type(model).__name__} is tensor-parallel: each process has some of the heads and "
+            "columns of every layer, so that what one of them patches is not the activation. Load "
+            "it in one process, over its devices, with device_map='auto' instead of tp_plan= or "
+            "DistributedConfig(tp_size=...)"
+        )
+
+
 def check_weights(model: nn.Module) -> None:
-    """Raise `AdapterError` for a model with weights that no forward will bring in."""
+    """Raise `AdapterError` for a model with weights that no forward will bring in, or in parts."""
+    check_whole(model)
     name = missing_weight(model)
     if name is not None:
         raise AdapterError(

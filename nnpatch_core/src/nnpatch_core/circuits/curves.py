@@ -22,6 +22,7 @@ from nnpatch_core.circuits.scored import Scored, Scores, read_scores
 from nnpatch_core.edges import Nodes, Setting, open_setting, read_ablated
 from nnpatch_core.errors import EdgeError, UnknownNameError
 from nnpatch_core.interventions import PairArguments
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName
 from nnpatch_core.prompts import PromptPairs
@@ -58,7 +59,7 @@ def circuit_curve(
     per_position: bool = False,
     seed: int | None = None,
     batch_size: int | None = None,
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
     progress: bool = True,
     tokenizer: Any = None,
 ) -> CircuitCurve:

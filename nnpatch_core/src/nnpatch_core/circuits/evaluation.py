@@ -23,6 +23,7 @@ from nnpatch_core.circuits.reported import facts_of_evaluation, study_of_evaluat
 from nnpatch_core.edges import Nodes, Setting, open_setting, read_ablated
 from nnpatch_core.errors import EdgeError, PatchingError
 from nnpatch_core.interventions import Ablation, PairArguments
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName
 from nnpatch_core.prompts import PromptPairs
@@ -177,7 +178,7 @@ def evaluate_circuit(
     reference: Any = None,
     per_position: bool = False,
     batch_size: int | None = None,
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
     progress: bool = True,
     tokenizer: Any = None,
 ) -> CircuitEvaluation:

@@ -30,6 +30,7 @@ from nnpatch_core.circuits.shrinking import (
 from nnpatch_core.edges import EDGE_METHODS, EdgeOutcome, open_setting, read_ablated
 from nnpatch_core.errors import PatchingError, TokensError, UnknownNameError
 from nnpatch_core.interventions import PairArguments, Remembered
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName
 from nnpatch_core.patching import edge_patching
@@ -141,7 +142,7 @@ def find_circuit(
     per_position: bool = False,
     seed: int | None = None,
     batch_size: int | None = None,
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
     progress: bool = True,
 ) -> FoundCircuit:
     """Find a small circuit that does what the model does on some pairs of prompts.

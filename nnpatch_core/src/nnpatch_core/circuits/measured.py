@@ -270,19 +270,30 @@ class _Size:
         weight = next(model.parameters())
         width = int(model.get_input_embeddings().weight.shape[-1])
         limits, nodes = sweep.limits, setting.structure.nodes
-        kept = _KEPT * nodes.n_layers * sweep.seq_len * width * weight.element_size()
-        share = limits.usable // _SHARE
-        if kept > share and sweep.options.memory_budget is not None:
-            raise MemoryBudgetError(
-                f"what is recorded of one prompt of {sweep.seq_len} tokens needs {in_units(kept)}, "
-                f"and memory_budget leaves {in_units(share)} of {in_units(limits.budget)} for it: "
-                "raise it, or give shorter prompts"
-            )
-        prompts = min(max(share // kept, 1), limits.prompts)
+        layer = _KEPT * sweep.seq_len * width * weight.element_size()
+        prompts = limits.prompts
+        # Of each device: its layers, what may be used, and the budget.
+        devices = [
+            (room.device, len(room.layers), room.usable, room.budget) for room in limits.rooms
+        ]
+        for name, layers, usable, budget in devices or [
+            ("", nodes.n_layers, limits.usable, limits.budget)
+        ]:
+            kept, share = max(layer * layers, 1), usable // _SHARE
+            if kept > share and sweep.options.memory_budget is not None:
+                at = f" on {name}" if name else ""
+                raise MemoryBudgetError(
+                    f"what is recorded of one prompt of {sweep.seq_len} tokens needs "
+                    f"{in_units(kept)}{at}, and memory_budget leaves {in_units(share)} of "
+                    f"{in_units(budget)} for it: raise it, or give shorter prompts"
+                )
+            prompts = min(max(share // kept, 1), prompts)
         device = input_device(model)
         own = device is not None and device.type != "cpu"
         waiting = (host_memory() if own else limits.usable) // _SHARE
         circuits = max(waiting // (sweep.batch * limits.needs.logits), 1)
+        # The parts of circuits lie together, and streams on each device in turn.
+        kept = layer * nodes.n_layers
         room = max(limits.usable - prompts * kept - (0 if own else waiting), 0)
         return cls(circuits, limits.chunks(sweep.batch, prompts), room)
 

@@ -60,7 +60,8 @@ class Base:
                 attn = layers.added_by_heads(layer, base.heads[layer], everyone)
             streams.append(streams[-1] + attn)
             behind = streams[-1] + layers.mlp[layer] * base.mlp[layer]
-            streams.append(target.streams[layer + 1] if given is None else behind)
+            above = target.streams[layer + 1]
+            streams.append(above if given is None else behind.to(above.device))
         attention = [
             layers.received(layer, streams[2 * layer], everyone) for layer in range(nodes.n_layers)
         ]
@@ -150,6 +151,7 @@ class CircuitRuns:
             room: bytes that runs may take.
         """
         base = Base.of(layers, given)
+        stream = stream.to(base.streams[0].device)
         moved = (stream != base.streams[0]).any(-1).any(0)
         if given is not None:
             # Ablated senders differ from what a run computes wherever there is a token.
@@ -301,7 +303,7 @@ class _Run:
                 columns.append(column)
             which[receivers[place]] = number
         if not columns:
-            return parts.new_empty(0, *self.shape), {}
+            return self.base.streams[step].new_empty(0, *self.shape), {}
         chosen = np.stack(columns)
         used = np.flatnonzero(chosen.any(0))
         # A copy of few parts costs less than products with zeros.
@@ -312,7 +314,8 @@ class _Run:
         with as_typed(some):
             streams = torch.from_numpy(chosen).to(some) @ some
         base = self.base.streams[step][self.prompts, self.start :]
-        return streams.view(-1, *self.shape) + base, which
+        # All parts lie with the first layer, and what reads them may be on another device.
+        return streams.view(-1, *self.shape).to(base.device) + base, which
 
     def attend(self, layer: int) -> None:
         """A layer's attention, and the parts of its heads."""

@@ -9,6 +9,7 @@ from nnpatch_core.edges.changes import (
     SenderChanges,
     Writes,
     added_up,
+    at_step,
     positions_of,
     told_of,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Structure",
     "Writes",
     "added_up",
+    "at_step",
     "estimate_edges",
     "find_structure",
     "fitting_prompts",

@@ -271,10 +271,16 @@ def added_up(
     left = list(climb.index)
     for step, rows, change in writes.written(climb.entries, climb.prompts, climb.until):
         while left[0] < step:
-            yield left[0], total[climb.index[left.pop(0)]]
+            yield left[0], at_step(layers, left[0], total[climb.index[left.pop(0)]])
+        total = total.to(change.device)
         total[rows] += change
     for each in left:
-        yield each, total[climb.index[each]]
+        yield each, at_step(layers, each, total[climb.index[each]])
+
+
+def at_step(layers: Layers, step: int, change: Tensor) -> Tensor:
+    """A change on the device of the layer that reads the stream at a step."""
+    return change.to(layers.target.streams[step // 2].device)
 
 
 def written(sender: Sender) -> int:

@@ -11,7 +11,7 @@ from nnpatch_core._models import module_of
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.nodes import Nodes
 from nnpatch_core.errors import MemoryBudgetError
-from nnpatch_core.memory import in_units, memory_budget
+from nnpatch_core.memory import in_units, memory_budgets, placement_of
 from nnpatch_core.sweep import Options
 
 #: A layer's stream, attention, MLP and heads of the target run; heads and MLP of the source run.
@@ -35,7 +35,14 @@ class _Swept(Protocol):
 
 
 def fitting_prompts(
-    nnmodel: Any, sites: _Swept, batch: Batch, options: Options, *, estimated: bool, told: bool
+    nnmodel: Any,
+    sites: _Swept,
+    batch: Batch,
+    options: Options,
+    *,
+    layers: str,
+    estimated: bool,
+    told: bool,
 ) -> Options:
     """The same options, with as many prompts at once as fit, and the memory that is left.
 
@@ -44,6 +51,7 @@ def fitting_prompts(
         sites: the edges, or paths.
         batch: the target prompts.
         options: how the sweep may run.
+        layers: dotted path of the model's list of layers.
         estimated: whether what all senders change is kept, and the gradients of all receivers.
         told: whether the user has said how much memory there is. What a checkpoint says is what was
             left.
@@ -54,18 +62,32 @@ def fitting_prompts(
     model: Any = module_of(nnmodel)
     weight = next(model.parameters())
     width = int(model.get_input_embeddings().weight.shape[-1])
-    budget = memory_budget(options.memory_budget, model)
-    own = len(sites.senders) + len(sites.nodes.receivers)
-    rows = _KEPT * sites.nodes.n_layers + (own if estimated else 0)
-    each = rows * batch.seq_len * width * weight.element_size()
-    fitting = budget // _SHARE // each
-    if fitting < 1 and told:
-        raise MemoryBudgetError(
-            f"what is recorded of one prompt of {batch.seq_len} tokens needs {in_units(each)}, and "
-            f"memory_budget leaves {in_units(budget // _SHARE)} of {in_units(budget)} for it: "
-            "raise it, or give shorter prompts"
-        )
-    prompts = min(max(fitting, 1), options.batch_size or len(batch), len(batch))
+    placement = placement_of(model, layers)
+    # Where there is one device, it is that of the embedding.
+    devices = placement.working if placement.several else placement.devices[:1]
+    budgets = memory_budgets(options.memory_budget, model, devices)
+    own = len(sites.senders) + len(sites.nodes.receivers) if estimated else 0
+    prompts = min(options.batch_size or len(batch), len(batch))
+    each: dict[str, int] = {}
+    for device, budget in budgets.items():
+        # What senders change and gradients of receivers come together behind the last layer.
+        rows = _KEPT * len(placement.layers_on(device))
+        rows += own if device == placement.head or not placement.several else 0
+        each[device] = rows * batch.seq_len * width * weight.element_size()
+        fitting = budget // _SHARE // max(each[device], 1)
+        if fitting < 1 and told:
+            at = f" on {device}" if placement.several else ""
+            raise MemoryBudgetError(
+                f"what is recorded of one prompt of {batch.seq_len} tokens needs "
+                f"{in_units(each[device])}{at}, and memory_budget leaves "
+                f"{in_units(budget // _SHARE)} of {in_units(budget)} for it: raise it, or give "
+                "shorter prompts"
+            )
+        prompts = min(max(fitting, 1), prompts)
     if not told:
         return attrs.evolve(options, batch_size=prompts)
-    return attrs.evolve(options, batch_size=prompts, memory_budget=budget - prompts * each)
+    left = {device: budget - prompts * each[device] for device, budget in budgets.items()}
+    if not placement.several:
+        (rest,) = left.values()
+        return attrs.evolve(options, batch_size=prompts, memory_budget=rest)
+    return attrs.evolve(options, batch_size=prompts, memory_budget=left)

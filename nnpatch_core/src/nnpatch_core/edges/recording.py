@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nnpatch_core._models import follow, module_of
 from nnpatch_core._upstream import forward_of
+from nnpatch_core._wrappers import is_at_hand
 from nnpatch_core.adapters import Location, ModelAPI, Place, n_layers, place_of, table_of
 from nnpatch_core.batch import Batch
 from nnpatch_core.edges.steady import same_numbers
@@ -43,7 +44,8 @@ class Recording:
     Args:
         batch: its prompts.
         logits: as `forward` gives them.
-        streams: the residual stream before each layer, and behind the last, `[batch, seq, width]`.
+        streams: the residual stream before each layer, and behind the last, `[batch, seq, width]`;
+            each lies on the device of the layer that it comes before.
         heads: for each layer what its heads hand to the output projection, `[batch, seq, any]`.
         attn: for each layer the component `attn`, `[batch, seq, width]`.
         mlp: for each layer the component `mlp`.
@@ -264,9 +266,12 @@ class _Notes:
                 "changes it on the way"
             )
         kept = self.kept
-        return Recording(
-            batch, logits, self.streams, kept["o"], kept["attn"], kept["mlp"], self.rests
-        )
+        # Each lies with the layer that reads it; the one before may be on another device.
+        before = [
+            stream.to(own.device) for stream, own in zip(self.streams, kept["mlp"], strict=False)
+        ]
+        streams = [*before, self.streams[-1]]
+        return Recording(batch, logits, streams, kept["o"], kept["attn"], kept["mlp"], self.rests)
 
 
 def _called(envoy: Any) -> tuple[Any, Any]:
@@ -303,8 +308,7 @@ def _is_plain(module: nn.Module, place: Place) -> bool:
     """Whether what a component gives is its module's input times a matrix, and nothing else."""
     return (
         type(module) is nn.Linear
-        and type(module.weight) in (nn.Parameter, Tensor)
-        and not module.weight.is_meta
+        and is_at_hand(module.weight)
         and place.component.side == "output"
         and not (module._forward_hooks or module._forward_pre_hooks)
         and forward_of(module) is None

@@ -191,7 +191,7 @@ def _made_up(nnmodel: Any, api: ModelAPI, run: Recording) -> _MadeUp:
             projected = _projected(traced, own["o"].path, shape)
             for place in sorted((own["attn"], own["mlp"]), key=lambda each: each.order):
                 value = read(traced, place, shape).clone()
-                put = drawn(run.streams[layer])
+                put = drawn(run.streams[layer]).to(value.device)
                 if place is own["attn"]:
                     made.attn.append(put)
                     made.direct.append(projected is not None and torch.equal(value, projected))
@@ -236,7 +236,7 @@ def _factors(run: Recording, made: _MadeUp, layer: int) -> tuple[float, float]:
     added = torch.stack(
         [each.double().cpu().flatten() for each in (made.attn[layer], made.mlp[layer])], 1
     )
-    gap = (after.double() - before.double()).cpu().flatten()
+    gap = (after.double().cpu() - before.double().cpu()).flatten()
     factors = torch.linalg.lstsq(added, gap[:, None]).solution[:, 0]
     factors = torch.where((factors - 1).abs() < _SAME, torch.ones_like(factors), factors)
     off = float((added @ factors - gap).abs().max())

@@ -134,8 +134,8 @@ class Received:
             found[receiver] = place, given[receiver.kind]
         mlp = next((each for each in receivers if each.kind == "mlp"), None)
         if mlp is not None and self.alone:
-            behind = layers.target.streams[layer + 1][prompts]
             change = given["mlp"] - layers.target.mlp[layer][prompts]
+            behind = layers.target.streams[layer + 1][prompts].to(change.device)
             found[mlp] = found[mlp][0], behind + layers.mlp[layer] * change
         return found
 
@@ -169,4 +169,5 @@ def _joined(parts: Sequence[_Known]) -> _Known:
         [part.rows + start for part, start in zip(parts, first.tolist(), strict=True)]
     )
     order = np.argsort(keys, kind="stable")
-    return _Known(keys[order], rows[order], torch.cat([part.values for part in parts]))
+    device = parts[0].values.device
+    return _Known(keys[order], rows[order], torch.cat([part.values.to(device) for part in parts]))

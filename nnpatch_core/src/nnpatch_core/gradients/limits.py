@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import attrs
 
 from nnpatch_core.errors import MemoryBudgetError
-from nnpatch_core.memory import Limits, in_units
+from nnpatch_core.memory import Costs, Limits, in_units
 
 #: Beside the graph there are a prompt's source, target and gradients.
 _COPIES = 3
@@ -39,7 +39,8 @@ def graph_limits(
     """Cut prompts to the memory that there is.
 
     Args:
-        limits: what a sweep may use, and what one forward needs.
+        limits: what a sweep may use, and what one forward needs. Where the model lies on several
+            devices, the graph of each layer lies on its own, and the tightest one counts.
         batch: the number of prompts.
         seq_len: tokens per prompt.
         layers: how many layers have a graph.
@@ -50,19 +51,64 @@ def graph_limits(
     Raises:
         MemoryBudgetError: one prompt does not fit in a budget that was given.
     """
-    row = layers * limits.needs.costs.bytes_of(seq_len, seq_len) + 4 * limits.needs.logits
-    each = row + _COPIES * limits.needs.recorded
-    if held:
-        each += limits.needs.recorded * layers // 2
-    if each > limits.usable and given:
-        raise MemoryBudgetError(
-            f"attributing one prompt of {seq_len} tokens needs {in_units(each)}, as its graph is "
-            f"kept, and memory_budget leaves {in_units(limits.usable)}: raise it, ask for fewer "
-            "layers or components at once, or give shorter prompts"
+    prompts, rows = min(batch_size or batch, batch), None
+    for there in _devices(limits, layers):
+        row = there.layers * there.costs.bytes_of(seq_len, seq_len)
+        row += 4 * limits.needs.logits if there.head else 0
+        each = row + _COPIES * there.recorded
+        if held:
+            each += there.recorded * there.layers // 2
+        if each > there.usable and given:
+            at = f" on {there.device}" if there.device else ""
+            raise MemoryBudgetError(
+                f"attributing one prompt of {seq_len} tokens needs {in_units(each)}{at}, as its "
+                f"graph is kept, and memory_budget leaves {in_units(there.usable)}: raise it, ask "
+                "for fewer layers or components at once, or give shorter prompts"
+            )
+        prompts = min(max(there.usable // max(each, 1), 1), prompts)
+        fitting = max(there.usable // max(row, 1), 1)
+        rows = fitting if rows is None else min(fitting, rows)
+    return GraphLimits(prompts, rows or 1)
+
+
+@attrs.frozen
+class _Device:
+    """A device, as a graph finds it.
+
+    Args:
+        device: its name; empty where there is but one.
+        layers: how many layers have a graph there.
+        head: whether logits are computed there.
+        costs: what a row needs there in one layer.
+        recorded: bytes of a prompt's recorded runs there.
+        usable: bytes that may be used there.
+    """
+
+    device: str
+    layers: int
+    head: bool
+    costs: Costs
+    recorded: int
+    usable: int
+
+
+def _devices(limits: Limits, layers: int) -> list[_Device]:
+    """The devices of a graph that has as many of the highest layers."""
+    needs = limits.needs
+    if not limits.rooms:
+        return [_Device("", layers, True, needs.costs, needs.recorded, limits.usable)]
+    lowest = 1 + max(max(each.layers, default=-1) for each in needs.devices) - layers
+    return [
+        _Device(
+            each.device,
+            sum(layer >= lowest for layer in each.layers),
+            each.head,
+            each.costs,
+            each.recorded,
+            room.usable,
         )
-    fitting = max(limits.usable // each, 1)
-    prompts = min(fitting, batch_size or batch, batch)
-    return GraphLimits(prompts, max(limits.usable // row, 1))
+        for each, room in zip(needs.devices, limits.rooms, strict=True)
+    ]
 
 
 def waiting_paths(
@@ -94,4 +140,4 @@ def waiting_paths(
             "own, take fewer steps, or give fewer prompts at once"
         )
     paths = min(max(limits.usable // 4 // each, 1), places)
-    return paths, attrs.evolve(limits, usable=limits.usable - paths * each)
+    return paths, limits.less(paths * each)

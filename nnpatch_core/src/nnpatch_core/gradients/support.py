@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core._models import evaluating
+from nnpatch_core._wrappers import is_spread
 from nnpatch_core.errors import GradientError
 
 #: How far a quantised module's gradient may be from what it does, as a share of that: some round
@@ -51,6 +52,8 @@ def _quantised(module: Any) -> bool:
         return True
     weight = getattr(module, "weight", getattr(module, "W_q", None))
     if not isinstance(weight, Tensor) or isinstance(module, nn.Embedding) or weight.is_meta:
+        return False
+    if is_spread(weight):
         return False
     if not (weight.is_floating_point() or weight.is_complex()):
         return True

@@ -91,6 +91,10 @@ class LayerProbe:
         finally:
             for hook in hooks:
                 hook.remove()
+        own = calls[""]
+        if own.entered is not None and own.left is not None:
+            # What comes in may still lie on the device of the layer before.
+            own.entered = own.entered.to(own.left.device)
         return {name: call for name, call in calls.items() if call.times == 1}
 
 

@@ -2,17 +2,24 @@
 
 from nnpatch_core.memory.costs import Costs, in_units
 from nnpatch_core.memory.limits import Gathered, Limits, limits_of
-from nnpatch_core.memory.needs import host_memory, memory_budget, needs_of
+from nnpatch_core.memory.needs import MemoryBudget, host_memory, memory_budgets, needs_of
 from nnpatch_core.memory.pieces import Pieces
+from nnpatch_core.memory.placement import Placement, placement_of
+from nnpatch_core.memory.rooms import Room, read_budget
 
 __all__ = [
     "Costs",
     "Gathered",
     "Limits",
+    "MemoryBudget",
     "Pieces",
+    "Placement",
+    "Room",
     "host_memory",
     "in_units",
     "limits_of",
-    "memory_budget",
+    "memory_budgets",
     "needs_of",
+    "placement_of",
+    "read_budget",
 ]

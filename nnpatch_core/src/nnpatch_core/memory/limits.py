@@ -6,12 +6,15 @@ from typing import Any
 
 import attrs
 import torch
+from torch import nn
 
 from nnpatch_core._models import Elsewhere, input_device
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory.costs import in_units
-from nnpatch_core.memory.needs import Needs, host_memory, memory_budget, needs_of
+from nnpatch_core.memory.needs import Needs, host_memory, memory_budgets, needs_of
 from nnpatch_core.memory.pieces import Pieces, pieces_of
+from nnpatch_core.memory.placement import Placement
+from nnpatch_core.memory.rooms import Room, budget_word, share
 from nnpatch_core.tracing import Patches
 
 _HOST = torch.device("cpu")
@@ -69,6 +72,8 @@ class Limits:
         store: where recorded runs lie; None is where they were computed.
         gathered: bytes of host memory for cells whose logits wait, besides the first one.
         pieces: how prompts are run one after another in pieces; None is at once.
+        rooms: what each device has, where the model lies on several; `budget` and `usable` are then
+            those of the one with the least.
     """
 
     needs: Needs
@@ -78,6 +83,17 @@ class Limits:
     store: torch.device | None
     gathered: int = 0
     pieces: Pieces | None = None
+    rooms: tuple[Room, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """The budget as a word, which `read_budget` reads."""
+        return budget_word(self.budget, self.rooms)
+
+    def less(self, count: int) -> Limits:
+        """The same, with so many bytes less to use, on each device."""
+        rooms = tuple(attrs.evolve(room, usable=room.usable - count) for room in self.rooms)
+        return attrs.evolve(self, usable=self.usable - count, rooms=rooms)
 
     @property
     def recorded(self) -> int:
@@ -112,6 +128,7 @@ def limits_of(
     trimmed: bool = False,
     padded: bool = True,
     until: int = 0,
+    placement: Placement | None = None,
 ) -> Limits:
     """Decide how many prompts run together, and where what is recorded of them lies.
 
@@ -122,7 +139,8 @@ def limits_of(
         patches: what a sweep patches.
         batch: the number of prompts.
         seq_len: tokens per prompt.
-        given: bytes, a string such as `"4 GiB"`, or None for half of what is free.
+        given: bytes, a string such as `"4 GiB"`, or None for half of what is free; of each device,
+            where the model lies on several, or sizes by device.
         batch_size: how many prompts may run together; None is as many as fit, and elsewhere some
             thousand tokens.
         whole: whether the logits of the whole vocabulary are computed for each patched run.
@@ -131,20 +149,27 @@ def limits_of(
         trimmed: whether nothing is recorded left of the first position that is patched.
         padded: whether some prompt has padding.
         until: the tokens left of this position may run in pieces, where all do not fit at once; 0
-            if none may.
+            if none may. Over several devices none do.
+        placement: on which device each layer runs; None is where it does.
 
     Raises:
         MemoryBudgetError: `given` is malformed, or one prompt does not fit in it; or the logits of
             one cell do not, which have to wait for one another.
     """
-    needs = needs_of(patches, seq_len, whole, places, trimmed=trimmed, padded=padded)
+    needs = needs_of(
+        patches, seq_len, whole, places, trimmed=trimmed, padded=padded, placement=placement
+    )
     model = patches.model
     away = isinstance(patches.nnmodel, Elsewhere) and patches.nnmodel.away
     if away:
         # Of memory elsewhere nothing is known: here are but the logits that come back.
-        needs = attrs.evolve(needs, recorded=0, forward=needs.logits or 1, longest=needs.logits)
+        needs = attrs.evolve(
+            needs, recorded=0, forward=needs.logits or 1, longest=needs.logits, devices=()
+        )
         batch_size = batch_size or max(_TOKENS_AWAY // seq_len, 1)
-    budget = memory_budget(given, model)
+    if needs.devices:
+        return _over_devices(needs, model, batch, seq_len, given, batch_size, gathered, places)
+    (budget,) = memory_budgets(given, model, [_device(model)]).values()
     wanted = min(batch_size or batch, batch)
     device = None if away else input_device(model)
     own = device is not None and device.type != "cpu"
@@ -203,7 +228,74 @@ def limits_of(
     return Limits(needs, budget, usable, prompts, store, waiting, pieces)
 
 
-def _refusal(needed: str, budget: int, gathered: Gathered | None, places: int) -> str:
+def _device(model: nn.Module) -> str:
+    return str(input_device(model) or _HOST)
+
+
+def _over_devices(
+    needs: Needs,
+    model: nn.Module,
+    batch: int,
+    seq_len: int,
+    given: Any,
+    batch_size: int | None,
+    gathered: Gathered | None,
+    places: int,
+) -> Limits:
+    """The limits of a model over several devices; see `limits_of`."""
+    devices = needs.devices
+    budgets = memory_budgets(given, model, [each.device for each in devices])
+    fixed = needs.logits * (2 * batch + _TRIED)
+    together = 0 if gathered is None else gathered.least(batch * needs.logits)
+    own = next((each for each in devices if each.device == str(_HOST)), None)
+    if own is None:
+        spare = (host_memory() - fixed - together) // 2
+    else:
+        usable = budgets[own.device] - fixed - together
+        least = own.recorded + max(own.forward, own.longest)
+        spare = min(usable // 4, usable - least)
+    waiting = 0
+    if gathered is not None:
+        waiting = max(min((gathered.cells - 1) * batch * needs.logits, spare), 0)
+        if own is None and spare < 0:
+            raise MemoryBudgetError(
+                f"{gathered.words(together, batch)}, are more than half of the free host memory by "
+                f"{in_units(-2 * spare)}: {gathered.advice}, or give fewer prompts"
+            )
+    shared = share(
+        devices,
+        budgets,
+        min(batch_size or batch, batch),
+        fixed=fixed + together,
+        waiting=waiting,
+        kept_back=_ALLOCATOR,
+    )
+    if shared.short is not None:
+        room, enough = shared.short
+        many = fixed + together > room.budget and room.device == str(_HOST)
+        if given is not None or ((gathered is not None or places > 1) and many):
+            needed = (
+                f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)} on "
+                f"{room.device}, of which its recorded runs take {in_units(room.recorded)}"
+            )
+            raise MemoryBudgetError(
+                _refusal(needed, room.budget, gathered, places, f" for {room.device}")
+            )
+    tightest = min(shared.rooms, key=lambda room: room.usable)
+    return Limits(
+        needs,
+        tightest.budget,
+        tightest.usable,
+        shared.prompts,
+        _HOST if shared.stored else None,
+        waiting,
+        rooms=shared.rooms,
+    )
+
+
+def _refusal(
+    needed: str, budget: int, gathered: Gathered | None, places: int, where: str = ""
+) -> str:
     """That a budget is too small, and how to do with less."""
     ways = ["raise it"]
     if gathered is not None:
@@ -213,4 +305,4 @@ def _refusal(needed: str, budget: int, gathered: Gathered | None, places: int) -
     several = gathered is not None or places > 1
     ways.append("sweep fewer layers or components at once")
     ways.append(f"or give {'fewer or ' * several}shorter prompts")
-    return f"{needed}, and memory_budget is {in_units(budget)}: {', '.join(ways)}"
+    return f"{needed}, and memory_budget is {in_units(budget)}{where}: {', '.join(ways)}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import attrs
 import psutil
@@ -15,7 +16,12 @@ from nnpatch_core._printable import shown
 from nnpatch_core.adapters import OUTPUT, STAGES, Location, ModelAPI
 from nnpatch_core.errors import AdapterError, MemoryBudgetError
 from nnpatch_core.memory.costs import Costs
+from nnpatch_core.memory.placement import Placement, placement_of
 from nnpatch_core.tracing import Patches
+
+#: What `memory_budget=` takes: bytes, or a size such as `"4 GiB"`, of each device; or such sizes by
+#: device; or None for half of what is free on each.
+MemoryBudget: TypeAlias = "int | str | Mapping[str, int | str] | None"
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*")
@@ -30,7 +36,7 @@ _KEPT = {"cpu": 1.25}
 
 
 def memory_budget(given: Any, model: nn.Module) -> int:
-    """Bytes that a sweep may use besides the model's weights.
+    """Bytes that a sweep may use besides the model's weights, on the device of its embedding.
 
     Args:
         given: a number of bytes, a string such as `"4 GiB"`, or None for half of what is free.
@@ -40,12 +46,47 @@ def memory_budget(given: Any, model: nn.Module) -> int:
         MemoryBudgetError: `given` is neither, or not positive.
     """
     if given is None:
-        device = input_device(model)
-        if device is not None and device.type == "cuda":
-            # What torch keeps of what was freed, as of the sweep before, is free to it.
-            kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            return (int(torch.cuda.mem_get_info(device)[0]) + kept) // 2
-        return host_memory()
+        return _half_free(input_device(model))
+    return _size(given)
+
+
+def memory_budgets(given: Any, model: nn.Module, devices: Sequence[str]) -> dict[str, int]:
+    """The same for each of some devices.
+
+    Args:
+        given: as for `memory_budget`: for each of them alike. Or such sizes by device.
+        model: the model.
+        devices: the devices.
+
+    Raises:
+        MemoryBudgetError: a size is none, or sizes are not those of the devices.
+    """
+    if isinstance(given, Mapping):
+        named = {str(device): size for device, size in given.items()}
+        if set(named) != set(devices):
+            raise MemoryBudgetError(
+                f"memory_budget names {', '.join(map(shown, given)) or 'no device'}, and the model "
+                f"runs on {', '.join(devices)}: name each of these, or give one size for all"
+            )
+        return {device: _size(named[device]) for device in devices}
+    if len(devices) == 1:
+        return {devices[0]: memory_budget(given, model)}
+    if given is None:
+        return {device: _half_free(torch.device(device)) for device in devices}
+    return dict.fromkeys(devices, _size(given))
+
+
+def _half_free(device: torch.device | None) -> int:
+    """Half of what is free on a device."""
+    if device is not None and device.type == "cuda":
+        # What torch keeps of what was freed, as of the sweep before, is free to it.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (int(torch.cuda.mem_get_info(device)[0]) + kept) // 2
+    return host_memory()
+
+
+def _size(given: Any) -> int:
+    """A size in bytes, as the user names it."""
     count = 0
     if isinstance(given, str) and (match := _BUDGET.fullmatch(given)):
         count = int(float(match[1]) * _UNITS[match[2]])
@@ -65,6 +106,29 @@ def host_memory() -> int:
 
 
 @attrs.frozen
+class DeviceNeeds:
+    """The memory that a sweep needs on one of several devices.
+
+    Args:
+        device: its name.
+        layers: the layers that run there.
+        head: whether logits are computed there.
+        recorded: bytes that stay there of a prompt's recorded runs, which lie with their layers.
+        forward: bytes that a whole forward of a prompt needs there while it runs.
+        longest: bytes that a patched run needs there which begins as far left as any.
+        costs: what the patched runs need there.
+    """
+
+    device: str
+    layers: tuple[int, ...]
+    head: bool
+    recorded: int
+    forward: int
+    longest: int
+    costs: Costs
+
+
+@attrs.frozen
 class Needs:
     """The memory that a sweep needs: for each prompt, and for each patched run.
 
@@ -74,6 +138,7 @@ class Needs:
         longest: bytes that a patched run needs which begins as far left as any.
         logits: bytes that a prompt's logits take.
         costs: what the patched runs need.
+        devices: the same on each device, where the model lies on several.
     """
 
     recorded: int
@@ -81,6 +146,7 @@ class Needs:
     longest: int
     logits: int
     costs: Costs
+    devices: tuple[DeviceNeeds, ...] = ()
 
 
 def needs_of(
@@ -91,6 +157,7 @@ def needs_of(
     *,
     trimmed: bool = False,
     padded: bool = True,
+    placement: Placement | None = None,
 ) -> Needs:
     """The memory that a sweep needs for prompts of `seq_len` tokens.
 
@@ -101,48 +168,83 @@ def needs_of(
         places: at how many positions of a prompt its logits are computed.
         trimmed: whether nothing is recorded left of the first position that is patched.
         padded: whether some prompt has padding.
+        placement: on which device each layer runs; None is where it does.
     """
     api, model = patches.places[0].api, patches.model
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    layers = range(patches.n_layers)
     weights = [weight for weight in model.parameters() if weight.is_floating_point()]
     size = max(weight.element_size() for weight in weights)
     width = _embedding_width(model)
-    keys = max(_keys(api, text, layer, width) for layer in layers)
     vocabulary = 4 * (vocab_size(model) or 0) * places
+    keys = max(_keys(api, text, layer, width) for layer in range(patches.n_layers))
 
-    locations = {place.location for place in patches.places}
+    locations = {place.location: place.layer for place in patches.places}
     entries = {(place.layer, place.stage % STAGES == OUTPUT) for place in patches.places}
-    kept = sum(_width(model, each, width) for each in locations) + width * len(entries)
     first = patches.first_taken if trimmed else 0
-    recorded = (seq_len - first) * kept + seq_len * 2 * keys * len(layers)
-
-    # Where layers differ, the first and the last do.
-    some = {0, len(layers) // 2, len(layers) - 1}
-    widest = max(_outputs(model.get_submodule(f"{api.layers}.{layer}"), text) for layer in some)
     eager = getattr(config, "_attn_implementation", None) == "eager"
+    least = patches.first if trimmed else 0
+
+    def on(name: str, layers: Sequence[int], kind: str, *, head: bool) -> DeviceNeeds:
+        """The needs of some layers."""
+        kept = sum(_width(model, each, width) for each, at in locations.items() if at in layers)
+        kept += width * sum(layer in layers for layer, _ in entries)
+        recorded = (seq_len - first) * kept + seq_len * 2 * keys * len(layers)
+        logits = vocabulary if head else 0
+        kept_back = _KEPT.get(kind, 1.0)
+        # The last norm, and what it is computed in, where no layer is.
+        token, context, score = int(kept_back * width * (2 * size + 4 * 3)), 0, 0
+        if layers:
+            # Where layers differ, the first and the last do.
+            some = {layers[0], layers[len(layers) // 2], layers[-1]}
+            widest = max(
+                _outputs(model.get_submodule(f"{api.layers}.{layer}"), text) for layer in some
+            )
+            # Norms are computed in float32 in many families, whatever the model's type.
+            token = int(kept_back * (size * (widest + 6 * width) + 4 * 3 * width))
+            # Keys and values, and again repeated for each query head of their group.
+            context = int(kept_back * 2 * size * (keys + max(keys, width)))
+            score = 3 * 4 * int(getattr(text, "num_attention_heads", 1)) if eager else 2 * size
+        costs = Costs(
+            token=token,
+            context=context,
+            score=score,
+            # The model's logits, and their copy in float32.
+            row=2 * logits if whole else 0,
+            overhead=_OVERHEAD.get(kind, _ELSEWHERE[0]),
+            tokens_at_once=_TOKENS_AT_ONCE.get(kind, _ELSEWHERE[1]),
+        )
+        # A prompt by itself needs no mask of each token and each other: order tells what is left.
+        by_order = costs if eager or padded else attrs.evolve(costs, score=0)
+        return DeviceNeeds(
+            name,
+            tuple(layers),
+            head,
+            recorded * size + 2 * logits,
+            by_order.bytes_of(seq_len, seq_len),
+            costs.bytes_of(seq_len - least, seq_len),
+            costs,
+        )
+
+    placement = placement or placement_of(model, api.layers)
     kind = (input_device(model) or weights[0].device).type
-    kept_back = _KEPT.get(kind, 1.0)
-    costs = Costs(
-        # Norms are computed in float32 in many families, whatever the model's type.
-        token=int(kept_back * (size * (widest + 6 * width) + 4 * 3 * width)),
-        # Keys and values, and again repeated for each query head of their group.
-        context=int(kept_back * 2 * size * (keys + max(keys, width))),
-        score=3 * 4 * int(getattr(text, "num_attention_heads", 1)) if eager else 2 * size,
-        # The model's logits, and their copy in float32.
-        row=2 * vocabulary if whole else 0,
-        overhead=_OVERHEAD.get(kind, _ELSEWHERE[0]),
-        tokens_at_once=_TOKENS_AT_ONCE.get(kind, _ELSEWHERE[1]),
-    )
-    # A prompt by itself needs no mask of each token and each other: which is left is told by order.
-    by_order = costs if eager or padded else attrs.evolve(costs, score=0)
+    devices: list[DeviceNeeds] = []
+    if placement.several:
+        # Where some layers are on a GPU, it is they that wait for Python.
+        kinds = [torch.device(device).type for device in placement.working]
+        kind = next((each for each in kinds if each != "cpu"), "cpu")
+        devices = [
+            on(
+                device,
+                placement.layers_on(device),
+                torch.device(device).type,
+                head=device == placement.head,
+            )
+            for device in placement.working
+        ]
+    every = on("", range(patches.n_layers), kind, head=True)
     return Needs(
-        recorded * size + 2 * vocabulary,
-        by_order.bytes_of(seq_len, seq_len),
-        costs.bytes_of(seq_len - (patches.first if trimmed else 0), seq_len),
-        vocabulary,
-        costs,
+        every.recorded, every.forward, every.longest, vocabulary, every.costs, tuple(devices)
     )
 
 

@@ -18,6 +18,7 @@ from nnpatch_core.interventions import (
     read_ablation,
     run_arguments,
 )
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName, EngineName
 from nnpatch_core.patching.batches import in_batches
@@ -61,7 +62,7 @@ def ablation_patching(
     engine: EngineName = "auto",
     remote: bool | str = False,
     batch_size: int | None = None,
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
     checkpoint: str | os.PathLike[str] | None = None,
     keep: Keep = "prompts",
     progress: bool = True,
@@ -114,7 +115,8 @@ def ablation_patching(
         batch_size: how many prompts run together, at most; None is as many as fit in memory, and
             elsewhere as make 4096 tokens.
         memory_budget: bytes that the sweep may use besides the model's weights, or a string such
-            as `"4 GiB"`; None is half of what is free on the device.
+            as `"4 GiB"`; None is half of what is free. Of each device, where the model lies on
+            several; or sizes by device, as `{"cuda:0": "4 GiB", "cuda:1": "9 GiB"}`.
         checkpoint: a file that is kept up to date with what was measured. The same call goes on
             from it, with the outcome of an unbroken run; another call is refused.
         keep: `"prompts"` keeps the numbers of each prompt; `"means"` their means and moments alone,

@@ -14,6 +14,7 @@ from nnpatch_core.batch import GivenTokens
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.errors import RemoteError
 from nnpatch_core.interventions import PairArguments, read_pairs
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import EngineName, ScreenName
 from nnpatch_core.patching.batches import in_batches
@@ -58,7 +59,7 @@ def activation_patching(
     engine: EngineName = "auto",
     remote: bool | str = False,
     batch_size: int | None = None,
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
     checkpoint: str | os.PathLike[str] | None = None,
     screen: ScreenName | None = None,
     top_k: int | None = None,
@@ -112,7 +113,8 @@ def activation_patching(
         batch_size: how many prompts run together, at most; None is as many as fit in memory, and
             elsewhere as make 4096 tokens.
         memory_budget: bytes that the sweep may use besides the model's weights, or a string such
-            as `"4 GiB"`; None is half of what is free on the device.
+            as `"4 GiB"`; None is half of what is free. Of each device, where the model lies on
+            several; or sizes by device, as `{"cuda:0": "4 GiB", "cuda:1": "9 GiB"}`.
         checkpoint: a file that is kept up to date with what was measured. The same call goes on
             from it, with the outcome of an unbroken run; another call is refused.
         screen: `"attribution"` or `"atp*"`: estimate all cells first (`attribution_patching`), and

@@ -21,6 +21,7 @@ from nnpatch_core.interventions import (
     read_ablation,
     read_pairs,
 )
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import EstimatedAblationName
 from nnpatch_core.patching.batches import in_batches
@@ -68,7 +69,7 @@ def attribution_patching(
     qk_fix: bool = False,
     grad_drop: bool = False,
     batch_size: int | None = None,
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
     keep: Keep = "prompts",
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -140,7 +141,8 @@ def attribution_patching(
         batch_size: how many prompts run together, at most; None is as many as fit in memory. Of
             prompts in several parts the unpatched runs are made once more.
         memory_budget: bytes that may be used besides the model's weights, or a string such as
-            `"4 GiB"`; None is half of what is free on the device.
+            `"4 GiB"`; None is half of what is free. Of each device, where the model lies on
+            several; or sizes by device, as `{"cuda:0": "4 GiB", "cuda:1": "9 GiB"}`.
         keep: `"prompts"` keeps the numbers of each prompt; `"means"` their means and moments alone,
             so that memory does not grow with their number.
         checkpoint: a file that is kept up to date with what was estimated; another call with the

@@ -33,6 +33,7 @@ from nnpatch_core.edges import (
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.errors import EdgeError, PatchingError, PositionError, UnknownNameError
 from nnpatch_core.interventions import PairArguments, PairRuns
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import AblationName, EdgeMethodName, EngineName, SeqPosName
 from nnpatch_core.patching.elsewhere import on_workers
@@ -88,7 +89,7 @@ def edge_patching(
     seed: int | None = None,
     engine: EngineName = "auto",
     batch_size: int | None = None,
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
     tokenizer: Any = None,
@@ -153,7 +154,8 @@ def edge_patching(
             forward for each; `"auto"` is the first where adapter and model allow it.
         batch_size: how many prompts run together, at most; None is as many as fit in memory.
         memory_budget: bytes that may be used besides the model's weights, or a string such as
-            `"4 GiB"`; None is half of what is free on the device.
+            `"4 GiB"`; None is half of what is free. Of each device, where the model lies on
+            several; or sizes by device, as `{"cuda:0": "4 GiB", "cuda:1": "9 GiB"}`.
         checkpoint: a file that is kept up to date with what was measured, or estimated where
             nothing is measured.
         progress: whether a bar shows the edges done.
@@ -235,6 +237,7 @@ def edge_patching(
         sites,
         runs.target,
         Options(batch_size, budget_of(file, memory_budget), progress, seed=drawn),
+        layers=setting.api.layers,
         estimated=how is not None,
         told=memory_budget is not None,
     )

@@ -18,6 +18,7 @@ from nnpatch_core.edges import Setting, fitting_prompts, open_setting
 from nnpatch_core.engine import check_engine, choose_engines
 from nnpatch_core.errors import EdgeError, UnknownNameError
 from nnpatch_core.interventions import PairArguments
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.metrics import MetricSpec
 from nnpatch_core.names import EngineName
 from nnpatch_core.patching.batches import in_batches
@@ -65,7 +66,7 @@ def path_patching(
     force_model_confidence: bool = False,
     engine: EngineName = "auto",
     batch_size: int | None = None,
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
     checkpoint: str | os.PathLike[str] | None = None,
     keep: Keep = "prompts",
     progress: bool = True,
@@ -122,7 +123,8 @@ def path_patching(
             whole forward for each; `"auto"` is the first where adapter and model allow it.
         batch_size: how many prompts run together, at most; None is as many as fit in memory.
         memory_budget: bytes that the sweep may use besides the model's weights, or a string such
-            as `"4 GiB"`; None is half of what is free on the device.
+            as `"4 GiB"`; None is half of what is free. Of each device, where the model lies on
+            several; or sizes by device, as `{"cuda:0": "4 GiB", "cuda:1": "9 GiB"}`.
         checkpoint: a file that is kept up to date with what was measured. The same call goes on
             from it.
         keep: `"prompts"` keeps the numbers of each prompt; `"means"` their means and moments alone.
@@ -188,7 +190,13 @@ def path_patching(
     traced, adapter, runs = setting.nnmodel, setting.api, setting.runs
     sites = _sites(setting, given)
     options = fitting_prompts(
-        traced, sites, runs.target, options, estimated=False, told=memory_budget is not None
+        traced,
+        sites,
+        runs.target,
+        options,
+        layers=adapter.layers,
+        estimated=False,
+        told=memory_budget is not None,
     )
     runs = attrs.evolve(
         runs,

@@ -24,7 +24,7 @@ from nnpatch_core.interventions import (
     read_spans,
     read_two,
 )
-from nnpatch_core.memory import limits_of
+from nnpatch_core.memory import MemoryBudget, limits_of
 from nnpatch_core.prompts import PromptPairs
 from nnpatch_core.seq_pos import PromptBatch, Span
 from nnpatch_core.sites import SweepSites
@@ -43,7 +43,7 @@ def plan_sweep(
     target_attention_mask: Tensor | None = None,
     spans: Mapping[str, Span] | None = None,
     batch_size: int | None = None,
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
 ) -> Plan:
     """Plan a sweep in the cone engine, as `activation_patching` will, without a forward.
 

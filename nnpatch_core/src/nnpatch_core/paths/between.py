@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Booleans
-from nnpatch_core.edges import Climb, Layers, Receiver, Rows, Sender, Writes, added_up
+from nnpatch_core.edges import Climb, Layers, Receiver, Rows, Sender, Writes, added_up, at_step
 
 
 @attrs.frozen(eq=False)
@@ -68,14 +68,16 @@ class ThroughMlps:
         for step in range(max(climb.index) + 1):
             while upcoming is not None and upcoming[0] == step:
                 _, rows, change = upcoming
+                total = total.to(change.device)
                 total[rows] += change
                 begun[rows.numpy()] = True
                 upcoming = next(writing, None)
             if recomputed is not None and recomputed[0] == step:
                 _, rows, change = recomputed
+                total = total.to(change.device)
                 total[rows] += change
             if step in climb.index:
-                yield step, total[climb.index[step]]
+                yield step, at_step(self.layers, step, total[climb.index[step]])
             layer = step // 2
             if layer >= self.layers.nodes.n_layers or step != self._reads(layer):
                 continue
@@ -90,7 +92,8 @@ class ThroughMlps:
 
     def _recomputed(self, layer: int, change: Tensor, prompts: Tensor) -> Tensor:
         layers = self.layers
-        mlp = layers.mlp_of(layer, layers.target.streams[layer][prompts] + change, prompts)
+        stream = layers.target.streams[layer][prompts]
+        mlp = layers.mlp_of(layer, stream + change.to(stream.device), prompts)
         return layers.mlp[layer] * (mlp - layers.target.mlp[layer][prompts])
 
     def _reads(self, layer: int) -> int:

@@ -19,6 +19,7 @@ from nnpatch_core._parts import check_folder
 from nnpatch_core._printable import shown
 from nnpatch_core._upstream import Envoy
 from nnpatch_core.errors import CheckpointError, WorkerError
+from nnpatch_core.memory import read_budget
 from nnpatch_core.results import Outcome
 from nnpatch_core.scale.job import Job
 from nnpatch_core.scale.joining import join
@@ -146,7 +147,7 @@ class RayWorkers:
         if own.get("memory_budget") is None:
             # What runs together decides on last digits: a sweep goes on as it was begun.
             begun = None if before is None else before.identity["memory_budget"]
-            own["memory_budget"] = pool.budget if begun is None else int(begun)
+            own["memory_budget"] = pool.budget if begun is None else read_budget(begun)
         own["progress"] = False
         if not self._busy.acquire(blocking=False):
             raise WorkerError("these workers are at work for another call: wait for its outcome")

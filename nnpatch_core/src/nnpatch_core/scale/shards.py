@@ -13,6 +13,7 @@ from nnpatch_core._arguments import listed
 from nnpatch_core._files import check_file
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import CheckpointError, ShardError
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.results import Outcome
 from nnpatch_core.sweep import Share, ShareFile, ShareMeasured, Stored
 
@@ -39,7 +40,7 @@ def measure_shard(
     *arguments: Any,
     shard: str,
     checkpoint: str | os.PathLike[str],
-    memory_budget: int | str,
+    memory_budget: MemoryBudget,
     told: Callable[[float], object] = float,
     **options: Any,
 ) -> Shard:

@@ -16,7 +16,7 @@ import attrs
 import torch
 
 from nnpatch_core._models import as_nnsight, input_device, module_of, with_weights
-from nnpatch_core.memory import memory_budget
+from nnpatch_core.memory import memory_budgets
 from nnpatch_core.plugins import load_plugins
 from nnpatch_core.scale.sending import Sent, renamed, sent
 from nnpatch_core.sweep import (
@@ -215,7 +215,10 @@ class Worker:
         device, where = input_device(model), socket.gethostname()
         if device is not None and device.type == "cuda":
             where = f"{where} {torch.cuda.get_device_properties(device).uuid}"
-        return Room(where, memory_budget(None, model))
+        # Of a model over several devices, the one with the least.
+        devices = {str(each.device) for each in model.parameters() if not each.is_meta}
+        devices |= {str(device)} if device is not None else set()
+        return Room(where, min(memory_budgets(None, model, sorted(devices) or ["cpu"]).values()))
 
 
 def _arrays(logits: Logits) -> dict[str, Any]:

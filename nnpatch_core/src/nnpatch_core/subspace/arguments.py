@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from nnpatch_core.memory import MemoryBudget
+
 
 class TrainingArguments(TypedDict, total=False):
     """The arguments of `train_subspace` after `rank`, but for `checkpoint` and `progress`."""
@@ -21,4 +23,4 @@ class TrainingArguments(TypedDict, total=False):
     random_labels: bool
     random_model: bool
     engine: str
-    memory_budget: int | str | None
+    memory_budget: MemoryBudget

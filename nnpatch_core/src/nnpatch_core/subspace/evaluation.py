@@ -15,6 +15,7 @@ from nnpatch_core._integers import strict_int, strict_seed
 from nnpatch_core._models import as_nnsight, evaluating, in_one_thread, module_of
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import PromptWarning, SubspaceError
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.report import Facts, Reports, Study
 from nnpatch_core.spaces import Space, Subspace, as_space, check_width
 from nnpatch_core.subspace.controls import Control
@@ -145,7 +146,7 @@ def evaluate_subspace(
     draws: int = 5,
     seed: int = 0,
     engine: str = "auto",
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
 ) -> Evaluation:
     """Measure on some pairs how well a subspace carries what tells source from target prompts.
 

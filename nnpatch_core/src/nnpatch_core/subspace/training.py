@@ -20,6 +20,7 @@ from nnpatch_core._models import (
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import SubspaceError
 from nnpatch_core.gradients import check_gradients
+from nnpatch_core.memory import MemoryBudget
 from nnpatch_core.spaces import Subspace, check_rank
 from nnpatch_core.subspace.checkpoint import TrainingFile, check_place
 from nnpatch_core.subspace.controls import Control, other_answers, untrained
@@ -59,7 +60,7 @@ def train_subspace(
     random_labels: bool = True,
     random_model: bool = False,
     engine: str = "auto",
-    memory_budget: int | str | None = None,
+    memory_budget: MemoryBudget = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Trained:

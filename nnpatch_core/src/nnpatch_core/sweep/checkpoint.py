@@ -15,6 +15,7 @@ from nnpatch_core._files import check_file
 from nnpatch_core._parts import check_folder, clean_up
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, ShardError
+from nnpatch_core.memory import read_budget
 from nnpatch_core.sweep.held import Held
 from nnpatch_core.sweep.identity import UNTOLD, Identity
 from nnpatch_core.sweep.provenance import Call, resumed
@@ -61,9 +62,9 @@ class Checkpoint:
             check_folder(self._path.parent, CheckpointError)
 
     @property
-    def budget(self) -> int | None:
+    def budget(self) -> int | dict[str, int] | None:
         """The memory budget with which the sweep was begun, which decides what runs together."""
-        return None if self._found is None else int(self._found.identity["memory_budget"])
+        return None if self._found is None else read_budget(self._found.identity["memory_budget"])
 
     def open(self, identity: Identity, call: Call, model: nn.Module) -> None:
         """Hold what is in the file to be of the same sweep.

@@ -95,7 +95,7 @@ def identity(
         "unpatched runs": digest(*unpatched),
         "engine": engine,
         **cut,
-        "memory_budget": str(sweep.limits.budget),
+        "memory_budget": sweep.limits.word,
         **{name: digest(value) for name, value in values.depends.items()},
         "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
         **versions(),

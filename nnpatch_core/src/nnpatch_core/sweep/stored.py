@@ -16,11 +16,12 @@ from nnpatch_core._printable import shown
 from nnpatch_core._ranges import ranges
 from nnpatch_core._safetensors import read_file, write_file
 from nnpatch_core.errors import CheckpointError, ShardError
+from nnpatch_core.memory import read_budget
 from nnpatch_core.sweep.identity import Identity
 from nnpatch_core.sweep.share import Share
 
 FORMAT = "nnpatch checkpoint 4"
-#: What a budget may be, in bytes: a file must not name one that is longer than any number is.
+#: How much of a budget that is none a message shows.
 _LONGEST = 24
 #: What estimates know of a cell without a run.
 KNOWN = ("elided", "unread")
@@ -209,7 +210,7 @@ def _fault(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | No
     if not _is_call(header["call"]):
         return f"its call is {shown(header['call'])}"
     budget = identity.get("memory_budget", "")
-    if not (budget.isascii() and budget.isdigit() and 0 < len(budget) < _LONGEST and int(budget)):
+    if read_budget(budget) is None:
         return f"its memory_budget is {budget[:_LONGEST]!r}"
     flags = {"done", *(KNOWN if KNOWN[0] in tensors else ())}
     names = {f"values/{number}" for number in range(len(tensors) - len(flags))}

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnpatch_core._models import (
     Elsewhere,
@@ -18,6 +18,7 @@ from nnpatch_core._models import (
     runs_on_meta,
     with_weights,
 )
+from nnpatch_core._wrappers import is_dispatched
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import AdapterError, RemoteError
 from nnpatch_core.tracing.elsewhere import logits_there
@@ -139,7 +140,7 @@ def forward(
     batch = batch if device is None else batch.to(device)
     arguments = forward_arguments(model, batch, cache, start)
     if "logits_to_keep" in arguments:
-        arguments["logits_to_keep"] = kept.asked
+        arguments["logits_to_keep"] = _asked(kept.asked, model)
     if runs_on_meta(model):
         # Weights come in as they are needed; nnsight would send the tokens to where they are not.
         arguments = _by_itself(model, arguments)
@@ -156,6 +157,15 @@ def forward(
             body()
     report(model, len(logits[0]), batch.tokens.shape[1] - start, gradients=gradients)
     return logits[0]
+
+
+def _asked(asked: int | Tensor, model: nn.Module) -> int | Tensor | list[int]:
+    """Which logits are asked for.
+
+    accelerate moves a tensor to where the embedding is, and the unembedding may be elsewhere: a
+    list of numbers stays in host memory, by which any device can be read.
+    """
+    return asked.tolist() if isinstance(asked, Tensor) and is_dispatched(model) else asked
 
 
 def _by_itself(module: Any, kwargs: Mapping[str, Any], *args: Any) -> dict[str, Any]:

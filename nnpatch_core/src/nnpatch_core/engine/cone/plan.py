@@ -18,7 +18,25 @@ from nnpatch_core.engine.cone.buckets import Bucket, Buckets, counted
 from nnpatch_core.engine.cone.patched_runs import PatchedRuns, first_layer
 from nnpatch_core.engine.even import even_shares
 from nnpatch_core.errors import MemoryBudgetError
-from nnpatch_core.memory import Costs, Pieces, in_units
+from nnpatch_core.memory import Costs, Pieces, Room, in_units
+
+
+@attrs.frozen
+class DevicePeak:
+    """The memory that one of several devices needs at once, besides the weights.
+
+    Args:
+        device: its name.
+        recorded: bytes there of the recorded runs.
+        peak: bytes there, those among them.
+    """
+
+    device: str
+    recorded: int
+    peak: int
+
+    def __str__(self) -> str:
+        return f"{self.device}: {in_units(self.peak)}, {in_units(self.recorded)} of it recorded"
 
 
 def _buckets(buckets: Iterable[Bucket]) -> Buckets:
@@ -39,6 +57,8 @@ class Plan:
         shortest: tokens of the shortest prompt; None if it is not told.
         pieces: how recorded runs are made in pieces; None if at once.
         recorded_runs: how many runs of each prompt are recorded.
+        devices: what each device needs, where the model lies on several; `recorded` and the peaks
+            of buckets are then of the one that needs most.
     """
 
     buckets: Buckets = attrs.field(converter=_buckets)
@@ -50,6 +70,7 @@ class Plan:
     shortest: int | None = None
     pieces: Pieces | None = None
     recorded_runs: int = 2
+    devices: tuple[DevicePeak, ...] = ()
 
     def __repr__(self) -> str:
         traces = counted(len(self.buckets), "trace")
@@ -95,7 +116,7 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes needed at once, besides the model's weights."""
+        """Bytes needed at once, besides the model's weights; on the device that needs most."""
         return int(self.buckets.peak.max(initial=0)) or self.recorded
 
     @property
@@ -154,10 +175,18 @@ class Plan:
                 f"elided        {self.elided} of {pairs} pairs of cell and prompt",
                 f"traces        {len(self.buckets)}{rows}",
                 f"token-layers  {self.token_layers}, {self._share:.2%} of {self.full_token_layers}",
-                f"peak          {in_units(self.peak)}, {in_units(self.recorded)} of it recorded",
+                *self._peaks,
                 *(() if self.pieces is None else (f"recorded runs in {self.pieces}",)),
             )
         )
+
+    @property
+    def _peaks(self) -> list[str]:
+        if not self.devices:
+            return [
+                f"peak          {in_units(self.peak)}, {in_units(self.recorded)} of it recorded"
+            ]
+        return [f"peak          {device}" for device in self.devices]
 
     @property
     def _prompts(self) -> str:
@@ -180,6 +209,7 @@ def make_plan(
     costs: Costs,
     budget: int,
     recorded: int = 0,
+    rooms: Sequence[Room] = (),
 ) -> Plan:
     """Put patched runs together that begin at neighbouring tokens, as far as that costs less.
 
@@ -195,27 +225,46 @@ def make_plan(
         costs: what a row costs.
         budget: bytes that may be in use at once, besides the weights.
         recorded: how many of them the recorded runs take.
+        rooms: what each device has, where the model lies on several: in place of `budget` and
+            `recorded`. A row lives on each in turn, and the tightest one bounds a bucket.
 
     Raises:
         MemoryBudgetError: a single row does not fit.
     """
+    memory = [
+        _Memory(room, batch * room.recorded, room.usable - batch * room.recorded) for room in rooms
+    ]
+    if not rooms:
+        every = tuple(range(n_layers))
+        memory = [
+            _Memory(Room("", every, True, costs, budget, budget, 0), recorded, budget - recorded)
+        ]
+    recorded = max(each.recorded for each in memory)
+    resting = tuple(DevicePeak(each.room.device, each.recorded, each.recorded) for each in memory)
     cuts = _cuts(runs, n_layers, seq_len, costs.overhead)
     if not cuts:
-        return Plan((), cells, batch, n_layers, seq_len, recorded)
+        return Plan((), cells, batch, n_layers, seq_len, recorded, devices=resting if rooms else ())
     # The cut that each run is in, by its starting position.
     first = np.array([int(starts[0]) for starts in cuts])
     cut = np.searchsorted(first, runs.start, side="right") - 1
     runs = runs.take(np.lexsort((runs.prompt, runs.cell, runs.stage, cut)))
     counts = np.bincount(cut, minlength=len(cuts))
+    # By stage, so that the first run of a cut enters lowest.
+    begins = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    lowest = first_layer(runs.stage[begins])
     parts = [
-        _fitting(int(count), start, seq_len, costs, (budget, recorded))
-        for count, start in zip(counts, first.tolist(), strict=True)
+        _fitting(int(count), start, seq_len, costs, [m for m in memory if m.reached_from(layer)])
+        for count, start, layer in zip(counts, first.tolist(), lowest.tolist(), strict=True)
     ]
     sizes, peak, fitting = map(np.concatenate, zip(*parts, strict=True))
     start = np.repeat(first, [len(part[0]) for part in parts])
     ends = np.concatenate([[0], np.cumsum(sizes)])
     buckets = Buckets(runs, ends, start, peak, fitting)
-    return Plan(buckets, cells, batch, n_layers, seq_len, recorded)
+    devices: tuple[DevicePeak, ...] = ()
+    if rooms:
+        layer = np.repeat(lowest, [len(part[0]) for part in parts])
+        devices = tuple(_peak(each, sizes, start, layer, seq_len) for each in memory)
+    return Plan(buckets, cells, batch, n_layers, seq_len, recorded, devices=devices)
 
 
 def joined(plans: Sequence[Plan]) -> Plan:
@@ -227,7 +276,32 @@ def joined(plans: Sequence[Plan]) -> Plan:
         parts.append(attrs.evolve(plan.buckets, runs=moved))
         batch += plan.batch
     largest = max(plan.recorded for plan in plans)
-    return attrs.evolve(plans[0], buckets=Buckets.joined(parts), batch=batch, recorded=largest)
+    devices = tuple(
+        DevicePeak(
+            same[0].device, max(each.recorded for each in same), max(each.peak for each in same)
+        )
+        for same in zip(*(plan.devices for plan in plans), strict=True)
+    )
+    return attrs.evolve(
+        plans[0], buckets=Buckets.joined(parts), batch=batch, recorded=largest, devices=devices
+    )
+
+
+@attrs.frozen
+class _Memory:
+    """A device, some prompts' recorded runs there, and the bytes that they leave."""
+
+    room: Room
+    recorded: int
+    left: int
+
+    def reached_from(self, layer: int) -> bool:
+        """See `Room.reached_from`."""
+        return self.room.reached_from(layer)
+
+    def each(self, tokens: int, seq_len: int) -> int:
+        """Bytes that a row needs here."""
+        return max(self.room.costs.bytes_of(tokens, seq_len), 1)
 
 
 def _cuts(runs: PatchedRuns, n_layers: int, seq_len: int, overhead: float) -> list[np.ndarray]:
@@ -259,23 +333,47 @@ def _cuts(runs: PatchedRuns, n_layers: int, seq_len: int, overhead: float) -> li
     return cuts[::-1]
 
 
+def _peak(
+    memory: _Memory, sizes: Integers, start: Integers, layer: Integers, seq_len: int
+) -> DevicePeak:
+    """The peak of one device, by the buckets that come to it."""
+    needed = [
+        size * memory.each(seq_len - first, seq_len)
+        for size, first, lowest in zip(sizes.tolist(), start.tolist(), layer.tolist(), strict=True)
+        if memory.reached_from(lowest)
+    ]
+    peak = memory.recorded + max(needed, default=0)
+    return DevicePeak(memory.room.device, memory.recorded, peak)
+
+
 def _fitting(
-    count: int, start: int, seq_len: int, costs: Costs, memory: tuple[int, int]
+    count: int, start: int, seq_len: int, costs: Costs, memory: Sequence[_Memory]
 ) -> tuple[Integers, Integers, Integers]:
-    """Runs that begin together, in as many buckets as memory asks for: sizes, peaks and room."""
-    budget, recorded = memory
-    tokens, left = seq_len - start, budget - recorded
-    each = costs.bytes_of(tokens, seq_len)
-    if each > left:
-        raise MemoryBudgetError(
-            f"a run of {tokens} tokens needs {in_units(each)} beside what is recorded, and the "
-            f"memory budget leaves {in_units(max(left, 0))}: raise memory_budget=, or give "
-            "shorter prompts"
-        )
-    # A budget may be any number, and an array's may not.
-    fitting = min(left // each, np.iinfo(np.int64).max)
+    """Runs that begin together, in as many buckets as memory asks for: sizes, peaks and room.
+
+    Args:
+        count: how many runs.
+        start: where they begin.
+        seq_len: tokens per prompt.
+        costs: how many tokens are worth running together.
+        memory: the devices that they come to.
+    """
+    tokens = seq_len - start
+    fitting = np.iinfo(np.int64).max
+    for here in memory:
+        each = here.each(tokens, seq_len)
+        if each > here.left:
+            at = f" on {here.room.device}" if here.room.device else ""
+            raise MemoryBudgetError(
+                f"a run of {tokens} tokens needs {in_units(each)}{at} beside what is recorded, and "
+                f"the memory budget leaves {in_units(max(here.left, 0))}: raise memory_budget=, or "
+                "give shorter prompts"
+            )
+        # A budget may be any number, and an array's may not.
+        fitting = min(here.left // each, fitting)
     most = min(fitting, max(costs.tokens_at_once // tokens, 1))
     parts = math.ceil(count / most)
     edges: Integers = np.linspace(0, count, parts + 1).round().astype(np.int64)
     sizes: Integers = np.diff(edges)
-    return sizes, recorded + sizes * each, np.full_like(sizes, fitting)
+    peaks = [here.recorded + sizes * here.each(tokens, seq_len) for here in memory]
+    return sizes, np.max(peaks, 0), np.full_like(sizes, fitting)

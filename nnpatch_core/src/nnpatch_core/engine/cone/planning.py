@@ -34,5 +34,6 @@ def plan_patches(
         costs=limits.needs.costs,
         budget=limits.usable,
         recorded=batch * limits.recorded,
+        rooms=limits.rooms,
     )
     return attrs.evolve(made, pieces=limits.pieces)

@@ -11,7 +11,7 @@ from torch.nn.modules import module as of_torch
 
 from nnpatch_core._models import follow
 from nnpatch_core._upstream import forward_of
-from nnpatch_core._wrappers import is_dispatched
+from nnpatch_core._wrappers import is_at_hand, only_moved_to
 from nnpatch_core.tracing import skip
 
 
@@ -51,7 +51,8 @@ class Unembedding:
         if ids is not None:
             index = ids.to(weight.device)
             weight, bias = weight[index], None if bias is None else bias[index]
-        skip(envoy, linear(seen, weight, bias))
+        # What comes in may lie on the device of the layers.
+        skip(envoy, linear(seen.to(weight.device), weight, bias))
 
 
 def find_unembedding(model: Any) -> Unembedding | None:
@@ -59,9 +60,7 @@ def find_unembedding(model: Any) -> Unembedding | None:
     module = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     # A quantised or hooked subclass, or an offloaded weight, does its own arithmetic; so does a
     # weight of a type of its own, of which rows cannot be taken, or are rounded otherwise.
-    if type(module) is not nn.Linear or type(module.weight) not in (nn.Parameter, Tensor):
-        return None
-    if module.weight.is_meta or is_dispatched(module):
+    if type(module) is not nn.Linear or not is_at_hand(module.weight) or not only_moved_to(module):
         return None
     # A hook of whatever kind is made for all ids.
     if module._forward_hooks or module._forward_pre_hooks or forward_of(module) is not None:
