@@ -109,7 +109,8 @@ class Pairs:
 
     def budgets(self, family: str, sites: Sites) -> list[int]:
         """Budgets in which not even one prompt fits, but in pieces."""
-        found, budget = [], 2**23
+        found: list[int] = []
+        budget = 2**23
         while True:
             try:
                 plan = self.planned(family, sites, budget)
