@@ -40,6 +40,7 @@ def swept(served: Served, remote: Any = None, **options: Any) -> Any:
     return activation_patching(served.there(), *call, remote=remote, **options)
 
 
+@pytest.mark.newest
 def test_many_cells_go_in_each_request(served: Served) -> None:
     before = len(served.requests)
     out = swept(served, served.url)
