@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, reject, settings
@@ -61,22 +63,16 @@ def check_same(out: Outcome, one: Outcome) -> None:
 
 
 @pytest.mark.parametrize("kind", ESTIMATES)
-def test_merged_shards_are_the_estimate_of_one_process(kind: str) -> None:
+def test_merged_shards_are_the_estimate_of_one_process(kind: str, tmp_path: Path) -> None:
     one = swept(kind)
-
-    @given(data=st.data())
-    @settings(deadline=None, max_examples=3, database=None)
-    def holds(data: st.DataObject) -> None:
-        count = data.draw(st.sampled_from([2, 3, 7, 1]))
-        order = data.draw(st.permutations(range(1, count + 1)))
-        with TemporaryDirectory() as folder:
-            shards = [measured(kind, f"{n}/{count}", Path(folder, f"{n}.ckpt")) for n in order]
-            merged = merge_shards(shards, Path(folder, "whole"))
-            # Nothing was made twice.
-            assert sum(each.measured for each in shards) == done(merged)
-            check_same(swept(kind, checkpoint=merged), one)
-
-    holds()
+    for count in (2, 3, 7):
+        order = [*range(1, count + 1)]
+        random.Random(f"{kind} {count}").shuffle(order)
+        shards = [measured(kind, f"{n}/{count}", tmp_path / f"{n} of {count}") for n in order]
+        merged = merge_shards(shards, tmp_path / f"all {count}")
+        # Nothing was made twice.
+        assert sum(each.measured for each in shards) == done(merged)
+        check_same(swept(kind, checkpoint=merged), one)
 
 
 @st.composite
@@ -275,3 +271,35 @@ def test_batches_are_no_shards(tmp_path: Path) -> None:
                 shard="1/2", checkpoint=tmp_path / "c", memory_budget="1 GiB",
             )  # fmt: skip
     assert not (tmp_path / "c").exists()
+
+
+def without(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    return {key: each for key, each in tensors.items() if key != name}
+
+
+#: What a file of estimates may be made to hold, and what is said of it.
+DAMAGED = {
+    "no mask": (lambda own: without(own, "unread"), "its tensors are"),
+    "no mask that is first": (lambda own: without(own, "elided"), "its tensors are"),
+    "no values": (lambda own: without(own, "values/0"), "its tensors are"),
+    "other flags": (lambda own: own | {"unread": own["done"] * 3}, "unread has other numbers"),
+    "float32": (lambda own: own | {"values/0": own["values/0"].float()}, "values/0 is"),
+    "fewer rows": (
+        lambda own: {name: each[:-1] for name, each in own.items()},
+        "it has 1 metrics of .* cells and prompts, the sweep has 1 of",
+    ),
+    "of runs": (
+        lambda own: {"done": own["done"], "values/0": own["values/0"].float()},
+        "it has 1 metrics of .* cells and prompts, the sweep has 1 of",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_file_that_is_no_whole_checkpoint(what: str, tmp_path: Path) -> None:
+    change, told = DAMAGED[what]
+    swept("attributed", checkpoint=tmp_path / "c")
+    stored = Stored.read(tmp_path / "c")
+    attrs.evolve(stored, tensors=change(dict(stored.tensors))).write(tmp_path / "c")
+    with pytest.raises(CheckpointError, match=told):
+        swept("attributed", checkpoint=tmp_path / "c")

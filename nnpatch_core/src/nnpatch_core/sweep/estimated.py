@@ -87,8 +87,8 @@ def estimate_sweep(
             parts, chunks = estimation.parts, estimation.chunks
             ledger = Ledger.of(parts, chunks, sweep.metrics, checkpoint)
             estimate.fill(context, ledger)
-            ledger.close()
             bar.update(bar.total - bar.n)
+            ledger.close()
     tally = versions.tally(ledger.total(baseline, estimation.folded))
     return outcome(
         versions.sweep(sweep),

@@ -268,7 +268,7 @@ class Estimation:
 
     @cached_property
     def parts(self) -> Parts:
-        """The parts that can be made apart: paths; or layers held, attentions, and joint cells.
+        """All that can be made apart: paths; or layers that are held, attentions, and joint cells.
 
         The part of all cells of which one backward tells comes first.
         """
