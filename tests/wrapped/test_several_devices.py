@@ -36,6 +36,7 @@ from nnpatch_core import (
     reads_tokens,
     steer,
 )
+from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.spaces import Subspace
 from nnpatch_core.subspace import collect, evaluate_subspace
@@ -319,6 +320,32 @@ def test_no_tensors_of_two_devices_meet(entry: str) -> None:
 @pytest.mark.parametrize("entry", ["cone", "AtP*", "edges", "paths through MLPs", "a circuit"])
 def test_where_several_layers_are_on_each_neither(entry: str) -> None:
     check("llama", "in halves", entry)
+
+
+BUDGETED: dict[str, Callable[..., Any]] = {
+    "activation": activation,
+    "ablation": ablation,
+    "attribution": attribution,
+    "edges": functools.partial(edges, **SOME),
+    "eap": functools.partial(edges, method="eap"),
+    "paths": functools.partial(paths, ["a0.h1"], ["logits"]),
+    "a circuit": of_circuit,
+}
+
+
+@pytest.mark.parametrize("name", BUDGETED)
+def test_each_device_has_a_budget(name: str) -> None:
+    wanted = BUDGETED[name]()(made("llama"))
+    model = on_devices(made("llama"), "turn by turn")
+    with pretending():
+        for sizes in ({"cuda:0": 10**8, "cuda:1": "1 GiB"}, "64 MiB"):
+            found = BUDGETED[name](memory_budget=sizes)(model)
+            for label in wanted:
+                torch.testing.assert_close(found[label], wanted[label], atol=2e-5, rtol=1e-4)
+        for device, other in (("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")):
+            sizes = {device: 1000, other: "1 GiB"}
+            with pytest.raises(MemoryBudgetError, match=f"on {device}"):
+                BUDGETED[name](memory_budget=sizes)(model)
 
 
 def test_the_unembedding_gives_the_ids_that_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -320,7 +320,8 @@ class _Part:
                 if below <= first:
                     continue
                 gradient = gradient.masked_fill(still.to(gradient.device), 0)
-                own = gradient.flatten(2).permute(1, 2, 0)
+                # It is smaller than what all senders add, and may lie on another device.
+                own = gradient.flatten(2).permute(1, 2, 0).to(added.device)
                 effects = torch.bmm(added[:, first:below].to(own), own).permute(1, 2, 0)
                 every[name][first:below, numbers] += effects.double().cpu()
             yield (

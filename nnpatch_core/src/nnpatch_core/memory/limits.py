@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -11,7 +12,13 @@ from torch import nn
 from nnpatch_core._models import Elsewhere, input_device
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory.costs import in_units
-from nnpatch_core.memory.needs import Needs, host_memory, memory_budgets, needs_of
+from nnpatch_core.memory.needs import (
+    Needs,
+    host_memory,
+    memory_budget,
+    memory_budgets,
+    needs_of,
+)
 from nnpatch_core.memory.pieces import Pieces, pieces_of
 from nnpatch_core.memory.placement import Placement
 from nnpatch_core.memory.rooms import Room, budget_word, share
@@ -169,7 +176,9 @@ def limits_of(
         batch_size = batch_size or max(_TOKENS_AWAY // seq_len, 1)
     if needs.devices:
         return _over_devices(needs, model, batch, seq_len, given, batch_size, gathered, places)
-    (budget,) = memory_budgets(given, model, [_device(model)]).values()
+    if isinstance(given, Mapping):
+        (given,) = memory_budgets(given, model, [_device(model)]).values()
+    budget = memory_budget(given, model)
     wanted = min(batch_size or batch, batch)
     device = None if away else input_device(model)
     own = device is not None and device.type != "cpu"
