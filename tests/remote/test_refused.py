@@ -102,7 +102,7 @@ def test_models_whose_name_is_not_to_be_had(
 def test_the_cone_engine(served: Served) -> None:
     told = refusal(EngineError, served.there(), served.url, engine="cone")
     assert told == (
-        f"engine='cone' cannot run this sweep: remote='{served.url}' runs it where nnpatch is not, "
+        f"engine='cone' cannot run this sweep: remote='{served.url}' runs it without nnpatch, "
         "and this engine needs a cache of its own there"
     )
 

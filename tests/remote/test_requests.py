@@ -100,7 +100,7 @@ def test_no_weights_come_here(served: Served) -> None:
 def test_an_outcome_says_where_it_comes_from(served: Served) -> None:
     out = swept(served, served.url)
     assert out.info["engine"] == "full"
-    assert out.info["fallback"].startswith(f"remote='{served.url}' runs it where nnpatch is not")
+    assert out.info["fallback"].startswith(f"remote='{served.url}' runs it without nnpatch")
     assert out.info["remote"].startswith(f"{served.url}, as nnsight.modeling.transformers.Trans")
     assert out.info["weights"] == f"those of {served.url}, not seen"
     assert out.info["dtype"] == f"as {served.url} has it (torch.float32 by its config)"

@@ -16,7 +16,7 @@ def why_not_cone(patches: Patches) -> str | None:
     adapters, model = patches.adapters, patches.model
     if isinstance(patches.nnmodel, Elsewhere):
         return (
-            f"remote={patches.nnmodel.remote!r} runs it where nnpatch is not, and this engine "
+            f"remote={patches.nnmodel.remote!r} runs it without nnpatch, and this engine "
             "needs a cache of its own there"
         )
     for api in adapters:

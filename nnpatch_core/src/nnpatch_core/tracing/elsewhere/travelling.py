@@ -31,7 +31,7 @@ def travelling(function: str) -> Callable[..., Any]:
         source = inspect.getsource(body)
     except OSError as error:
         raise RemoteError(
-            "a trace goes elsewhere as text, and the text of nnpatch is not at hand: install it "
+            "a trace goes elsewhere as text, and nnpatch's own is not at hand: install it "
             "as pip does, in a folder, with its sources"
         ) from error
     # nnsight writes a block anew as it goes: so here, too, that both have the same lines.
