@@ -113,6 +113,8 @@ class Job:
             while True:
                 self._hand_out()
                 for found in self._collect():
+                    for hand in self.pool.hands:
+                        hand.actor.forget.remote()
                     return found
         raise AssertionError  # pragma: no cover - the loop ends by its result
 

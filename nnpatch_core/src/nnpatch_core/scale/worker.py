@@ -98,6 +98,7 @@ class Worker:
             The logits by chunk and run, as arrays; none where all prompts run together.
         """
         self._begun, self._known = None, 0.0
+        self.forget()
         held = Held(wanted=Share.of(share), told=self._tell)
 
         def run(sweep: Any, given: Mapping[str, Any], path: Path) -> Any:
@@ -142,13 +143,16 @@ class Worker:
         """
         self._begun, self._known = None, 0.0
         held = self._holding(call, unpatched)
-        # What was recorded is not needed any more.
-        self._held = b"", Held()
+        self.forget()
 
         def finished(sweep: Any, given: Mapping[str, Any], path: Path) -> Any:
             return sweep(self._model, checkpoint=ShareFile(path, None, held=held), **given)
 
         return self._with_file(call, measured, name, finished)
+
+    def forget(self) -> None:
+        """Keep nothing of a sweep any more: its outcome is made, or another one comes."""
+        self._held = b"", Held()
 
     def look(self, content: bool) -> tuple[float, bytes | None]:
         """How much of the shard at hand is measured, from 0 to 1.
