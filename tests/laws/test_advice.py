@@ -7,6 +7,7 @@ messages that people meet most.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
 import re
@@ -22,8 +23,10 @@ import attrs
 import pandas
 import pytest
 import torch
+from accelerate import dispatch_model
 from nnsight import TransformersModel
 from transformers import PreTrainedTokenizerBase
+from transformers.distributed import DistributedConfig
 from typer.main import get_command
 
 import nnpatch_core
@@ -73,12 +76,16 @@ PAGES = [
 PROSE = {"cells", "checkpoint", "outcome", "subspace", "training", "plugin", "finds", "was", "and"}
 #: Of others, whom a message names: each argument, and whose it is.
 OTHERS: dict[str, Any] = {
+    "device_map": dispatch_model,
     "dispatch": TransformersModel.__mro__,
     "dtype": pandas.read_csv,
     "skiprows": pandas.read_csv,
     "orient": pandas.DataFrame.to_json,
     "add_generation_prompt": PreTrainedTokenizerBase.apply_chat_template,
     "continue_final_message": PreTrainedTokenizerBase.apply_chat_template,
+    "task": TransformersModel,
+    "tp_plan": DistributedConfig,
+    "tp_size": DistributedConfig,
 }
 
 
@@ -132,6 +139,7 @@ SOURCE = [
 ]
 
 
+@functools.cache
 def commands() -> dict[str, set[str]]:
     """Each command of the command line to its options."""
     group: Any = get_command(app)
@@ -152,6 +160,7 @@ def public() -> Iterator[Any]:
                 yield from (getattr(found, each) for each in dir(found) if not each.startswith("_"))
 
 
+@functools.cache
 def arguments() -> set[str]:
     """The names of all arguments of what users call."""
     found = set()
@@ -164,11 +173,13 @@ def arguments() -> set[str]:
     return found
 
 
+@functools.cache
 def extras() -> set[str]:
     project = tomllib.loads((ROOT / "nnpatch_core" / "pyproject.toml").read_text(encoding="utf-8"))
     return set(project["project"]["optional-dependencies"])
 
 
+@functools.cache
 def sessions() -> set[str]:
     tree = ast.parse((ROOT / "noxfile.py").read_text(encoding="utf-8"))
     return {
@@ -618,7 +629,7 @@ def test_phrases_are_those_of_messages() -> None:
 ROOMS = ("prompts", "sweep", "engine", "gradients", "memory", "metrics", "seq_pos")
 #: Arguments that no command gives, so that nothing is said of them.
 PYTHON = {"orient", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"}
-PYTHON |= {"extra", "mapping"}
+PYTHON |= {"extra", "mapping", "remote"}
 
 
 def test_warnings_of_a_run_name_options() -> None:
