@@ -38,25 +38,25 @@ class Engine:
         open: opens it on some prompts: `(patches, target, intervention, limits, logits)`, where
             `logits` are those of the unpatched target run, or None if it was not run. It raises
             `EngineError` where the model turns out not to suit it.
-        until: for what is patched and the prompts of each run: the position left of which these
-            may run in pieces, where they do not fit in memory at once.
         open_replay: opens it for one cell with one site, to be patched over and over:
             `(patches, target, values, chunks, store)`. With the replay it gives the logits of the
             unpatched target run, or None; it raises as `open` does.
+        until: for what is patched and the prompts of each run: the position left of which these
+            may run in pieces, where they do not fit in memory at once.
     """
 
     name: str
     why_not: Reason
     why_rather_not: Reason
     open: Callable[..., Execution]
-    until: Callable[[Patches, Sequence[Batch]], int]
     open_replay: Callable[..., tuple[Replay, Tensor | None]] = open_full_replay
+    until: Callable[[Patches, Sequence[Batch]], int] = at_once
 
 
 #: In the order in which `engine="auto"` prefers them; the last one runs every sweep.
 ENGINES = (
-    Engine("cone", why_not_cone, why_rather_not_cone, open_cone, until_of, open_cone_replay),
-    Engine("full", no_reason, no_reason, open_full, at_once, open_full_replay),
+    Engine("cone", why_not_cone, why_rather_not_cone, open_cone, open_cone_replay, until_of),
+    Engine("full", no_reason, no_reason, open_full),
 )
 
 

@@ -169,7 +169,7 @@ class Worker:
             return self._known, None
 
     def _holding(self, call: bytes, unpatched: Sequence[Sent]) -> Held:
-        """What is known of the unpatched runs of a call, and kept from one share to the next."""
+        """The unpatched runs of a call as they are known, kept from one share to the next."""
         if self._held[0] != call:
             known = {
                 number: {name: torch.from_numpy(each) for name, each in logits.items()}

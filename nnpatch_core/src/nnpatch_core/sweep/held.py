@@ -21,7 +21,7 @@ Logits = Mapping[str, Tensor]
 
 @attrs.define(eq=False)
 class Held:
-    """What a process knows of a sweep's runs in which nothing is patched.
+    """The runs of a sweep in which nothing is patched, as far as a process knows them.
 
     Args:
         keeps: whether it keeps what is recorded, for the next share of the same sweep.

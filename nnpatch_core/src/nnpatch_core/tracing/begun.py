@@ -38,7 +38,7 @@ class Begun:
 
     @property
     def given(self) -> dict[str, Any]:
-        """What a forward is given, by keyword."""
+        """The arguments of a forward that goes on, by keyword."""
         return {self.keyword: self.cache}
 
     @property
