@@ -181,13 +181,24 @@ def _sites(sweep: Sweep, adapters: Mapping[int, str]) -> str:
 
 
 def _positions(sweep: Sweep) -> Identity:
-    """The positions that are each prompt's own, or have sources elsewhere, if there are such."""
-    cells = sweep.patches.cells
+    """The positions that have a name, are each prompt's own, or have sources elsewhere, if any."""
+    cells, named = sweep.patches.cells, _are_named(sweep)
     every = [cells.positions[number] for number in cells.used("positions")]
-    own = [at for at in every if len(at.at) > 1 or at.source is not None]
+    own = [at for at in every if named or len(at.at) > 1 or at.source is not None]
     if not own:
         return {}
     return {"positions": f"{len(own)} {digest(*(each for at in own for each in _tensors(at)))}"}
+
+
+def _are_named(sweep: Sweep) -> bool:
+    """Whether some site's positions have a name, which tells no number."""
+    return any(
+        site.where is not None
+        for grid in sweep.layout.grids.values()
+        # Those of a grid all have one, or none has.
+        for cell in (grid.sites[:1] if isinstance(grid.sites, GridSites) else grid.sites)
+        for site in cell.sites
+    )
 
 
 def _tensors(at: Positions) -> tuple[Tensor, Tensor, Tensor]:
