@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +29,7 @@ from nnpatch_core.sweep import Stored
 from nnpatch_core.testing import tiny_api, tiny_model, traces
 from tests.helpers.checkpoints import SITES, SOURCE, TARGET, done, numbers
 from tests.helpers.faults import broken_after
+from tests.helpers.killed import killed
 from tests.helpers.paths import ROOT
 from tests.helpers.samples import THREE
 from tests.helpers.shards import ESTIMATES, leaning, measured, swept
@@ -216,14 +212,7 @@ def test_an_estimate_survives_sigkill(kind: str, shard: str | None, tmp_path: Pa
     code = SCRIPT.format(folder=str(ROOT), path=str(path), shard=shard, kind=kind)
     before = 0
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 300
-        while not (path.exists() and done(path) > before) and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        before = done(path)
+        before = killed(code, path, before)
     if shard is not None:
         shards = [measured(kind, f"{n}/2", tmp_path / str(n)) for n in (1, 2)]
         path = merge_shards(shards, tmp_path / "whole")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +18,7 @@ from nnpatch_core.testing import tiny_api, tiny_model, traces
 from tests.helpers.checkpoints import BUDGET, SITES, SOURCE, TARGET, done, numbers
 from tests.helpers.engines import from_the_middle
 from tests.helpers.faults import broken_after
+from tests.helpers.killed import killed
 from tests.helpers.paths import ROOT
 from tests.helpers.samples import THREE
 from tests.helpers.shards import SWEEPS, measured, swept
@@ -119,14 +115,7 @@ def test_a_shard_survives_sigkill(tmp_path: Path) -> None:
     code = SCRIPT.format(folder=str(ROOT), path=str(path), shard="1/2")
     before = 0
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 300
-        while not (path.exists() and done(path) > before) and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        before = done(path)
+        before = killed(code, path, before)
     shards = [measured("activation", f"{n}/2", tmp_path / str(n)) for n in (1, 2)]
     merged = merge_shards(shards, tmp_path / "whole")
     assert numbers(swept("activation", checkpoint=merged)).equal(numbers(one))

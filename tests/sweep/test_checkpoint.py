@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +12,10 @@ from torch import Tensor
 from nnpatch_core import MetricContext, Outcome, Sites, ablation_patching, reads_tokens
 from nnpatch_core.errors import CheckpointError
 from nnpatch_core.testing import tiny_api, tiny_model, traces
-from tests.helpers.checkpoints import ANSWERS, BUDGET, SITES, TARGET, done, numbers, sweep
+from tests.helpers.checkpoints import ANSWERS, BUDGET, SITES, TARGET, numbers, sweep
 from tests.helpers.engines import from_the_middle
 from tests.helpers.faults import broken_after
+from tests.helpers.killed import killed
 from tests.helpers.paths import ROOT
 
 #: Large enough for all prompts at once.
@@ -48,16 +44,9 @@ def test_survives_being_killed_more_than_once(tmp_path: Path) -> None:
     code = SCRIPT.format(folder=str(ROOT), path=str(path))
     before = 0
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 300
-        while not (path.exists() and done(path) > before) and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.communicate()[0] == ""
-        assert process.returncode == -signal.SIGKILL
-        assert before < done(path) < unbroken.patched("q").numel() * 4
-        before = done(path)
+        now = killed(code, path, before)
+        assert before < now < unbroken.patched("q").numel() * 4
+        before = now
     with traces(model) as seen:
         resumed = sweep(path, model)
     assert 0 < len(from_the_middle(seen)) < whole - 1

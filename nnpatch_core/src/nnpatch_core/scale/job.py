@@ -172,17 +172,18 @@ class Job:
         busy = {id(task.hand) for task in self._tasks}
         for hand in self.pool.hands:
             if self.left and hand.loading is None and id(hand) not in busy:
-                share, content = self.left.popleft(), self._content()
-                name = None if self.path is None else str(self.path)
-                if self.running_unpatched:
-                    call = hand.actor.unpatched.remote(self.call, str(share))
-                elif share is None:
-                    assert content is not None
-                    call = hand.actor.finish.remote(self.call, content, name, *self.unpatched)
-                else:
-                    given = self.call, str(share), content, name
-                    call = hand.actor.measure.remote(*given, *self.unpatched)
-                self.at_work[call] = _Task(share, hand, self.running_unpatched)
+                share = self.left.popleft()
+                self.at_work[self._begin(hand, share)] = _Task(share, hand, self.running_unpatched)
+
+    def _begin(self, hand: Hand, share: Share | None) -> Any:
+        """Set a worker to work, and give the reference to what it will send."""
+        if self.running_unpatched:
+            return hand.actor.unpatched.remote(self.call, str(share))
+        content, name = self._content(), None if self.path is None else str(self.path)
+        if share is None:
+            assert content is not None
+            return hand.actor.finish.remote(self.call, content, name, *self.unpatched)
+        return hand.actor.measure.remote(self.call, str(share), content, name, *self.unpatched)
 
     def _collect(self) -> list[Any]:
         """Take what workers have done; gives the outcome, once it is there."""
