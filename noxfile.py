@@ -28,8 +28,12 @@ EXAMPLES = (
 )  # fmt: skip
 SOURCES = [f"{name}/src" for name in (*DISTRIBUTIONS, EXAMPLE)]
 TESTING = (
-    "accelerate", "hypothesis", "ipykernel", "nbclient", "peft", "psutil", "pytest", "statsmodels",
+    "accelerate", "hypothesis", "ipykernel", "nbclient", "peft", "psutil", "pytest", "pytest-xdist",
+    "statsmodels",
 )  # fmt: skip
+# A process for each processor, of one thread; what follows wins, so `-- -n 0` is one process.
+# The tests of a file stay together, for they share what they ran.
+IN_PROCESSES = ("-n", "logical", "--maxprocesses", "8", "--dist", "loadfile")
 LINTING = (*TESTING, "mypy", "ruff", "types-psutil")
 # What builds the distributions; pip takes it into environments of its own.
 BUILDING = ("editables", "hatchling")
@@ -139,7 +143,7 @@ def study(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests on tiny random models."""
     install(session, *TESTING)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *IN_PROCESSES, *session.posargs)
 
 
 @nox.session
@@ -169,7 +173,7 @@ def matrix(session: nox.Session, end: str) -> None:
     """Run the tests at one end of what we support: lowest, newest or unlocked."""
     install(session, *TESTING, *ends(end), locked=False)
     tell_versions(session)
-    session.run("pytest", *session.posargs)
+    session.run("pytest", *IN_PROCESSES, *session.posargs)
 
 
 @nox.session
@@ -178,7 +182,7 @@ def newest(session: nox.Session) -> None:
     install(session, *TESTING, *ends("unlocked"), locked=False)
     install_smollm2(session)
     tell_versions(session)
-    session.run("pytest", "-m", "newest", *session.posargs)
+    session.run("pytest", *IN_PROCESSES, "-m", "newest", *session.posargs)
     folder = session.create_tmp()
     session.run("python", "docs/examples/capitals.py", "--out", folder)
 

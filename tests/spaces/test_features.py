@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nnpatch_core.errors import SubspaceError
 from nnpatch_core.spaces import Features
-from tests.helpers.refusals import raises
+from tests.helpers.refusals import cases, raises
 
 WIDTH, MANY = 8, 24
 #: What is left of numbers of size 1 in the type in which an autoencoder computes.
@@ -297,7 +297,7 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "parts"), REFUSED, ids=lambda each: str(each)[:40])
+@cases(("call", "parts"), REFUSED)
 def test_what_is_none_is_refused(call: Callable[[], Any], parts: list[str]) -> None:
     with raises(SubspaceError, *parts):
         call()

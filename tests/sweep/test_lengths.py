@@ -46,6 +46,9 @@ class EverySecond:
 
     one_by_one = True
 
+    def __repr__(self) -> str:
+        return "EverySecond()"  # Two processes must give a test one name.
+
     def expand(self, seq_len: int) -> list[tuple[int]]:
         return [(position,) for position in range(0, seq_len, 2)]
 
