@@ -149,12 +149,18 @@ class Oracle:
         self, target: Prompt, places: Iterable[Place], donor: Donor, read: Place
     ) -> Tensor:
         """`[seq, width]`: what stands at another place, or the same, in such a run."""
+        return self.all_when_replaced(target, places, donor, [read])[1][0]
+
+    def all_when_replaced(
+        self, target: Prompt, places: Iterable[Place], donor: Donor, reads: Sequence[Place]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The logits `[seq, vocab]` of such a run, and `[seq, width]` of each place read."""
         kept: dict[tuple[str, int], Tensor] = {}
         hooks = self._replacing(target, places, donor)
-        # After what replaces, so that it sees that.
-        hooks.append(self._hook(read._replace(head=None), self._reader(read, kept)))
-        self._forward(target, hooks)
-        return self.part(kept[read.component, read.layer], read)
+        # After what replaces, so that they see that.
+        hooks += [self._hook(each._replace(head=None), self._reader(each, kept)) for each in reads]
+        logits = self._at_each(target, hooks)
+        return logits, [self.part(kept[each.component, each.layer], each) for each in reads]
 
     def _replacing(
         self, target: Prompt, places: Iterable[Place], donor: Donor

@@ -43,6 +43,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors
 SOURCE, TARGET, ANSWERS = THREE
 MASK = torch.tensor([[1] * 6, [0, 1, 1, 1, 1, 1], [1] * 6])
 SITES = Sites(["q", "o", "mlp", "resid"], seq_pos_type="each")
+#: One forward for each cell takes a while: some of each kind.
+FEW = Sites(["q", "o", "mlp", "resid"], layers=[0, 2], seq_pos_type="lastk", seq_pos=2)
 EVERY = ["logit_difference", "kl_divergence", "answer_probability"]
 
 # The states.
@@ -110,7 +112,7 @@ def activation(model: Any, **options: Any) -> dict[str, Tensor]:
     out = activation_patching(
         model,
         Llama3,
-        SITES,
+        options.pop("sites", SITES),
         SOURCE,
         TARGET,
         *ANSWERS,
@@ -128,7 +130,7 @@ def ablation(model: Any, **options: Any) -> dict[str, Tensor]:
     out = ablation_patching(
         model,
         Llama3,
-        SITES,
+        options.pop("sites", SITES),
         TARGET,
         *ANSWERS,
         attention_mask=MASK,
@@ -187,6 +189,7 @@ def edges(model: Any, **options: Any) -> dict[str, Tensor]:
         TARGET,
         *ANSWERS,
         senders=["input", "a0.h1", "m1"],
+        receivers=options.pop("receivers", None),
         attention_mask=MASK,
         metric=options.pop("metric", EVERY),
         progress=False,
@@ -256,14 +259,16 @@ def weights(model: Any) -> dict[str, Tensor]:
 
 CALLS: dict[str, Callable[[Any], Mapping[str, Tensor]]] = {
     "activation, cone": functools.partial(activation, engine="cone"),
-    "activation, full": functools.partial(activation, engine="full"),
+    "activation, full": functools.partial(activation, engine="full", sites=FEW),
     "activation, one by one": functools.partial(activation, batch_size=1, engine="cone"),
     "activation, screened": functools.partial(activation, screen="attribution", top_k=3),
     "activation, screened by AtP*": functools.partial(activation, screen="atp*", top_k=3),
     "ablation, zero": functools.partial(ablation, method="zero"),
     "ablation, mean": functools.partial(ablation, method="mean", per_position=True),
     "ablation, resample": functools.partial(ablation, method="resample"),
-    "ablation, full": functools.partial(ablation, method="mean", reference=SOURCE, engine="full"),
+    "ablation, full": functools.partial(
+        ablation, method="mean", reference=SOURCE, engine="full", sites=FEW
+    ),
     "attribution": attribution,
     "attribution, integrated": functools.partial(attribution, steps=2),
     "attribution, QK fix": functools.partial(attribution, qk_fix=True),
@@ -271,7 +276,11 @@ CALLS: dict[str, Callable[[Any], Mapping[str, Tensor]]] = {
     "attribution, ablated": functools.partial(attribution, source=None, ablation="mean"),
     "edges, cone": functools.partial(edges, engine="cone"),
     "edges, full, of each position": functools.partial(
-        edges, engine="full", seq_pos_type="lastk", seq_pos=2
+        edges,
+        engine="full",
+        receivers=["a1.h0<q>", "a2.h1<k>", "m2", "logits"],
+        seq_pos_type="lastk",
+        seq_pos=2,
     ),
     "edges, ablated, one by one": functools.partial(edges, ablation="resample", batch_size=1),
     "edges, by attribution": functools.partial(edges, method="eap"),

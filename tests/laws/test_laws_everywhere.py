@@ -164,21 +164,26 @@ CHUNKINGS: dict[str, dict[str, Any]] = {
     "two": {"batch_size": 2},
     "small": {"memory_budget": "260 KiB"},
 }
-#: Ways in which several prompts run together, and others later.
+#: All at once; and ways in which several prompts run together, and others later.
 FEW = ("all", "two")
 
 
-def paths(entries: Any = OPTIONS) -> Iterator[Any]:
-    """Every entry point in every engine that it has, with prompts cut in every way."""
+def paths(entries: Any, cuts: Any) -> Iterator[Any]:
+    """Every entry point in every engine that it has, with prompts cut in several ways."""
     for entry in entries:
         for engine in ["gradient"] if entry in ESTIMATES else ["cone", "full"]:
             # Of edges it is enough that some run together and others not.
-            for chunking in FEW if entry.startswith("edges") else CHUNKINGS:
+            for chunking in FEW if entry.startswith("edges") else cuts:
                 yield pytest.param(entry, engine, chunking, id=f"{entry}-{engine}-{chunking}")
 
 
-def everywhere(entries: Any = OPTIONS) -> Callable[[Any], Any]:
-    return pytest.mark.parametrize(("entry", "engine", "chunking"), [*paths(entries)])
+def everywhere(entries: Any = OPTIONS, cuts: Any = CHUNKINGS) -> Callable[[Any], Any]:
+    return pytest.mark.parametrize(("entry", "engine", "chunking"), [*paths(entries, cuts)])
+
+
+def anew(entries: Any = OPTIONS) -> Callable[[Any], Any]:
+    """For a law that takes a sweep of its own: each way of cutting is held to the others above."""
+    return everywhere(entries, FEW)
 
 
 def run(
@@ -308,14 +313,14 @@ def test_a_prompt_that_gets_its_own_values_changes_in_no_bit(
             assert (out.raw[metric][name].double() == before).all()
 
 
-@everywhere([each for each in OPTIONS if each not in RESAMPLED])
+@anew([each for each in OPTIONS if each not in RESAMPLED])
 def test_the_order_of_the_prompts_does_not_matter(entry: str, engine: str, chunking: str) -> None:
     order = [3, 0, 4, 2, 1]
     found = raw(run(entry, engine, chunking, Batch.of(*order)))
     assert (found - reference(entry)[..., order]).abs().max() < ROUNDING
 
 
-@everywhere()
+@anew()
 def test_the_side_of_the_padding_does_not_matter(entry: str, engine: str, chunking: str) -> None:
     found = raw(run(entry, engine, chunking, side="right"))
     assert (found - reference(entry)).abs().max() < ROUNDING
@@ -347,7 +352,7 @@ def test_model_and_prompts_are_as_they_were_before(entry: str, engine: str, chun
     check_state(found.before, found.after)
 
 
-@everywhere()
+@anew()
 def test_a_model_is_as_it_was_before_after_an_error_too(
     entry: str, engine: str, chunking: str
 ) -> None:
@@ -374,13 +379,13 @@ def test_a_model_is_as_it_was_before_after_an_error_too(
     check_state(before, state_of(model))
 
 
-@everywhere()
+@anew()
 def test_the_same_call_gives_the_same_bits(entry: str, engine: str, chunking: str) -> None:
     torch.manual_seed(2)
     assert raw(run(entry, engine, chunking)).equal(raw(ran(entry, engine, chunking).out))
 
 
-@everywhere([each for each in OPTIONS if "screened" not in each and each not in OTHER_RUNS])
+@anew([each for each in OPTIONS if "screened" not in each and each not in OTHER_RUNS])
 def test_a_metric_is_measured_the_same_beside_others(
     entry: str, engine: str, chunking: str
 ) -> None:

@@ -129,17 +129,26 @@ OWN = {name: metric for name, (metric, _, _) in PLAIN.items()}
 SWEPT = Sites(["q", "o", "mlp", "resid"], layers=[0, 1, 2], seq_pos_type="lastk", seq_pos=3)
 
 
+#: Every place that one of them reads.
+READ = list(dict.fromkeys(read for _, reads, _ in PLAIN.values() for read in reads))
+
+
+@functools.cache
+def patched_run(entry: str, row: int, place: Place | None) -> tuple[Tensor, dict[Place, Tensor]]:
+    """The logits of a prompt at each token, and all that is read, in one run."""
+    prompt = (SOURCES if entry == "source" else TARGETS)[row]
+    places = [] if place is None else [place]
+    logits, seen = oracle().all_when_replaced(prompt, places, donor_of(entry, row), READ)
+    return logits, dict(zip(READ, seen, strict=True))
+
+
 @functools.cache
 def expected(entry: str, name: str, place: Place | None) -> Tensor:
     _, reads, formula = PLAIN[name]
     found = []
-    prompts = SOURCES if entry == "source" else TARGETS
-    for row, prompt in enumerate(prompts):
-        places = [] if place is None else [place]
-        donor = donor_of(entry, row)
-        seen = [oracle().read_when_replaced(prompt, places, donor, read) for read in reads]
-        logits = oracle().replaced_at_each(prompt, places, donor)
-        found.append(formula(row, logits, *seen))
+    for row in range(BATCH):
+        logits, seen = patched_run(entry, row, place)
+        found.append(formula(row, logits, *[seen[read] for read in reads]))
     own = torch.stack(found)
     return own - own.mean() / 2 if name == "relative" else own
 
@@ -196,9 +205,8 @@ def test_each_component_in_each_layer(component: str, engine: str) -> None:
             for row, prompt in enumerate(TARGETS):
                 donor = donor_of("activation", row)
                 at = Place(component, layer, head)
-                seen = oracle().read_when_replaced(prompt, [place], donor, at)[-2:].mean()
-                logits = oracle().replaced(prompt, [place], donor)
-                gap = out.raw["mine"][name][number, row] - seen - logits[0] / 100
+                logits, (seen,) = oracle().all_when_replaced(prompt, [place], donor, [at])
+                gap = out.raw["mine"][name][number, row] - seen[-2:].mean() - logits[-1, 0] / 100
                 assert abs(float(gap)) < GAP, (layer, place)
 
 
@@ -238,10 +246,7 @@ def test_attribution_differentiates_through_them() -> None:
                 for found, step in ((before, 0.0), (moved, share)):
                     value = there + step * (given_ - there)
                     donor = lambda *_, value=value: value  # noqa: E731
-                    seen = [
-                        oracle().read_when_replaced(prompt, [place], donor, read) for read in reads
-                    ]
-                    logits = oracle().replaced_at_each(prompt, [place], donor)
+                    logits, seen = oracle().all_when_replaced(prompt, [place], donor, reads)
                     found.append(formula(row, logits, *seen).double())
             slope = (torch.stack(moved) - torch.stack(before)) / share
             if name == "relative":
