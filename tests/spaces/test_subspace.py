@@ -21,7 +21,7 @@ from nnpatch_core import Site
 from nnpatch_core.errors import LayerError, SubspaceError
 from nnpatch_core.spaces import Features, SiteRecord, Subspace, as_space, by_layer
 from nnpatch_core.testing import tiny_api, tiny_tokenizer
-from tests.helpers.refusals import cases, raises
+from tests.helpers.refusals import raises, shown
 from tests.helpers.strategies import subspace
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -401,7 +401,7 @@ REFUSED: list[tuple[Callable[[], Any], list[str]]] = [
 ]
 
 
-@cases(("call", "parts"), REFUSED)
+@pytest.mark.parametrize(("call", "parts"), REFUSED, ids=shown)
 def test_what_is_none_is_refused(call: Callable[[], Any], parts: list[str]) -> None:
     with raises(SubspaceError, *parts):
         call()
