@@ -7,11 +7,12 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import attrs
 
+from nnpatch_core._files import reason, write_whole
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, WorkerError, WorkerWarning
 from nnpatch_core.scale.pool import Hand, Pool, taken, words_of
@@ -288,7 +289,8 @@ class Job:
             return
         with TemporaryDirectory() as folder:
             file = Path(folder, "shard")
-            file.write_bytes(content)
+            with self._room_for():
+                write_whole(file, lambda part: part.write_bytes(content), CheckpointError)
             own = attrs.evolve(Stored.read(file), path="a worker", count=None, shards={})
         before = self.measured
         if before is not None:
@@ -322,5 +324,17 @@ class Job:
             return None
         with TemporaryDirectory() as folder:
             file = Path(folder, "measured")
-            self.measured.write(file)
+            with self._room_for():
+                self.measured.write(file)
             return file.read_bytes()
+
+    @contextmanager
+    def _room_for(self) -> Iterator[None]:
+        """What is written there is on its way to a worker or from it, and nobody's file."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise WorkerError(
+                f"what workers measure goes through files in {gettempdir()} (TMPDIR), where one "
+                f"could not be written: {reason(error.__cause__ or error)}{self._kept()}"
+            ) from error

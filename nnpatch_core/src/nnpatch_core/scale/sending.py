@@ -7,6 +7,7 @@ import pickle
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -63,24 +64,31 @@ def sent(make: Callable[[], Any]) -> Sent:
     return Sent(value, error, exhausted, warned)
 
 
-def renamed(found: Sent, path: str, name: str | None) -> Sent:
+def renamed(found: Sent, path: Path, name: str | None) -> Sent:
     """A result as it was sent, with a file's name in place of that which it has in a worker.
+
+    Where the worker has no room for it, that is told of the worker: the user's own file lies
+    elsewhere.
 
     Args:
         found: what was sent.
         path: the file in the worker.
         name: how the user knows it; None if there is none, and then nothing is told of it.
     """
-    known = name or FILE
+    unwritten = f"{path} could not be written"
+    own = f"the file of a worker, in {path.parent.parent} (TMPDIR), could not be written"
+
+    def told(words: str) -> str:
+        words = words.replace(f"the checkpoint {unwritten}", own).replace(unwritten, own)
+        return words.replace(str(path), name or FILE)
+
     error = found.error
     if isinstance(error, PatchingError):
-        error.args = tuple(
-            part.replace(path, known) if isinstance(part, str) else part for part in error.args
-        )
+        error.args = tuple(told(part) if isinstance(part, str) else part for part in error.args)
     warned = tuple(
-        (category, words.replace(path, known))
+        (category, told(words))
         for category, words in found.warned
-        if name or not (issubclass(category, CheckpointWarning) and path in words)
+        if name or not (issubclass(category, CheckpointWarning) and str(path) in words)
     )
     return attrs.evolve(found, error=error, warned=warned)
 

@@ -15,7 +15,9 @@ from typing import Any
 import attrs
 import torch
 
+from nnpatch_core._files import write_whole
 from nnpatch_core._models import as_nnsight, input_device, module_of, with_weights
+from nnpatch_core.errors import CheckpointError
 from nnpatch_core.memory import memory_budgets
 from nnpatch_core.plugins import load_plugins
 from nnpatch_core.scale.sending import Sent, renamed, sent
@@ -192,15 +194,19 @@ class Worker:
         torch.set_num_threads(self._threads)
         with TemporaryDirectory() as folder:
             path = Path(folder, _FILE).resolve()
-            if content is not None:
-                path.write_bytes(content)
+
+            def ran() -> Any:
+                if content is not None:
+                    write_whole(path, lambda part: part.write_bytes(content), CheckpointError)
+                return function(*pickle.loads(call), path)
+
             self._path = path
             try:
-                found = sent(lambda: function(*pickle.loads(call), path))
+                found = sent(ran)
             finally:
                 self._path = None
             kept = path.read_bytes() if path.exists() else None
-        return attrs.evolve(renamed(found, str(path), name), kept=kept)
+        return attrs.evolve(renamed(found, path, name), kept=kept)
 
     def _parts(self) -> dict[str, str]:
         model = module_of(self._model)
