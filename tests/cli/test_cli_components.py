@@ -442,6 +442,18 @@ def test_type_that_no_plugin_claims(nnpatch: Command) -> None:
     assert list(found["missing"]) == ["q", "k", "v", "o", "attn", "mlp"]
 
 
+@pytest.fixture
+def one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny models that are inferred have one layer, where the table is not the point."""
+
+    def tiny(model_type: str, **settings: Any) -> Any:
+        return tiny_model(model_type, num_hidden_layers=1, **settings)
+
+    for module in ("components", "models"):
+        monkeypatch.setattr(f"nnpatch_core.cli.{module}.tiny_model", tiny)
+
+
+@pytest.mark.usefixtures("one_layer")
 def test_type_that_no_plugin_claims_beside_a_broken_one(install: Install, nnpatch: Command) -> None:
     install("martian-models", "raise RuntimeError('at import')")
     done = nnpatch("components", "gpt2")
@@ -449,6 +461,7 @@ def test_type_that_no_plugin_claims_beside_a_broken_one(install: Install, nnpatc
         assert part in done.out
 
 
+@pytest.mark.usefixtures("one_layer")
 def test_type_whose_plugin_is_left_out(nnpatch: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NNPATCH_PLUGINS", "")
     done = nnpatch("components", "llama")
@@ -456,6 +469,7 @@ def test_type_whose_plugin_is_left_out(nnpatch: Command, monkeypatch: pytest.Mon
     assert "nnpatch-llama has one, which NNPATCH_PLUGINS='' leaves out" in done.out
 
 
+@pytest.mark.usefixtures("one_layer")
 def test_folder_of_a_type_that_no_plugin_claims(
     model_folder: ModelFolder, nnpatch: Command
 ) -> None:

@@ -22,6 +22,8 @@ from tests.helpers.commands import (
     statuses,
 )
 
+#: Of a model with one layer the checks take a third of the time; the first test has a whole one.
+ONE_LAYER = ("--config", "num_hidden_layers=1")
 FILES = [
     "pyproject.toml",
     "README.md",
@@ -61,7 +63,9 @@ def test_package_in_the_current_folder(
 
 def test_package_elsewhere_as_json(tmp_path: Path, nnpatch: Command) -> None:
     folder = tmp_path / "deep" / "down"
-    done = nnpatch("new-adapter", "My_GPT2", "--model-type", "gpt2", "--output", folder, "--json")
+    done = nnpatch(
+        "new-adapter", "My_GPT2", "--model-type", "gpt2", "--output", folder, "--json", *ONE_LAYER
+    )
     assert (done.code, done.err) == (0, "")
     assert done.json == {
         "distribution": "nnpatch-my-gpt2",
@@ -80,7 +84,9 @@ def test_written_adapter_passes_the_checks(
 ) -> None:
     """By another way than the command's own: the module is imported and checked."""
     folder = tmp_path / "package"
-    code = nnpatch("new-adapter", "neox", "--model-type", "gpt_neox", "--output", folder).code
+    code = nnpatch(
+        "new-adapter", "neox", "--model-type", "gpt_neox", "--output", folder, *ONE_LAYER
+    ).code
     assert code == 0
     monkeypatch.syspath_prepend(str(folder / "src"))
     try:
@@ -199,7 +205,8 @@ def test_settings_of_the_tiny_model(
 
 def test_settings_change_what_is_read(tmp_path: Path, nnpatch: Command) -> None:
     arguments = ["new-adapter", "new", "--model-type", "granite", "--output", tmp_path / "new"]
-    assert nnpatch(*arguments, "--config", "residual_multiplier=0.5").code == 0
+    given = [*arguments, *ONE_LAYER, "--config", "residual_multiplier=0.5"]
+    assert nnpatch(*given).code == 0
     assert 'residual="scaled"' in written(tmp_path / "new", "new")
 
 
@@ -225,7 +232,7 @@ def test_setting_that_python_does_not_spell_so(
 def test_what_could_not_be_read_off_is_said(tmp_path: Path, nnpatch: Command) -> None:
     """Its keys and values are made of one latent vector, by one module."""
     folder = tmp_path / "latent"
-    arguments = ["new-adapter", "latent", "--model-type", "deepseek_v3", "--output"]
+    arguments = ["new-adapter", "latent", "--model-type", "deepseek_v3", *ONE_LAYER, "--output"]
     done = nnpatch(*arguments, folder)
     assert done.code == 0
     assert "Read off the model: resid_pre, q, o, attn, mlp, resid." in done.lines
@@ -245,7 +252,7 @@ def test_what_could_not_be_read_off_is_said(tmp_path: Path, nnpatch: Command) ->
 
 def test_nothing_missing_is_not_mentioned(tmp_path: Path, nnpatch: Command) -> None:
     folder = tmp_path / "new"
-    done = nnpatch("new-adapter", "new", "--model-type", "llama", "--output", folder)
+    done = nnpatch("new-adapter", "new", "--model-type", "llama", "--output", folder, *ONE_LAYER)
     assert done.code == 0
     for text in (done.out, readme(folder), written(folder, "new")):
         assert "Not read off" not in text
@@ -263,13 +270,14 @@ def test_family_that_fails_a_check(
     tmp_path: Path, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nnpatch_core.cli.models.tiny_model", without_gradient)
-    arguments = ["new-adapter", "new", "--model-type", "llama", "--output"]
+    layers = ("--config", "num_hidden_layers=2")
+    arguments = ["new-adapter", "new", "--model-type", "llama", *layers, "--output"]
     done = nnpatch(*arguments, tmp_path / "one", "--json")
     assert (done.code, done.err) == (1, "")
     assert list(done.json["failed"]) == ["check_gradients"]
     assert all(Path(path).is_file() for path in done.json["files"])
     reason = done.json["failed"]["check_gradients"]
-    assert "L2" in reason or "layer 2" in reason
+    assert "L1" in reason or "layer 1" in reason
     done = nnpatch(*arguments, tmp_path / "two")
     assert done.code == 1
     assert f"Fails: check_gradients: {reason}" in done.lines
@@ -281,7 +289,7 @@ def test_type_that_the_model_does_not_call_itself(tmp_path: Path, nnpatch: Comma
     if "gpt-sw3" not in causal_model_types():
         pytest.skip("this transformers has no gpt-sw3")
     folder = tmp_path / "new"
-    arguments = ["new-adapter", "sw3", "--model-type", "gpt-sw3", "--output", folder]
+    arguments = ["new-adapter", "sw3", "--model-type", "gpt-sw3", *ONE_LAYER, "--output", folder]
     done = nnpatch(*arguments)
     assert done.code != 0 or 'model_types=("gpt2",)' in written(folder, "sw3")
 
@@ -290,6 +298,7 @@ def test_place_that_cannot_be_written(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     refused(
         *("new-adapter", "new", "--model-type", "llama", "--output", tmp_path / "file" / "new"),
+        *ONE_LAYER,
         parts=["cannot be written", str(tmp_path / "file" / "new")],
     )
     assert listing(tmp_path) == ["file"]
@@ -310,6 +319,7 @@ def test_nothing_is_left_of_a_package_half_written(
     monkeypatch.setattr(Path, "write_text", third_fails)
     refused(
         *("new-adapter", "new", "--model-type", "llama", "--output", tmp_path / "new"),
+        *ONE_LAYER,
         parts=["cannot be written", "No space left on device"],
     )
     assert len(writes) == 3

@@ -1,6 +1,6 @@
-"""A model over two processes, as a process of its own: `python -m tests.helpers.parallel ...`.
+"""A model over two processes, each a process of its own: `python -m tests.helpers.parallel ...`.
 
-It prints, as JSON, what each call gave.
+It prints, as JSON, what each call gave with the model parted in each way.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ TARGET = torch.tensor([[5, 16, 7, 18, 9, 10], [0, 0, 1, 12, 3, 4]])
 MASK = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
 RUNS = SOURCE, TARGET, torch.tensor([20, 21]), torch.tensor([30, 31])
 QUIET: dict[str, Any] = {"attention_mask": MASK, "progress": False}
-SITES = Sites(["resid", "q", "k", "v", "o", "attn", "mlp"], seq_pos_type="each")
+COMPONENTS = ["resid", "q", "k", "v", "o", "attn", "mlp"]
+SITES = Sites(COMPONENTS, seq_pos_type="each")
+#: Where each cell is a whole forward: a position is an index there, and two will do.
+TWO = Sites(COMPONENTS, seq_pos_type="custom", seq_pos=[-1, -3])
+WAYS = ("tensor-parallel", "fully sharded")
 
 
 def steered(model: Any) -> Any:
@@ -46,7 +50,7 @@ def steered(model: Any) -> Any:
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "cone": lambda it: activation_patching(it, None, SITES, *RUNS, **QUIET, engine="cone"),
-    "full": lambda it: activation_patching(it, None, SITES, *RUNS, **QUIET, engine="full"),
+    "full": lambda it: activation_patching(it, None, TWO, *RUNS, **QUIET, engine="full"),
     "attribution": lambda it: attribution_patching(it, None, SITES, *RUNS, **QUIET),
     "edges": lambda it: edge_patching(it, None, *RUNS, **QUIET, senders=["m1"]).outcome,
     "plan": lambda it: plan_sweep(it, None, SITES, SOURCE, TARGET, attention_mask=MASK) and {},
@@ -76,8 +80,6 @@ def parted(how: str, folder: str) -> Any:
 
 def told(model: Any, call: Callable[[Any], Any]) -> Any:
     """The largest gap to the whole model, or the error."""
-    with torch.no_grad():
-        wanted = call(tiny_model("llama"))
     try:
         with torch.no_grad():
             found = call(model)
@@ -85,15 +87,14 @@ def told(model: Any, call: Callable[[Any], Any]) -> Any:
         return {"error": type(error).__name__, "message": str(error)}
     except Exception as error:
         return {"error": f"not ours: {type(error).__name__}", "message": str(error)}
+    with torch.no_grad():
+        wanted = call(tiny_model("llama"))
     gaps = [float((found[name] - wanted[name]).abs().max()) for name in wanted]
     return {"gap": max(gaps, default=0.0)}
 
 
-def main(how: str, folder: str) -> None:
-    """Run as one of two processes."""
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
+def of_way(how: str, folder: str) -> dict[str, Any]:
+    """What each call gives, and how far the model is from the whole one before and after."""
     model = parted(how, folder)
     whole = tiny_model("llama")(TARGET, attention_mask=MASK).logits
 
@@ -105,11 +106,20 @@ def main(how: str, folder: str) -> None:
     found: dict[str, Any] = {"before": gap()}
     found |= {name: told(model, call) for name, call in CALLS.items()}
     found["after"] = gap()
+    return found
+
+
+def main(folder: str) -> None:
+    """Run as one of two processes."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    found = {how: of_way(how, folder) for how in WAYS}
     torch.distributed.destroy_process_group()
     sys.stdout.write(json.dumps(found) + "\n")
 
 
-def run_parted(how: str, folder: Path) -> list[dict[str, Any]]:
+def run_parted(folder: Path) -> list[dict[str, Any]]:
     """What each of two processes prints."""
     tiny_model("llama").save_pretrained(folder)
     with socket.socket() as free:
@@ -117,7 +127,7 @@ def run_parted(how: str, folder: Path) -> list[dict[str, Any]]:
         port = str(free.getsockname()[1])
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.parallel", how, str(folder)],
+            [sys.executable, "-m", "tests.helpers.parallel", str(folder)],
             env={
                 **os.environ,
                 "MASTER_ADDR": "127.0.0.1",

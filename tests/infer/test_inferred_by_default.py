@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,17 @@ WRAPPED: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def one_layer(**settings: Any) -> Any:
+    """The smallest model that no plugin claims: what is inferred is of each layer by itself."""
+    return tiny_model("gpt2", n_layer=1, **settings)
+
+
+@functools.cache
+def inferred() -> Any:
+    """The adapter of such a model, asked for by name."""
+    return infer_adapter(one_layer())
+
+
 def numbers(outcome: Any) -> dict[str, Any]:
     return {
         name: value.tolist() if isinstance(value, torch.Tensor) else value
@@ -107,8 +120,8 @@ def put_to_test(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_entry_point_infers_once_and_says_so(entry: str, put_to_test: list[str]) -> None:
-    model = tiny_model("gpt2", n_layer=2)
-    expected = numbers(ENTRIES[entry](model, infer_adapter(model)))
+    model, api = one_layer(), inferred()
+    expected = numbers(ENTRIES[entry](model, api))
     put_to_test.clear()
     with pytest.warns(AdapterWarning) as caught:
         found = ENTRIES[entry](model, None)
@@ -121,8 +134,8 @@ def test_every_entry_point_infers_once_and_says_so(entry: str, put_to_test: list
 
 @pytest.mark.parametrize("wrap", WRAPPED)
 def test_however_the_model_is_wrapped(wrap: str) -> None:
-    model = tiny_model("gpt2", n_layer=2)
-    expected = numbers(activation(model, infer_adapter(model)))
+    model = one_layer()
+    expected = numbers(activation(model, inferred()))
     with pytest.warns(AdapterWarning):
         found = activation(WRAPPED[wrap](model), None)
     assert numbers(found) == expected
@@ -151,7 +164,7 @@ def test_the_warning_says_what_was_found_and_how_to_keep_it() -> None:
 
 def test_what_the_models_cannot_do_is_said() -> None:
     with pytest.warns(AdapterWarning, match="It declares cone=False"):
-        find_adapter(None, tiny_model("bloom"))
+        find_adapter(None, tiny_model("bloom", n_layer=1))
 
 
 def test_a_model_with_a_plugin_is_not_inferred(put_to_test: list[str]) -> None:
@@ -160,8 +173,7 @@ def test_a_model_with_a_plugin_is_not_inferred(put_to_test: list[str]) -> None:
 
 
 def test_own_sites_keep_their_adapter(put_to_test: list[str]) -> None:
-    model = tiny_model("gpt2", n_layer=2)
-    own = infer_adapter(model, "Own")
+    model, own = tiny_model("gpt2", n_layer=2), attrs.evolve(inferred(), name="Own")
     put_to_test.clear()
     sites = Sites.from_sites([Site.get_site(own, "mlp", layer=1, seq_pos=[-1])])
     for call in (activation, ablation, attribution, screened("attribution")):
@@ -171,7 +183,7 @@ def test_own_sites_keep_their_adapter(put_to_test: list[str]) -> None:
 
 def test_without_any_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inferring is there whatever plugins are limited to, and finds what the plugin knows."""
-    model = tiny_model("llama")
+    model = tiny_model("llama", num_hidden_layers=1)
     expected = numbers(activation(model, "Llama3"))
     monkeypatch.setenv("NNPATCH_PLUGINS", "")
     with pytest.warns(AdapterWarning, match="NNPATCH_PLUGINS=''"):
@@ -202,7 +214,7 @@ def test_model_and_random_numbers_are_left_as_they_were() -> None:
 
 def test_weights_that_are_swapped_are_read_anew(put_to_test: list[str]) -> None:
     """Nothing is kept from one call to the next: what is inferred is of this model, as it is."""
-    model = tiny_model("gpt2", n_layer=2)
+    model = one_layer()
     for _ in range(2):
         with pytest.warns(AdapterWarning):
             find_adapter(None, model)
@@ -233,11 +245,11 @@ def test_a_model_without_weights(entry: str) -> None:
         ENTRIES[entry](model, None)
     # The advice works: an adapter of a model with weights will do for a plan.
     if entry == "plan":
-        assert plan(model, infer_adapter(tiny_model("gpt2")))["cells"] == 10
+        assert plan(model, inferred())["cells"] == 10
 
 
 def test_a_model_that_nnsight_has_not_loaded_yet(tmp_path: Path) -> None:
-    tiny_model("gpt2").save_pretrained(tmp_path)
+    one_layer().save_pretrained(tmp_path)
     named = {"task": "text-generation", "tokenizer": tiny_tokenizer(["a"])}
     with pytest.raises(AdapterError, match=r"load it with them \(in nnsight by dispatch=True\)"):
         activation(TransformersModel(str(tmp_path), **named), None)
@@ -290,15 +302,16 @@ def test_plugin_of_ours_that_is_not_installed(
     monkeypatch.setattr(metadata, "version", without)
     monkeypatch.setattr(metadata, "distributions", lambda: left)
     with pytest.warns(AdapterWarning, match=f"{distribution} has one: pip install {distribution}"):
-        found = find_adapter(None, tiny_model(model_type))
+        found = find_adapter(None, tiny_model(model_type, num_hidden_layers=1))
     assert model_type in found.model_types
 
 
 def test_types_without_a_plugin_are_told_to_install_none() -> None:
-    for model_type in ("gpt2", "gpt_neo"):
+    one = {"num_layers": 1, "attention_types": [[["global"], 1]]}
+    for model_type, settings in (("gpt2", {"n_layer": 1}), ("gpt_neo", one)):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            find_adapter(None, tiny_model(model_type))
+            find_adapter(None, tiny_model(model_type, **settings))
         assert not any("pip install" in str(warning.message) for warning in caught)
 
 

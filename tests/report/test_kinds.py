@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -51,8 +52,14 @@ def ran(run: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return run(MODEL, None, *arguments, **options)
 
 
+@functools.cache
 def found_circuit() -> Any:
     return ran(find_circuit, PAIRS, top_k=20, progress=False)
+
+
+@functools.cache
+def measured_edges() -> Any:
+    return ran(edge_patching, PAIRS, progress=False)
 
 
 KINDS: dict[str, tuple[Callable[[], Any], set[str], list[str]]] = {
@@ -102,7 +109,7 @@ KINDS: dict[str, tuple[Callable[[], Any], set[str], list[str]]] = {
         ["paths of the model", "path_patching("],
     ),
     "edges": (
-        lambda: ran(edge_patching, PAIRS, progress=False),
+        measured_edges,
         {"one-direction"},
         ["190 edges of the model", "edge_patching("],
     ),
@@ -170,7 +177,7 @@ def test_a_report_of_every_kind(tmp_path: Path, kind: str) -> None:
 
 
 def test_edges_from_a_file(tmp_path: Path) -> None:
-    edges = ran(edge_patching, PAIRS, progress=False)
+    edges = measured_edges()
     edges.save(tmp_path / "edges")
     edges.report(tmp_path / "one.html")
     EdgeOutcome.load(tmp_path / "edges").report(tmp_path / "two.html")

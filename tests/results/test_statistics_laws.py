@@ -27,11 +27,14 @@ pytestmark = pytest.mark.filterwarnings(
 
 Numbers = NDArray[np.float64]
 SCALES: tuple[Scale, ...] = ("restored", "change")
+EITHER = st.sampled_from(SCALES)
 ADJUSTMENTS: tuple[Any, ...] = ("holm", "bh", "max_t", None)
 #: Few, for what is compared is of the same random numbers.
 DRAWN = 200
 #: Multiples of 1/16: sums of them are exact, so that ties are ties.
 SIXTEENTHS = st.integers(-64, 64).map(lambda number: number / 16)
+#: For laws that take more than five seconds with the usual hundred.
+FEWER = settings(max_examples=30)
 AWAY_FROM_0 = SIXTEENTHS.map(lambda number: 16 + number)
 
 
@@ -92,8 +95,7 @@ def ordered(found: Mapping[Any, Any]) -> None:
 # Invariances -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@given(numbers=effects(), chance=st.randoms(use_true_random=False))
+@given(scale=EITHER, numbers=effects(), chance=st.randoms(use_true_random=False))
 def test_the_order_of_prompts_changes_nothing(scale: Scale, numbers: Any, chance: Any) -> None:
     changes, whole = numbers
     order = list(range(len(whole)))
@@ -174,8 +176,7 @@ def test_another_seed_gives_others() -> None:
     assert bool((one != other).any())
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@given(numbers=effects())
+@given(scale=EITHER, numbers=effects())
 def test_a_higher_level_is_no_narrower(scale: Scale, numbers: Any) -> None:
     out = made(*numbers, scale=scale)
     for kind, drawn in (("interval", "resamples"), ("band", "flips")):
@@ -205,6 +206,7 @@ def test_a_larger_family_is_asked_more_of(numbers: Any) -> None:
 # Edges -------------------------------------------------------------------------------------------
 
 
+@FEWER
 @given(numbers=effects(), constant=SIXTEENTHS)
 def test_a_constant_cell_is_a_point(numbers: Any, constant: float) -> None:
     changes, whole = numbers
@@ -249,8 +251,11 @@ def test_what_was_not_swept_is_nan(numbers: Any) -> None:
         assert bool(tensor[1::2].isnan().all()), way
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@given(numbers=effects(), prompt=st.integers(0, 5))
+@given(
+    bad=st.sampled_from([math.nan, math.inf, -math.inf]),
+    numbers=effects(),
+    prompt=st.integers(0, 5),
+)
 def test_a_cell_without_a_number_spoils_no_other(bad: float, numbers: Any, prompt: int) -> None:
     changes, whole = numbers
     expected = figures(made(changes, whole))
@@ -302,6 +307,7 @@ def test_a_denominator_that_is_away_from_0_is_none() -> None:
 # Groups and differences --------------------------------------------------------------------------
 
 
+@FEWER
 @given(numbers=effects(), other=effects())
 def test_a_group_is_an_outcome_of_its_prompts(numbers: Any, other: Any) -> None:
     (changes, whole), (more, rest) = numbers, other
@@ -318,8 +324,7 @@ def test_a_group_is_an_outcome_of_its_prompts(numbers: Any, other: Any) -> None:
     same(figures(groups["b"]), figures(made(more[:cells], rest, tokens=tokens)))
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@given(numbers=effects())
+@given(scale=EITHER, numbers=effects())
 def test_an_outcome_does_not_differ_from_itself(scale: Scale, numbers: Any) -> None:
     out = made(*numbers, scale=scale)
     nothing = out - made(*numbers, scale=scale)
@@ -332,14 +337,16 @@ def test_an_outcome_does_not_differ_from_itself(scale: Scale, numbers: Any) -> N
         assert bool((found[how] == 1).all()), how
 
 
+@FEWER
 @given(numbers=effects())
 def test_a_difference_from_nothing_is_the_outcome(numbers: Any) -> None:
     changes, whole = numbers
     out, nothing = made(changes, whole), made(np.zeros_like(changes), whole)
-    same(figures(out - nothing), figures(out), tolerance=1e-12)
+    expected = figures(out)
+    same(figures(out - nothing), expected, tolerance=1e-12)
     mirrored = figures(nothing - out)
     for kind in ("interval", "band"):
-        low, high = figures(out)[kind]
+        low, high = expected[kind]
         same(mirrored[kind], Interval(-high, -low), tolerance=1e-9)
 
 

@@ -8,12 +8,9 @@ import pty
 import shlex
 import signal
 import struct
-import subprocess
-import sys
 import termios
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,7 +18,7 @@ from nnpatch_core import Outcome
 from nnpatch_core.cli.main import INTERRUPTED
 from tests.helpers.commands import Command
 from tests.helpers.faults import broken_after
-from tests.helpers.paths import ROOT
+from tests.helpers.forked import Forked
 from tests.helpers.runs import Files
 
 pytestmark = pytest.mark.filterwarnings("ignore::nnpatch_core.errors.StatisticsWarning")
@@ -29,11 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::nnpatch_core.errors.StatisticsW
 SCRIPT = """
 import signal
 import sys
-import torch
 # What runs in the background of a shell is started without it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-torch.set_num_threads(1)
-sys.path.insert(0, {folder!r})
 from nnpatch_core.cli import main
 from tests.helpers.faults import slow_down
 {before}
@@ -44,15 +38,13 @@ SLOW = "slow_down(0.03, 'full')"
 OPTIONS = ["--batch-size", "1", "--engine", "full"]
 
 
-def start(arguments: list[str], before: str = SLOW, **options: Any) -> Any:
+def start(arguments: list[str], before: str = SLOW, **files: int) -> Forked:
     """The program in a process of its own, whose traces take a while."""
-    code = SCRIPT.format(folder=str(ROOT), arguments=arguments, before=before)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **options.pop("env", {})}
-    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, **given)
+    code = SCRIPT.format(arguments=arguments, before=before)
+    return Forked(code, {**os.environ, "HF_HUB_OFFLINE": "1"}, **files)
 
 
-def wait_for(path: Path, process: Any, *, since: float = 0) -> None:
+def wait_for(path: Path, process: Forked, *, since: float = 0) -> None:
     deadline = time.monotonic() + 300
     while not (path.exists() and path.stat().st_mtime > since):
         assert process.poll() is None, process.communicate()
@@ -71,14 +63,13 @@ def test_killed_at_five_moments(files: Files, nnpatch: Command) -> None:
     for moment in range(5):
         more = ["--resume"] if folder.exists() else []
         process = start([*run_arguments(files, "killed"), *more])
-        if moment == 0:
-            time.sleep(1)
-        elif moment == 1:
+        if moment == 1:
             wait_for(folder / "run.toml", process)
-        else:
+        elif moment > 1:
             wait_for(folder / "checkpoint", process, since=since)
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        assert process.returncode == -signal.SIGKILL
         assert not (folder / "outcome.safetensors").exists()
         if (folder / "checkpoint").exists():
             since = (folder / "checkpoint").stat().st_mtime

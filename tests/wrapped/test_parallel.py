@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,15 @@ from nnpatch_core.testing import tiny_model
 from tests.helpers.parallel import CALLS, run_parted
 
 
-def test_tensor_parallel_models_are_refused(tmp_path: Path) -> None:
-    for found in run_parted("tensor-parallel", tmp_path):
+@pytest.fixture(scope="module")
+def parted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes says of a model parted in each way."""
+    return run_parted(tmp_path_factory.mktemp("parted"))
+
+
+def test_tensor_parallel_models_are_refused(parted: list[dict[str, Any]]) -> None:
+    for each in parted:
+        found = each["tensor-parallel"]
         assert found["before"] < 1e-5
         for name in CALLS:
             assert found[name]["error"] == "AdapterError", found[name]
@@ -24,8 +30,9 @@ def test_tensor_parallel_models_are_refused(tmp_path: Path) -> None:
         assert found["after"] == found["before"]
 
 
-def test_what_fsdp_puts_together_layer_by_layer(tmp_path: Path) -> None:
-    for found in run_parted("fully sharded", tmp_path):
+def test_what_fsdp_puts_together_layer_by_layer(parted: list[dict[str, Any]]) -> None:
+    for each in parted:
+        found = each["fully sharded"]
         assert found["before"] == 0
         for name in ("cone", "full", "attribution", "plan", "steer"):
             assert found[name]["gap"] < 2e-6, (name, found[name])

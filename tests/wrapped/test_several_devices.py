@@ -40,7 +40,7 @@ from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.plugins import find_adapter
 from nnpatch_core.spaces import Subspace
 from nnpatch_core.subspace import collect, evaluate_subspace
-from nnpatch_core.testing import run_checks, tiny_model
+from nnpatch_core.testing import tiny_model
 from tests.helpers.families import FAMILIES as TABLES
 from tests.helpers.lessons import last, learned, some_pairs
 from tests.helpers.oracle import COMPONENTS
@@ -58,6 +58,8 @@ MASK = torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]])
 RUNS = SOURCE, TARGET, torch.tensor([20, 21]), torch.tensor([30, 31])
 QUIET: dict[str, Any] = {"attention_mask": MASK, "progress": False}
 EACH = Sites(COMPONENTS, seq_pos_type="each")
+#: Where each cell is a whole forward: a position is an index there, and two will do.
+TWO = Sites(COMPONENTS, seq_pos_type="custom", seq_pos=[-1, -3])
 REFERENCE = {"reference": (SOURCE, MASK)}
 
 
@@ -75,8 +77,10 @@ def activation(sites: Any = EACH, **options: Any) -> Any:
     return lambda it: activation_patching(it, api_of(it), sites, *RUNS, **QUIET, **options)
 
 
-def ablation(**options: Any) -> Any:
-    return lambda it: ablation_patching(it, api_of(it), EACH, TARGET, *RUNS[2:], **QUIET, **options)
+def ablation(sites: Any = EACH, **options: Any) -> Any:
+    return lambda it: ablation_patching(
+        it, api_of(it), sites, TARGET, *RUNS[2:], **QUIET, **options
+    )
 
 
 def attribution(sites: Any = EACH, **options: Any) -> Any:
@@ -105,7 +109,7 @@ def compared(logits: Tensor) -> Tensor:
 
 def steered_sweep(it: Any) -> Any:
     with steer(it, Site.get_site(adapter(it), "mlp", 1), Add(torch.full([32], 0.3))):
-        return activation(engine="full")(it)
+        return activation(TWO, engine="full")(it)
 
 
 def generated(it: Any) -> dict[str, Tensor]:
@@ -190,13 +194,6 @@ def found_circuit(it: Any) -> dict[str, Tensor]:
     return {"kept": found.circuit.kept.float()}
 
 
-def checked(it: Any) -> dict[str, Tensor]:
-    api = adapter(it)
-    passed = [result.status == "passed" for result in run_checks(api, it)]
-    alike = dict(infer_adapter(it).components) == dict(api.components)
-    return {"passed": torch.tensor([*passed, alike]).float()}
-
-
 SPACES = Sites(["resid", "attn", "mlp"], seq_pos_type="each", subspace=Subspace.random(32, 4))
 MOVED = Sites(COMPONENTS, seq_pos_type="custom", seq_pos=[-1, -2], source_seq_pos=[-2, -1])
 OWN = Sites(COMPONENTS, seq_pos_type="custom", seq_pos=torch.tensor([[-1, -2], [-3, -1]]))
@@ -225,7 +222,7 @@ def looking(it: Any) -> Any:
 #: How each is called, and what it gives.
 ENTRIES: dict[str, Callable[[Any], Mapping[str, Tensor]]] = {
     "cone": activation(engine="cone"),
-    "full": activation(engine="full"),
+    "full": activation(TWO, engine="full"),
     "one prompt at a time": activation(batch_size=1),
     "all prompts together": activation(metric=compared),
     "every position": activation(metric="loss"),
@@ -242,7 +239,7 @@ ENTRIES: dict[str, Callable[[Any], Mapping[str, Tensor]]] = {
     "screen": activation(screen="attribution", top_k=9),
     "zero": ablation(method="zero"),
     "mean": ablation(method="mean", **REFERENCE),
-    "mean, full": ablation(method="mean", engine="full"),
+    "mean, full": ablation(TWO, method="mean", engine="full"),
     "mean at each position": ablation(method="mean", per_position=True),
     "resample": ablation(method="resample", seed=0, **REFERENCE),
     "attribution": attribution(),
@@ -276,7 +273,6 @@ ENTRIES: dict[str, Callable[[Any], Mapping[str, Tensor]]] = {
     "one's own traces": own_traces,
     "a subspace": functools.partial(taught, "cone"),
     "a subspace, full": functools.partial(taught, "full"),
-    "checks": checked,
 }
 #: By the devices of the layers and of what comes after; the embedding is on another than the first.
 MAPS = {"turn by turn": ((0, 1, 0), 1), "in halves": ((1, 1, 0), 0)}
@@ -320,6 +316,16 @@ def test_no_tensors_of_two_devices_meet(entry: str) -> None:
 @pytest.mark.parametrize("entry", ["cone", "AtP*", "edges", "paths through MLPs", "a circuit"])
 def test_where_several_layers_are_on_each_neither(entry: str) -> None:
     check("llama", "in halves", entry)
+
+
+def test_an_adapter_is_inferred_and_passes_the_kit() -> None:
+    """Each of the two layers is on a device of its own, so that all that meets does so there."""
+    model: Any = tiny_model("llama", num_hidden_layers=2)
+    spread(model, device_map(model, (0, 1), 0))
+    with pretending() as world:
+        found = infer_adapter(model)
+    assert {str(device) for device in world.seen} >= {"cuda:0", "cuda:1"}
+    assert dict(found.components) == dict(adapter(model).components)
 
 
 BUDGETED: dict[str, Callable[..., Any]] = {
