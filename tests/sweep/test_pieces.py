@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nnsight import NNsight
 from torch import Tensor, nn
 
 from nnpatch_core import Sites, ablation_patching, activation_patching, plan_sweep
 from nnpatch_core.engine import Plan
-from nnpatch_core.errors import MemoryBudgetError
+from nnpatch_core.engine.cone import ascent
+from nnpatch_core.errors import EngineError, EngineWarning, MemoryBudgetError
 from nnpatch_core.memory import Pieces
 from nnpatch_core.scale import measure_shard, merge_shards
 from nnpatch_core.testing import tiny_model, traces
@@ -304,26 +307,85 @@ def test_all_positions_are_never_run_in_pieces() -> None:
     assert pairs.budgets("llama", Sites("resid", seq_pos_type="each")) == []
 
 
-class Counting(nn.Module):
-    """Adds what no model adds: something that goes by how many tokens run together."""
+class Changed(nn.Module):
+    """An MLP that does what no model does: it goes by what runs together."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, how: str) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.how = inner, how
 
     def forward(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.inner(hidden)
-        return out + hidden.shape[1] / 100
+        if self.how == "how many":
+            return out + hidden.shape[1] / 100
+        if self.how == "the first":
+            return torch.cat([out[:, :1] * 0, out[:, 1:]], 1)
+        before = torch.cat([torch.zeros_like(out[:, :1]), out[:, :-1]], 1)
+        return out + before
+
+    def put_into(self, model: Any, layer: int) -> None:
+        model.model.layers[layer].mlp = self
 
 
-def test_a_model_that_is_another_one_in_pieces_is_refused() -> None:
-    pairs, sites = Pairs.of((TOKENS,), changed=2), last(2)
-    budget = pairs.budgets("llama", sites)[0]
+@pytest.mark.parametrize("padded", [0, 60])
+@pytest.mark.parametrize("tight", [0, -1])
+@pytest.mark.parametrize("layer", [0, -1])
+@pytest.mark.parametrize("how", ["how many", "the first", "the token before"])
+def test_a_model_that_is_another_one_in_pieces_is_refused(
+    how: str, layer: int, tight: int, padded: int
+) -> None:
+    """In whichever layer it is, in pieces of few tokens, behind a piece of padding alone."""
+    pairs = Pairs.of((TOKENS,), changed=1)
+    wide = [torch.nn.functional.pad(each, (padded, 0)) for each in attrs.astuple(pairs)]
+    pairs, sites = Pairs(*wide), last(1)
+    budget = pairs.budgets("llama", sites)[tight]
     model = tiny_model("llama")
-    model.model.layers[0].mlp = Counting(model.model.layers[0].mlp)
+    Changed(model.model.layers[layer].mlp, how).put_into(model, layer)
+    assert pairs.planned("llama", sites, budget, model).pieces is not None
     for engine in ("auto", "cone"):
-        with pytest.raises(MemoryBudgetError, match="gives other keys and values than run at once"):
+        with pytest.raises(MemoryBudgetError, match=r"gives other .* than run at once"):
             pairs.swept("llama", sites, model, memory_budget=budget, engine=engine)
+
+
+def test_what_whole_forwards_need_is_told_where_the_cone_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The advice works: with what is named there is room."""
+    pairs, sites = Pairs.of((TOKENS,), changed=1), last(1)
+    monkeypatch.setattr(ascent.Ascent, "run", unfit)
+    budget = pairs.budgets("llama", sites)[-1]
+    told = r"a whole forward of 160 tokens needs ([\d.]+) (KiB|MiB) with .* this sweep, as .*unfit"
+    with pytest.raises(MemoryBudgetError, match=told) as caught:
+        pairs.swept("llama", sites, memory_budget=budget)
+    number, unit = re.search(told, str(caught.value)).groups()  # type: ignore[union-attr]
+    # What is named is rounded.
+    named = int((float(number) + 0.1) * 2 ** {"KiB": 10, "MiB": 20}[unit])
+    with pytest.warns(EngineWarning, match="unfit"):
+        out = pairs.swept("llama", sites, memory_budget=named)
+    assert out.info["engine"] == "full"
+
+
+def unfit(*_: Any) -> Any:
+    raise EngineError("unfit")
+
+
+def test_a_lasting_edit_of_a_token_is_refused() -> None:
+    """It would be made in each piece."""
+    pairs, sites = Pairs.of((TOKENS,), changed=1), last(1)
+    budget = pairs.budgets("llama", sites)[-1]
+    nnmodel = NNsight(tiny_model("llama"))
+    with nnmodel.edit(inplace=True):
+        nnmodel.model.layers[2].mlp.output[:, 0] = 0
+    with pytest.raises(MemoryBudgetError, match="gives other logits than run at once"):
+        pairs.swept("llama", sites, nnmodel, memory_budget=budget)
+
+
+def test_tokens_that_are_too_few_to_tell_are_refused() -> None:
+    pairs, sites = Pairs.of((TOKENS,), changed=1), last(1)
+    budget = pairs.budgets("llama", sites)[-1]
+    pairs.mask[:, :-2] = 0
+    with pytest.raises(MemoryBudgetError, match="too few tokens to see whether"):
+        pairs.swept("llama", sites, memory_budget=budget)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

@@ -156,6 +156,14 @@ def recorded(cache: Cache) -> list[KeysValues]:
     return [(layer.keys, layer.values) if layer.is_initialized else None for layer in layers]
 
 
+def keep_first(cache: Cache, count: int) -> None:
+    """Let a `recording` cache forget all but the first tokens."""
+    layers: Sequence[Any] = cache.layers
+    for layer in layers:
+        if layer.is_initialized:
+            layer.keys, layer.values = layer.keys[:, :, :count], layer.values[:, :, :count]
+
+
 def cache_given(arguments: Mapping[str, Any]) -> Any:
     """The keys and values that a forward is called with; None if there are none.
 

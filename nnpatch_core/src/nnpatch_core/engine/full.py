@@ -155,11 +155,10 @@ def open_full(
         MemoryBudgetError: prompts fit in memory in pieces alone.
     """
     if limits.pieces is not None:
-        needed = in_units(limits.needs.recorded + limits.needs.forward)
         raise MemoryBudgetError(
-            f"a whole forward of {target.seq_len} tokens needs {needed} with what is recorded, and "
-            f"memory_budget is {in_units(limits.budget)}: raise it, or give shorter prompts. "
-            "engine='cone' runs prompts in pieces, and cannot run this sweep"
+            f"a whole forward of {target.seq_len} tokens needs {in_units(limits.at_once)} with "
+            f"what is recorded, and memory_budget is {in_units(limits.budget)}: raise it, or give "
+            "shorter prompts. engine='cone' runs prompts in pieces, and cannot run this sweep"
         )
     # A run elsewhere is a request, and mostly these logits have come already.
     if logits is None and not isinstance(patches.nnmodel, Elsewhere):

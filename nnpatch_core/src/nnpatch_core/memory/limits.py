@@ -79,6 +79,7 @@ class Limits:
         store: where recorded runs lie; None is where they were computed.
         gathered: bytes of host memory for cells whose logits wait, besides the first one.
         pieces: how prompts are run one after another in pieces; None is at once.
+        at_once: bytes of budget in which the prompt would fit at once, where it runs in pieces.
         rooms: what each device has, where the model lies on several; `budget` and `usable` are then
             those of the one with the least.
     """
@@ -90,6 +91,7 @@ class Limits:
     store: torch.device | None
     gathered: int = 0
     pieces: Pieces | None = None
+    at_once: int = 0
     rooms: tuple[Room, ...] = ()
 
     @property
@@ -209,6 +211,7 @@ def limits_of(
         recorded = 0
         fitting = usable // 2 // forward
     least = recorded + room
+    at_once = fixed + least + min(kept_back, least)
     if least > usable and until:
         pieces = pieces_of(until, seq_len, needs.costs, usable - recorded)
         forward = needs.costs.bytes_of(max(pieces.tokens, seq_len - until), seq_len)
@@ -234,7 +237,7 @@ def limits_of(
         budget, usable = enough, least
     prompts = max(min(fitting, wanted), 1)
     store = None if recorded else _HOST
-    return Limits(needs, budget, usable, prompts, store, waiting, pieces)
+    return Limits(needs, budget, usable, prompts, store, waiting, pieces, at_once)
 
 
 def _device(model: nn.Module) -> str:

@@ -8,6 +8,10 @@ import attrs
 
 from nnpatch_core.memory.costs import Costs
 
+#: Of so many tokens, cut as evenly as can be, no piece has less than two: a piece is held to its
+#: halves.
+_LEAST = 3
+
 
 @attrs.frozen
 class Pieces:
@@ -50,5 +54,5 @@ def pieces_of(until: int, seq_len: int, costs: Costs, left: int) -> Pieces:
         costs: what running tokens costs.
         left: bytes for them.
     """
-    fitting = max(costs.tokens_within(left, seq_len), seq_len - until)
+    fitting = max(costs.tokens_within(left, seq_len), seq_len - until, _LEAST)
     return Pieces(until, min(until, fitting))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine import Choice, Engine, Execution
-from nnpatch_core.errors import EngineError
+from nnpatch_core.errors import EngineError, MemoryBudgetError
 from nnpatch_core.sweep.sweep import Sweep
 from nnpatch_core.tracing import Intervention
 
@@ -83,6 +83,10 @@ def _opened(
         if not others:
             raise
         told = _joined(fallback, str(error))
+    except MemoryBudgetError as error:
+        if fallback is None:
+            raise
+        raise MemoryBudgetError(f"{error}, as {fallback}") from error
     else:
         return Opened(target, intervention, execution, engine, others, fallback, source_logits)
     return _opened(sweep, others, told, target, intervention, source_logits, logits)

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import attrs
 import torch
+from torch import Tensor
 
 from nnpatch_core._models import module_of
 from nnpatch_core._rounding import rounding
-from nnpatch_core._upstream import KeysValues, cache_keywords, recorded, recording
+from nnpatch_core._upstream import KeysValues, cache_keywords, keep_first, recorded, recording
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import EngineError, MemoryBudgetError, PatchingError
 from nnpatch_core.tracing.trace import Kept, forward
@@ -50,6 +51,9 @@ class Begun:
 def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers: int) -> Begun:
     """Run the first tokens of some prompts, a piece at a time.
 
+    The first and the last piece that have tokens are run in two halves too. What goes by the tokens
+    that run together, or by those right before, may show in either alone.
+
     Args:
         nnmodel: the model, wrapped by nnsight.
         batch: the prompts.
@@ -57,22 +61,40 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
         n_layers: the model's layers.
 
     Raises:
-        MemoryBudgetError: the model does not take keys and values, or gives others in pieces.
+        MemoryBudgetError: the model does not take keys and values, or is another one in pieces.
     """
-    (_, end), *others = edges
-    first = _columns(batch, end)
+    checked = _checked(batch, edges)
+    keyword, cache = "", None
+    for number, (start, end) in enumerate(edges):
+        piece = _columns(batch, end)
+        middle = (start + end) // 2
+        looked = _looking(piece, [middle, end - 1]) if number in checked else piece
+        kept = None if number in checked else _NONE
 
-    def run(cache: Mapping[str, Any]) -> None:
-        forward(nnmodel, first, cache=cache, kept=_NONE)
+        def run(
+            given: Mapping[str, Any],
+            looked: Batch = looked,
+            start: int = start,
+            kept: Kept | None = kept,
+        ) -> Tensor:
+            return forward(nnmodel, looked, cache=given, start=start, kept=kept)
 
-    try:
-        keyword, _, cache = with_cache(nnmodel, n_layers, run)
-    except EngineError as error:
-        raise MemoryBudgetError(f"{_TOO_LONG}, as {error}: {_ADVICE}") from error
-    _check(nnmodel, first, Begun(end, keyword, cache), n_layers)
-    for start, end in others:
-        forward(nnmodel, _columns(batch, end), cache={keyword: cache}, start=start, kept=_NONE)
-    return Begun(end, keyword, cache)
+        if cache is None:
+            try:
+                keyword, logits, cache = with_cache(nnmodel, n_layers, run)
+            except EngineError as error:
+                raise MemoryBudgetError(f"{_TOO_LONG}, as {error}: {_ADVICE}") from error
+        else:
+            logits = run({keyword: cache})
+        if number in checked:
+            whole = _of(cache, start, logits)
+            # What its halves leave is as good, and there is room for the whole only once.
+            keep_first(cache, start)
+            first = _columns(batch, middle)
+            forward(nnmodel, first, cache={keyword: cache}, start=start, kept=_NONE)
+            logits = forward(nnmodel, looked, cache={keyword: cache}, start=middle)
+            _check(piece.mask[:, start:].bool(), whole, _of(cache, start, logits))
+    return Begun(edges[-1][1], keyword, cache)
 
 
 def with_cache(
@@ -112,36 +134,80 @@ def _columns(batch: Batch, end: int) -> Batch:
     return Batch(batch.tokens[:, :end], batch.mask[:, :end])
 
 
-def _check(nnmodel: Any, batch: Batch, whole: Begun, n_layers: int) -> None:
-    """Raise `MemoryBudgetError` unless two halves leave the keys and values of the whole.
+def _looking(batch: Batch, positions: Sequence[int]) -> Batch:
+    """Prompts of which the logits at some positions are wanted."""
+    read = torch.tensor([*positions], device="cpu").expand(len(batch), -1)
+    return Batch(batch.tokens, batch.mask, read)
+
+
+def _checked(batch: Batch, edges: Sequence[tuple[int, int]]) -> set[int]:
+    """The first and the last piece, by number, in which a prompt has tokens in both halves.
+
+    Raises:
+        MemoryBudgetError: there is none, and still a token that runs before others do.
+    """
+    real = batch.mask.bool()
+    found = [
+        number
+        for number, (start, end) in enumerate(edges)
+        for middle in [(start + end) // 2]
+        if bool((real[:, start:middle].any(1) & real[:, middle:end].any(1)).any())
+    ]
+    if not found and bool(real[:, : edges[-1][1]].any()):
+        raise MemoryBudgetError(
+            f"prompts do not fit in memory_budget at once, and have too few tokens to see whether "
+            f"the model can run them in pieces: {_ADVICE}"
+        )
+    return {*found[:1], *found[-1:]}
+
+
+@attrs.frozen(eq=False)
+class _Run:
+    """What a piece has left.
 
     Args:
-        nnmodel: the model, wrapped by nnsight.
-        batch: the prompts, up to the end of their first piece.
-        whole: the same, run at once.
-        n_layers: the model's layers.
+        kept: of each layer the keys and values of the piece, copied.
+        logits: `[batch, 2, vocab]`: at its middle and its end; nan where that is padding.
     """
-    middle = batch.seq_len // 2
-    if not middle:
-        return
-    cache = recording(n_layers)
-    for start, end in ((0, middle), (middle, batch.seq_len)):
-        part = _columns(batch, end)
-        forward(nnmodel, part, cache={whole.keyword: cache}, start=start, kept=_NONE)
-    real = batch.mask.bool()
-    for one, two in zip(whole.kept, recorded(cache), strict=True):
+
+    kept: list[tuple[Tensor, Tensor] | None]
+    logits: Tensor
+
+
+def _of(cache: Any, start: int, logits: Tensor) -> _Run:
+    kept = [
+        None if pair is None else (pair[0][:, :, start:].clone(), pair[1][:, :, start:].clone())
+        for pair in recorded(cache)
+    ]
+    return _Run(kept, logits)
+
+
+def _check(real: Tensor, whole: _Run, halves: _Run) -> None:
+    """Raise `MemoryBudgetError` unless two halves leave what the whole does.
+
+    Args:
+        real: `[batch, seq]`, of the piece: where there is a token.
+        whole: the piece, run at once.
+        halves: the same, one half after the other.
+    """
+    for one, two in zip(whole.kept, halves.kept, strict=True):
         if one is None or two is None:
             continue
         for expected, found in zip(one, two, strict=True):
             own = real.to(expected.device)[:, None, :, None]
-            gaps = (expected - found).abs().masked_fill(~own, 0.0)
-            allowed = rounding(expected) * expected.abs().masked_fill(~own, 0.0).max()
-            if not bool(gaps.max() <= allowed):
-                raise MemoryBudgetError(
-                    f"{_TOO_LONG}, as it then gives other keys and values than run at once (off by "
-                    f"{float(gaps.max()):.3g}, where rounding explains {float(allowed):.3g}): "
-                    f"{_ADVICE}"
-                )
+            _hold(expected, found, own, "keys and values")
+    _hold(whole.logits, halves.logits, ~whole.logits.isnan(), "logits")
+
+
+def _hold(expected: Tensor, found: Tensor, own: Tensor, what: str) -> None:
+    gap = (expected - found).abs().masked_fill(~own, 0.0).max()
+    allowed = rounding(expected) * expected.abs().masked_fill(~own, 0.0).max()
+    # A number that is none is no small gap.
+    if not bool(gap <= allowed):
+        raise MemoryBudgetError(
+            f"{_TOO_LONG}, as it then gives other {what} than run at once (off by "
+            f"{float(gap):.3g}, where rounding explains {float(allowed):.3g}): {_ADVICE}"
+        )
 
 
 def pieces_differ(model: torch.nn.Module) -> str | None:
