@@ -94,6 +94,28 @@ def test_shards_of_several_folders(files: Files, nnpatch: Command) -> None:
     assert "out: name a folder, as the shards are in 2 of them" in told.err
     assert nnpatch("merge", *both, "--out", "whole").code == 0
     assert Path("whole", "outcome.safetensors").exists()
+    # One of them under two names is one.
+    named = Path("nnpatch-pairs/shard-1-of-2").resolve()
+    assert nnpatch("merge", *both, named, "--out", "again").code == 0
+
+
+def test_a_table_that_was_changed_meanwhile(files: Files, nnpatch: Command) -> None:
+    """The file that differs is named by no option, and what helps is told."""
+    for number in (1, 2):
+        shard(nnpatch, files, f"{number}/2")
+    table = Path(files.arguments[0])
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0], *reversed(lines[1:])]))
+    done = nnpatch("merge", "nnpatch-pairs")
+    assert done.code == 2
+    assert "table or model are others than when the shards were measured" in done.err
+    assert "name another file" not in done.err
+    again = nnpatch("run", *files.arguments, *SITES, *BUDGET, "--shard", "1/2", "--resume")
+    assert again.code == 2
+    assert "--overwrite begins anew" in again.err
+    for number in (1, 2):
+        shard(nnpatch, files, f"{number}/2", "--overwrite")
+    assert nnpatch("merge", "nnpatch-pairs").code == 0
 
 
 def test_what_is_missing_is_named(files: Files, nnpatch: Command) -> None:

@@ -165,6 +165,13 @@ def test_another_shards_file(tmp_path: Path) -> None:
     assert numbers(swept("activation", checkpoint=path)).equal(numbers(swept("activation")))
 
 
+def test_the_file_of_a_whole_sweep_is_no_shards(tmp_path: Path) -> None:
+    """Shards that begin with what others have could never be merged."""
+    swept("activation", checkpoint=tmp_path / "c")
+    with pytest.raises(ShardError, match=r"checkpoint of a whole sweep, not of shard 1/2: name"):
+        measured("activation", "1/2", tmp_path / "c")
+
+
 def test_a_shard_names_its_budget(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="memory_budget= must be named for a shard"):
         measured("activation", "1/2", tmp_path / "c", memory_budget=None)

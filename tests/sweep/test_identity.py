@@ -6,7 +6,10 @@ import functools
 import os
 import subprocess
 import sys
+import types
+import warnings
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from nnsight import NNsight
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnpatch_core import (
     Component,
@@ -28,11 +31,12 @@ from nnpatch_core import (
     Sites,
     ablation_patching,
     activation_patching,
+    attribution_patching,
     decoder_components,
     edge_patching,
     fused_projections,
 )
-from nnpatch_core.errors import CheckpointError, CheckpointWarning
+from nnpatch_core.errors import CheckpointError, CheckpointWarning, EngineWarning
 from nnpatch_core.sweep.fingerprint import fingerprint
 from nnpatch_core.testing import tiny_api, tiny_model, tiny_tokenizer
 from tests.helpers import fingerprinted
@@ -107,8 +111,42 @@ def made(line: str) -> Any:
     return space["Made"]()
 
 
+class Private(nn.Module):
+    """A module of one's own, which keeps what it computes by as it likes."""
+
+    def __init__(self, by: Any) -> None:
+        super().__init__()
+        self._by = by
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits[:, 0] * self._by
+
+
+def hooked(by: float) -> Private:
+    module = Private(1.0)
+    module.register_forward_hook(lambda *given: given[-1] * by)
+    return module
+
+
+class Kind(Enum):
+    """One whose value is looked up."""
+
+    ONE = 1.0
+
+
+class Other(Enum):
+    ONE = 2.0
+
+
+Other.__qualname__ = Kind.__qualname__
+
+
 #: Pairs that must not be taken for each other.
 PAIRS = {
+    "private attribute of a module": (Private(1.0), Private(2.0)),
+    "private tensor of a module": (Private(torch.ones(2)), Private(torch.zeros(2))),
+    "hook of a module": (hooked(1.0), hooked(2.0)),
+    "value of a member": (closing_over(Kind.ONE), closing_over(Other.ONE)),
     "code": (plain, of_other_code()),
     "closure": (closing_over(2.0), closing_over(2.0000001)),
     "closed-over tensor": (closing_over(torch.ones(2)), closing_over(torch.tensor([1.0, 1.5]))),
@@ -246,6 +284,46 @@ def test_of_a_model_its_weights_and_settings_count() -> None:
     before = fingerprint(closing_over(model))
     model.config.rms_norm_eps = 1e-2
     assert fingerprint(closing_over(model)) != before
+
+
+@pytest.mark.parametrize("line", ["from limits import LIMIT", "from . import LIMIT"])
+def test_what_code_imports_as_it_runs_counts(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("limits")
+    monkeypatch.setitem(sys.modules, "limits", module)
+    space: dict[str, Any] = {"__package__": "limits"}
+    exec(f"def metric(logits):\n    {line}\n    return logits[:, 0] * LIMIT\n", space)
+    found = []
+    for limit in (1.0, 2.0, 1.0):
+        monkeypatch.setattr(module, "LIMIT", limit, raising=False)
+        found.append(fingerprint(space["metric"]))
+    assert found[0] == found[2] != found[1]
+    assert found[0].untold == ()
+
+
+def test_a_module_that_is_looked_up_later_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("limits")
+    monkeypatch.setitem(sys.modules, "limits", module)
+    space: dict[str, Any] = {}
+    exec("def metric(logits):\n    import limits\n    return logits * limits.LIMIT\n", space)
+    for metric in (space["metric"], closing_over(module)):
+        assert fingerprint(metric).untold == ("the module limits",)
+    # A library's is known by its release.
+    assert fingerprint(closing_over(torch.nn)).untold == ()
+    assert fingerprint(closing_over(os.path)).untold == ()
+
+
+@pytest.mark.parametrize("base", ["object", "torch.nn.Module"])
+def test_metrics_of_a_notebook_are_known(base: str) -> None:
+    """There `__main__` has no file."""
+    code = f"""
+import torch
+class M({base}):
+    def __call__(self, logits): return logits[:, 0]
+from nnpatch_core.sweep.fingerprint import fingerprint
+print(fingerprint(M()).untold)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("()\n", 0), done.stderr
 
 
 def test_what_cannot_be_told_is_said() -> None:
@@ -556,3 +634,34 @@ def test_fused_columns_count() -> None:
     one = fused_projections("qkv", "o", lambda part: functools.partial(halves))["q"]
     another = fused_projections("qkv", "o", lambda part: functools.partial(backwards))["q"]
     assert fingerprint(one.columns) != fingerprint(another.columns)
+
+
+def halving(_: nn.Module, inputs: Any, outputs: Any) -> Any:
+    return tuple(None if each is None else each * 0.5 for each in inputs)
+
+
+@pytest.mark.parametrize("kind", ["sites", "edges"])
+def test_hooks_that_change_gradients_count_where_there_are_gradients(
+    tmp_path: Path, kind: str
+) -> None:
+    def estimated(hooked: bool) -> None:
+        model = tiny_model("llama")
+        if hooked:
+            model.model.layers[1].mlp.register_full_backward_hook(halving)
+        given = (SOURCE, TARGET, *ANSWERS)
+        options: dict[str, Any] = {"checkpoint": tmp_path / "c", "progress": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", EngineWarning)
+            if kind == "edges":
+                edge_patching(model, tiny_api(), *given, method="eap", **options)
+            else:
+                attribution_patching(model, tiny_api(), Sites("mlp"), *given, **options)
+
+    estimated(False)
+    with pytest.raises(CheckpointError, match=r"another sweep .*hooks: none then"):
+        estimated(True)
+    # A sweep that is measured has no gradients.
+    sweep(tmp_path / "d")
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.register_full_backward_hook(halving)
+    assert "resumed" in sweep(tmp_path / "d", model=model).info

@@ -218,6 +218,13 @@ def test_labels_tell_subspaces_apart() -> None:
     assert out["resid"][1] == out["resid"][3]
 
 
+def test_a_space_without_words_is_called_by_its_kind(tmp_path: Path) -> None:
+    """An address is another one in each process, which could go on from no file."""
+    first = sweep(tmp_path / "c", sites=grid(First()))
+    assert " at 0x" not in first.info["subspace"]
+    assert numbers(sweep(tmp_path / "c", sites=grid(First()))).equal(numbers(first))
+
+
 @pytest.mark.parametrize("part", [space(), First(), Features(Coder(1.0), [3, 4])])
 def test_plans_and_engines_do_with_any_space(part: Space) -> None:
     plan = plan_sweep(tiny_model("llama"), tiny_api(), grid(part), SOURCE, TARGET)

@@ -34,5 +34,10 @@ def merge(folders: _FOLDERS, *, out: _OUT = None, overwrite: _OVERWRITE = False)
     try:
         job.run(say, progress=sys.stderr.isatty(), resume=not overwrite, shards=shards.checkpoints)
     except PatchingError as error:
-        raise type(error)(in_options(str(error))) from error
+        # The file is this very merge's.
+        words = str(error).replace(
+            ": name another file, or delete it",
+            ": table or model are others than when the shards were measured",
+        )
+        raise type(error)(in_options(words)) from error
     return True

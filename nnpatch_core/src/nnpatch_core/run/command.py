@@ -44,6 +44,7 @@ PHRASES = {
         "as --spans NAME=COLUMN:0 for the first and COLUMN:-1 for the last"
     ),
     "; PromptPairs.from_csv, from_jsonl, from_json and from_parquet read files of any name": "",
+    ": name another file, or delete it": ": --overwrite begins anew",
     ", which pandas.read_csv(path, dtype=str) keeps as they stand in a file": "",
 }
 

@@ -46,7 +46,9 @@ def find_shards(paths: Sequence[Path], out: Path | None) -> Shards:
     Raises:
         SettingsError: there are none, or they are of different runs; of all faults at once.
     """
-    folders = list(dict.fromkeys(each for path in paths for each in _in(path)))
+    found = [each for path in paths for each in _in(path)]
+    # One folder may be named in two ways.
+    folders = list({each.path.resolve(): each for each in reversed(found)}.values())[::-1]
     known = {each: _settings(each) for each in folders}
     first, settings = next(iter(known.items()))
     faults = [

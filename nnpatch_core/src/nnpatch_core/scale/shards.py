@@ -95,6 +95,10 @@ def measure_shard(
             "and shards that have other budgets cannot be merged"
         )
     path = check_file(checkpoint, CheckpointError)
+    if path.exists() and Stored.read(path).share is None:
+        raise ShardError(
+            f"{path} is the checkpoint of a whole sweep, not of shard {share}: name another file"
+        )
     try:
         sweep(
             *arguments,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dis
 import functools
 import hashlib
+import itertools
 import logging
 import sys
 import sysconfig
 import types
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
+from importlib.util import resolve_name
 from pathlib import PurePath
 from typing import Any
 
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 
 from nnpatch_core._bytes import bytes_of
 from nnpatch_core._models import module_of
-from nnpatch_core._upstream import Envoy, nnsight
+from nnpatch_core._upstream import Envoy, is_known, nnsight
 from nnpatch_core.sweep.checksum import checksum
 
 #: Values that their text tells: for it 0.0 and -0.0 differ, and nan is nan.
@@ -58,12 +60,18 @@ _BY_NAME = (
     np.ufunc,
     logging.Logger,
 )
+#: The steps of an import after its module is there.
+_IMPORTING = ("IMPORT_FROM", "STORE_", "PUSH_NULL", "SWAP")
 #: What a config keeps that says nothing of what its model computes.
 _ASIDE = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")
 #: Where Python's own modules are.
 _STDLIB = sysconfig.get_path("stdlib")
 #: The flag of a class that was made while Python ran.
 _MADE = 1 << 9
+#: What torch keeps in each module; not whether it is in training: nothing is trained meanwhile.
+_OF_TORCH = frozenset(vars(nn.Module()))
+#: Where it keeps functions that are run with the module.
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 #: How many objects are looked at.
 _MOST = 50_000
 #: Where a function of ours keeps what it depends on.
@@ -163,6 +171,8 @@ class _Walk:
             self._class(value)
         elif isinstance(value, types.ModuleType):
             self.say("module", value.__name__, _version(value.__name__))
+            if not _of_library(value):
+                self.untold.add(f"the module {value.__name__}")
         elif isinstance(value, types.CodeType):
             self._code(value, {})
         elif isinstance(value, Envoy):
@@ -171,6 +181,7 @@ class _Walk:
             self._network(value)
         elif isinstance(value, Enum):
             self.say("member", type(value).__qualname__, value.name)
+            self.see(value.value)
         elif isinstance(value, PurePath):
             self.say("path", str(value))
         elif not self._see_wrapper(value) and not self._see_collection(value):
@@ -252,14 +263,20 @@ class _Walk:
         for name, module in value.named_modules():
             self.say(name)
             self.see(type(module))
-            # Not whether it is in training: nothing is trained while we measure.
+            # A library's modules keep there what says nothing of their numbers.
+            private = not _installed(type(module))
             self._named_parts(
                 {
                     key: each
                     for key, each in vars(module).items()
-                    if key[:1] != "_" and key != "training" and not _is_tracing(each)
+                    if key not in _OF_TORCH
+                    and (private or key[:1] != "_")
+                    and not _is_tracing(each)
                 }
             )
+            for kind in _HOOKS:
+                hooks = vars(module)[kind].values()
+                self.see(*(each for each in hooks if not _is_tracing(each) and not is_known(each)))
 
     def _named_parts(self, parts: Mapping[str, Any]) -> None:
         for name in sorted(parts):
@@ -363,10 +380,15 @@ def _is_simple(value: Any) -> bool:
 
 
 def _globals_read(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, Any]:
-    """The globals that code reads; of a module only what it takes of it."""
+    """The globals that code reads, and what it imports; of a module only what it takes of it."""
     attributes = {}
     steps = list(dis.get_instructions(code))
     for place, step in enumerate(steps):
+        if step.opname == "IMPORT_NAME":
+            # How many packages up it is looked for, and what is taken of it, come right before.
+            name = "." * (steps[place - 2].argval or 0) + step.argval
+            attributes |= _imported(name, names.get("__package__"), steps[place + 1 :])
+            continue
         if step.opname not in ("LOAD_GLOBAL", "LOAD_NAME") or step.argval not in names:
             continue
         name, value = step.argval, names[step.argval]
@@ -376,6 +398,28 @@ def _globals_read(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, A
             name, value = f"{name}.{later.argval}", getattr(value, later.argval, None)
         attributes[name] = value
     return attributes
+
+
+def _imported(name: str, package: str | None, later: Sequence[dis.Instruction]) -> dict[str, Any]:
+    """What code imports: some of a module, or the module."""
+    whole = resolve_name(name, package) if package else name
+    module = sys.modules.get(whole)
+    taken = [
+        step.argval
+        for step in itertools.takewhile(lambda step: step.opname.startswith(_IMPORTING), later)
+        if step.opname == "IMPORT_FROM"
+    ]
+    if not taken:
+        return {whole: module}
+    return {f"{whole}.{part}": getattr(module, part, None) for part in taken}
+
+
+def _of_library(module: types.ModuleType) -> bool:
+    """Whether a module comes with Python or an installed library."""
+    if module.__name__.partition(".")[0] in sys.stdlib_module_names:
+        return True
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
+    return _in_library(file) is not None
 
 
 def _installed(value: Any) -> bool:
@@ -395,6 +439,9 @@ def _in_library(file: str) -> str | None:
     """The name, in its library, of the module that a file is; None if it is of none."""
     if file.startswith("<frozen "):
         return file[len("<frozen ") : -1]
+    if not PurePath(file).name:
+        # Of a module that is made as Python runs, as a notebook's is.
+        return None
     parts = PurePath(file).with_suffix("").parts
     for folder in ("site-packages", "dist-packages"):
         if folder in parts:

@@ -27,7 +27,7 @@ from nnpatch_core.sweep.labels import versions
 from nnpatch_core.sweep.runs import Runs, Values
 from nnpatch_core.sweep.spaces_told import space_word, spaces_told
 from nnpatch_core.sweep.sweep import Sweep
-from nnpatch_core.tracing import forward_functions
+from nnpatch_core.tracing import backward_functions, forward_functions
 
 #: Part of a sweep to words for it; equal words are equal sweeps.
 Identity: TypeAlias = dict[str, str]
@@ -69,7 +69,10 @@ def identity(
     code = [fingerprint(metric) for metric in sweep.metrics.values()]
     untold.update(*(each.untold for each in code))
     metrics = [[name, each.digest] for name, each in zip(sweep.metrics, code, strict=True)]
-    hooks = [(words, fingerprint(function)) for words, function in forward_functions(model)]
+    functions = forward_functions(model)
+    if engine == "gradient":
+        functions += backward_functions(model)
+    hooks = [(words, fingerprint(function)) for words, function in functions]
     untold.update(*(each.untold for _, each in hooks))
     if isinstance(sweep.nnmodel, Elsewhere) and sweep.nnmodel.away:
         untold.add(f"the weights and the releases of {sweep.nnmodel.where}")

@@ -34,9 +34,18 @@ def spaces_told(patches: Patches) -> SpacesTold | None:
     if not spaces:
         return None
     told = [space_word(space) for space in spaces.values()]
-    words = [f"{space} {each.digest}" for space, each in zip(spaces.values(), told, strict=True)]
+    words = [
+        f"{_named(space)} {each.digest}" for space, each in zip(spaces.values(), told, strict=True)
+    ]
     untold = {name: None for each in told for name in each.untold}
     return SpacesTold(tuple(words), {at: number for number, at in enumerate(spaces)}, tuple(untold))
+
+
+def _named(space: Space) -> str:
+    """A space in words, which another process has for it too."""
+    kind = type(space)
+    unnamed = kind.__str__ is object.__str__ and kind.__repr__ is object.__repr__
+    return kind.__name__ if unnamed else str(space)
 
 
 def space_word(space: Space) -> Fingerprint:

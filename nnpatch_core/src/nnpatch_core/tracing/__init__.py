@@ -26,6 +26,7 @@ from nnpatch_core.tracing.elsewhere import (
     why_not_sent,
 )
 from nnpatch_core.tracing.hooks import (
+    backward_functions,
     backward_hooks,
     check_forwards,
     forward_functions,
@@ -79,6 +80,7 @@ __all__ = [
     "any_shape",
     "appended_to",
     "as_patched",
+    "backward_functions",
     "backward_hooks",
     "begin",
     "call",

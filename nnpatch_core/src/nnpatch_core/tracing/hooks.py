@@ -46,7 +46,12 @@ def forward_functions(model: nn.Module) -> list[tuple[str, Callable[..., Any]]]:
 
 def backward_hooks(model: nn.Module) -> list[str]:
     """The same, of hooks that see gradients and may change them."""
-    return [words for words, _ in _hooks(model, _BACKWARD)]
+    return [words for words, _ in backward_functions(model)]
+
+
+def backward_functions(model: nn.Module) -> list[tuple[str, Callable[..., Any]]]:
+    """The same hooks, each with the function itself."""
+    return list(_hooks(model, _BACKWARD))
 
 
 def in_words(hooks: list[str]) -> str:
