@@ -357,7 +357,7 @@ def test_what_whole_forwards_need_is_told_where_the_cone_cannot(
     told = r"a whole forward of 160 tokens needs ([\d.]+) (KiB|MiB) with .* this sweep, as .*unfit"
     with pytest.raises(MemoryBudgetError, match=told) as caught:
         pairs.swept("llama", sites, memory_budget=budget)
-    number, unit = re.search(told, str(caught.value)).groups()  # type: ignore[union-attr]
+    number, unit = re.search(told, str(caught.value)).groups()
     # What is named is rounded.
     named = int((float(number) + 0.1) * 2 ** {"KiB": 10, "MiB": 20}[unit])
     with pytest.warns(EngineWarning, match="unfit"):

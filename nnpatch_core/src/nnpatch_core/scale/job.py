@@ -330,7 +330,7 @@ class Job:
 
     @contextmanager
     def _room_for(self) -> Iterator[None]:
-        """What is written there is on its way to a worker or from it, and nobody's file."""
+        """For files on their way to a worker or from it, which are nobody's own."""
         try:
             yield
         except CheckpointError as error:

@@ -381,7 +381,7 @@ def _is_simple(value: Any) -> bool:
 
 def _globals_read(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, Any]:
     """The globals that code reads, and what it imports; of a module only what it takes of it."""
-    attributes = {}
+    attributes: dict[str, Any] = {}
     steps = list(dis.get_instructions(code))
     for place, step in enumerate(steps):
         if step.opname == "IMPORT_NAME":
@@ -401,7 +401,7 @@ def _globals_read(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, A
 
 
 def _imported(name: str, package: str | None, later: Sequence[dis.Instruction]) -> dict[str, Any]:
-    """What code imports: some of a module, or the module."""
+    """The parts of a module that code imports, or the module."""
     whole = resolve_name(name, package) if package else name
     module = sys.modules.get(whole)
     taken = [

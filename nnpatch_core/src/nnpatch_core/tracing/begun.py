@@ -163,7 +163,7 @@ def _checked(batch: Batch, edges: Sequence[tuple[int, int]]) -> set[int]:
 
 @attrs.frozen(eq=False)
 class _Run:
-    """What a piece has left.
+    """All that a piece has left behind.
 
     Args:
         kept: of each layer the keys and values of the piece, copied.
