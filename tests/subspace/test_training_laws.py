@@ -516,7 +516,37 @@ def of_another_seed() -> Any:
     return tiny_model("llama", seed=1)
 
 
+def of_another_setting() -> Any:
+    model = tiny_model("llama")
+    model.config.rms_norm_eps = 1e-2
+    return model
+
+
+def halved(*given: Any) -> Any:
+    """Half of what a module gives."""
+    return given[-1] * 0.5
+
+
+def halved_gradients(_: Any, inputs: Any, outputs: Any) -> Any:
+    return tuple(None if each is None else each * 0.5 for each in inputs)
+
+
+def hooked() -> Any:
+    model = tiny_model("llama")
+    model.model.layers[2].mlp.register_forward_hook(halved)
+    return model
+
+
+def hooked_gradients() -> Any:
+    model = tiny_model("llama")
+    model.model.layers[2].mlp.register_full_backward_hook(halved_gradients)
+    return model
+
+
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "setting": ({"model": of_another_setting}, "config:"),
+    "hook": ({"model": hooked}, "hooks: 'none' then"),
+    "hook on gradients": ({"model": hooked_gradients}, "hooks: 'none' then"),
     "model": ({"model": of_another_seed}, "model:"),
     "dtype": ({"model": lambda: tiny_model("llama").double()}, "dtype:"),
     "site": ({"site": last("mlp")}, "site: 'resid L1 .* then, 'mlp L1 .* now"),
@@ -532,6 +562,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::nnpatch_core.errors.EngineWarning")
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_checkpoint_of_another_call_is_refused(name: str, tmp_path: Path) -> None:
     file = tmp_path / "learning.safetensors"

@@ -17,6 +17,7 @@ from nnpatch_core._safetensors import read_file, write_file
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning
 from nnpatch_core.subspace.learning import Epoch, State
+from nnpatch_core.sweep import UNTOLD
 
 _FORMAT = "nnpatch training 1"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -40,6 +41,9 @@ class TrainingFile:
 
     Raises:
         CheckpointError: there is a file that is none, or one of another call.
+
+    Warns:
+        CheckpointWarning: learning depends on what cannot be compared with the file's.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, str]) -> None:
@@ -68,6 +72,13 @@ class TrainingFile:
             raise CheckpointError(
                 f"{self._path} is the checkpoint of another call ({told}): name another file, or "
                 "delete it"
+            )
+        if UNTOLD in self._identity:
+            warn(
+                f"learning goes on from {self._path}, but depends on what is not to be compared "
+                f"with what it was then: {self._identity[UNTOLD]}. If that is another now, delete "
+                "the file.",
+                CheckpointWarning,
             )
         self._history = history
 

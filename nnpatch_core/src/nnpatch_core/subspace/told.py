@@ -16,7 +16,7 @@ from nnpatch_core.subspace.evaluation import Evaluation
 from nnpatch_core.subspace.interchange import Interchange
 from nnpatch_core.subspace.options import Split, Training
 from nnpatch_core.subspace.proportion import Proportion
-from nnpatch_core.sweep import digest, versions
+from nnpatch_core.sweep import UNTOLD, around, digest, versions
 
 
 def identity(
@@ -32,9 +32,11 @@ def identity(
     model = sweep.patches.model
     positions = interchange.site.positions
     taken = positions.at if positions.source is None else positions.source
+    untold: set[str] = set()
     return {
         "model": f"{type(model).__name__} {sweep.options.call.weights(model)}",
         "dtype": str(next(model.parameters()).dtype),
+        **around(model, untold, gradients=True),
         "adapter": interchange.named.api.name,
         "site": f"{interchange.named.label} {digest(positions.at, taken)}",
         "pairs": digest(runs.source.tokens, runs.source.mask, runs.target.tokens, runs.target.mask),
@@ -47,6 +49,7 @@ def identity(
         # What runs together decides on last digits.
         "pairs at once": str(interchange.at_once(True, training.batch_size)),
         **versions(),
+        **({UNTOLD: ", ".join(sorted(untold))} if untold else {}),
     }
 
 

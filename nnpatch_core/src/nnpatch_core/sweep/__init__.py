@@ -7,7 +7,7 @@ from nnpatch_core.sweep.estimated import estimate_sweep
 from nnpatch_core.sweep.estimation import Repairs, check_repairs
 from nnpatch_core.sweep.fingerprint import telling
 from nnpatch_core.sweep.held import Held, Logits, UnpatchedRun
-from nnpatch_core.sweep.identity import identity
+from nnpatch_core.sweep.identity import UNTOLD, around, identity
 from nnpatch_core.sweep.labels import label_prompts, outcome, versions
 from nnpatch_core.sweep.layout import Layout, lay_out
 from nnpatch_core.sweep.ledger import Ledger
@@ -36,6 +36,7 @@ from nnpatch_core.sweep.trials import try_out
 from nnpatch_core.sweep.versions import Versions
 
 __all__ = [
+    "UNTOLD",
     "Checkpoint",
     "Held",
     "Layout",
@@ -54,6 +55,7 @@ __all__ = [
     "UnpatchedRun",
     "Values",
     "Versions",
+    "around",
     "baselines",
     "budget_of",
     "check_finite",

@@ -69,22 +69,15 @@ def identity(
     code = [fingerprint(metric) for metric in sweep.metrics.values()]
     untold.update(*(each.untold for each in code))
     metrics = [[name, each.digest] for name, each in zip(sweep.metrics, code, strict=True)]
-    functions = forward_functions(model)
-    if engine == "gradient":
-        functions += backward_functions(model)
-    hooks = [(words, fingerprint(function)) for words, function in functions]
-    untold.update(*(each.untold for _, each in hooks))
     if isinstance(sweep.nnmodel, Elsewhere) and sweep.nnmodel.away:
         untold.add(f"the weights and the releases of {sweep.nnmodel.where}")
-    config = getattr(model, "config", None)
     prompts = {
         f"{name} prompts": digest(batch.tokens, batch.mask) for name, batch in runs.batches.items()
     }
     return {
         "kind": kind,
         "model": f"{type(model).__name__} {_weights(sweep, model)}",
-        "config": _word(settings(config)),
-        "attention": str(getattr(config, "_attn_implementation", None)),
+        **around(model, untold, gradients=engine == "gradient"),
         **_where(sweep, model),
         **prompts,
         "answers": digest(*answers),
@@ -94,7 +87,6 @@ def identity(
         **_spaces(sweep, untold),
         "adapter": ", ".join(sorted(set(adapters.values()))),
         "metric": f"{', '.join(sweep.metrics)} {_word(metrics)}",
-        "hooks": _word([[words, each.digest] for words, each in hooks]) if hooks else "none",
         "unpatched runs": digest(*unpatched),
         "engine": engine,
         **cut,
@@ -103,6 +95,25 @@ def identity(
         "Python": f"{sys.version_info.major}.{sys.version_info.minor}",
         **versions(),
         **({UNTOLD: ", ".join(sorted(untold))} if untold else {}),
+    }
+
+
+def around(model: nn.Module, untold: set[str], *, gradients: bool) -> Identity:
+    """The settings and hooks by which a model computes, besides its weights.
+
+    Args:
+        model: the model.
+        untold: is given what they depend on and was not looked into.
+        gradients: whether gradients are computed too.
+    """
+    config = getattr(model, "config", None)
+    functions = [*forward_functions(model), *(backward_functions(model) if gradients else ())]
+    hooks = [(words, fingerprint(function)) for words, function in functions]
+    untold.update(*(each.untold for _, each in hooks))
+    return {
+        "config": _word(settings(config)),
+        "attention": str(getattr(config, "_attn_implementation", None)),
+        "hooks": _word([[words, each.digest] for words, each in hooks]) if hooks else "none",
     }
 
 
