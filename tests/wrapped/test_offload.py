@@ -159,6 +159,7 @@ SOME = ("cone", "full", "AtP*")
     ("family", "wrap", "entries"),
     [
         ("llama", lambda model: model, tuple(ENTRIES)),
+        ("llama", NNsight, SOME),
         # Its embedding is its head, too.
         ("gemma3_text", NNsight, SOME),
     ],
@@ -167,7 +168,6 @@ SOME = ("cone", "full", "AtP*")
 def test_every_entry_point(
     family: str, place: Any, wrap: Any, entries: tuple[str, ...], tmp_path: Path
 ) -> None:
-    """Both of the two families, and plain models as wrapped ones, have been at every place."""
     model = place(tiny_model(family), tmp_path)
     if family == "llama":
         assert next(model.parameters()).is_meta == (place in ON_META)
@@ -202,8 +202,10 @@ def test_the_kit_inference_and_means(tmp_path: Path) -> None:
     family = "llama"
     model = all_on_disk(tiny_model(family), tmp_path)
     api = adapter_of(model)
-    # It is put through the kit, on all three layers.
-    assert dict(infer_adapter(model).components) == dict(api.components)
+    # It is put through the kit, on all three layers; what fails there, it declares or is refused.
+    found = infer_adapter(model)
+    assert dict(found.components) == dict(api.components)
+    assert (found.cone, found.padding, found.residual) == (True, True, "sum")
     sites = [Site.get_site(api, "q", layer=1, head=2, seq_pos=[-1]) for _ in range(2)]
     for site, it in zip(sites, (model, tiny_model(family)), strict=True):
         cache_average(it, [site], [(SOURCE, MASK), (TARGET, MASK)])

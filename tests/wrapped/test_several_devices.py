@@ -326,6 +326,8 @@ def test_an_adapter_is_inferred_and_passes_the_kit() -> None:
         found = infer_adapter(model)
     assert {str(device) for device in world.seen} >= {"cuda:0", "cuda:1"}
     assert dict(found.components) == dict(adapter(model).components)
+    # What fails in the kit an adapter declares, or is refused for.
+    assert (found.cone, found.padding, found.residual) == (True, True, "sum")
 
 
 BUDGETED: dict[str, Callable[..., Any]] = {
