@@ -171,7 +171,7 @@ class _Walk:
             self._class(value)
         elif isinstance(value, types.ModuleType):
             self.say("module", value.__name__, _version(value.__name__))
-            if not _of_library(value):
+            if not _of_library(value.__name__, value):
                 self.untold.add(f"the module {value.__name__}")
         elif isinstance(value, types.CodeType):
             self._code(value, {})
@@ -382,7 +382,8 @@ def _is_simple(value: Any) -> bool:
 def _globals_read(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, Any]:
     """The globals that code reads, and what it imports; of a module only what it takes of it."""
     attributes: dict[str, Any] = {}
-    steps = list(dis.get_instructions(code))
+    # Those that only widen the next one's argument stand between what belongs together.
+    steps = [step for step in dis.get_instructions(code) if step.opname != "EXTENDED_ARG"]
     for place, step in enumerate(steps):
         if step.opname == "IMPORT_NAME":
             # How many packages up it is looked for, and what is taken of it, come right before.
@@ -402,7 +403,11 @@ def _globals_read(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, A
 
 def _imported(name: str, package: str | None, later: Sequence[dis.Instruction]) -> dict[str, Any]:
     """The parts of a module that code imports, or the module."""
-    whole = resolve_name(name, package) if package else name
+    try:
+        whole = resolve_name(name, package) if package else name
+    except ImportError:
+        # It leads out of the package, which is for who runs it.
+        whole = name
     module = sys.modules.get(whole)
     taken = [
         step.argval
@@ -414,9 +419,9 @@ def _imported(name: str, package: str | None, later: Sequence[dis.Instruction]) 
     return {f"{whole}.{part}": getattr(module, part, None) for part in taken}
 
 
-def _of_library(module: types.ModuleType) -> bool:
-    """Whether a module comes with Python or an installed library."""
-    if module.__name__.partition(".")[0] in sys.stdlib_module_names:
+def _of_library(name: str, module: Any) -> bool:
+    """Whether a module, which goes by a name, comes with Python or an installed library."""
+    if name.partition(".")[0] in sys.stdlib_module_names:
         return True
     file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), "")
     return _in_library(file) is not None
@@ -430,9 +435,7 @@ def _installed(value: Any) -> bool:
     module = getattr(value, "__module__", None) or "builtins"
     if module == "builtins":
         return not value.__flags__ & _MADE if isinstance(value, type) else True
-    if module.partition(".")[0] in sys.stdlib_module_names:
-        return True
-    return _in_library(getattr(sys.modules.get(module), "__file__", None) or "") is not None
+    return _of_library(module, sys.modules.get(module))
 
 
 def _in_library(file: str) -> str | None:
