@@ -68,15 +68,13 @@ def test_a_worker_tells_whose_disk_is_full(
 def test_the_driver_tells_that_it_is_its_own(
     pool: RayWorkers, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, real = swept("activation"), job.write_whole
+    one = swept("activation")
 
-    def full(path: Any, fill: Any, error: Any) -> None:
-        with monkeypatch.context() as patched:
-            refusing(patched)
-            real(path, fill, error)
+    def full(*_: Any) -> None:
+        raise FULL
 
     with monkeypatch.context() as patched:
-        patched.setattr(job, "write_whole", full)
+        patched.setattr(job.Path, "write_bytes", full)
         told = rf"^what workers measure goes through files in {tempfile.gettempdir()} \(TMPDIR\)"
         with pytest.raises(WorkerError, match=f"{told}.* could not be written: No space left"):
             swept("activation", pool)

@@ -211,14 +211,14 @@ def limits_of(
         recorded = 0
         fitting = usable // 2 // forward
     least = recorded + room
-    at_once = fixed + least + min(kept_back, least)
+    at_once = enough = fixed + least + min(kept_back, least)
     if least > usable and until:
         pieces = pieces_of(until, seq_len, needs.costs, usable - recorded)
         forward = needs.costs.bytes_of(max(pieces.tokens, seq_len - until), seq_len)
         least = recorded + max(forward, needs.longest)
+        enough = fixed + least + min(kept_back, least)
         fitting = usable // 2 // (recorded + forward)
     if least > usable:
-        enough = fixed + least + min(kept_back, least)
         if given is not None or ((gathered is not None or places > 1) and fixed > budget):
             parts = [f"its recorded runs take {in_units(recorded)}"]
             if places > 1:

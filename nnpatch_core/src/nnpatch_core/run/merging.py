@@ -46,9 +46,12 @@ def find_shards(paths: Sequence[Path], out: Path | None) -> Shards:
     Raises:
         SettingsError: there are none, or they are of different runs; of all faults at once.
     """
-    found = [each for path in paths for each in _in(path)]
-    # One folder may be named in two ways.
-    folders = list({each.path.resolve(): each for each in reversed(found)}.values())[::-1]
+    found: dict[Path, Folder] = {}
+    for path in paths:
+        for each in _in(path):
+            # One folder may be named in two ways.
+            found.setdefault(each.path.resolve(), each)
+    folders = list(found.values())
     known = {each: _settings(each) for each in folders}
     first, settings = next(iter(known.items()))
     faults = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from nnpatch_core._files import reason, write_whole
+from nnpatch_core._files import reason
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, WorkerError, WorkerWarning
 from nnpatch_core.scale.pool import Hand, Pool, taken, words_of
@@ -290,7 +290,7 @@ class Job:
         with TemporaryDirectory() as folder:
             file = Path(folder, "shard")
             with self._room_for():
-                write_whole(file, lambda part: part.write_bytes(content), CheckpointError)
+                file.write_bytes(content)
             own = attrs.evolve(Stored.read(file), path="a worker", count=None, shards={})
         before = self.measured
         if before is not None:
@@ -333,7 +333,7 @@ class Job:
         """For files on their way to a worker or from it, which are nobody's own."""
         try:
             yield
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             raise WorkerError(
                 f"what workers measure goes through files in {gettempdir()} (TMPDIR), where one "
                 f"could not be written: {reason(error.__cause__ or error)}{self._kept()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import attrs
@@ -66,35 +67,37 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
     checked = _checked(batch, edges)
     keyword, cache = "", None
     for number, (start, end) in enumerate(edges):
-        piece = _columns(batch, end)
-        middle = (start + end) // 2
-        looked = _looking(piece, [middle, end - 1]) if number in checked else piece
-        kept = None if number in checked else _NONE
-
-        def run(
-            given: Mapping[str, Any],
-            looked: Batch = looked,
-            start: int = start,
-            kept: Kept | None = kept,
-        ) -> Tensor:
-            return forward(nnmodel, looked, cache=given, start=start, kept=kept)
-
-        if cache is None:
-            try:
-                keyword, logits, cache = with_cache(nnmodel, n_layers, run)
-            except EngineError as error:
-                raise MemoryBudgetError(f"{_TOO_LONG}, as {error}: {_ADVICE}") from error
-        else:
-            logits = run({keyword: cache})
+        piece, middle = _columns(batch, end), (start + end) // 2
         if number in checked:
-            whole = _of(cache, start, logits)
-            # What its halves leave is as good, and there is room for the whole only once.
+            read = torch.tensor([middle, end - 1], device="cpu").expand(len(batch), -1)
+            run = partial(forward, nnmodel, attrs.evolve(piece, read=read))
+        else:
+            run = partial(forward, nnmodel, piece, kept=_NONE)
+        if cache is None:
+            keyword, logits, cache = _first(nnmodel, n_layers, run)
+        else:
+            logits = run(cache={keyword: cache}, start=start)
+        if number in checked:
+            whole = [
+                None if pair is None else tuple(each[:, :, start:].clone() for each in pair)
+                for pair in recorded(cache)
+            ]
+            # The halves leave as good ones, and there is room for all of them only once.
             keep_first(cache, start)
-            first = _columns(batch, middle)
-            forward(nnmodel, first, cache={keyword: cache}, start=start, kept=_NONE)
-            logits = forward(nnmodel, looked, cache={keyword: cache}, start=middle)
-            _check(piece.mask[:, start:].bool(), whole, _of(cache, start, logits))
+            half = _columns(batch, middle)
+            forward(nnmodel, half, cache={keyword: cache}, start=start, kept=_NONE)
+            again = run(cache={keyword: cache}, start=middle)
+            _check_kept(whole, recorded(cache), piece.mask[:, start:].bool())
+            _hold(logits, again, ~logits.isnan(), "logits")
     return Begun(edges[-1][1], keyword, cache)
+
+
+def _first(nnmodel: Any, n_layers: int, run: Callable[..., Tensor]) -> tuple[str, Tensor, Any]:
+    """Run the first piece, as `with_cache` does."""
+    try:
+        return with_cache(nnmodel, n_layers, lambda cache: run(cache=cache))
+    except EngineError as error:
+        raise MemoryBudgetError(f"{_TOO_LONG}, as {error}: {_ADVICE}") from error
 
 
 def with_cache(
@@ -134,12 +137,6 @@ def _columns(batch: Batch, end: int) -> Batch:
     return Batch(batch.tokens[:, :end], batch.mask[:, :end])
 
 
-def _looking(batch: Batch, positions: Sequence[int]) -> Batch:
-    """Prompts of which the logits at some positions are wanted."""
-    read = torch.tensor([*positions], device="cpu").expand(len(batch), -1)
-    return Batch(batch.tokens, batch.mask, read)
-
-
 def _checked(batch: Batch, edges: Sequence[tuple[int, int]]) -> set[int]:
     """The first and the last piece, by number, in which a prompt has tokens in both halves.
 
@@ -161,45 +158,26 @@ def _checked(batch: Batch, edges: Sequence[tuple[int, int]]) -> set[int]:
     return {*found[:1], *found[-1:]}
 
 
-@attrs.frozen(eq=False)
-class _Run:
-    """All that a piece has left behind.
+def _check_kept(
+    whole: Sequence[tuple[Tensor, ...] | None], halves: Sequence[KeysValues], real: Tensor
+) -> None:
+    """Raise `MemoryBudgetError` unless two halves leave the keys and values of the whole.
 
     Args:
-        kept: of each layer the keys and values of the piece, copied.
-        logits: `[batch, 2, vocab]`: at its middle and its end; nan where that is padding.
-    """
-
-    kept: list[tuple[Tensor, Tensor] | None]
-    logits: Tensor
-
-
-def _of(cache: Any, start: int, logits: Tensor) -> _Run:
-    kept = [
-        None if pair is None else (pair[0][:, :, start:].clone(), pair[1][:, :, start:].clone())
-        for pair in recorded(cache)
-    ]
-    return _Run(kept, logits)
-
-
-def _check(real: Tensor, whole: _Run, halves: _Run) -> None:
-    """Raise `MemoryBudgetError` unless two halves leave what the whole does.
-
-    Args:
+        whole: those of a piece that was run at once.
+        halves: those of all tokens up to its end, of which it was run in halves.
         real: `[batch, seq]`, of the piece: where there is a token.
-        whole: the piece, run at once.
-        halves: the same, one half after the other.
     """
-    for one, two in zip(whole.kept, halves.kept, strict=True):
+    for one, two in zip(whole, halves, strict=True):
         if one is None or two is None:
             continue
         for expected, found in zip(one, two, strict=True):
             own = real.to(expected.device)[:, None, :, None]
-            _hold(expected, found, own, "keys and values")
-    _hold(whole.logits, halves.logits, ~whole.logits.isnan(), "logits")
+            _hold(expected, found[:, :, -real.shape[1] :], own, "keys and values")
 
 
 def _hold(expected: Tensor, found: Tensor, own: Tensor, what: str) -> None:
+    """Raise `MemoryBudgetError` where numbers differ by more than rounding, and are looked at."""
     gap = (expected - found).abs().masked_fill(~own, 0.0).max()
     allowed = rounding(expected) * expected.abs().masked_fill(~own, 0.0).max()
     # A number that is none is no small gap.
