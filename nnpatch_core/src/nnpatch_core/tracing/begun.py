@@ -19,6 +19,8 @@ from nnpatch_core.tracing.trace import Kept, forward
 
 _Found = TypeVar("_Found")
 _TOO_LONG = "prompts do not fit in memory_budget at once, and the model cannot run them in pieces"
+#: Tokens of a piece that is run only to be held to its halves.
+_SHORT = 32
 _ADVICE = "raise memory_budget=, or give shorter prompts"
 #: Of tokens that others follow no logits are wanted.
 _NONE = Kept(1, lambda logits, _: logits[:, -1, :0].to("cpu", torch.float32, copy=True))
@@ -64,6 +66,7 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
     Raises:
         MemoryBudgetError: the model does not take keys and values, or is another one in pieces.
     """
+    edges = _short_at_the_end(edges)
     checked = _checked(batch, edges)
     keyword, cache = "", None
     for number, (start, end) in enumerate(edges):
@@ -135,6 +138,16 @@ def with_cache(
 def _columns(batch: Batch, end: int) -> Batch:
     """The first tokens of prompts."""
     return Batch(batch.tokens[:, :end], batch.mask[:, :end])
+
+
+def _short_at_the_end(edges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same pieces, of which the last is a few tokens: to hold it to its halves costs little.
+
+    Where the keys and values of all tokens are there already, there is no room for more.
+    """
+    *others, (start, end) = edges
+    cut = end - _SHORT
+    return [*others, (start, end)] if cut - start < _SHORT else [*others, (start, cut), (cut, end)]
 
 
 def _checked(batch: Batch, edges: Sequence[tuple[int, int]]) -> set[int]:
