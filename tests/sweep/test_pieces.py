@@ -99,7 +99,7 @@ class Pairs:
             **options,
         )
 
-    def planned(self, family: str, sites: Sites, budget: int, model: Any = None) -> Plan:
+    def planned(self, family: str, sites: Sites, memory_budget: int, model: Any = None) -> Plan:
         return plan_sweep(
             model_of(family) if model is None else model,
             ADAPTERS[family],
@@ -107,7 +107,7 @@ class Pairs:
             self.source,
             self.target,
             attention_mask=self.mask,
-            memory_budget=budget,
+            memory_budget=memory_budget,
         )
 
     def budgets(self, family: str, sites: Sites) -> list[int]:
@@ -380,11 +380,28 @@ def test_a_lasting_edit_of_a_token_is_refused() -> None:
 
 
 def test_tokens_that_are_too_few_to_tell_are_refused() -> None:
-    pairs, sites = Pairs.of((TOKENS,), changed=1), last(1)
+    """Before anything runs, whatever prompts there are beside."""
+    pairs, sites = Pairs.of((TOKENS, TOKENS), changed=1), last(1)
     budget = pairs.budgets("llama", sites)[-1]
-    pairs.mask[:, :-2] = 0
-    with pytest.raises(MemoryBudgetError, match="too few tokens to see whether"):
-        pairs.swept("llama", sites, memory_budget=budget)
+    for tokens, told in ((1, "1 token"), (2, "2 tokens")):
+        pairs.mask[1] = 0
+        pairs.mask[1, -1 - tokens :] = 1
+        for run in (pairs.planned, pairs.swept):
+            with pytest.raises(MemoryBudgetError, match=rf"in pieces, as prompt 1 has {told} left"):
+                run("llama", sites, memory_budget=budget)
+
+
+@pytest.mark.parametrize("before", [0, 17, 156])
+def test_a_prompt_of_few_tokens_runs_in_pieces_wherever_it_lies(before: int) -> None:
+    """Three of them are enough; padding is on both sides of them."""
+    pairs, sites = Pairs.of((TOKENS,), changed=1), last(1)
+    pairs.mask[:, :-1] = 0
+    pairs.mask[:, before : before + 3] = 1
+    for budget in pairs.budgets("llama", sites):
+        out = pairs.swept("llama", sites, memory_budget=budget)
+        assert "pieces" in out.info
+        for layer, value in enumerate(out["resid"][:, -1].tolist()):
+            assert value == pytest.approx(by_hooks("llama", pairs, layer, 1), abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

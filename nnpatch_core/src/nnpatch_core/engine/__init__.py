@@ -8,9 +8,9 @@ from nnpatch_core.engine.table import (
     ENGINES,
     Choice,
     Engine,
+    beginning_for,
     check_engine,
     choose_engines,
-    pieces_until,
 )
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Part",
     "Plan",
     "Replay",
+    "beginning_for",
     "check_engine",
     "choose_engines",
     "even_shares",
@@ -29,6 +30,5 @@ __all__ = [
     "last_logits",
     "leftmost",
     "mlp_inside",
-    "pieces_until",
     "plan_patches",
 ]

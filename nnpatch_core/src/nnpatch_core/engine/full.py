@@ -15,7 +15,7 @@ from nnpatch_core._models import Elsewhere
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.execution import Part
 from nnpatch_core.errors import EngineError, MemoryBudgetError
-from nnpatch_core.memory import Limits, in_units
+from nnpatch_core.memory import Beginning, Limits, in_units
 from nnpatch_core.tracing import (
     Intervention,
     Patches,
@@ -130,9 +130,9 @@ def no_reason(_: Patches) -> None:
     """None: this engine runs every sweep."""
 
 
-def at_once(_: Patches, __: Sequence[Batch]) -> int:
-    """0: its prompts run whole."""
-    return 0
+def at_once(_: Patches, __: Sequence[Batch]) -> Beginning:
+    """None: its prompts run whole."""
+    return Beginning()
 
 
 def open_full(

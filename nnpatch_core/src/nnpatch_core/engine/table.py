@@ -11,9 +11,9 @@ from torch import Tensor
 from nnpatch_core._printable import shown
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone import (
+    beginning_of,
     open_cone,
     open_cone_replay,
-    until_of,
     why_not_cone,
     why_rather_not_cone,
 )
@@ -21,6 +21,7 @@ from nnpatch_core.engine.execution import Execution
 from nnpatch_core.engine.full import at_once, no_reason, open_full
 from nnpatch_core.engine.replay import Replay, open_full_replay
 from nnpatch_core.errors import EngineError, UnknownNameError
+from nnpatch_core.memory import Beginning
 from nnpatch_core.tracing import Patches
 
 #: For what is patched: a reason against an engine, in words, or None.
@@ -41,8 +42,8 @@ class Engine:
         open_replay: opens it for one cell with one site, to be patched over and over:
             `(patches, target, values, chunks, store)`. With the replay it gives the logits of the
             unpatched target run, or None; it raises as `open` does.
-        until: for what is patched and the prompts of each run: the position left of which these
-            may run in pieces, where they do not fit in memory at once.
+        beginning: for what is patched and the prompts of each run: the tokens that may run in
+            pieces, where the prompts do not fit in memory at once.
     """
 
     name: str
@@ -50,12 +51,12 @@ class Engine:
     why_rather_not: Reason
     open: Callable[..., Execution]
     open_replay: Callable[..., tuple[Replay, Tensor | None]] = open_full_replay
-    until: Callable[[Patches, Sequence[Batch]], int] = at_once
+    beginning: Callable[[Patches, Sequence[Batch]], Beginning] = at_once
 
 
 #: In the order in which `engine="auto"` prefers them; the last one runs every sweep.
 ENGINES = (
-    Engine("cone", why_not_cone, why_rather_not_cone, open_cone, open_cone_replay, until_of),
+    Engine("cone", why_not_cone, why_rather_not_cone, open_cone, open_cone_replay, beginning_of),
     Engine("full", no_reason, no_reason, open_full),
 )
 
@@ -88,19 +89,16 @@ def check_engine(name: Any) -> str:
     return name
 
 
-def pieces_until(name: str, patches: Patches, batches: Sequence[Batch]) -> int:
-    """The position left of which prompts may run in pieces, given the engine that was asked for.
+def beginning_for(name: str, patches: Patches, batches: Sequence[Batch]) -> Beginning:
+    """The tokens that may run in pieces, given the engine that was asked for.
 
     Args:
         name: of an engine, or `"auto"`.
         patches: the cells.
         batches: the prompts of each run.
-
-    Returns:
-        0 if none may.
     """
     likeliest = next(engine for engine in ENGINES if name in ("auto", engine.name))
-    return likeliest.until(patches, batches)
+    return likeliest.beginning(patches, batches)
 
 
 def choose_engines(name: str, patches: Patches) -> Choice:

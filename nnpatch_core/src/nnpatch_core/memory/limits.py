@@ -19,7 +19,7 @@ from nnpatch_core.memory.needs import (
     memory_budgets,
     needs_of,
 )
-from nnpatch_core.memory.pieces import Pieces, pieces_of
+from nnpatch_core.memory.pieces import Beginning, Pieces, pieces_of
 from nnpatch_core.memory.placement import Placement
 from nnpatch_core.memory.rooms import Room, budget_word, share
 from nnpatch_core.tracing import Patches
@@ -136,7 +136,7 @@ def limits_of(
     places: int = 1,
     trimmed: bool = False,
     padded: bool = True,
-    until: int = 0,
+    beginning: Beginning | None = None,
     placement: Placement | None = None,
 ) -> Limits:
     """Decide how many prompts run together, and where what is recorded of them lies.
@@ -157,8 +157,8 @@ def limits_of(
         places: at how many positions of a prompt its logits are computed.
         trimmed: whether nothing is recorded left of the first position that is patched.
         padded: whether some prompt has padding.
-        until: the tokens left of this position may run in pieces, where all do not fit at once; 0
-            if none may. Over several devices none do.
+        beginning: the tokens that may run in pieces, where all do not fit at once; None if none
+            may. Over several devices none do.
         placement: on which device each layer runs; None is where it does.
 
     Raises:
@@ -205,16 +205,16 @@ def limits_of(
                 f"{gathered.words(together, batch)}, are more than half of the free host memory by "
                 f"{in_units(-host)}: {gathered.advice}, or give fewer prompts"
             )
-    pieces = None
+    pieces, beginning = None, beginning or Beginning()
     fitting = usable // 2 // (recorded + forward)
     if own and fitting < wanted:
         recorded = 0
         fitting = usable // 2 // forward
     least = recorded + room
     at_once = enough = fixed + least + min(kept_back, least)
-    if least > usable and until:
-        pieces = pieces_of(until, seq_len, needs.costs, usable - recorded)
-        forward = needs.costs.bytes_of(max(pieces.tokens, seq_len - until), seq_len)
+    if least > usable and beginning.until:
+        pieces = pieces_of(beginning.until, seq_len, needs.costs, usable - recorded)
+        forward = needs.costs.bytes_of(max(pieces.tokens, seq_len - beginning.until), seq_len)
         least = recorded + max(forward, needs.longest)
         enough = fixed + least + min(kept_back, least)
         fitting = usable // 2 // (recorded + forward)
@@ -232,6 +232,8 @@ def limits_of(
                 f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which "
                 f"{' and '.join(parts)}"
             )
+            if beginning.reason is not None:
+                needed += f" (it cannot run in pieces, as {beginning.reason})"
             raise MemoryBudgetError(_refusal(needed, budget, gathered, places))
         # Our estimate is on the safe side: with what there is, it may still do.
         budget, usable = enough, least

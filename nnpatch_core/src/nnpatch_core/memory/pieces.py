@@ -14,6 +14,19 @@ _LEAST = 3
 
 
 @attrs.frozen
+class Beginning:
+    """The first tokens of prompts, which may run before the others do.
+
+    Args:
+        until: the position that they are left of; 0 if all tokens run at once.
+        reason: why they do, for who has no room for it.
+    """
+
+    until: int = 0
+    reason: str | None = None
+
+
+@attrs.frozen
 class Pieces:
     """How the tokens of prompts are run one after another, left of the first that matters.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nnpatch_core._models import as_nnsight
 from nnpatch_core._warnings import warn
 from nnpatch_core.batch import GivenTokens
-from nnpatch_core.engine import Plan, choose_engines, pieces_until
+from nnpatch_core.engine import Plan, beginning_for, choose_engines
 from nnpatch_core.errors import EngineWarning
 from nnpatch_core.interventions import (
     PairArguments,
@@ -119,7 +119,9 @@ def plan_sweep(
         whole=False,
         trimmed=source_tokens is not None,
         padded=any(bool((batch.mask == 0).any()) for batch in (source, target)),
-        until=0 if source_tokens is None else pieces_until("cone", layout.patches, [target]),
+        beginning=None
+        if source_tokens is None
+        else beginning_for("cone", layout.patches, [source, target]),
     )
     patches = layout.where_present(mask).patches
     # By name, so that a reason against it is an error.

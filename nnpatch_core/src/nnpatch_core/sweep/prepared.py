@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import attrs
 
 from nnpatch_core._models import module_of
-from nnpatch_core.engine import pieces_until
+from nnpatch_core.engine import beginning_for
 from nnpatch_core.metrics import MetricSpec, name_metrics
 from nnpatch_core.plugins import find_metric
 from nnpatch_core.seq_pos import PromptBatch
@@ -65,7 +65,9 @@ def prepare(
         gathers=gathers,
         trimmed=trimmed,
         padded=padded,
-        until=pieces_until(engine, layout.patches, [*runs.batches.values()]) if trimmed else 0,
+        beginning=beginning_for(engine, layout.patches, [*runs.batches.values()])
+        if trimmed
+        else None,
     )
     runs.check(sweep)
     patches = runs.aligned(layout.patches)

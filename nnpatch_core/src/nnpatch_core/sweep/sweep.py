@@ -16,7 +16,7 @@ from nnpatch_core._integers import strict_int
 from nnpatch_core._warnings import warn
 from nnpatch_core.batch import Batch
 from nnpatch_core.errors import EngineWarning, MaskError, MetricError, TokensError
-from nnpatch_core.memory import Gathered, Limits, limits_of
+from nnpatch_core.memory import Beginning, Gathered, Limits, limits_of
 from nnpatch_core.metrics import (
     Metric,
     MetricContext,
@@ -74,7 +74,7 @@ class Sweep:
         target: the prompts that are patched.
         trimmed: whether nothing is recorded left of the first position that is patched.
         padded: whether some prompt has padding.
-        until: the tokens left of this position may run in pieces; 0 if none may.
+        beginning: the tokens that may run in pieces; None if none may.
     """
 
     layout: Layout
@@ -84,7 +84,7 @@ class Sweep:
     target: Batch
     trimmed: bool = False
     padded: bool = True
-    until: int = 0
+    beginning: Beginning | None = None
 
     @property
     def batch(self) -> int:
@@ -151,7 +151,7 @@ class Sweep:
         gathers: bool,
         trimmed: bool = False,
         padded: bool = True,
-        until: int = 0,
+        beginning: Beginning | None = None,
     ) -> Sweep:
         """Lay metrics on cells, and cut the prompts to the memory.
 
@@ -163,19 +163,19 @@ class Sweep:
             gathers: whether logits wait for those of a cell's other prompts, if a metric wants it.
             trimmed: whether nothing is recorded left of the first position that is patched.
             padded: whether some prompt has padding.
-            until: the tokens left of this position may run in pieces; 0 if none may.
+            beginning: the tokens that may run in pieces; None if none may.
 
         Raises:
             PatchingError: one of its kinds, for whatever is wrong.
         """
         # Its limits go by all the rest.
         none: Any = None
-        sweep = cls(layout, metrics, options, none, target, trimmed, padded, until)
+        sweep = cls(layout, metrics, options, none, target, trimmed, padded, beginning)
         return attrs.evolve(sweep, limits=sweep.limits_of(gathers=gathers))
 
     def to_estimate(self) -> Sweep:
         """The same sweep, of which no logits wait for others, as they do where it is measured."""
-        whole = attrs.evolve(self, trimmed=False, until=0)
+        whole = attrs.evolve(self, trimmed=False, beginning=None)
         return attrs.evolve(whole, limits=whole.limits_of(gathers=False))
 
     def limits_of(self, *, gathers: bool) -> Limits:
@@ -202,7 +202,7 @@ class Sweep:
             places=_places(self.target),
             trimmed=self.trimmed,
             padded=self.padded,
-            until=self.until,
+            beginning=self.beginning,
         )
 
     def groups(self, columns: int) -> list[slice]:

@@ -10,7 +10,7 @@ from nnpatch_core.tracing.activations import (
     write_component,
 )
 from nnpatch_core.tracing.attention import any_shape
-from nnpatch_core.tracing.begun import Begun, begin, pieces_differ, with_cache
+from nnpatch_core.tracing.begun import LEAST_HELD, Begun, begin, pieces_differ, with_cache
 from nnpatch_core.tracing.call_arguments import kept_arguments, of_rows
 from nnpatch_core.tracing.cells import BoundSite, Cell, Cells, Numbers, columns_of, ends_of, within
 from nnpatch_core.tracing.elsewhere import (
@@ -61,6 +61,7 @@ from nnpatch_core.tracing.widths import check_space, width_of
 __all__ = [
     "LAYER_INPUT",
     "LAYER_OUTPUT",
+    "LEAST_HELD",
     "Begun",
     "BoundSite",
     "Caught",

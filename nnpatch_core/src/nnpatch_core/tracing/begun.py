@@ -21,6 +21,8 @@ _Found = TypeVar("_Found")
 _TOO_LONG = "prompts do not fit in memory_budget at once, and the model cannot run them in pieces"
 #: Tokens of a piece that is run only to be held to its halves.
 _SHORT = 32
+#: Of so many tokens, one after another, two lie in one piece, which can be held to its halves.
+LEAST_HELD = 3
 _ADVICE = "raise memory_budget=, or give shorter prompts"
 #: Of tokens that others follow no logits are wanted.
 _NONE = Kept(1, lambda logits, _: logits[:, -1, :0].to("cpu", torch.float32, copy=True))
@@ -70,8 +72,8 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
     checked = _checked(batch, edges)
     keyword, cache = "", None
     for number, (start, end) in enumerate(edges):
-        piece, middle = _columns(batch, end), (start + end) // 2
-        if number in checked:
+        piece, middle = _columns(batch, end), checked.get(number)
+        if middle is not None:
             read = torch.tensor([middle, end - 1], device="cpu").expand(len(batch), -1)
             run = partial(forward, nnmodel, attrs.evolve(piece, read=read))
         else:
@@ -80,7 +82,7 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
             keyword, logits, cache = _first(nnmodel, n_layers, run)
         else:
             logits = run(cache={keyword: cache}, start=start)
-        if number in checked:
+        if middle is not None:
             whole = [
                 None if pair is None else tuple(each[:, :, start:].clone() for each in pair)
                 for pair in recorded(cache)
@@ -150,25 +152,36 @@ def _short_at_the_end(edges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]
     return [*others, (start, end)] if cut - start < _SHORT else [*others, (start, cut), (cut, end)]
 
 
-def _checked(batch: Batch, edges: Sequence[tuple[int, int]]) -> set[int]:
-    """The first and the last piece, by number, in which a prompt has tokens in both halves.
+def _checked(batch: Batch, edges: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """The first and the last piece, by number, in which a prompt has two tokens; where it is cut.
 
     Raises:
         MemoryBudgetError: there is none, and still a token that runs before others do.
     """
-    real = batch.mask.bool()
-    found = [
-        number
+    real = batch.mask.bool().cpu()
+    found = {
+        number: start + middle
         for number, (start, end) in enumerate(edges)
-        for middle in [(start + end) // 2]
-        if bool((real[:, start:middle].any(1) & real[:, middle:end].any(1)).any())
-    ]
+        for middle in [_middle(real[:, start:end])]
+        if middle
+    }
     if not found and bool(real[:, : edges[-1][1]].any()):
         raise MemoryBudgetError(
             f"prompts do not fit in memory_budget at once, and have too few tokens to see whether "
             f"the model can run them in pieces: {_ADVICE}"
         )
-    return {*found[:1], *found[-1:]}
+    return {number: found[number] for number in (min(found), max(found))} if found else {}
+
+
+def _middle(real: Tensor) -> int:
+    """Where to cut a piece, so that the most prompts have tokens on both sides; 0 if none can."""
+    width = real.shape[1]
+    left, right = real.cumsum(1)[:, :-1] > 0, real.flip(1).cumsum(1).flip(1)[:, 1:] > 0
+    split = (left & right).sum(0)
+    if not width > 1 or not bool(split.any()):
+        return 0
+    best = (split == split.max()).nonzero().flatten() + 1
+    return int(best[(best - width // 2).abs().argmin()])
 
 
 def _check_kept(

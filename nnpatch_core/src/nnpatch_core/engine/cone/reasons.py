@@ -8,7 +8,9 @@ from nnpatch_core._models import Elsewhere
 from nnpatch_core._upstream import cache_keywords
 from nnpatch_core.adapters import ModelAPI, tables
 from nnpatch_core.batch import Batch
-from nnpatch_core.tracing import Patches, forward_hooks, in_words, pieces_differ
+from nnpatch_core.engine.cone.buckets import counted
+from nnpatch_core.memory import Beginning
+from nnpatch_core.tracing import LEAST_HELD, Patches, forward_hooks, in_words, pieces_differ
 
 
 def why_not_cone(patches: Patches) -> str | None:
@@ -47,10 +49,10 @@ def why_rather_not_cone(patches: Patches) -> str | None:
     )
 
 
-def until_of(patches: Patches, batches: Sequence[Batch]) -> int:
-    """The position left of which prompts may run in pieces; 0 if they may not.
+def beginning_of(patches: Patches, batches: Sequence[Batch]) -> Beginning:
+    """The tokens that may run in pieces.
 
-    From it on is all that a sweep records or reads, and all that it runs of patched prompts.
+    Right of them is all that a sweep records or reads, and all that it runs of patched prompts.
 
     Args:
         patches: the cells.
@@ -58,10 +60,23 @@ def until_of(patches: Patches, batches: Sequence[Batch]) -> int:
     """
     model = patches.model
     reason = why_not_cone(patches) or why_rather_not_cone(patches) or pieces_differ(model)
-    if reason is not None or any(batch.sites for batch in batches):
-        return 0
+    if reason is None and any(batch.sites for batch in batches):
+        reason = "a metric reads activations"
+    if reason is not None:
+        return Beginning(reason=reason)
     reads = [int(batch.read.min()) for batch in batches if batch.read is not None]
-    return max(min([patches.first_taken, *reads]), 0)
+    until = max(min([patches.first_taken, *reads]), 0)
+    if not until:
+        return Beginning(reason="a first token is patched or read")
+    for batch in batches:
+        for row, tokens in enumerate(batch.mask[:, :until].sum(1).tolist()):
+            if 0 < tokens < LEAST_HELD:
+                told = (
+                    f"prompt {row} has {counted(tokens, 'token')} left of position {until}, the "
+                    "first that is patched or read: too few to see whether pieces change anything"
+                )
+                return Beginning(reason=told)
+    return Beginning(until)
 
 
 def _alike(one: ModelAPI, other: ModelAPI) -> bool:
