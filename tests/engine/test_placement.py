@@ -333,6 +333,12 @@ def test_budgets_by_device() -> None:
             plan(model, memory_budget={"cuda:0": "1 GiB", "cuda:1": 1000})
         with pytest.raises(MemoryBudgetError, match=r"names 'cuda:0', and the model runs on"):
             plan(model, memory_budget={"cuda:0": "1 GiB"})
+        # As accelerate names them.
+        numbered = plan(model, memory_budget={0: "1 GiB", torch.device("cuda:1"): 200_000})
+        assert len(numbered.buckets) == len(tight.buckets)
+        for wrong in ({0: 1}, {0: 1, 1: 1, 2: 1}, {True: 1, 0: 1}):
+            with pytest.raises(MemoryBudgetError, match="name each of these"):
+                plan(model, memory_budget=wrong)
         with pytest.raises(MemoryBudgetError, match="positive number"):
             plan(model, memory_budget={"cuda:0": "1 GiB", "cuda:1": "lots"})
     same = plan(tiny_model("llama"), memory_budget={"cpu": "1 GiB"})
@@ -392,6 +398,19 @@ def test_a_checkpoint_goes_on_with_the_budgets_of_each(tmp_path: Any) -> None:
     again = sweep()
     assert "resumed" in again.info
     assert torch.equal(first["resid"], again["resid"])
+    # Another of two places for each layer is of no matter, another device is.
+    with pretending():
+        model = tiny_model("llama")
+        swapped = spread(model, device_map(model, (0, 1, 1), 0))
+        swept = activation_patching(
+            swapped, Llama3, SITES, *RUNS, progress=False, checkpoint=file, memory_budget=sizes
+        )
+    assert torch.equal(first["resid"], swept["resid"])
+    told = "or of the checkpoint that it goes on from, names .* and the model runs on cpu"
+    with pytest.raises(MemoryBudgetError, match=told):
+        activation_patching(
+            tiny_model("llama"), Llama3, SITES, *RUNS, progress=False, checkpoint=file
+        )
 
 
 @given(
@@ -402,5 +421,6 @@ def test_a_checkpoint_goes_on_with_the_budgets_of_each(tmp_path: Any) -> None:
 def test_budgets_as_words(sizes: dict[str, int]) -> None:
     rooms = [Room(name, (), False, COSTS, size, size, 0) for name, size in sizes.items()]
     assert read_budget(budget_word(1, rooms)) == sizes
+    assert budget_word(1, rooms) == budget_word(1, rooms[::-1])
     for wrong in ("", "=", "5,6", "cuda:0=", "cuda:0=0", "cuda:0=-1", "1=2,", "9" * 30):
         assert read_budget(wrong) is None

@@ -130,6 +130,13 @@ def test_what_is_missing_is_named(files: Files, nnpatch: Command) -> None:
     assert nnpatch("merge", "nnpatch-pairs").code == 0
 
 
+def test_zeros_before_a_number_name_no_other_shard(files: Files, nnpatch: Command) -> None:
+    for which in ("01/2", "2/02"):
+        assert nnpatch("run", *files.arguments, *SITES, *BUDGET, "--shard", which).code == 0
+    folders = sorted(each.name for each in Path("nnpatch-pairs").iterdir())
+    assert folders == ["shard-1-of-2", "shard-2-of-2"]
+
+
 def test_a_shard_again(files: Files, nnpatch: Command) -> None:
     shard(nnpatch, files, "1/2")
     again = nnpatch("run", *files.arguments, *SITES, *BUDGET, "--shard", "1/2")

@@ -20,8 +20,8 @@ from nnpatch_core.memory.placement import Placement, placement_of
 from nnpatch_core.tracing import Patches
 
 #: What `memory_budget=` takes: bytes, or a size such as `"4 GiB"`, of each device; or such sizes by
-#: device; or None for half of what is free on each.
-MemoryBudget: TypeAlias = "int | str | Mapping[str, int | str] | None"
+#: device, a GPU by its name or number; or None for half of what is free on each.
+MemoryBudget: TypeAlias = "int | str | Mapping[str, int | str] | Mapping[int, int | str] | None"
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _BUDGET = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*")
@@ -62,11 +62,13 @@ def memory_budgets(given: Any, model: nn.Module, devices: Sequence[str]) -> dict
         MemoryBudgetError: a size is none, or sizes are not those of the devices.
     """
     if isinstance(given, Mapping):
-        named = {str(device): size for device, size in given.items()}
+        named = {_name(device, devices): size for device, size in given.items()}
         if set(named) != set(devices):
             raise MemoryBudgetError(
-                f"memory_budget names {', '.join(map(shown, given)) or 'no device'}, and the model "
-                f"runs on {', '.join(devices)}: name each of these, or give one size for all"
+                f"memory_budget, of the call or of the checkpoint that it goes on from, names "
+                f"{', '.join(map(shown, given)) or 'no device'}, and the model runs on "
+                f"{', '.join(devices)}: name each of these, or give one size for all; what a "
+                "checkpoint has begun goes on on its devices alone"
             )
         return {device: _size(named[device]) for device in devices}
     if len(devices) == 1:
@@ -74,6 +76,13 @@ def memory_budgets(given: Any, model: nn.Module, devices: Sequence[str]) -> dict
     if given is None:
         return {device: _half_free(torch.device(device)) for device in devices}
     return dict.fromkeys(devices, _size(given))
+
+
+def _name(device: Any, devices: Sequence[str]) -> str:
+    """The name of a device; accelerate calls a GPU by its number."""
+    if isinstance(device, int) and not isinstance(device, bool):
+        return next((each for each in devices if each.endswith(f":{device}")), str(device))
+    return str(device)
 
 
 def _half_free(device: torch.device | None) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nnpatch_core._models import input_device
+from nnpatch_core._ranges import ranges
 from nnpatch_core._wrappers import hooked_device
 
 
@@ -27,6 +28,26 @@ class Placement:
     first: str
     layers: tuple[str, ...]
     head: str
+
+    @property
+    def kinds(self) -> str:
+        """The kinds of devices that layers run on, in words.
+
+        Examples:
+            >>> Placement("cuda:0", ("cuda:0", "cuda:1"), "cuda:1").kinds
+            'cuda'
+            >>> Placement("cuda:0", ("cuda:0", "cuda:1", "cpu"), "cpu").kinds
+            'cuda (layers 0-1), cpu (layer 2)'
+        """
+        kinds = [torch.device(each).type for each in self.layers]
+        every = dict.fromkeys(kinds)
+        if len(every) < 2:
+            return ", ".join(every)
+        of = {each: [number for number, kind in enumerate(kinds) if kind == each] for each in every}
+        return ", ".join(
+            f"{each} (layer{'s' * (len(layers) > 1)} {ranges(layers)})"
+            for each, layers in of.items()
+        )
 
     @property
     def devices(self) -> tuple[str, ...]:

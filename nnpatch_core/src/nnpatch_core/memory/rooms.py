@@ -133,7 +133,10 @@ def budget_word(budget: int, rooms: Sequence[Room]) -> str:
         >>> budget_word(1024, ())
         '1024'
     """
-    return ",".join(f"{room.device}={room.budget}" for room in rooms) if rooms else str(budget)
+    if not rooms:
+        return str(budget)
+    # In whichever order a forward comes to them.
+    return ",".join(sorted(f"{room.device}={room.budget}" for room in rooms))
 
 
 def read_budget(word: str) -> int | dict[str, int] | None:

@@ -342,6 +342,9 @@ def read_settings(
         faults = _beside(Settings(**found), place)
     if faults:
         raise SettingsError("\n".join(faults))
+    if "shard" in found:
+        # 01/2 is 1/2, and has its folder.
+        found["shard"] = str(Share.of(found["shard"]))
     return Settings(**found)
 
 

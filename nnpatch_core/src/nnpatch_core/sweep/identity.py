@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nnpatch_core._arrays import Integers
-from nnpatch_core._models import Elsewhere, input_device
+from nnpatch_core._models import Elsewhere
 from nnpatch_core.adapters import Component, ModelAPI, head_columns, n_layers, table_of
 from nnpatch_core.errors import AdapterError
+from nnpatch_core.memory import placement_of
 from nnpatch_core.metrics import MetricContext, columns_given
 from nnpatch_core.results import Baseline
 from nnpatch_core.seq_pos import Positions
@@ -31,6 +32,8 @@ from nnpatch_core.tracing import backward_functions, forward_functions
 
 #: Part of a sweep to words for it; equal words are equal sweeps.
 Identity: TypeAlias = dict[str, str]
+#: How long a setting may be to be told as it is.
+_LONGEST = 60
 #: The part that names what could not be put into words.
 UNTOLD = "not compared"
 
@@ -111,7 +114,8 @@ def around(model: nn.Module, untold: set[str], *, gradients: bool) -> Identity:
     hooks = [(words, fingerprint(function)) for words, function in functions]
     untold.update(*(each.untold for _, each in hooks))
     return {
-        "config": _word(settings(config)),
+        # Each alone, so that a difference can be told.
+        **{f"config.{name}": _short(value) for name, value in (settings(config) or {}).items()},
         "attention": str(getattr(config, "_attn_implementation", None)),
         "hooks": _word([[words, each.digest] for words, each in hooks]) if hooks else "none",
     }
@@ -130,8 +134,7 @@ def _where(sweep: Sweep, model: nn.Module) -> Identity:
     there = sweep.nnmodel
     if isinstance(there, Elsewhere) and there.away:
         return {"remote": there.where}
-    device = input_device(model)
-    return {"device": "none" if device is None else device.type}
+    return {"device": placement_of(model, sweep.patches.layers).kinds}
 
 
 def _spaces(sweep: Sweep, untold: set[str]) -> Identity:
@@ -289,6 +292,12 @@ def _columns(
     code = fingerprint(component.columns)
     untold.update(code.untold)
     return code.digest
+
+
+def _short(value: Any) -> str:
+    """A setting as it reads, if that is short, or a word for it."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return text if len(text) <= _LONGEST else word(text.encode())
 
 
 def _word(content: Any) -> str:
