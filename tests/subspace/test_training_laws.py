@@ -544,7 +544,7 @@ def hooked_gradients() -> Any:
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "setting": ({"model": of_another_setting}, "config:"),
+    "setting": ({"model": of_another_setting}, r"config\.rms_norm_eps: 1e-06 then, 0\.01 now"),
     "hook": ({"model": hooked}, "hooks: 'none' then"),
     "hook on gradients": ({"model": hooked_gradients}, "hooks: 'none' then"),
     "model": ({"model": of_another_seed}, "model:"),
