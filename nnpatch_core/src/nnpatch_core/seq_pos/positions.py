@@ -97,9 +97,13 @@ class Positions:
 
         `values` are on the CPU.
         """
-        at = self.at.expand(len(values), -1)
-        chosen = values[torch.arange(len(values), device="cpu")[:, None], at.clamp(min=0)]
-        real = (at != NONE).view(*at.shape, *[1] * (values.ndim - 2))
+        at = self.at.clamp(min=0)
+        if len(at) == 1:
+            # A plan asks thousands of times, most often so.
+            chosen = values.index_select(1, at[0])
+        else:
+            chosen = values[torch.arange(len(values), device="cpu")[:, None], at]
+        real = (self.at != NONE).view(*at.shape, *[1] * (values.ndim - 2))
         return chosen & real
 
 
