@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnpatch_core._devices import accelerator
 from nnpatch_core.errors import AdapterError
 
 _PEFT_MODELS = ("PeftModel", "PeftMixedModel")
@@ -175,7 +176,7 @@ def _runs_on(hooks: list[Any]) -> torch.device | None:
     for hook in hooks:
         device = getattr(hook, "execution_device", None)
         if device is not None:
-            return torch.device(f"cuda:{device}" if isinstance(device, int) else device)
+            return accelerator(device) if isinstance(device, int) else torch.device(device)
     return None
 
 

@@ -150,7 +150,7 @@ class CheckpointWarning(UserWarning):
 
 
 class MemoryWarning(UserWarning):
-    """The device ran out of memory, and what ran together was halved."""
+    """A device ran out of memory, and less runs together; or how much is free is not known."""
 
 
 class StatisticsWarning(UserWarning):

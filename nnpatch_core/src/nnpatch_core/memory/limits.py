@@ -9,12 +9,13 @@ import attrs
 import torch
 from torch import nn
 
+from nnpatch_core._devices import numbered
 from nnpatch_core._models import Elsewhere, input_device
 from nnpatch_core.errors import MemoryBudgetError
 from nnpatch_core.memory.costs import in_units
+from nnpatch_core.memory.free import host_memory
 from nnpatch_core.memory.needs import (
     Needs,
-    host_memory,
     memory_budget,
     memory_budgets,
     needs_of,
@@ -243,7 +244,7 @@ def limits_of(
 
 
 def _device(model: nn.Module) -> str:
-    return str(input_device(model) or _HOST)
+    return str(numbered(input_device(model) or _HOST))
 
 
 def _over_devices(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import attrs
-import psutil
 import torch
 from torch import nn
 
+from nnpatch_core._devices import numbered
 from nnpatch_core._models import input_device, vocab_size
 from nnpatch_core._printable import shown
 from nnpatch_core.adapters import OUTPUT, STAGES, Location, ModelAPI
 from nnpatch_core.errors import AdapterError, MemoryBudgetError
 from nnpatch_core.memory.costs import Costs
+from nnpatch_core.memory.free import half_free
 from nnpatch_core.memory.placement import Placement, placement_of
 from nnpatch_core.tracing import Patches
 
@@ -46,7 +48,7 @@ def memory_budget(given: Any, model: nn.Module) -> int:
         MemoryBudgetError: `given` is neither, or not positive.
     """
     if given is None:
-        return _half_free(input_device(model))
+        return half_free(input_device(model))
     return _size(given)
 
 
@@ -63,7 +65,7 @@ def memory_budgets(given: Any, model: nn.Module, devices: Sequence[str]) -> dict
     """
     if isinstance(given, Mapping):
         named = {_name(device, devices): size for device, size in given.items()}
-        if set(named) != set(devices):
+        if set(named) != set(devices) or len(named) < len(given):
             raise MemoryBudgetError(
                 f"memory_budget, of the call or of the checkpoint that it goes on from, names "
                 f"{', '.join(map(shown, given)) or 'no device'}, and the model runs on "
@@ -74,7 +76,7 @@ def memory_budgets(given: Any, model: nn.Module, devices: Sequence[str]) -> dict
     if len(devices) == 1:
         return {devices[0]: memory_budget(given, model)}
     if given is None:
-        return {device: _half_free(torch.device(device)) for device in devices}
+        return {device: half_free(torch.device(device)) for device in devices}
     return dict.fromkeys(devices, _size(given))
 
 
@@ -82,16 +84,10 @@ def _name(device: Any, devices: Sequence[str]) -> str:
     """The name of a device; accelerate calls a GPU by its number."""
     if isinstance(device, int) and not isinstance(device, bool):
         return next((each for each in devices if each.endswith(f":{device}")), str(device))
+    with suppress(RuntimeError):
+        if isinstance(device, str | torch.device):
+            return str(numbered(torch.device(device)))
     return str(device)
-
-
-def _half_free(device: torch.device | None) -> int:
-    """Half of what is free on a device."""
-    if device is not None and device.type == "cuda":
-        # What torch keeps of what was freed, as of the sweep before, is free to it.
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return (int(torch.cuda.mem_get_info(device)[0]) + kept) // 2
-    return host_memory()
 
 
 def _size(given: Any) -> int:
@@ -107,11 +103,6 @@ def _size(given: Any) -> int:
             f"got {shown(given)}"
         )
     return count
-
-
-def host_memory() -> int:
-    """Bytes of host memory that a sweep may use: half of what is free."""
-    return int(psutil.virtual_memory().available) // 2
 
 
 @attrs.frozen

@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import nn
 
+from nnpatch_core._devices import numbered
 from nnpatch_core._models import input_device
 from nnpatch_core._ranges import ranges
 from nnpatch_core._wrappers import hooked_device
@@ -76,7 +77,7 @@ def placement_of(model: Any, layers: str) -> Placement:
         model: the Hugging Face model.
         layers: dotted path of its list of layers.
     """
-    first = _name(input_device(model) or torch.device("cpu"))
+    first = str(numbered(input_device(model) or torch.device("cpu")))
     each = model.get_submodule(layers).children()
     found = tuple(_device_of(layer, first) for layer in each)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -88,11 +89,4 @@ def _device_of(module: nn.Module, otherwise: str) -> str:
     """Where a module runs; what only the meta device has runs where its neighbour does."""
     devices = [hooked_device(each) for each in module.modules()]
     devices += [weight.device for weight in module.parameters() if not weight.is_meta]
-    return next((_name(device) for device in devices if device is not None), otherwise)
-
-
-def _name(device: torch.device) -> str:
-    """A device's name; a GPU without a number is the one that torch takes."""
-    if str(device) == "cuda":
-        return f"cuda:{torch.cuda.current_device() if torch.cuda.is_available() else 0}"
-    return str(device)
+    return next((str(numbered(device)) for device in devices if device is not None), otherwise)
