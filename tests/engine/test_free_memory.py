@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from nnpatch_core._devices import accelerator, numbered
+from nnpatch_core._devices import accelerator, identity, numbered
 from nnpatch_core._wrappers import hooked_device
 from nnpatch_core.errors import MemoryBudgetError, MemoryWarning
 from nnpatch_core.memory import Placement, memory_budgets, placement_of
 from nnpatch_core.memory.free import half_free, host_memory
+from nnpatch_core.sweep.provenance import environment
 from nnpatch_core.testing import tiny_model
 
 ONE = torch.device("xpu", 1)
@@ -153,3 +154,20 @@ def test_budgets_name_devices_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> 
         "nnpatch_core.memory.placement.hooked_device", lambda module: torch.device("xpu")
     )
     assert placement_of(model, "model.layers") == Placement("cpu", ("xpu:1",) * 3, "xpu:1")
+
+
+def test_a_device_is_told_by_what_torch_knows_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = SimpleNamespace(uuid="1234-5678")
+    module = SimpleNamespace(
+        get_device_name=lambda device: "a fast one", get_device_properties=lambda device: properties
+    )
+    weight = SimpleNamespace(device=torch.device("xpu", 7), is_meta=False)
+    model: Any = SimpleNamespace(parameters=lambda: [weight])
+    knowing(monkeypatch, NOTHING, module)
+    assert identity(ONE) == "1234-5678"
+    assert "xpu:7 (a fast one)" in environment(model)
+    # Two of which torch tells nothing are two all the same.
+    knowing(monkeypatch, NOTHING, NOTHING)
+    assert identity(ONE) == "xpu:1"
+    weight.device = torch.device("xpu", 8)
+    assert ", xpu:8, " in environment(model)

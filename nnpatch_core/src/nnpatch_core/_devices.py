@@ -32,6 +32,17 @@ def accelerator(number: int) -> torch.device:
     return torch.device("cuda" if here is None else here.type, number)
 
 
+def identity(device: torch.device) -> str:
+    """What tells a device from the others of its machine, in another process too.
+
+    Where torch knows none, it is the name, which may be that of one device in one process and of
+    another in the next.
+    """
+    with suppress(Exception):
+        return str(module_of_kind(device.type).get_device_properties(device).uuid)
+    return str(numbered(device))
+
+
 def module_of_kind(kind: str) -> Any:
     """What torch has for a kind of device, as `torch.xpu`; None if it has nothing."""
     try:

@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import torch
 
+from nnpatch_core._devices import identity, numbered
 from nnpatch_core._files import write_whole
 from nnpatch_core._models import as_nnsight, input_device, module_of, with_weights
 from nnpatch_core.errors import CheckpointError
@@ -223,11 +224,11 @@ class Worker:
     def _room(self) -> Room:
         model = module_of(self._model)
         device, where = input_device(model), socket.gethostname()
-        if device is not None and device.type == "cuda":
-            where = f"{where} {torch.cuda.get_device_properties(device).uuid}"
+        if device is not None and device.type not in ("cpu", "meta"):
+            where = f"{where} {identity(device)}"
         # Of a model over several devices, the one with the least.
         devices = {str(each.device) for each in model.parameters() if not each.is_meta}
-        devices |= {str(device)} if device is not None else set()
+        devices |= {str(numbered(device))} if device is not None else set()
         return Room(where, min(memory_budgets(None, model, sorted(devices) or ["cpu"]).values()))
 
 

@@ -80,10 +80,10 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
     weight = next(model.parameters())
     # That of an offloaded model is where its weights come in.
     device = input_device(model) or weight.device
-    devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), torch.device("cpu"), _in_float32():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng([]), torch.device("cpu"), _in_float32():
+            # Of the CPU alone: `torch.manual_seed` sets the numbers of every device.
+            torch.default_generator.manual_seed(seed)
             fresh = type(model)(config)
     except Exception as error:
         raise SubspaceError(

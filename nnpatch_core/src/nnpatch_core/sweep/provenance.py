@@ -6,6 +6,7 @@ import functools
 import platform
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nnpatch_core._devices import module_of_kind
 from nnpatch_core._models import Elsewhere, input_device, module_of
 from nnpatch_core.adapters import ModelAPI
 from nnpatch_core.plugins import source_of
@@ -129,9 +131,12 @@ def _system() -> str:
 
 @functools.cache
 def _device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({_processor()})" if device.type == "cpu" else str(device)
+    if device.type == "cpu":
+        return f"cpu ({_processor()})"
+    # Not every kind of device has a name.
+    with suppress(Exception):
+        return f"{device} ({module_of_kind(device.type).get_device_name(device)})"
+    return str(device)
 
 
 def _processor() -> str:
