@@ -404,10 +404,12 @@ def test_a_small_device_keeps_recorded_runs_on_the_host(monkeypatch: pytest.Monk
     needs = wide.needs
     narrow = 4 * 64 * needs.forward
     found = limits_of(given=narrow)
-    assert found.recorded in (0, needs.recorded)
+    assert found.recorded in (needs.ahead, needs.recorded)
     tight = 2 * (needs.forward + needs.recorded) * 8
     found = limits_of(given=tight)
-    assert (found.store, found.recorded) == (torch.device("cpu"), 0)
+    # There is room for one layer's, which are read back before it runs.
+    assert (found.store, found.recorded) == (torch.device("cpu"), needs.ahead)
+    assert 0 < needs.ahead < needs.recorded
     assert found.prompts > 8
 
 

@@ -278,11 +278,12 @@ def test_sharing_one_device_is_what_one_device_does(budget: int, wanted: int) ->
     shared = share((own,), {"cuda:0": budget}, wanted, fixed=0, waiting=0, kept_back=0)
     fitting, recorded = budget // 2 // (own.recorded + own.forward), own.recorded
     if fitting < wanted:
-        fitting, recorded = budget // 2 // own.forward, 0
+        recorded = own.ahead
+        fitting = budget // 2 // (own.forward + recorded)
     assert shared.prompts == max(min(fitting, wanted), 1)
     (room,) = shared.rooms
     assert room.recorded == recorded
-    assert shared.stored == (recorded == 0)
+    assert shared.stored == (recorded == own.ahead)
     least = recorded + max(own.forward, own.longest)
     assert (shared.short is not None) == (least > budget)
     assert room.usable == max(budget, least)

@@ -26,7 +26,7 @@ from nnpatch_core import (
 )
 from nnpatch_core.engine import Part
 from nnpatch_core.errors import AnswerError, MemoryBudgetError, MetricError, PatchingError
-from nnpatch_core.memory import needs as memory
+from nnpatch_core.memory import free as memory
 from nnpatch_core.metrics import (
     BUILTIN_METRICS,
     is_per_prompt,

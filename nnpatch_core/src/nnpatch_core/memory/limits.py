@@ -108,7 +108,7 @@ class Limits:
     @property
     def recorded(self) -> int:
         """Bytes on the device that the recorded run of a prompt takes."""
-        return 0 if self.store is not None else self.needs.recorded
+        return self.needs.ahead if self.store is not None else self.needs.recorded
 
     @property
     def edges(self) -> list[tuple[int, int]]:
@@ -174,7 +174,7 @@ def limits_of(
     if away:
         # Of memory elsewhere nothing is known: here are but the logits that come back.
         needs = attrs.evolve(
-            needs, recorded=0, forward=needs.logits or 1, longest=needs.logits, devices=()
+            needs, recorded=0, ahead=0, forward=needs.logits or 1, longest=needs.logits, devices=()
         )
         batch_size = batch_size or max(_TOKENS_AWAY // seq_len, 1)
     if needs.devices:
@@ -208,9 +208,10 @@ def limits_of(
             )
     pieces, beginning = None, beginning or Beginning()
     fitting = usable // 2 // (recorded + forward)
+    store = None if recorded else _HOST
     if own and fitting < wanted:
-        recorded = 0
-        fitting = usable // 2 // forward
+        store, recorded = _HOST, needs.ahead
+        fitting = usable // 2 // (recorded + forward)
     least = recorded + room
     at_once = enough = fixed + least + min(kept_back, least)
     if least > usable and beginning.until:
@@ -239,7 +240,6 @@ def limits_of(
         # Our estimate is on the safe side: with what there is, it may still do.
         budget, usable = enough, least
     prompts = max(min(fitting, wanted), 1)
-    store = None if recorded else _HOST
     return Limits(needs, budget, usable, prompts, store, waiting, pieces, at_once)
 
 

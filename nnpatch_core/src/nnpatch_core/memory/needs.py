@@ -116,6 +116,8 @@ class DeviceNeeds:
         recorded: bytes that stay there of a prompt's recorded runs, which lie with their layers.
         forward: bytes that a whole forward of a prompt needs there while it runs.
         longest: bytes that a patched run needs there which begins as far left as any.
+        ahead: bytes there of a prompt's keys and values of one layer, as they are read back from
+            host memory before it runs.
         costs: what the patched runs need there.
     """
 
@@ -125,6 +127,7 @@ class DeviceNeeds:
     recorded: int
     forward: int
     longest: int
+    ahead: int
     costs: Costs
 
 
@@ -136,6 +139,8 @@ class Needs:
         recorded: bytes that stay of a prompt's recorded runs.
         forward: bytes that a whole forward of a prompt needs while it runs.
         longest: bytes that a patched run needs which begins as far left as any.
+        ahead: bytes of a prompt's keys and values of one layer, as they are read back from host
+            memory before it runs.
         logits: bytes that a prompt's logits take.
         costs: what the patched runs need.
         devices: the same on each device, where the model lies on several.
@@ -144,6 +149,7 @@ class Needs:
     recorded: int
     forward: int
     longest: int
+    ahead: int
     logits: int
     costs: Costs
     devices: tuple[DeviceNeeds, ...] = ()
@@ -223,6 +229,7 @@ def needs_of(
             recorded * size + 2 * logits,
             by_order.bytes_of(seq_len, seq_len),
             costs.bytes_of(seq_len - least, seq_len),
+            seq_len * 2 * keys * size if layers else 0,
             costs,
         )
 
@@ -244,7 +251,13 @@ def needs_of(
         ]
     every = on("", range(patches.n_layers), kind, head=True)
     return Needs(
-        every.recorded, every.forward, every.longest, vocabulary, every.costs, tuple(devices)
+        every.recorded,
+        every.forward,
+        every.longest,
+        every.ahead,
+        vocabulary,
+        every.costs,
+        tuple(devices),
     )
 
 

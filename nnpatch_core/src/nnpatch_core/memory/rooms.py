@@ -86,7 +86,7 @@ def share(
         rooms = []
         for each in devices:
             budget = usable = budgets[each.device]
-            recorded = 0 if stored else each.recorded
+            recorded = each.ahead if stored else each.recorded
             if each.device == _HOST:
                 usable -= fixed + min(kept_back, max(budget - fixed, 0) // 2) + waiting
                 recorded = every if stored else each.recorded

@@ -9,45 +9,57 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._upstream import Cache, DynamicLayer, KeysValues
+from nnpatch_core.engine.cone.readback import Readback
 
 
 class _Prefix(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values of the positions left of a bucket; nothing is ever added."""
 
-    def __init__(self, kept: KeysValues, start: int, prompts: Tensor) -> None:
+    def __init__(
+        self, layer: int, kept: KeysValues, prompts: Sequence[Tensor], readback: Readback
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._layer = layer
         self._kept = kept
-        self._start = start
         self._prompts = prompts
-        self._one = bool((prompts == prompts[:1]).all())
+        self._readback = readback
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         if self._kept is None:
             raise ValueError("a layer asks for keys and values that the target run did not keep")
-        if self._start == 0:
+        if self.get_seq_length() == 0:
             return key_states, value_states
-        keys, values = (self._of_rows(kept, key_states.device) for kept in self._kept)
+        device = key_states.device
+        if self._kept[0].device == device:
+            keys, values = map(self._of_rows, self._kept)
+        else:
+            rows = [len(each) for each in self._prompts]
+            keys, values = self._readback.rows(self._layer, rows, device)
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
     def get_seq_length(self) -> int:
-        return self._start
+        return self._readback.start
 
-    def _of_rows(self, kept: Tensor, device: torch.device) -> Tensor:
-        left = kept[:, :, : self._start]
-        if self._one:
+    def _of_rows(self, kept: Tensor) -> Tensor:
+        left, prompts = kept[:, :, : self._readback.start], self._prompts[self._layer]
+        if bool((prompts == prompts[:1]).all()):
             # A view: the copy for each row is made once, where they join the rows' own.
-            return left[self._prompts[0]].to(device).expand(len(self._prompts), -1, -1, -1)
-        return left[self._prompts.to(left.device)].to(device)
+            return left[prompts[0]].expand(len(prompts), -1, -1, -1)
+        return left[prompts.to(left.device)]
 
 
 def prefix(kept: Sequence[KeysValues], start: int, prompts: list[Tensor]) -> Cache:
     """A read-only cache of the positions left of `start`.
 
     Args:
-        kept: keys and values of each layer.
+        kept: keys and values of each layer, where it runs or in host memory.
         start: the first position that is run.
-        prompts: for each layer `[rows]`, whose keys and values its rows attend to.
+        prompts: for each layer `[rows]`, whose keys and values its rows attend to; the rows of a
+            layer are the first of those of the layers above.
     """
-    return Cache(layers=[_Prefix(each, start, of) for each, of in zip(kept, prompts, strict=True)])
+    readback = Readback(kept, start, prompts[-1])
+    return Cache(
+        layers=[_Prefix(layer, each, prompts, readback) for layer, each in enumerate(kept)]
+    )

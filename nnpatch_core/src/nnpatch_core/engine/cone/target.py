@@ -16,6 +16,7 @@ from nnpatch_core._upstream import KeysValues, recorded
 from nnpatch_core.adapters import OUTPUT, STAGES, Place
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone.patched_runs import NEVER, Changed, leftmost
+from nnpatch_core.engine.cone.readback import in_host
 from nnpatch_core.seq_pos import Positions
 from nnpatch_core.tracing import (
     LAYER_INPUT,
@@ -121,7 +122,10 @@ def record_target(
         logits = run(begun.given)
         keyword, kept = begun.keyword, begun.kept
     if store is not None:
-        kept = [None if pair is None else (pair[0].to(store), pair[1].to(store)) for pair in kept]
+        kept = [
+            None if pair is None else (in_host(pair[0], store), in_host(pair[1], store))
+            for pair in kept
+        ]
     return TargetRun(batch, logits, first, inputs, outputs, rests, kept, keyword, changes)
 
 
