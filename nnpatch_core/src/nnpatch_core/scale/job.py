@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -15,6 +15,7 @@ import attrs
 from nnpatch_core._files import reason
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, WorkerError, WorkerWarning
+from nnpatch_core.scale.interrupts import heeding
 from nnpatch_core.scale.pool import Hand, Pool, taken, words_of
 from nnpatch_core.scale.sending import Sent
 from nnpatch_core.sweep import Share, Stored, make_bar
@@ -89,12 +90,18 @@ class Job:
     running_unpatched: bool = False
     started: float = attrs.field(factory=time.monotonic)
     spent: float = attrs.field(init=False)
+    #: Raises `KeyboardInterrupt` if that was lost.
+    heed: Callable[[], None] = lambda: None
 
     def __attrs_post_init__(self) -> None:
         self.spent = 0.0 if self.measured is None else self.measured.call["seconds"]
 
     def run(self) -> Any:
         """The result of the sweep."""
+        with heeding() as self.heed:
+            return self._run()
+
+    def _run(self) -> Any:
         if self.apart and self.workers > 1:
             self._run_unpatched()
         count = 1 if self.workers == 1 else self.workers * _SHARDS
@@ -191,6 +198,7 @@ class Job:
         ray, results = self.pool.ray, []
         loading = {hand.loading: hand for hand in self.pool.hands if hand.loading is not None}
         ready, _ = ray.wait([*self.at_work, *loading], num_returns=1, timeout=_LOOK)
+        self.heed()
         for reference in ready:
             if reference in loading:
                 self._loaded(loading[reference])
