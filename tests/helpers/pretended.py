@@ -216,8 +216,9 @@ def pretending(free: int = 2**30) -> Iterator[Pretending]:
         }.items():
             told = functools.partial(_always, value)
             stack.enter_context(patch.object(torch.cuda, name, told))
-        kind = functools.partial(_always, torch.device("cuda"))
-        stack.enter_context(patch.object(torch.accelerator, "current_accelerator", kind))
+        # Whatever this machine has.
+        kind = functools.partial(torch.device, "cuda")
+        stack.enter_context(patch("nnpatch_core._wrappers.accelerator", kind))
         # What makes a parameter is no operation.
         stack.enter_context(patch.object(nn.Parameter, "__new__", staticmethod(_parameter)))
         # Its warning that there are none would be true.

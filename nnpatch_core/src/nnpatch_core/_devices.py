@@ -33,7 +33,7 @@ def accelerator(number: int) -> torch.device:
 
 
 def identity(device: torch.device) -> str:
-    """What tells a device from the others of its machine, in another process too.
+    """A name that tells a device from the others of its machine, in another process too.
 
     Where torch knows none, it is the name, which may be that of one device in one process and of
     another in the next.
@@ -44,7 +44,7 @@ def identity(device: torch.device) -> str:
 
 
 def module_of_kind(kind: str) -> Any:
-    """What torch has for a kind of device, as `torch.xpu`; None if it has nothing."""
+    """The module that torch has for a kind of device, as `torch.xpu`; None if it has none."""
     try:
         return torch.get_device_module(kind)
     except (RuntimeError, AttributeError):

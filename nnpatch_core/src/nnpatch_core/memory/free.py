@@ -51,7 +51,7 @@ def half_free(device: torch.device | None) -> int:
 
 
 def _free(asked: Any, device: torch.device) -> int | None:
-    """What is free of a device, or None if that is not known."""
+    """Bytes that are free on a device, or None if that is not known."""
     question = next((getattr(asked, name) for name in _QUESTIONS if hasattr(asked, name)), None)
     if question is None:
         return None
@@ -64,14 +64,14 @@ def _free(asked: Any, device: torch.device) -> int | None:
 
 
 def _kept(asked: Any, device: torch.device) -> int:
-    """What torch keeps of what was freed, as of the sweep before: it is free to it."""
+    """Bytes that torch keeps of what was freed, as of the sweep before: they are free to it."""
     if not hasattr(asked, "memory_reserved"):
         return 0
     return int(asked.memory_reserved(device)) - int(asked.memory_allocated(device))
 
 
 def _untaken(module: Any, device: torch.device) -> int | None:
-    """What this process has not taken of a device, or None if its size is not known."""
+    """Bytes of a device that this process has not taken; None if its size is not known."""
     with suppress(Exception):
         size = int(module.get_device_properties(device).total_memory)
         return max(size - int(module.memory_allocated(device)), 0)
