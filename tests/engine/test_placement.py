@@ -348,6 +348,14 @@ def test_budgets_by_device() -> None:
         plan(tiny_model("llama"), memory_budget={"cuda:3": "1 GiB"})
 
 
+def test_a_refusal_over_devices_says_why_nothing_runs_in_pieces() -> None:
+    short, last = {"cuda:0": "1 GiB", "cuda:1": 1000}, Sites("resid", seq_pos_type="last")
+    for sites, reason in ((last, "the model lies on several devices"), (SITES, "a first token is")):
+        told = rf"on cuda:1.* \(it cannot run in pieces, as {reason}"
+        with pretending(), pytest.raises(MemoryBudgetError, match=told):
+            plan_sweep(spread_model(), Llama3, sites, SOURCE, TARGET, memory_budget=short)
+
+
 def test_the_graph_of_each_layer_lies_with_it() -> None:
     """One layer is on the first device, and two are on the second, with the logits."""
     one, two = needs(TWO, trimmed=False).devices

@@ -40,16 +40,17 @@ def test_the_first_tokens_of_a_prompt_are_one_piece_of_memory() -> None:
 
 @given(data=st.data())
 def test_rows_are_those_of_their_prompts(data: st.DataObject) -> None:
-    count, prompts, seq_len = (data.draw(st.integers(1, most)) for most in (4, 5, 6))
+    count, different, seq_len = (data.draw(st.integers(1, most)) for most in (4, 5, 6))
     start = data.draw(st.integers(1, seq_len))
-    of_rows = data.draw(st.lists(st.integers(0, prompts - 1), min_size=1, max_size=7))
+    of_rows = data.draw(st.lists(st.integers(0, different - 1), min_size=1, max_size=7))
     # Rows enter on the way up, and none leaves.
     entered = sorted(data.draw(st.lists(st.integers(1, len(of_rows)), min_size=count)))[:count]
     entered[-1] = len(of_rows)
-    kept = layers(count, prompts, seq_len)
-    readback = Readback(hosted(kept), start, torch.tensor(of_rows))
+    kept = layers(count, different, seq_len)
+    prompts = [torch.tensor(of_rows[:count]) for count in entered]
+    readback = Readback(hosted(kept), start, prompts)
     for layer in range(data.draw(st.integers(0, count - 1)), count):
-        found = readback.rows(layer, entered, HOST)
+        found = readback.rows(layer, HOST)
         some = torch.tensor(of_rows[: entered[layer]])
         for one, whole in zip(found, kept[layer], strict=True):
             assert torch.equal(one, whole[some][:, :, :start])
@@ -85,13 +86,14 @@ def test_a_layer_is_begun_before_it_is_wanted_and_waited_for(
     monkeypatch.setattr(Tensor, "is_pinned", lambda _: True)
     monkeypatch.setattr(Tensor, "record_stream", lambda *_: log.append("held"))
     kept = layers(3, 2, 4)
-    readback = Readback(hosted(kept), 3, torch.tensor([1, 0, 1]))
     rows = [1, 1, 3]
+    prompts = [torch.tensor([1, 0, 1])[:count] for count in rows]
+    readback = Readback(hosted(kept), 3, prompts)
     for layer, told in enumerate(
         [["begin"], ["wait 1", "held", "held", "begin"], ["wait 2", "held", "held"]]
     ):
         log_before = len(log)
-        found = readback.rows(layer, rows, HOST)
+        found = readback.rows(layer, HOST)
         assert log[log_before:] == told
         some = torch.tensor([1, 0, 1])[: rows[layer]]
         for one, whole in zip(found, kept[layer], strict=True):
@@ -105,8 +107,8 @@ def test_what_was_begun_for_another_device_is_read_anew(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.Stream, "__enter__", None, raising=False)
     monkeypatch.setattr(Tensor, "is_pinned", lambda _: True)
     kept = layers(2, 1, 4)
-    readback = Readback(hosted(kept), 2, torch.tensor([0]))
-    readback.rows(0, [1, 1], HOST)
-    keys, _ = readback.rows(1, [1, 1], torch.device("meta"))
+    readback = Readback(hosted(kept), 2, [torch.tensor([0])] * 2)
+    readback.rows(0, HOST)
+    keys, _ = readback.rows(1, torch.device("meta"))
     assert keys.device.type == "meta"
     assert log == ["begin"]

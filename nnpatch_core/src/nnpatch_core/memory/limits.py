@@ -178,7 +178,11 @@ def limits_of(
         )
         batch_size = batch_size or max(_TOKENS_AWAY // seq_len, 1)
     if needs.devices:
-        return _over_devices(needs, model, batch, seq_len, given, batch_size, gathered, places)
+        if beginning is not None and beginning.until:
+            beginning = Beginning(reason="the model lies on several devices")
+        return _over_devices(
+            needs, model, batch, seq_len, given, batch_size, gathered, places, beginning
+        )
     if isinstance(given, Mapping):
         (given,) = memory_budgets(given, model, [_device(model)]).values()
     budget = memory_budget(given, model)
@@ -234,8 +238,7 @@ def limits_of(
                 f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)}, of which "
                 f"{' and '.join(parts)}"
             )
-            if beginning.reason is not None:
-                needed += f" (it cannot run in pieces, as {beginning.reason})"
+            needed += _why_at_once(beginning)
             raise MemoryBudgetError(_refusal(needed, budget, gathered, places))
         # Our estimate is on the safe side: with what there is, it may still do.
         budget, usable = enough, least
@@ -256,6 +259,7 @@ def _over_devices(
     batch_size: int | None,
     gathered: Gathered | None,
     places: int,
+    beginning: Beginning | None,
 ) -> Limits:
     """The limits of a model over several devices; see `limits_of`."""
     devices = needs.devices
@@ -292,6 +296,7 @@ def _over_devices(
             needed = (
                 f"a sweep of one prompt of {seq_len} tokens needs {in_units(enough)} on "
                 f"{room.device}, of which its recorded runs take {in_units(room.recorded)}"
+                f"{_why_at_once(beginning)}"
             )
             raise MemoryBudgetError(
                 _refusal(needed, room.budget, gathered, places, f" for {room.device}")
@@ -306,6 +311,13 @@ def _over_devices(
         waiting,
         rooms=shared.rooms,
     )
+
+
+def _why_at_once(beginning: Beginning | None) -> str:
+    """Why prompts are not run in pieces, for the refusal of a budget."""
+    if beginning is None or beginning.reason is None:
+        return ""
+    return f" (it cannot run in pieces, as {beginning.reason})"
 
 
 def _refusal(

@@ -175,13 +175,12 @@ def _checked(batch: Batch, edges: Sequence[tuple[int, int]]) -> dict[int, int]:
 
 def _middle(real: Tensor) -> int:
     """Where to cut a piece, so that the most prompts have tokens on both sides; 0 if none can."""
-    width = real.shape[1]
     left, right = real.cumsum(1)[:, :-1] > 0, real.flip(1).cumsum(1).flip(1)[:, 1:] > 0
     split = (left & right).sum(0)
-    if not width > 1 or not bool(split.any()):
+    if not bool(split.any()):
         return 0
     best = (split == split.max()).nonzero().flatten() + 1
-    return int(best[(best - width // 2).abs().argmin()])
+    return int(best[(best - real.shape[1] // 2).abs().argmin()])
 
 
 def _check_kept(

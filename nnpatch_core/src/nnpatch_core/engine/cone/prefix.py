@@ -15,9 +15,7 @@ from nnpatch_core.engine.cone.readback import Readback
 class _Prefix(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer's keys and values of the positions left of a bucket; nothing is ever added."""
 
-    def __init__(
-        self, layer: int, kept: KeysValues, prompts: Sequence[Tensor], readback: Readback
-    ) -> None:
+    def __init__(self, layer: int, kept: KeysValues, prompts: Tensor, readback: Readback) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._layer = layer
         self._kept = kept
@@ -35,15 +33,14 @@ class _Prefix(DynamicLayer):  # type: ignore[no-untyped-call]
         if self._kept[0].device == device:
             keys, values = map(self._of_rows, self._kept)
         else:
-            rows = [len(each) for each in self._prompts]
-            keys, values = self._readback.rows(self._layer, rows, device)
+            keys, values = self._readback.rows(self._layer, device)
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
     def get_seq_length(self) -> int:
         return self._readback.start
 
     def _of_rows(self, kept: Tensor) -> Tensor:
-        left, prompts = kept[:, :, : self._readback.start], self._prompts[self._layer]
+        left, prompts = kept[:, :, : self._readback.start], self._prompts
         if bool((prompts == prompts[:1]).all()):
             # A view: the copy for each row is made once, where they join the rows' own.
             return left[prompts[0]].expand(len(prompts), -1, -1, -1)
@@ -59,7 +56,10 @@ def prefix(kept: Sequence[KeysValues], start: int, prompts: list[Tensor]) -> Cac
         prompts: for each layer `[rows]`, whose keys and values its rows attend to; the rows of a
             layer are the first of those of the layers above.
     """
-    readback = Readback(kept, start, prompts[-1])
+    readback = Readback(kept, start, prompts)
     return Cache(
-        layers=[_Prefix(layer, each, prompts, readback) for layer, each in enumerate(kept)]
+        layers=[
+            _Prefix(layer, each, of, readback)
+            for layer, (each, of) in enumerate(zip(kept, prompts, strict=True))
+        ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 
 import attrs
 import torch
@@ -59,56 +60,64 @@ class Readback:
     Args:
         kept: keys and values of each layer, `[prompts, heads, seq, dim]`.
         start: the first position that is run.
-        prompts: `[rows]`, the prompt of each row; a layer has the first of them.
+        prompts: for each layer `[rows]`, the prompt of each row; those of a layer are the first of
+            those of the layers above.
     """
 
-    def __init__(self, kept: Sequence[KeysValues], start: int, prompts: Tensor) -> None:
+    def __init__(self, kept: Sequence[KeysValues], start: int, prompts: Sequence[Tensor]) -> None:
         self._kept = kept
         self.start = start
-        numbers: dict[int, int] = {}
-        which = [numbers.setdefault(prompt, len(numbers)) for prompt in prompts.tolist()]
-        #: By the row in which each is met first, as a layer has the first rows alone.
-        self._occurring = [*numbers]
-        self._which = torch.tensor(which, dtype=torch.int64, device="cpu")
+        self._prompts = prompts
         self._ahead: _Copy | None = None
         self._streams: dict[torch.device, torch.Stream | None] = {}
         self._placed: dict[torch.device, Tensor] = {}
 
-    def rows(self, layer: int, rows: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
+    @cached_property
+    def _occurring(self) -> list[int]:
+        """Each prompt once, in the order in which rows have them: a layer has the first rows."""
+        return [*dict.fromkeys(self._prompts[-1].tolist())]
+
+    @cached_property
+    def _which(self) -> Tensor:
+        """`[rows]`: where the prompt of each row is among those that occur."""
+        numbers = {prompt: number for number, prompt in enumerate(self._occurring)}
+        which = [numbers[prompt] for prompt in self._prompts[-1].tolist()]
+        return torch.tensor(which, dtype=torch.int64, device="cpu")
+
+    def rows(self, layer: int, device: torch.device) -> tuple[Tensor, ...]:
         """Keys and values `[rows, heads, start, dim]` of a layer; the next layer's are begun.
 
         Args:
             layer: the layer.
-            rows: how many rows each layer has.
             device: where they are wanted.
         """
         copied, self._ahead = self._ahead, None
         if copied is None or (copied.layer, copied.device) != (layer, device):
-            copied = self._copied(layer, rows[layer], device, None)
+            copied = self._copied(layer, device, None)
         if copied.arrived is not None:
             current = torch.accelerator.current_stream(device)
             current.wait_event(copied.arrived)
             for each in copied.values:
                 # Its memory is not given to others while this stream may read it.
                 each.record_stream(current)
-        self._begin(layer + 1, rows, device)
-        return tuple(self._of_rows(each.transpose(1, 2), rows[layer]) for each in copied.values)
+        self._begin(layer + 1, device)
+        rows = len(self._prompts[layer])
+        return tuple(self._of_rows(each.transpose(1, 2), rows) for each in copied.values)
 
-    def _begin(self, layer: int, rows: Sequence[int], device: torch.device) -> None:
+    def _begin(self, layer: int, device: torch.device) -> None:
         """Read a layer's beside what runs, if the device can."""
         pair = self._kept[layer] if layer < len(self._kept) else None
         if pair is None or not all(each.is_pinned() for each in pair):
             return
         if (stream := self._stream(device)) is not None:
-            self._ahead = self._copied(layer, rows[layer], device, stream)
+            self._ahead = self._copied(layer, device, stream)
 
-    def _copied(
-        self, layer: int, rows: int, device: torch.device, stream: torch.Stream | None
-    ) -> _Copy:
-        """The keys and values of the prompts of some rows, on the way to a device."""
+    def _copied(self, layer: int, device: torch.device, stream: torch.Stream | None) -> _Copy:
+        """The keys and values of a layer's prompts, on the way to a device."""
         pair = self._kept[layer]
         assert pair is not None
-        prompts = self._occurring[: int(self._which[:rows].max()) + 1]
+        last = self._which[: len(self._prompts[layer])].max()
+        prompts = self._occurring[: int(last) + 1]
         if stream is None:
             return _Copy(layer, device, self._read(pair, prompts, device), None)
         with stream:
