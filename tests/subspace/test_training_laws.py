@@ -545,11 +545,11 @@ def hooked_gradients() -> Any:
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "setting": ({"model": of_another_setting}, r"config\.rms_norm_eps: 1e-06 then, 0\.01 now"),
-    "hook": ({"model": hooked}, "hooks: 'none' then"),
-    "hook on gradients": ({"model": hooked_gradients}, "hooks: 'none' then"),
+    "hook": ({"model": hooked}, "hooks: none then"),
+    "hook on gradients": ({"model": hooked_gradients}, "hooks: none then"),
     "model": ({"model": of_another_seed}, "model:"),
     "dtype": ({"model": lambda: tiny_model("llama").double()}, "dtype:"),
-    "site": ({"site": last("mlp")}, "site: 'resid L1 .* then, 'mlp L1 .* now"),
+    "site": ({"site": last("mlp")}, "site: resid L1 .* then, mlp L1 .* now"),
     "position": ({"site": Site.get_site(tiny_api(), "resid", 1, seq_pos=[-2])}, "site:"),
     "pairs": ({"pairs": some_pairs(12, 5, 2)}, "pairs:"),
     "rank": ({"rank": 2}, "options:"),
@@ -558,7 +558,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "held out": ({"held_out": [1, 2]}, "held out:"),
     "initial": ({"initial": Subspace.random(32, 1, 9)}, "initial:"),
     "labels": ({"random_labels": True}, "learned:"),
-    "engine": ({"engine": "full"}, "engine: 'cone' then, 'full' now"),
+    "engine": ({"engine": "full"}, "engine: cone then, full now"),
 }
 
 

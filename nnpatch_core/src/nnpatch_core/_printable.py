@@ -49,3 +49,13 @@ def named(name: Any) -> str:
     """
     text = str(name)
     return text if text.isprintable() and text.strip() == text != "" else repr(text)
+
+
+def told_as_is(words: str) -> str:
+    r"""Show words that a file may have as they are; in quotes, and cut, if that could mislead.
+
+    Examples:
+        >>> told_as_is("0.01"), told_as_is("0\n1")
+        ('0.01', "'0\\n1'")
+    """
+    return words if words.isprintable() and len(words) <= _MOST else repr(words[:_MOST])

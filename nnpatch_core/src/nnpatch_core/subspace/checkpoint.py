@@ -12,12 +12,11 @@ from torch import Tensor
 
 from nnpatch_core._files import check_file
 from nnpatch_core._parts import check_folder, clean_up
-from nnpatch_core._printable import shown
 from nnpatch_core._safetensors import read_file, write_file
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning
 from nnpatch_core.subspace.learning import Epoch, State
-from nnpatch_core.sweep import UNTOLD
+from nnpatch_core.sweep import UNTOLD, differences
 
 _FORMAT = "nnpatch training 1"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -63,12 +62,7 @@ class TrainingFile:
         history = header.get("history")
         if not isinstance(before, dict) or not isinstance(history, dict):
             raise CheckpointError(f"{self._path} is no whole checkpoint of learning")
-        told = "; ".join(
-            f"{name}: {shown(before.get(name))} then, {shown(self._identity.get(name))} now"
-            for name in dict.fromkeys([*self._identity, *before])
-            if before.get(name) != self._identity.get(name)
-        )
-        if told:
+        if told := differences(before, self._identity):
             raise CheckpointError(
                 f"{self._path} is the checkpoint of another call ({told}): name another file, or "
                 "delete it"

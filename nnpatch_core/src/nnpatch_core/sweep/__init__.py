@@ -7,7 +7,7 @@ from nnpatch_core.sweep.estimated import estimate_sweep
 from nnpatch_core.sweep.estimation import Repairs, check_repairs
 from nnpatch_core.sweep.fingerprint import telling
 from nnpatch_core.sweep.held import Held, Logits, UnpatchedRun
-from nnpatch_core.sweep.identity import UNTOLD, around, identity
+from nnpatch_core.sweep.identity import UNTOLD, around, differences, identity
 from nnpatch_core.sweep.labels import label_prompts, outcome, versions
 from nnpatch_core.sweep.layout import Layout, lay_out
 from nnpatch_core.sweep.ledger import Ledger
@@ -62,6 +62,7 @@ __all__ = [
     "check_padding",
     "check_repairs",
     "checksum",
+    "differences",
     "digest",
     "estimate_sweep",
     "identity",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nnpatch_core._arrays import Integers
 from nnpatch_core._models import Elsewhere
+from nnpatch_core._printable import told_as_is
 from nnpatch_core.adapters import Component, ModelAPI, head_columns, n_layers, table_of
 from nnpatch_core.errors import AdapterError
 from nnpatch_core.memory import placement_of
@@ -99,6 +100,25 @@ def identity(
         **versions(),
         **({UNTOLD: ", ".join(sorted(untold))} if untold else {}),
     }
+
+
+def differences(before: Mapping[str, Any], now: Identity) -> str:
+    """Tell the parts that differ; "" if none does.
+
+    Args:
+        before: the parts that a file has.
+        now: those of the call.
+    """
+    return "; ".join(
+        f"{told_as_is(name)}: {_said(before.get(name))} then, {_said(now.get(name))} now"
+        for name in dict.fromkeys([*now, *before])
+        if before.get(name) != now.get(name)
+    )
+
+
+def _said(value: Any) -> str:
+    """Words of a part, which is no part of the other where it is None."""
+    return told_as_is("none" if value is None else str(value))
 
 
 def around(model: nn.Module, untold: set[str], *, gradients: bool) -> Identity:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._bytes import bytes_of
-from nnpatch_core._printable import shown
+from nnpatch_core._printable import shown, told_as_is
 from nnpatch_core._ranges import ranges
 from nnpatch_core._safetensors import read_file, write_file
 from nnpatch_core.errors import CheckpointError, ShardError
 from nnpatch_core.memory import read_budget
-from nnpatch_core.sweep.identity import Identity
+from nnpatch_core.sweep.identity import Identity, differences
 from nnpatch_core.sweep.share import Share
 
 FORMAT = "nnpatch checkpoint 4"
@@ -25,8 +25,6 @@ FORMAT = "nnpatch checkpoint 4"
 _LONGEST = 24
 #: What estimates know of a cell without a run.
 KNOWN = ("elided", "unread")
-#: How much of a file's words a message shows.
-_SHOWN = 200
 
 
 @attrs.frozen(eq=False)
@@ -91,13 +89,7 @@ class Stored:
 
     def differences(self, identity: Identity) -> str:
         """The differences of another sweep, in words; "" if there are none."""
-        before = self.identity
-        names = [*identity, *(name for name in before if name not in identity)]
-        return "; ".join(
-            f"{_shown(name)}: {_shown(before.get(name))} then, {_shown(identity.get(name))} now"
-            for name in names
-            if before.get(name) != identity.get(name)
-        )
+        return differences(self.identity, identity)
 
     def with_shard(self, other: Stored) -> Stored:
         """The same with what another shard has measured.
@@ -191,18 +183,12 @@ class Stored:
             raise ShardError(f"not all shards are measured; {'; '.join(told)}")
 
 
-def _shown(value: str | None) -> str:
-    """Words of a file, as a message may show them."""
-    said = "none" if value is None else value
-    return said if said.isprintable() and len(said) < _SHOWN else repr(said[:_SHOWN])
-
-
 def _fault(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | None:
     """Why header and tensors are not what a sweep writes."""
     identity = header.get("identity")
     keys = set(header) - {"share"}
     if keys != {"format", "identity", "call"} or not isinstance(identity, dict):
-        return f"its header has {_shown(', '.join(sorted(header)))}"
+        return f"its header has {told_as_is(', '.join(sorted(header)))}"
     if not all(isinstance(value, str) for value in identity.values()):
         return "its identity is not made of words"
     if "share" in header and not _is_share(header["share"]):
@@ -215,7 +201,7 @@ def _fault(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str | No
     flags = {"done", *(KNOWN if KNOWN[0] in tensors else ())}
     names = {f"values/{number}" for number in range(len(tensors) - len(flags))}
     if not names or set(tensors) != flags | names:
-        return f"its tensors are {_shown(', '.join(sorted(tensors)))}"
+        return f"its tensors are {told_as_is(', '.join(sorted(tensors)))}"
     done = tensors["done"]
     if done.dtype != torch.uint8 or done.ndim != 2 or not done.numel() or int(done.max()) > 1:
         return "it does not tell what is done"
