@@ -1,16 +1,20 @@
-"""Keys and values that are read back from host memory, a layer before they are wanted."""
+"""Recorded runs that are read back from host memory, a layer before they are wanted."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from nnpatch_core.engine.cone.readback import Readback, in_host
+from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES
+from nnpatch_core.engine.cone.entries import Entries
+from nnpatch_core.engine.cone.host_memory import joined
+from nnpatch_core.engine.cone.readback import Readback, joined_pairs, kept_in_host
 
 HOST = torch.device("cpu")
 
@@ -26,16 +30,41 @@ def layers(count: int, prompts: int, seq_len: int) -> list[tuple[Tensor, Tensor]
     ]
 
 
-def hosted(kept: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    return [(in_host(keys, HOST), in_host(values, HOST)) for keys, values in kept]
+def hosted(kept: list[tuple[Tensor, Tensor]]) -> list[Any]:
+    return [kept_in_host(pair, HOST) for pair in kept]
 
 
 def test_the_first_tokens_of_a_prompt_are_one_piece_of_memory() -> None:
-    value = torch.randn(3, 2, 7, 5)
-    kept = in_host(value, HOST)
-    assert torch.equal(kept, value)
-    assert kept.data_ptr() != value.data_ptr()
-    assert kept[1].transpose(0, 1)[:4].is_contiguous()
+    ((keys, values),) = layers(1, 3, 7)
+    kept = kept_in_host((keys, values), HOST)
+    assert kept is not None
+    for copy, value in zip(kept, (keys, values), strict=True):
+        assert torch.equal(copy, value)
+        assert copy.data_ptr() != value.data_ptr()
+        assert copy[1].transpose(0, 1)[:4].is_contiguous()
+
+
+def test_chunks_of_prompts_are_kept_as_one() -> None:
+    """Learning does so, with the first tokens alone."""
+    parts = [hosted(layers(1, prompts, 7))[0] for prompts in (2, 1)]
+    for kept, *chunks in zip(joined_pairs(parts, 4), *parts, strict=True):
+        assert torch.equal(kept, torch.cat(chunks)[:, :, :4])
+        assert kept[2].transpose(0, 1).is_contiguous()
+
+
+def test_chunks_are_pinned_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    real = torch.empty
+
+    def empty(*arguments: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        asked.append(pin_memory)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    for pinned in (True, False):
+        monkeypatch.setattr(Tensor, "is_pinned", lambda _, pinned=pinned: pinned)
+        joined([torch.zeros(2, 3), torch.ones(1, 3)])
+    assert asked == [True, False]
 
 
 @given(data=st.data())
@@ -112,3 +141,86 @@ def test_what_was_begun_for_another_device_is_read_anew(monkeypatch: pytest.Monk
     keys, _ = readback.rows(1, torch.device("meta"))
     assert keys.device.type == "meta"
     assert log == ["begin"]
+
+
+class Away(Tensor):
+    """Memory of the host, as a device sees it."""
+
+    device = torch.device("cuda", 0)
+
+
+@attrs.frozen
+class Recorded:
+    """The residual stream that a target run has kept, before and after each layer."""
+
+    first: int
+    inputs: dict[int, Tensor]
+    outputs: dict[int, Tensor]
+
+
+def recorded(count: int, prompts: int, seq_len: int, first: int) -> Any:
+    drawn = torch.Generator().manual_seed(1)
+    inputs, outputs = (
+        {layer: torch.randn(prompts, seq_len - first, 3, generator=drawn) for layer in range(count)}
+        for _ in range(2)
+    )
+    return Recorded(first, inputs, outputs)
+
+
+def away(target: Recorded) -> Any:
+    inputs, outputs = (
+        {layer: value.as_subclass(Away) for layer, value in kept.items()}
+        for kept in (target.inputs, target.outputs)
+    )
+    return Recorded(target.first, inputs, outputs)
+
+
+@given(data=st.data())
+def test_rows_that_enter_are_those_of_the_target_run(data: st.DataObject) -> None:
+    count, seq_len, different = 3, 5, data.draw(st.integers(1, 4))
+    first = data.draw(st.integers(0, 2))
+    start = data.draw(st.integers(first, seq_len - 1))
+    stages = st.lists(st.integers(0, count * STAGES - 1), min_size=1, max_size=8)
+    entered = sorted(data.draw(stages))
+    of_rows = [data.draw(st.integers(0, different - 1)) for _ in entered]
+    target = recorded(count, different, seq_len, first)
+    kept = away(target) if data.draw(st.booleans()) else target
+    present = [sum(each <= stage for each in entered) for stage in range(count * STAGES)]
+    entries = Entries(kept, start, torch.tensor(of_rows), present)
+    hidden = torch.zeros(0, seq_len - start, 3)
+    for layer in range(count):
+        for stage, streams in ((INPUT, target.inputs), (OUTPUT, target.outputs)):
+            before, whole = len(hidden), streams[layer].clone()
+            hidden = entries.joined(hidden, layer, stage)
+            assert len(hidden) == present[layer * STAGES + (stage or INSIDE)]
+            for row in range(before, len(hidden)):
+                assert torch.equal(hidden[row], whole[of_rows[row], start - first :])
+                # A row is patched in place, which no other may see, nor what was recorded.
+                hidden[row] = torch.nan
+            assert torch.equal(streams[layer], whole)
+
+
+def test_rows_are_read_before_they_enter(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    stream = Stream(log)
+    monkeypatch.setattr(torch, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.Stream, "__enter__", None, raising=False)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda _: stream)
+    monkeypatch.setattr(Tensor, "is_pinned", lambda _: True)
+    monkeypatch.setattr(Tensor, "record_stream", lambda *_: log.append("held"))
+    target = recorded(3, 2, 5, 0)
+    # A row enters before the first layer, two inside the second, and one after the last.
+    present = [1, 1, 1, 1, 3, 3, 3, 3, 4]
+    entries = Entries(away(target), 2, torch.tensor([1, 0, 0, 1]), present)
+    hidden = torch.zeros(0, 3, 3)
+    told = []
+    for layer in range(3):
+        for stage in (INPUT, OUTPUT):
+            hidden = entries.joined(hidden, layer, stage)
+            told.append([*log])
+            log.clear()
+    assert told == [["begin"], [], ["wait 1", "held", "begin"], [], [], ["wait 1", "held"]]
+    assert torch.equal(
+        hidden[:3], torch.stack([target.inputs[0][1], *[target.inputs[1][0]] * 2])[:, 2:]
+    )
+    assert torch.equal(hidden[3], target.outputs[2][1, 2:])

@@ -2,8 +2,8 @@
 
 Each tensor is told on which device it pretends to lie, and all are computed on the CPU. What torch
 would refuse is refused: an operation on tensors of two devices, but for numbers without an axis and
-indices, which may lie in host memory. As with accelerate, weights are put on devices by name, and
-its own hooks move what layers are given.
+indices, which may lie in host memory. Float64 is refused too, which not all devices have. As with
+accelerate, weights are put on devices by name, and its own hooks move what layers are given.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def device_of(tensor: Tensor) -> torch.device:
 
 def put_on(tensor: Tensor, device: Any) -> None:
     """Let a tensor pretend to lie on a device."""
-    setattr(tensor, _MARK, _named(device))
+    where = _named(device)
+    if tensor.dtype == torch.float64 and where.type not in ("cpu", "meta"):
+        raise TypeError(f"{where} has no float64, as Apple's devices do")
+    setattr(tensor, _MARK, where)
 
 
 def _named(device: Any) -> torch.device:

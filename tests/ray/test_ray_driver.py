@@ -43,6 +43,38 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
     raise
 """
+#: Workers whose model takes too long; at "lost" Ctrl-C comes where Python loses it.
+LOADING = """
+import signal
+import sys
+import time
+from pathlib import Path
+import ray
+from nnpatch_core.scale import RayWorkers
+
+folder, how = Path(sys.argv[1]), sys.argv[2]
+
+def load():
+    (folder / "loading").touch()
+    time.sleep(600)
+
+class Deaf:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def wait(*arguments, real=ray.wait, **options):
+    if (folder / "loading").exists():
+        ray.wait = real
+        Deaf()
+    return real(*arguments, **options)
+
+if how == "lost":
+    ray.wait = wait
+try:
+    RayWorkers(load, workers=1)
+except KeyboardInterrupt:
+    print("interrupted", ray.is_initialized(), flush=True)
+"""
 ENVIRONMENT = {
     **{name: words for name, words in os.environ.items() if name != "RAY_ADDRESS"},
     "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
@@ -147,3 +179,18 @@ def test_ctrl_c_leaves_a_checkpoint_and_nobody(group: bool, scene: Scene, tmp_pa
     assert before
     assert numbers(swept("activation", checkpoint=file)).equal(numbers(one))
     assert done(file) > before
+
+
+@pytest.mark.parametrize("how", ["heard", "lost"])
+def test_ctrl_c_ends_workers_that_load(how: str, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOADING, str(tmp_path), how], env=ENVIRONMENT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for((tmp_path / "loading").exists, process, 120)
+    others = family(process.pid)
+    if how == "heard":
+        os.kill(process.pid, signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert told == "interrupted False\n"
+    assert left_of(others) == []

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import attrs
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from nnpatch_core.run import (
     read_toml,
     template,
 )
+from nnpatch_core.run.loading import device_of
 from nnpatch_core.run.settings import draws
 
 #: Texts of all kinds; a shell's words cannot hold NUL, and an option of several has commas.
@@ -181,3 +183,13 @@ def test_all_faults_at_once() -> None:
 def test_settings_are_frozen() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Settings().model = "m"
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu", None])
+def test_a_model_goes_on_the_accelerator_by_default(
+    kind: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = None if kind is None else torch.device(kind)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: here)
+    assert device_of(Settings()) == (kind or "cpu")
+    assert device_of(Settings(device="cuda:1")) == "cuda:1"

@@ -323,7 +323,7 @@ class _Part:
                 # It is smaller than what all senders add, and may lie on another device.
                 own = gradient.flatten(2).permute(1, 2, 0).to(added.device)
                 effects = torch.bmm(added[:, first:below].to(own), own).permute(1, 2, 0)
-                every[name][first:below, numbers] += effects.double().cpu()
+                every[name][first:below, numbers] += effects.cpu().double()
             yield (
                 [part],
                 {name: value[self.entries, self.receivers] for name, value in every.items()},

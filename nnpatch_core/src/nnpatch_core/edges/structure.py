@@ -234,9 +234,9 @@ def _factors(run: Recording, made: _MadeUp, layer: int) -> tuple[float, float]:
     """
     before, after = run.streams[layer], made.outputs[layer]
     added = torch.stack(
-        [each.double().cpu().flatten() for each in (made.attn[layer], made.mlp[layer])], 1
+        [each.cpu().double().flatten() for each in (made.attn[layer], made.mlp[layer])], 1
     )
-    gap = (after.double().cpu() - before.double().cpu()).flatten()
+    gap = (after.cpu().double() - before.cpu().double()).flatten()
     factors = torch.linalg.lstsq(added, gap[:, None]).solution[:, 0]
     factors = torch.where((factors - 1).abs() < _SAME, torch.ones_like(factors), factors)
     off = float((added @ factors - gap).abs().max())

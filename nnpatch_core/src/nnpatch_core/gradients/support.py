@@ -94,8 +94,9 @@ def _tried(module: nn.Module, width: int, dtype: torch.dtype) -> str | None:
         gradient: Any = torch.autograd.grad(output, given, change, allow_unused=True)[0]
     if gradient is None:
         return "has no gradient"
-    expected = float((change.double() ** 2).sum())
-    told = float((gradient.double() * step.double()).sum())
+    # Not all devices have float64.
+    change, gradient, step = (each.cpu().double() for each in (change, gradient, step))
+    expected, told = float((change**2).sum()), float((gradient * step).sum())
     if not abs(told - expected) <= _ROUNDED * expected:
         return f"has another gradient than what it does: {told / expected:.3g} times as large"
     return None

@@ -93,7 +93,8 @@ def device_of(settings: Settings) -> str:
     """The device that a model is put on, where no map says otherwise."""
     if settings.device is not None:
         return settings.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    here = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if here is None else here.type
 
 
 def _moved(model: Any, settings: Settings) -> Any:

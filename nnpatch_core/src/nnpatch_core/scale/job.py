@@ -16,7 +16,7 @@ from nnpatch_core._files import reason
 from nnpatch_core._warnings import warn
 from nnpatch_core.errors import CheckpointError, CheckpointWarning, WorkerError, WorkerWarning
 from nnpatch_core.scale.interrupts import heeding
-from nnpatch_core.scale.pool import Hand, Pool, taken, words_of
+from nnpatch_core.scale.pool import LOOK, Hand, Pool, taken, words_of
 from nnpatch_core.scale.sending import Sent
 from nnpatch_core.sweep import Share, Stored, make_bar
 
@@ -24,8 +24,6 @@ from nnpatch_core.sweep import Share, Stored, make_bar
 _SHARDS = 4
 #: How often a shard may lose its worker before it is further than it was.
 _TRIES = 5
-#: Seconds between two looks at the workers.
-_LOOK = 0.5
 #: Seconds between two times at which all that is measured is kept, and of all time the share that
 #: goes into that.
 _KEEP, _SHARE = 5.0, 0.02
@@ -108,7 +106,7 @@ class Job:
         self.left.extend(Share(number, count) for number in range(1, count + 1))
         with self._ending(), make_bar(count, self.shows, desc="shards", bar_format=_BAR) as bar:
             # A bar that is not shown has no interval.
-            interval, drawn = getattr(bar, "mininterval", _LOOK), time.monotonic()
+            interval, drawn = getattr(bar, "mininterval", LOOK), time.monotonic()
             while self.left or self.at_work:
                 self._hand_out()
                 self._collect()
@@ -197,7 +195,7 @@ class Job:
         """Take what workers have done; gives the outcome, once it is there."""
         ray, results = self.pool.ray, []
         loading = {hand.loading: hand for hand in self.pool.hands if hand.loading is not None}
-        ready, _ = ray.wait([*self.at_work, *loading], num_returns=1, timeout=_LOOK)
+        ready, _ = ray.wait([*self.at_work, *loading], num_returns=1, timeout=LOOK)
         self.heed()
         for reference in ready:
             if reference in loading:
@@ -246,7 +244,7 @@ class Job:
             if task.look is None:
                 task.look = task.hand.actor.look.remote(content=keep)
         looks = [task.look for task in self._tasks]
-        answered = ray.wait(looks, num_returns=len(looks), timeout=_LOOK)[0] if looks else []
+        answered = ray.wait(looks, num_returns=len(looks), timeout=LOOK)[0] if looks else []
         for call, task in [*self.at_work.items()]:
             if task.look in answered:
                 known, content = self._looked(task.look)

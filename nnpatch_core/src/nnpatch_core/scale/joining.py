@@ -48,6 +48,9 @@ def join(ray: Any, address: Any, cpus: int, gpus: float) -> bool:
         options = {"address": address}
     try:
         ray.init(**options, log_to_driver=False, logging_level="ERROR")
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
     except Exception as error:
         where = "could not be started" if address is None else f"does not answer at {address!r}"
         raise WorkerError(f"Ray {where}: {type(error).__name__}: {error}") from error

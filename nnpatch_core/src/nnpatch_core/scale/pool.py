@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -14,6 +14,8 @@ from nnpatch_core.scale.alike import budget_of_each, check_alike, check_workers
 from nnpatch_core.scale.sending import Sent
 from nnpatch_core.scale.worker import Worker
 
+#: Seconds between two looks at the workers.
+LOOK = 0.5
 #: Seconds after which it is said that Ray has not begun all workers, and after which it is given
 #: up at the earliest: each imports much, perhaps from a slow disk.
 _SOON, _PATIENCE = 30, 120
@@ -60,19 +62,25 @@ class Pool:
     like: Mapping[str, str] = attrs.field(factory=dict)
     budget: int = 0
 
-    def open(self, workers: int) -> None:
+    def open(self, workers: int, heed: Callable[[], None]) -> None:
         """Make the workers, and wait until each has its model.
+
+        Args:
+            workers: how many.
+            heed: raises `KeyboardInterrupt` if that was lost; see `heeding`.
 
         Raises:
             WorkerError: one does not load, or they differ.
         """
         for _ in range(workers):
             self.hire()
-        self._await_begun()
+        self._await_begun(heed)
         waiting = [each.loading for each in self.hands]
         while waiting:
-            ready, waiting = self.ray.wait(waiting)
-            self._parts(ready[0])
+            ready, waiting = self.ray.wait(waiting, timeout=LOOK)
+            heed()
+            for each in ready:
+                self._parts(each)
         self.like = check_workers([self._parts(each.loading) for each in self.hands])
         rooms = [self.heard(each.actor.room.remote(), "its look at memory") for each in self.hands]
         self.budget = budget_of_each(rooms)
@@ -128,14 +136,18 @@ class Pool:
             raise WorkerError(f"a worker was lost in {what}: {words_of(error)}") from error
         return taken(found, set() if warned is None else warned)
 
-    def _await_begun(self) -> None:
+    def _await_begun(self, heed: Callable[[], None]) -> None:
         """Wait until Ray has begun all workers: it may have no room for them."""
-        begun, start, told = [each.actor.begun.remote() for each in self.hands], time.monotonic(), 0
+        begun, start = [each.actor.begun.remote() for each in self.hands], time.monotonic()
+        told = False
         while True:
-            _, left = self.ray.wait(begun, num_returns=len(begun), timeout=_SOON)
+            _, left = self.ray.wait(begun, num_returns=len(begun), timeout=LOOK)
+            heed()
             if not left:
                 return
             waited = time.monotonic() - start
+            if waited < _SOON:
+                continue
             words = (
                 f"Ray has begun {len(begun) - len(left)} of {len(begun)} workers in {waited:.0f} "
                 f"seconds: each takes {self.num_cpus} CPU and {self.num_gpus:g} GPU, and Ray has "
@@ -145,7 +157,7 @@ class Pool:
                 raise WorkerError(words)
             if not told:
                 warn(f"{words}; it is waited for more", WorkerWarning)
-            told += 1
+                told = True
 
     def _resources(self) -> str:
         found = self.ray.cluster_resources()

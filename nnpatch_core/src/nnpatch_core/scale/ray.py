@@ -21,6 +21,7 @@ from nnpatch_core._upstream import Envoy
 from nnpatch_core.errors import CheckpointError, WorkerError
 from nnpatch_core.memory import read_budget
 from nnpatch_core.results import Outcome
+from nnpatch_core.scale.interrupts import heeding
 from nnpatch_core.scale.job import Job
 from nnpatch_core.scale.joining import join
 from nnpatch_core.scale.pool import Pool
@@ -88,13 +89,15 @@ class RayWorkers:
         content = function_sent(load)
         self._pool: Pool | None = None
         self._count = workers
-        started = join(ray, address, workers * num_cpus, workers * num_gpus)
-        pool = Pool(ray, content, started, num_cpus, num_gpus, patience)
-        try:
-            pool.open(workers)
-        except BaseException:
-            pool.close()
-            raise
+        with heeding() as heed:
+            started = join(ray, address, workers * num_cpus, workers * num_gpus)
+            pool = Pool(ray, content, started, num_cpus, num_gpus, patience)
+            try:
+                heed()
+                pool.open(workers, heed)
+            except BaseException:
+                pool.close()
+                raise
         self._pool = pool
         self._busy = threading.Lock()
 

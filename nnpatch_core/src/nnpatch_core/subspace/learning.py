@@ -196,7 +196,7 @@ class Learner:
                 each = self.losses(logits, some).sum() / len(pairs)
                 (own,) = torch.autograd.grad(each, [parameter])
             total += own
-            loss += each.detach().double().cpu()
+            loss += each.detach().cpu().double()
             right += int((logits.detach().argmax(-1).cpu() == self.answers[some]).sum())
         return loss, total, right
 
@@ -230,7 +230,7 @@ class Learner:
         losses, tops = [], []
         for some in torch.split(pairs, self._at_once):
             logits = self.interchange.logits(some, space)
-            losses.append(self.losses(logits, some).double().cpu())
+            losses.append(self.losses(logits, some).cpu().double())
             tops.append(logits.argmax(-1).cpu())
         return torch.cat(losses), torch.cat(tops)
 

@@ -14,6 +14,7 @@ from nnpatch_core._models import follow
 from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES, Place, place_of, table_of
 from nnpatch_core.engine.cone.buckets import Bucket
 from nnpatch_core.engine.cone.edits import Edit, edits_of
+from nnpatch_core.engine.cone.entries import Entries
 from nnpatch_core.engine.cone.last_layer import mlp_inside, only_last_token
 from nnpatch_core.engine.cone.prefix import prefix
 from nnpatch_core.engine.cone.reading import read_from
@@ -73,6 +74,7 @@ class Ascent:
         ends = np.arange(self.n_layers * STAGES)
         #: For each stage the rows that have entered by then: they are sorted by it.
         self.present = np.searchsorted(bucket.runs.stage, ends, side="right").tolist()
+        self.entries = Entries(target, self.start, self.prompts, self.present)
         self.read = None
         if target.batch.read is not None:
             restricted = unembedding is not None
@@ -131,7 +133,7 @@ class Ascent:
         hidden = args[0] if name is None else kwargs[name]
         self.width = hidden.shape[-1]
         came, count = self._entered(layer - 1, OUTPUT), self._entered(layer, INSIDE)
-        state = self._joined(hidden, came, count, self.target.inputs, layer)
+        state = self.entries.joined(hidden, layer, INPUT)
         state = self._edited(state, layer, INPUT, own=count > came)
         which = self.which[:count]
         if name is None:
@@ -180,7 +182,7 @@ class Ascent:
             return
         output = envoy.output
         hidden = output[0] if isinstance(output, tuple | list) else output
-        state = self._joined(hidden, came, count, self.target.outputs, layer)
+        state = self.entries.joined(hidden, layer, OUTPUT)
         state = self._edited(state, layer, OUTPUT, own=count > came)
         if isinstance(output, tuple | list):
             envoy.output = type(output)([state, *output[1:]])
@@ -189,23 +191,12 @@ class Ascent:
 
     def _skip(self, envoy: Any, layer: int) -> None:
         """A layer that no row has to pass; rows of its output may still join."""
-        target = self.target
         hidden = envoy.input
-        count = self._entered(layer, OUTPUT)
-        if count:
-            hidden = self._joined(hidden, 0, count, target.outputs, layer)
+        if self._entered(layer, OUTPUT):
+            hidden = self.entries.joined(hidden, layer, OUTPUT)
             hidden = self._edited(hidden, layer, OUTPUT, own=True)
-        rest = target.rests[layer]
+        rest = self.target.rests[layer]
         skip(envoy, hidden if rest is None else (hidden, *rest))
-
-    def _joined(self, hidden: Tensor, came: int, count: int, kept: Any, layer: int) -> Tensor:
-        """`hidden` `[came, ...]`, with the rows that enter after those."""
-        if count == came:
-            return hidden
-        value = kept[layer]
-        rows, first = self.prompts[came:count].to(value.device), self.start - self.target.first
-        new = value[rows, first:].to(hidden.device)
-        return torch.cat([hidden, new]) if came else new
 
     def _edited(self, state: Tensor, layer: int, stage: int, *, own: bool) -> Tensor:
         edits = self.edits.get(layer * STAGES + stage, ())

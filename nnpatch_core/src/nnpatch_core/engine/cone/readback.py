@@ -3,53 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 
-import attrs
 import torch
 from torch import Tensor
 
 from nnpatch_core._upstream import KeysValues
+from nnpatch_core.engine.cone.host_memory import Ahead, copied, in_host, joined
 
 
-def in_host(value: Tensor, host: torch.device) -> Tensor:
-    """A copy of keys or values `[batch, heads, seq, dim]` that a device can read as it computes.
+def kept_in_host(pair: KeysValues, host: torch.device) -> KeysValues:
+    """A copy of a layer's keys and values `[batch, heads, seq, dim]`, for `Readback`.
 
     In memory the tokens of a prompt follow one another, so that the first of them are one piece.
 
     Args:
-        value: the keys or values.
+        pair: the keys and values; None stays None.
         host: the host's memory.
     """
-    by_token = value.transpose(1, 2)
-    return _room(by_token, host).copy_(by_token).transpose(1, 2)
+    if pair is None:
+        return None
+    keys, values = (in_host(each.transpose(1, 2), host).transpose(1, 2) for each in pair)
+    return keys, values
 
 
-def _room(like: Tensor, host: torch.device) -> Tensor:
-    """Host memory for a tensor, which its device can reach, if there is any of that left."""
-    if like.device.type != host.type:
-        # The system grants so much and no more. What is not pinned is read all the same.
-        with suppress(RuntimeError):
-            return torch.empty(like.shape, dtype=like.dtype, device=host, pin_memory=True)
-    return torch.empty(like.shape, dtype=like.dtype, device=host)
-
-
-@attrs.frozen(eq=False)
-class _Copy:
-    """Keys and values of a layer on a device.
+def joined_pairs(pairs: Sequence[tuple[Tensor, Tensor]], most: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of several chunks of prompts as one, kept as theirs are.
 
     Args:
-        layer: the layer.
-        device: where they are.
-        values: `[prompts, start, heads, dim]` each.
-        arrived: when they are there, if they are copied beside what runs.
+        pairs: the keys and values of each, `[prompts, heads, seq, dim]`.
+        most: how many of the first tokens are kept.
     """
-
-    layer: int
-    device: torch.device
-    values: tuple[Tensor, ...]
-    arrived: torch.Event | None
+    keys, values = (
+        joined([each.transpose(1, 2)[:, :most] for each in some]).transpose(1, 2)
+        for some in zip(*pairs, strict=True)
+    )
+    return keys, values
 
 
 class Readback:
@@ -68,8 +57,7 @@ class Readback:
         self._kept = kept
         self.start = start
         self._prompts = prompts
-        self._ahead: _Copy | None = None
-        self._streams: dict[torch.device, torch.Stream | None] = {}
+        self._ahead = Ahead()
         self._placed: dict[torch.device, Tensor] = {}
 
     @cached_property
@@ -91,51 +79,22 @@ class Readback:
             layer: the layer.
             device: where they are wanted.
         """
-        copied, self._ahead = self._ahead, None
-        if copied is None or (copied.layer, copied.device) != (layer, device):
-            copied = self._copied(layer, device, None)
-        if copied.arrived is not None:
-            current = torch.accelerator.current_stream(device)
-            current.wait_event(copied.arrived)
-            for each in copied.values:
-                # Its memory is not given to others while this stream may read it.
-                each.record_stream(current)
-        self._begin(layer + 1, device)
+        found = self._ahead.take(layer, device, lambda: self._read(layer, device))
+        above = layer + 1
+        pair = self._kept[above] if above < len(self._kept) else None
+        if pair is not None and all(each.is_pinned() for each in pair):
+            self._ahead.begin(above, device, lambda: self._read(above, device))
         rows = len(self._prompts[layer])
-        return tuple(self._of_rows(each.transpose(1, 2), rows) for each in copied.values)
+        return tuple(self._of_rows(each.transpose(1, 2), rows) for each in found)
 
-    def _begin(self, layer: int, device: torch.device) -> None:
-        """Read a layer's beside what runs, if the device can."""
-        pair = self._kept[layer] if layer < len(self._kept) else None
-        if pair is None or not all(each.is_pinned() for each in pair):
-            return
-        if (stream := self._stream(device)) is not None:
-            self._ahead = self._copied(layer, device, stream)
-
-    def _copied(self, layer: int, device: torch.device, stream: torch.Stream | None) -> _Copy:
-        """The keys and values of a layer's prompts, on the way to a device."""
+    def _read(self, layer: int, device: torch.device) -> tuple[Tensor, ...]:
+        """The keys and values of a layer's prompts, `[prompts, start, heads, dim]`."""
         pair = self._kept[layer]
         assert pair is not None
         last = self._which[: len(self._prompts[layer])].max()
         prompts = self._occurring[: int(last) + 1]
-        if stream is None:
-            return _Copy(layer, device, self._read(pair, prompts, device), None)
-        with stream:
-            values = self._read(pair, prompts, device)
-            return _Copy(layer, device, values, stream.record_event())
-
-    def _read(
-        self, pair: tuple[Tensor, Tensor], prompts: Sequence[int], device: torch.device
-    ) -> tuple[Tensor, ...]:
-        found = []
-        for kept in pair:
-            by_token = kept.transpose(1, 2)[:, : self.start]
-            shape = (len(prompts), *by_token.shape[1:])
-            into = torch.empty(shape, dtype=kept.dtype, device=device)
-            for number, prompt in enumerate(prompts):
-                into[number].copy_(by_token[prompt], non_blocking=kept.is_pinned())
-            found.append(into)
-        return tuple(found)
+        left = slice(self.start)
+        return tuple(copied(each.transpose(1, 2), prompts, left, device) for each in pair)
 
     def _of_rows(self, values: Tensor, rows: int) -> Tensor:
         if len(values) == 1:
@@ -144,14 +103,3 @@ class Readback:
         if values.device not in self._placed:
             self._placed[values.device] = self._which.to(values.device)
         return values[self._placed[values.device][:rows]]
-
-    def _stream(self, device: torch.device) -> torch.Stream | None:
-        """A stream beside the one in which a device computes; None where torch has none."""
-        if device not in self._streams:
-            made = None
-            # Of older releases a stream is entered in another way, for each kind of device.
-            if hasattr(torch.Stream, "__enter__"):
-                with suppress(RuntimeError):
-                    made = torch.Stream(device=device)
-            self._streams[device] = made
-        return self._streams[device]

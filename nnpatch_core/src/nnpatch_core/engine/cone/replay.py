@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import numpy as np
@@ -11,11 +10,14 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Integers
+from nnpatch_core._upstream import KeysValues
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone.ascent import Ascent
 from nnpatch_core.engine.cone.buckets import Bucket
 from nnpatch_core.engine.cone.controls import check_unpatched
+from nnpatch_core.engine.cone.host_memory import joined
 from nnpatch_core.engine.cone.patched_runs import NEVER, PatchedRuns, first_layer
+from nnpatch_core.engine.cone.readback import joined_pairs
 from nnpatch_core.engine.cone.target import TargetRun, record_target
 from nnpatch_core.engine.cone.unembedding import find_unembedding
 from nnpatch_core.engine.replay import ValuesOf, last_logits, within
@@ -118,34 +120,28 @@ def open_cone_replay(
         begins.append(_starts(run, own))
     starts = np.concatenate(begins)
     most = int(starts.max())
-    for number, run in enumerate(parts):
-        kept = [
-            pair if pair is None else (_left(pair[0], most), _left(pair[1], most))
-            for pair in run.kept
-        ]
-        parts[number] = attrs.evolve(run, kept=kept)
     everyone = torch.arange(len(target), device="cpu")
-    replay = ConeReplay(patches, _joined(parts, target), values(everyone), starts)
+    replay = ConeReplay(patches, _joined(parts, target, most), values(everyone), starts)
     replay.check()
     logits = replay.target.logits
     none = logits[:0].clone()
     return attrs.evolve(replay, target=attrs.evolve(replay.target, logits=none)), logits
 
 
-def _joined(parts: Sequence[TargetRun], target: Batch) -> TargetRun:
-    """The recorded runs of several chunks as one."""
+def _joined(parts: Sequence[TargetRun], target: Batch, most: int) -> TargetRun:
+    """The recorded runs of several chunks as one, with keys and values of the first tokens."""
     first = parts[0]
 
     def layers(name: str) -> dict[int, Tensor]:
         return {
-            layer: torch.cat([getattr(part, name)[layer] for part in parts])
+            layer: joined([getattr(part, name)[layer] for part in parts])
             for layer in getattr(first, name)
         }
 
-    kept: list[Any] = []
+    kept: list[KeysValues] = []
     for pairs in zip(*(part.kept for part in parts), strict=True):
         some = [pair for pair in pairs if pair is not None]
-        kept.append(tuple(map(torch.cat, zip(*some, strict=True))) if some else None)
+        kept.append(joined_pairs(some, most) if some else None)
     return attrs.evolve(
         first,
         batch=target,
@@ -166,8 +162,3 @@ def _starts(run: TargetRun, patches: Patches) -> Integers:
     found = run.changed.starts(patches.cells, 0)[0]
     starts: Integers = np.where(found < NEVER, found, np.maximum(at.max(1), 0)).astype(np.int64)
     return starts
-
-
-def _left(kept: Tensor, most: int) -> Tensor:
-    """The first keys or values of `[batch, heads, seq, dim]`."""
-    return kept[:, :, :most].clone()

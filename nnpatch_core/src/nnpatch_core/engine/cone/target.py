@@ -15,8 +15,9 @@ from nnpatch_core._models import follow
 from nnpatch_core._upstream import KeysValues, recorded
 from nnpatch_core.adapters import OUTPUT, STAGES, Place
 from nnpatch_core.batch import Batch
+from nnpatch_core.engine.cone.host_memory import in_host
 from nnpatch_core.engine.cone.patched_runs import NEVER, Changed, leftmost
-from nnpatch_core.engine.cone.readback import in_host
+from nnpatch_core.engine.cone.readback import kept_in_host
 from nnpatch_core.seq_pos import Positions
 from nnpatch_core.tracing import (
     LAYER_INPUT,
@@ -122,10 +123,7 @@ def record_target(
         logits = run(begun.given)
         keyword, kept = begun.keyword, begun.kept
     if store is not None:
-        kept = [
-            None if pair is None else (in_host(pair[0], store), in_host(pair[1], store))
-            for pair in kept
-        ]
+        kept = [kept_in_host(pair, store) for pair in kept]
     return TargetRun(batch, logits, first, inputs, outputs, rests, kept, keyword, changes)
 
 
@@ -267,4 +265,4 @@ def _alike(rows: Integers, columns: Sequence[Integers | Booleans]) -> Iterator[I
 
 def _stored(value: Tensor, store: torch.device | None) -> Tensor:
     # A copy: later layers may work in place.
-    return value.clone() if store is None else value.to(store, copy=True)
+    return value.clone() if store is None else in_host(value, store)
