@@ -99,6 +99,20 @@ def test_shards_of_several_folders(files: Files, nnpatch: Command) -> None:
     assert nnpatch("merge", *both, named, "--out", "again").code == 0
 
 
+def test_merging_elsewhere_than_the_shards_were_run(
+    files: Files, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, *others = files.arguments
+    Path("pairs.csv").write_bytes(Path(table).read_bytes())
+    assert nnpatch("run", "pairs.csv", *others, *SITES, *BUDGET, "--shard", "1/1").code == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    done = nnpatch("merge", "../nnpatch-pairs")
+    assert done.code == 2
+    assert f"table is pairs.csv, and {Path.cwd()} has no such file" in done.err.replace("\n", " ")
+    assert "merge in the folder in which the shards were run" in done.err
+
+
 def test_a_table_that_was_changed_meanwhile(files: Files, nnpatch: Command) -> None:
     """The file that differs is named by no option, and what helps is told."""
     for number in (1, 2):
