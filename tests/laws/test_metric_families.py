@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -65,11 +66,18 @@ def written(api: Any) -> Any:
     return mine
 
 
-def swept(model: Any, **options: Any) -> Any:
+@functools.cache
+def family_of(name: str) -> tuple[Any, Any]:
+    """A model, and the adapter that is inferred for it, which takes hundreds of runs."""
+    model = tiny_model(name)
+    return model, infer_adapter(model)
+
+
+def swept(family: str, **options: Any) -> Any:
     (source, mask), (target, _) = lay_out(SOURCES, "left"), lay_out(TARGETS, "left", seed=1)
     estimated = options.pop("estimated", False)
     patch = attribution_patching if estimated else activation_patching
-    api = infer_adapter(model)
+    model, api = family_of(family)
     return patch(
         model,
         api,
@@ -88,16 +96,15 @@ def swept(model: Any, **options: Any) -> Any:
 @WARNED
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_engines_agree_and_parts_change_nothing(family: str) -> None:
-    model = tiny_model(family)
-    full = swept(model, engine="full")
+    full = swept(family, engine="full")
     for options in ({"engine": "cone"}, {"engine": "cone", "batch_size": 2}):
-        out = swept(model, **options)
+        out = swept(family, **options)
         assert "fallback" not in out.info
         for name in out.metrics:
             for site in out:
                 gap = (out.raw[name][site] - full.raw[name][site]).abs().max()
                 assert gap < 1e-4, (name, site, gap)
-    one, parts = (swept(model, estimated=True, batch_size=size) for size in (None, 2))
+    one, parts = (swept(family, estimated=True, batch_size=size) for size in (None, 2))
     for name in one.metrics:
         for site in one:
             assert (one.raw[name][site] - parts.raw[name][site]).abs().max() < 1e-4
@@ -106,10 +113,9 @@ def test_both_engines_agree_and_parts_change_nothing(family: str) -> None:
 @WARNED
 def test_an_unembedding_that_is_no_plain_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then the model itself projects, at the positions that some prompt reads."""
-    model = tiny_model("gemma2")
-    plain = swept(model, engine="cone")
+    plain = swept("gemma2", engine="cone")
     monkeypatch.setattr(execution, "find_unembedding", lambda model: None)
-    out = swept(model, engine="cone")
+    out = swept("gemma2", engine="cone")
     assert "fallback" not in out.info
     for name in out.metrics:
         for site in out:
@@ -119,8 +125,8 @@ def test_an_unembedding_that_is_no_plain_matrix(monkeypatch: pytest.MonkeyPatch)
 @WARNED
 def test_unpatched_logits_are_the_models_own() -> None:
     for family in FAMILIES:
-        model = tiny_model(family)
-        out = swept(model, engine="full")
+        model, _ = family_of(family)
+        out = swept(family, engine="full")
         for row, prompt in enumerate(TARGETS):
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([prompt])).logits[0].float()
