@@ -104,9 +104,9 @@ class Stream:
         self.log.append(f"wait {number}")
 
 
-def test_a_layer_is_begun_before_it_is_wanted_and_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What happens on the streams of a device that is pretended."""
     log: list[str] = []
     stream = Stream(log)
     monkeypatch.setattr(torch, "Stream", lambda device: stream)
@@ -114,6 +114,10 @@ def test_a_layer_is_begun_before_it_is_wanted_and_waited_for(
     monkeypatch.setattr(torch.accelerator, "current_stream", lambda _: stream)
     monkeypatch.setattr(Tensor, "is_pinned", lambda _: True)
     monkeypatch.setattr(Tensor, "record_stream", lambda *_: log.append("held"))
+    return log
+
+
+def test_a_layer_is_begun_before_it_is_wanted_and_waited_for(log: list[str]) -> None:
     kept = layers(3, 2, 4)
     rows = [1, 1, 3]
     prompts = [torch.tensor([1, 0, 1])[:count] for count in rows]
@@ -129,12 +133,7 @@ def test_a_layer_is_begun_before_it_is_wanted_and_waited_for(
             assert torch.equal(one, whole[some][:, :, :3])
 
 
-def test_what_was_begun_for_another_device_is_read_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[str] = []
-    stream = Stream(log)
-    monkeypatch.setattr(torch, "Stream", lambda device: stream)
-    monkeypatch.setattr(torch.Stream, "__enter__", None, raising=False)
-    monkeypatch.setattr(Tensor, "is_pinned", lambda _: True)
+def test_what_was_begun_for_another_device_is_read_anew(log: list[str]) -> None:
     kept = layers(2, 1, 4)
     readback = Readback(hosted(kept), 2, [torch.tensor([0])] * 2)
     readback.rows(0, HOST)
@@ -200,14 +199,7 @@ def test_rows_that_enter_are_those_of_the_target_run(data: st.DataObject) -> Non
             assert torch.equal(streams[layer], whole)
 
 
-def test_rows_are_read_before_they_enter(monkeypatch: pytest.MonkeyPatch) -> None:
-    log: list[str] = []
-    stream = Stream(log)
-    monkeypatch.setattr(torch, "Stream", lambda device: stream)
-    monkeypatch.setattr(torch.Stream, "__enter__", None, raising=False)
-    monkeypatch.setattr(torch.accelerator, "current_stream", lambda _: stream)
-    monkeypatch.setattr(Tensor, "is_pinned", lambda _: True)
-    monkeypatch.setattr(Tensor, "record_stream", lambda *_: log.append("held"))
+def test_rows_are_read_before_they_enter(log: list[str]) -> None:
     target = recorded(3, 2, 5, 0)
     # A row enters before the first layer, two inside the second, and one after the last.
     present = [1, 1, 1, 1, 3, 3, 3, 3, 4]
