@@ -164,7 +164,8 @@ def test_full_disk(files: Files, nnpatch: Command, room: int) -> None:
     left = "go on" if Path("o/checkpoint").exists() else "nothing is kept: begin again"
     advised = told.splitlines()[-1].endswith(f"; {left} with {onwards}")
     assert advised is Path("o/run.toml").exists() is (room > 100)
-    resumed = nnpatch(*shlex.split(onwards)[1:])
+    told_so = shlex.split(onwards)[1:]
+    resumed = nnpatch(*(told_so if advised else [*run_arguments(files, "o"), "--resume"]))
     assert resumed.code == 0, resumed.err
 
 

@@ -196,7 +196,7 @@ def taken(found: Sent, warned: set[Any]) -> Any:
 
 
 def words_of(error: Exception) -> str:
-    """An error of Ray's in one line: of its many the first, and the last if a cause stands there.
+    """An error of Ray's in one line: of its many the first.
 
     Args:
         error: of Ray's.
