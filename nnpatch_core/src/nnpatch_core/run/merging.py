@@ -69,8 +69,8 @@ def find_shards(paths: Sequence[Path], out: Path | None) -> Shards:
     empty = [each for each in folders if not each.checkpoint.is_file()]
     faults += [f"{each.path}: nothing is measured there yet" for each in empty]
     faults += [
-        f"{first.path}: {name} is {file}, and {Path.cwd()} has no such file: merge in the folder in "
-        "which the shards were run"
+        f"{first.path}: {name} is {file}, and {Path.cwd()} has no such file: merge in the folder "
+        "in which the shards were run"
         for name, file in (("table", settings.table), ("reference", settings.reference))
         if file is not None and not file.is_absolute() and not file.exists()
     ]
