@@ -147,10 +147,10 @@ def test_a_ray_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pools, "_PATIENCE", 3)
     words = (
         r"Ray has begun 0 of 1 workers in [1-9] seconds: each takes 1 CPU and 2 GPU, and Ray has "
-        r"4 CPU and 0 GPU in all"
+        r"4 CPU and 0 GPU in all, of which other RayWorkers keep theirs until they are closed"
     )
     with (
-        pytest.warns(WorkerWarning, match=f"{words}; it is waited for"),
+        pytest.warns(WorkerWarning, match=f"{words}; the wait goes on"),
         pytest.raises(WorkerError, match=f"{words}$"),
     ):
         RayWorkers(lambda: tiny_model("llama"), workers=1, num_gpus=2, patience=3)

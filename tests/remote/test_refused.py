@@ -203,7 +203,8 @@ def test_workers_have_the_model_themselves() -> None:
     ],
 )
 def test_others_do_not_have_it(function: Callable[..., Any]) -> None:
-    with pytest.raises(TypeError, match="remote"):
+    told = rf"^{function.__name__}\(\) got an unexpected keyword argument 'remote'"
+    with pytest.raises(TypeError, match=told):
         function(tiny_model("llama"), Llama3, SITES, *ONE[:2], remote=True)
 
 

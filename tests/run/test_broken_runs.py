@@ -160,7 +160,12 @@ def test_full_disk(files: Files, nnpatch: Command, room: int) -> None:
     if Path("o/outcome.safetensors").exists():
         Outcome.load("o/outcome.safetensors")
     assert not [each for each in Path("o").rglob("*") if each.suffix == ".part"]
-    resumed = nnpatch(*run_arguments(files, "o"), "--resume")
+    onwards = "nnpatch run --config o/run.toml --resume"
+    left = "go on" if Path("o/checkpoint").exists() else "nothing is kept: begin again"
+    advised = told.splitlines()[-1].endswith(f"; {left} with {onwards}")
+    assert advised is Path("o/run.toml").exists() is (room > 100)
+    told_so = shlex.split(onwards)[1:]
+    resumed = nnpatch(*(told_so if advised else [*run_arguments(files, "o"), "--resume"]))
     assert resumed.code == 0, resumed.err
 
 

@@ -173,6 +173,31 @@ def test_shards_of_other_runs(files: Files, nnpatch: Command) -> None:
     assert "layers is ['0'], and None in nnpatch-pairs/shard-1-of-2" in told.err
 
 
+def test_shards_of_two_cuts(files: Files, nnpatch: Command) -> None:
+    """As after an array that was begun anew with another count of jobs."""
+    for which in ("1/2", "1/3", "2/3", "3/3"):
+        shard(nnpatch, files, which)
+    told = nnpatch("merge", "nnpatch-pairs")
+    assert told.code == 2
+    assert (
+        "the shards are of 2 cuts (nnpatch-pairs/shard-1-of-2 is one of 2, "
+        "nnpatch-pairs/shard-1-of-3 is one of 3): name those of one, such as "
+        "nnpatch-pairs/shard-*-of-2"
+    ) in told.err
+    assert nnpatch("merge", *Path("nnpatch-pairs").glob("shard-*-of-3")).code == 0
+    assert Path("nnpatch-pairs", "outcome.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_shard_that_finds_nothing_left_says_why(files: Files, nnpatch: Command) -> None:
+    for which in ("1/2", "2/2"):
+        done = nnpatch("run", *files.arguments, "--sites", "resid", *ROOMY, "--shard", which)
+        assert (done.code, done.err) == (0, "")
+    assert "shard 2/2: it has nothing to do: what runs in one trace is measured by one" in done.out
+    assert "a smaller memory budget makes more traces" in done.out
+    assert nnpatch("merge", "nnpatch-pairs").code == 0
+
+
 FAULTS = {
     "no budget": (
         ["--shard", "1/2"],

@@ -14,6 +14,9 @@ from nnpatch_core._parts import part_of
 from nnpatch_core._printable import named, shown
 from nnpatch_core.errors import PatchingError
 
+#: What every error says of a file that is not there, or not as it should be, after `write_whole`.
+UNWRITTEN = "could not be written"
+
 
 def write_whole(
     path: str | os.PathLike[str], fill: Callable[[Path], object], error: type[PatchingError]
@@ -30,7 +33,7 @@ def write_whole(
     """
     target = check_file(path, error)
     if not target.parent.is_dir():
-        raise error(f"{named(path)} could not be written: there is no folder {target.parent}")
+        raise error(f"{named(path)} {UNWRITTEN}: there is no folder {target.parent}")
     try:
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
         with part_of(target) as part:
@@ -41,7 +44,7 @@ def write_whole(
             part.chmod(usual if mode is None else mode)
             part.replace(target)
     except (OSError, SafetensorError) as cause:
-        raise error(f"{named(path)} could not be written: {reason(cause)}") from cause
+        raise error(f"{named(path)} {UNWRITTEN}: {reason(cause)}") from cause
 
 
 def check_file(path: Any, error: type[PatchingError]) -> Path:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from nnpatch_core._files import write_whole
+from nnpatch_core._files import UNWRITTEN, write_whole
 from nnpatch_core.cli.output import say, say_aside
 from nnpatch_core.errors import PatchingError, SettingsError
 from nnpatch_core.run import (
@@ -67,15 +67,22 @@ def _run(
     try:
         job.run(say, progress=sys.stderr.isatty(), resume=resume)
     except PatchingError as error:
-        raise type(error)(in_options(str(error))) from error
+        words = in_options(str(error))
+        # Such as a full disk: the same run can go on.
+        if UNWRITTEN in words and (job.folder.path / SETTINGS).exists():
+            words += f"; {_onwards(job, 'nothing is kept: begin again')}"
+        raise type(error)(words) from error
     except KeyboardInterrupt:
-        kept = job.folder.checkpoint.exists()
-        left = "go on" if kept else "nothing was measured yet: begin again"
-        told = shlex.quote(str(job.folder.path / SETTINGS))
-        raise KeyboardInterrupt(
-            f"interrupted; {left} with nnpatch run --config {told} --resume"
-        ) from None
+        told = _onwards(job, "nothing was measured yet: begin again")
+        raise KeyboardInterrupt(f"interrupted; {told}") from None
     return True
+
+
+def _onwards(job: Job, otherwise: str) -> str:
+    """How to go on with a run that was broken off, or what is said where nothing is kept of it."""
+    left = "go on" if job.folder.checkpoint.exists() else otherwise
+    told = shlex.quote(str(job.folder.path / SETTINGS))
+    return f"{left} with nnpatch run --config {told} --resume"
 
 
 def _plan(*, config: _CONFIG = None, **given: Any) -> bool:

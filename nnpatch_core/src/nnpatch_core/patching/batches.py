@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any, ParamSpec, get_args
 import attrs
 import torch
 
-from nnpatch_core._arguments import check_flags
+from nnpatch_core._arguments import bound, check_flags
 from nnpatch_core._models import module_of
 from nnpatch_core._printable import shown
 from nnpatch_core._warnings import warn
@@ -55,13 +54,11 @@ def in_batches(*names: str) -> Callable[[Callable[_P, Outcome]], Callable[_P, Ou
     """
 
     def decorate(function: Callable[_P, Outcome]) -> Callable[_P, Outcome]:
-        signature = inspect.signature(function)
-
         @functools.wraps(function)
         def swept(*args: _P.args, **kwargs: _P.kwargs) -> Outcome:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            given = bound.arguments
+            arguments = bound(function, args, kwargs)
+            arguments.apply_defaults()
+            given = arguments.arguments
             keep = given["keep"]
             if not isinstance(keep, str) or keep not in _KEEP:
                 raise UnknownNameError(f"unknown keep {shown(keep)}; there are {', '.join(_KEEP)}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
+from nnpatch_core._arguments import bound
 from nnpatch_core._models import Elsewhere
 from nnpatch_core._workers import Workers
 from nnpatch_core.errors import RemoteError, WorkerError
@@ -22,14 +22,13 @@ _BATCHES = ("source_tokens", "tokens")
 
 def on_workers(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """`function`, which takes `Workers` too as its first argument, `nnmodel`."""
-    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def swept(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         first: Any = kwargs.get("nnmodel", args[0] if args else None)
         if not isinstance(first, Workers):
             return function(*args, **kwargs)
-        given = dict(signature.bind(*args, **kwargs).arguments)
+        given = dict(bound(function, args, kwargs).arguments)
         del given["nnmodel"]
         if given.pop("remote", False) is not False:
             raise WorkerError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import attrs
 
 from nnpatch_core._printable import shown
 from nnpatch_core.errors import SettingsError
-from nnpatch_core.run.folder import SETTINGS, Folder
+from nnpatch_core.run.folder import SETTINGS, Folder, shard_folder
 from nnpatch_core.run.settings import Settings, read_settings
 from nnpatch_core.run.toml import changed, read_toml
 
@@ -65,6 +65,7 @@ def find_shards(paths: Sequence[Path], out: Path | None) -> Shards:
     parents = dict.fromkeys(each.path.resolve().parent for each in folders)
     if out is None and len(parents) > 1:
         faults.append(f"out: name a folder, as the shards are in {len(parents)} of them")
+    faults += _cuts(known)
     empty = [each for each in folders if not each.checkpoint.is_file()]
     faults += [f"{each.path}: nothing is measured there yet" for each in empty]
     faults += [
@@ -77,6 +78,18 @@ def find_shards(paths: Sequence[Path], out: Path | None) -> Shards:
         raise SettingsError("\n".join(faults))
     into = first.path.parent if out is None else out
     return Shards(attrs.evolve(settings, shard=None, out=into), tuple(folders))
+
+
+def _cuts(known: Mapping[Folder, Settings]) -> list[str]:
+    """Why shards do not make one whole: each is of so many, and all must be of as many."""
+    by_count: dict[str, Folder] = {}
+    for folder, own in known.items():
+        by_count.setdefault(str(own.shard).rpartition("/")[2], folder)
+    if len(by_count) == 1:
+        return []
+    told = ", ".join(f"{folder.path} is one of {count}" for count, folder in by_count.items())
+    some = next(iter(by_count.values())).path.parent / shard_folder(f"*/{min(by_count, key=int)}")
+    return [f"the shards are of {len(by_count)} cuts ({told}): name those of one, such as {some}"]
 
 
 def _words(value: Any) -> str:

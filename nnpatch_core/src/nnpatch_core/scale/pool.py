@@ -153,10 +153,12 @@ class Pool:
                 f"seconds: each takes {self.num_cpus} CPU and {self.num_gpus:g} GPU, and Ray has "
                 f"{self._resources()} in all"
             )
+            if not self.started:
+                words += ", of which other RayWorkers keep theirs until they are closed"
             if self.patience is not None and waited >= max(self.patience, _PATIENCE):
                 raise WorkerError(words)
             if not told:
-                warn(f"{words}; it is waited for more", WorkerWarning)
+                warn(f"{words}; the wait goes on", WorkerWarning)
                 told = True
 
     def _resources(self) -> str:
@@ -194,7 +196,7 @@ def taken(found: Sent, warned: set[Any]) -> Any:
 
 
 def words_of(error: Exception) -> str:
-    """An error of Ray's in one line: of its many the first, and the last if a cause stands there.
+    """An error of Ray's in one line: of its many the first.
 
     Args:
         error: of Ray's.

@@ -69,7 +69,7 @@ def measure_sweep(
         if checkpoint is not None and checkpoint.share is not None:
             checkpoint.finish(tally)
             count = int(tally.done.sum())
-            raise ShareMeasured(count, f"{count} patched runs are measured")
+            raise ShareMeasured(count, _told(count, by_cell=bool(sweep.waiting)))
     return outcome(
         versions.sweep(sweep),
         runs.kind,
@@ -78,6 +78,18 @@ def measure_sweep(
         once,
         runs.prompts,
         versions.mask(values.mask),
+    )
+
+
+def _told(count: int, *, by_cell: bool) -> str:
+    """What a share has done, in words."""
+    if count:
+        return f"{count} patched runs are measured"
+    if by_cell:
+        return "it has nothing to do: other shards have all cells"
+    return (
+        "it has nothing to do: what runs in one trace is measured by one shard, and other shards "
+        "have all of it; a smaller memory budget makes more traces"
     )
 
 
