@@ -413,6 +413,19 @@ def unfit(*_: Any) -> Any:
     raise EngineError("unfit")
 
 
+@pytest.mark.parametrize("engine", ["auto", "cone"])
+def test_a_model_with_hooks_is_refused_without_advice_that_does_not_work(engine: str) -> None:
+    """No engine runs it in pieces, and none is named as if it did."""
+    pairs, sites = Pairs.of((TOKENS,), changed=1), last(1)
+    budget, model = pairs.budgets("llama", sites)[-1], tiny_model("llama")
+    model.model.layers[1].register_forward_hook(lambda _, __, output: output)
+    with traces(model) as seen, pytest.raises(MemoryBudgetError) as caught:
+        pairs.swept("llama", sites, model, memory_budget=budget, engine=engine)
+    assert not seen
+    assert "it cannot run in pieces, as the model has the forward hook" in str(caught.value)
+    assert "engine=" not in str(caught.value)
+
+
 def test_a_lasting_edit_of_a_token_is_refused() -> None:
     """It would be made in each piece."""
     pairs, sites = Pairs.of((TOKENS,), changed=1), last(1)
