@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import re
 import warnings
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ from nnsight import NNsight
 from torch import Tensor, nn
 
 from nnpatch_core import Sites, ablation_patching, activation_patching, plan_sweep
+from nnpatch_core.batch import Batch
 from nnpatch_core.engine import Plan
 from nnpatch_core.engine.cone import ascent
 from nnpatch_core.errors import EngineError, EngineWarning, MemoryBudgetError
 from nnpatch_core.memory import Pieces
 from nnpatch_core.scale import measure_shard, merge_shards
 from nnpatch_core.testing import tiny_model, traces
+from nnpatch_core.tracing import begin
 from nnpatch_gemma import Gemma2, Gemma3
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral
@@ -292,6 +295,48 @@ def test_what_fits_at_once_runs_at_once() -> None:
     assert [each.tokens for each in seen][:2] == [TOKENS, TOKENS]
 
 
+# Memory -------------------------------------------------------------------------------------------
+
+
+def live_bytes() -> int:
+    """What all tensors take, each piece of memory once."""
+    gc.collect()
+    found = [each for each in gc.get_objects() if type(each) is Tensor]
+    rooms = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in found}
+    return sum(rooms.values())
+
+
+@pytest.mark.parametrize("padding", [0, 70, 120])
+def test_what_is_held_to_its_halves_has_room_where_a_prompt_has(padding: int) -> None:
+    """Keys and values are there twice then, of a piece that is most of the prompt as well."""
+    until, layers = 129, 12
+    model = tiny_model("llama", num_hidden_layers=layers, num_key_value_heads=4)
+    tokens = torch.randint(5, 60, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(tokens)
+    mask[:, :padding] = 0
+    peaks: list[int] = []
+    handle = model.model.norm.register_forward_pre_hook(lambda *_: peaks.append(live_bytes()))
+    before = live_bytes()
+    try:
+        begun = begin(NNsight(model), Batch(tokens, mask), [(0, until)], layers)
+    finally:
+        handle.remove()
+    kept = [each for pair in begun.kept if pair is not None for each in pair]
+    each_token = sum(each.nbytes for each in kept) / until
+    assert begun.start == until
+    # Beside them the residual stream of a few layers' width, and masks.
+    assert max(peaks) - before <= 1.1 * TOKENS * each_token
+
+
+def test_no_piece_is_longer_than_half_of_a_prompt() -> None:
+    pairs = Pairs.of((TOKENS, TOKENS - 40), changed=1)
+    sites = Sites("resid", seq_pos_type="custom_constant", seq_pos=[-30, -1])
+    budgets = pairs.budgets("llama", sites)
+    plans = [pairs.planned("llama", sites, budget) for budget in budgets]
+    longest = [plan.pieces.tokens for plan in plans if plan.pieces is not None]
+    assert max(longest) == TOKENS // 2
+
+
 # Refusals -----------------------------------------------------------------------------------------
 
 
@@ -366,6 +411,19 @@ def test_what_whole_forwards_need_is_told_where_the_cone_cannot(
 
 def unfit(*_: Any) -> Any:
     raise EngineError("unfit")
+
+
+@pytest.mark.parametrize("engine", ["auto", "cone"])
+def test_a_model_with_hooks_is_refused_without_advice_that_does_not_work(engine: str) -> None:
+    """No engine runs it in pieces, and none is named as if it did."""
+    pairs, sites = Pairs.of((TOKENS,), changed=1), last(1)
+    budget, model = pairs.budgets("llama", sites)[-1], tiny_model("llama")
+    model.model.layers[1].register_forward_hook(lambda _, __, output: output)
+    with traces(model) as seen, pytest.raises(MemoryBudgetError) as caught:
+        pairs.swept("llama", sites, model, memory_budget=budget, engine=engine)
+    assert not seen
+    assert "it cannot run in pieces, as the model has the forward hook" in str(caught.value)
+    assert "engine=" not in str(caught.value)
 
 
 def test_a_lasting_edit_of_a_token_is_refused() -> None:

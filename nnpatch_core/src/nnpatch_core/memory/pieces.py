@@ -61,6 +61,9 @@ class Pieces:
 def pieces_of(until: int, seq_len: int, costs: Costs, left: int) -> Pieces:
     """The fewest pieces that fit, if any do; pieces shorter than the last one gain nothing.
 
+    None is longer than half of the prompt: the first is held to its halves, and the keys and values
+    of both are then there at once, where there is room for those of a prompt.
+
     Args:
         until: the first position of the last piece.
         seq_len: tokens per prompt.
@@ -68,4 +71,4 @@ def pieces_of(until: int, seq_len: int, costs: Costs, left: int) -> Pieces:
         left: bytes for them.
     """
     fitting = max(costs.tokens_within(left, seq_len), seq_len - until, _LEAST)
-    return Pieces(until, min(until, fitting))
+    return Pieces(until, min(until, fitting, max(seq_len // 2, _LEAST)))

@@ -68,8 +68,7 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
     Raises:
         MemoryBudgetError: the model does not take keys and values, or is another one in pieces.
     """
-    edges = _short_at_the_end(edges)
-    checked = _checked(batch, edges)
+    edges, checked = _with_room(batch, _short_at_the_end(edges))
     keyword, cache = "", None
     for number, (start, end) in enumerate(edges):
         piece, middle = _columns(batch, end), checked.get(number)
@@ -94,6 +93,8 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
             again = run(cache={keyword: cache}, start=middle)
             _check_kept(whole, recorded(cache), piece.mask[:, start:].bool())
             _hold(logits, again, ~logits.isnan(), "logits")
+            # Later pieces need its room.
+            del whole
     return Begun(edges[-1][1], keyword, cache)
 
 
@@ -150,6 +151,25 @@ def _short_at_the_end(edges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]
     *others, (start, end) = edges
     cut = end - _SHORT
     return [*others, (start, end)] if cut - start < _SHORT else [*others, (start, cut), (cut, end)]
+
+
+def _with_room(
+    batch: Batch, edges: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[int, int]], dict[int, int]]:
+    """The same pieces, cut where one is held to its halves and is long; and `_checked` of them.
+
+    Its keys and values are there twice then, beside those of the tokens before it: of no more
+    tokens than the prompts have, for which there is room.
+    """
+    edges = list(edges)
+    while True:
+        checked = _checked(batch, edges)
+        held = [number for number in checked if edges[number][1] - edges[number][0] >= 2 * _SHORT]
+        number = next((n for n in held if 2 * edges[n][1] - edges[n][0] > batch.seq_len), None)
+        if number is None:
+            return edges, checked
+        start, end = edges[number]
+        edges[number : number + 1] = [(start, (start + end) // 2), ((start + end) // 2, end)]
 
 
 def _checked(batch: Batch, edges: Sequence[tuple[int, int]]) -> dict[int, int]:

@@ -40,13 +40,10 @@ def why_not_cone(patches: Patches) -> str | None:
 
 def why_rather_not_cone(patches: Patches) -> str | None:
     """Why `engine="auto"` prefers whole forwards, though the cone could be tried; or None."""
-    hooks = forward_hooks(patches.model)
-    if not hooks:
+    reason = _hooked(patches)
+    if reason is None:
         return None
-    return (
-        f"the model has {in_words(hooks)}, which may treat rows, or passes of few tokens, each "
-        "in its own way: engine='cone' runs it all the same, and compares unpatched rows"
-    )
+    return f"{reason}: engine='cone' runs it all the same, and compares unpatched rows"
 
 
 def beginning_of(patches: Patches, batches: Sequence[Batch]) -> Beginning:
@@ -59,7 +56,7 @@ def beginning_of(patches: Patches, batches: Sequence[Batch]) -> Beginning:
         batches: the prompts of each run.
     """
     model = patches.model
-    reason = why_not_cone(patches) or why_rather_not_cone(patches) or pieces_differ(model)
+    reason = why_not_cone(patches) or _hooked(patches) or pieces_differ(model)
     if reason is None and any(batch.sites for batch in batches):
         reason = "a metric reads activations"
     if reason is not None:
@@ -84,3 +81,14 @@ def _alike(one: ModelAPI, other: ModelAPI) -> bool:
     if type(one) is not type(other) or (one.name, one.layers) != (other.name, other.layers):
         return False
     return [dict(table) for table in tables(one)] == [dict(table) for table in tables(other)]
+
+
+def _hooked(patches: Patches) -> str | None:
+    """That the model has hooks which may go by what runs together; None if it has none."""
+    hooks = forward_hooks(patches.model)
+    if not hooks:
+        return None
+    return (
+        f"the model has {in_words(hooks)}, which may treat rows, or passes of few tokens, each in "
+        "its own way"
+    )
