@@ -14,7 +14,7 @@ from nnpatch_core._parts import part_of
 from nnpatch_core._printable import named, shown
 from nnpatch_core.errors import PatchingError
 
-#: What every error says of a file that is not there, or not as it should be, after `write_whole`.
+#: Words of every error of `write_whole`: the file is not there, or is as it was before.
 UNWRITTEN = "could not be written"
 
 
