@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import attrs
@@ -11,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from nnpatch_core._host_memory import joined, tokens_in_host
 from nnpatch_core.adapters import INPUT, INSIDE, OUTPUT, STAGES
 from nnpatch_core.engine.cone.entries import Entries
-from nnpatch_core.engine.cone.host_memory import joined
-from nnpatch_core.engine.cone.readback import Readback, joined_pairs, kept_in_host
+from nnpatch_core.engine.cone.readback import Readback, joined_pairs
 
 HOST = torch.device("cpu")
 
@@ -31,14 +32,15 @@ def layers(count: int, prompts: int, seq_len: int) -> list[tuple[Tensor, Tensor]
 
 
 def hosted(kept: list[tuple[Tensor, Tensor]]) -> list[Any]:
-    return [kept_in_host(pair, HOST) for pair in kept]
+    return [tuple(tokens_in_host([each], HOST) for each in pair) for pair in kept]
 
 
-def test_the_first_tokens_of_a_prompt_are_one_piece_of_memory() -> None:
-    ((keys, values),) = layers(1, 3, 7)
-    kept = kept_in_host((keys, values), HOST)
-    assert kept is not None
-    for copy, value in zip(kept, (keys, values), strict=True):
+@pytest.mark.parametrize("cuts", [(7,), (3, 7), (1, 4, 7)])
+def test_the_first_tokens_of_a_prompt_are_one_piece_of_memory(cuts: tuple[int, ...]) -> None:
+    """However many parts its tokens come in."""
+    for value in layers(1, 3, 7)[0]:
+        parts = [value[:, :, start:end] for start, end in pairwise((0, *cuts))]
+        copy = tokens_in_host(parts, HOST)
         assert torch.equal(copy, value)
         assert copy.data_ptr() != value.data_ptr()
         assert copy[1].transpose(0, 1)[:4].is_contiguous()

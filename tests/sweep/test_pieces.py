@@ -20,6 +20,7 @@ from nnsight import NNsight
 from torch import Tensor, nn
 
 from nnpatch_core import Sites, ablation_patching, activation_patching, plan_sweep
+from nnpatch_core._upstream import recorded
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine import Plan
 from nnpatch_core.engine.cone import ascent
@@ -27,10 +28,11 @@ from nnpatch_core.errors import EngineError, EngineWarning, MemoryBudgetError
 from nnpatch_core.memory import Pieces
 from nnpatch_core.scale import measure_shard, merge_shards
 from nnpatch_core.testing import tiny_model, traces
-from nnpatch_core.tracing import begin
+from nnpatch_core.tracing import begin, forward, with_cache
 from nnpatch_gemma import Gemma2, Gemma3
 from nnpatch_llama import Llama3
 from nnpatch_mistral import Mistral
+from tests.helpers.pretended import device_of, pretending, put_on
 
 pytestmark = pytest.mark.filterwarnings("ignore:prompts have:nnpatch_core.errors.PromptWarning")
 
@@ -298,10 +300,11 @@ def test_what_fits_at_once_runs_at_once() -> None:
 # Memory -------------------------------------------------------------------------------------------
 
 
-def live_bytes() -> int:
-    """What all tensors take, each piece of memory once."""
+def live_bytes(kind: str = "cpu") -> int:
+    """What all tensors on devices of a kind take, each piece of memory once."""
     gc.collect()
-    found = [each for each in gc.get_objects() if type(each) is Tensor]
+    tensors = (each for each in gc.get_objects() if type(each) is Tensor)
+    found = [each for each in tensors if device_of(each).type == kind]
     rooms = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in found}
     return sum(rooms.values())
 
@@ -326,6 +329,35 @@ def test_what_is_held_to_its_halves_has_room_where_a_prompt_has(padding: int) ->
     assert begun.start == until
     # Beside them the residual stream of a few layers' width, and masks.
     assert max(peaks) - before <= 1.1 * TOKENS * each_token
+
+
+@pytest.mark.parametrize("edges", [[(0, 70), (70, 129)], []], ids=["pieces", "at once"])
+def test_what_lies_in_host_memory_leaves_its_device(edges: list[tuple[int, int]]) -> None:
+    """As each layer has run: not those of all layers are there, which the budget does not count."""
+    layers, model = 24, tiny_model("llama", num_hidden_layers=24, num_key_value_heads=4)
+    for weight in (*model.parameters(), *model.buffers()):
+        put_on(weight, "cuda:0")
+    tokens = torch.randint(5, 60, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    batch, nnmodel, peaks = Batch(tokens, torch.ones_like(tokens)), NNsight(model), [0]
+    handle = model.model.norm.register_forward_pre_hook(lambda *_: peaks.append(live_bytes("cuda")))
+    try:
+        with pretending():
+            before = live_bytes("cuda")
+            if edges:
+                kept = begin(nnmodel, batch, edges, layers, torch.device("cpu")).kept
+            else:
+                run = functools.partial(forward, nnmodel, batch)
+                _, _, cache = with_cache(
+                    nnmodel, layers, lambda given: run(cache=given), torch.device("cpu")
+                )
+                kept = recorded(cache)
+    finally:
+        handle.remove()
+    tensors = [each for pair in kept if pair is not None for each in pair]
+    assert {device_of(each).type for each in tensors} == {"cpu"}
+    # Beside the residual stream and a mask, there is room for those of a layer or two.
+    assert len(peaks) > 1
+    assert max(peaks) - before < sum(each.nbytes for each in tensors) / 4
 
 
 def test_no_piece_is_longer_than_half_of_a_prompt() -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import attrs
 import nnsight
+import torch
 import transformers
 from nnsight import NNsight
 from nnsight.intervention.envoy import Envoy
@@ -33,6 +34,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar
 
+from nnpatch_core._host_memory import tokens_in_host
 from nnpatch_core._wrappers import forward_before
 
 __all__ = [
@@ -144,9 +146,45 @@ def cache_keywords(model: nn.Module) -> tuple[str, ...]:
     return tuple(own)
 
 
-def recording(n_layers: int) -> Cache:
-    """A cache that keeps all keys and values of each layer, beyond any sliding window."""
-    layers: list[Any] = [DynamicLayer() for _ in range(n_layers)]  # type: ignore[no-untyped-call]
+class _Stored(DynamicLayer):
+    """One layer's keys and values, which lie elsewhere than where it runs."""
+
+    def __init__(self, store: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._store = store
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        before: tuple[Any, ...] = ()
+        if self.is_initialized:
+            before = self.keys, self.values
+        else:
+            self.lazy_initialization(key_states, value_states)
+        keys = [*before[:1], key_states]
+        values = [*before[1:], value_states]
+        self.keys = tokens_in_host(keys, self._store)
+        self.values = tokens_in_host(values, self._store)
+        if not before:
+            return key_states, value_states
+        device = key_states.device
+        return (
+            torch.cat([each.to(device) for each in keys], dim=-2),
+            torch.cat([each.to(device) for each in values], dim=-2),
+        )
+
+
+def recording(n_layers: int, store: torch.device | None = None) -> Cache:
+    """A cache that keeps all keys and values of each layer, beyond any sliding window.
+
+    Args:
+        n_layers: how many layers.
+        store: where they lie but while their layer runs; None is where they are computed.
+    """
+    layers: list[Any] = [
+        DynamicLayer() if store is None else _Stored(store)  # type: ignore[no-untyped-call]
+        for _ in range(n_layers)
+    ]
     return Cache(layers=layers)
 
 

@@ -149,7 +149,7 @@ class PairRuns:
                 return None, RecordedElsewhere(source, own)
             begun = None
             if edges:
-                begun = begin(some.nnmodel, source, edges, some.patches.n_layers)
+                begun = begin(some.nnmodel, source, edges, some.patches.n_layers, store)
             logits, activations = record(some.nnmodel, source, places, store, first, begun)
             if first:
                 own = own.clone()

@@ -272,7 +272,7 @@ def _unpatched(sweep: Sweep, batch: Batch) -> Tensor:
     nnmodel, edges = sweep.nnmodel, sweep.limits.edges
     if not edges:
         return forward(nnmodel, batch)
-    begun = begin(nnmodel, batch, edges, sweep.patches.n_layers)
+    begun = begin(nnmodel, batch, edges, sweep.patches.n_layers, sweep.limits.store)
     return forward(nnmodel, batch, cache=begun.given, start=begun.start)
 
 

@@ -53,7 +53,13 @@ class Begun:
         return recorded(self.cache)
 
 
-def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers: int) -> Begun:
+def begin(
+    nnmodel: Any,
+    batch: Batch,
+    edges: Sequence[tuple[int, int]],
+    n_layers: int,
+    store: torch.device | None = None,
+) -> Begun:
     """Run the first tokens of some prompts, a piece at a time.
 
     The first and the last piece that have tokens are run in two halves too. What goes by the tokens
@@ -64,6 +70,7 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
         batch: the prompts.
         edges: the pieces, each from one position up to another.
         n_layers: the model's layers.
+        store: where keys and values lie; None is where they are computed.
 
     Raises:
         MemoryBudgetError: the model does not take keys and values, or is another one in pieces.
@@ -78,7 +85,7 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
         else:
             run = partial(forward, nnmodel, piece, kept=_NONE)
         if cache is None:
-            keyword, logits, cache = _first(nnmodel, n_layers, run)
+            keyword, logits, cache = _first(nnmodel, n_layers, run, store)
         else:
             logits = run(cache={keyword: cache}, start=start)
         if middle is not None:
@@ -98,16 +105,21 @@ def begin(nnmodel: Any, batch: Batch, edges: Sequence[tuple[int, int]], n_layers
     return Begun(edges[-1][1], keyword, cache)
 
 
-def _first(nnmodel: Any, n_layers: int, run: Callable[..., Tensor]) -> tuple[str, Tensor, Any]:
+def _first(
+    nnmodel: Any, n_layers: int, run: Callable[..., Tensor], store: torch.device | None
+) -> tuple[str, Tensor, Any]:
     """Run the first piece, as `with_cache` does."""
     try:
-        return with_cache(nnmodel, n_layers, lambda cache: run(cache=cache))
+        return with_cache(nnmodel, n_layers, lambda cache: run(cache=cache), store)
     except EngineError as error:
         raise MemoryBudgetError(f"{_TOO_LONG}, as {error}: {_ADVICE}") from error
 
 
 def with_cache(
-    nnmodel: Any, n_layers: int, run: Callable[[Mapping[str, Any]], _Found]
+    nnmodel: Any,
+    n_layers: int,
+    run: Callable[[Mapping[str, Any]], _Found],
+    store: torch.device | None = None,
 ) -> tuple[str, _Found, Any]:
     """Run a model, and find under which keyword it leaves its keys and values.
 
@@ -115,6 +127,7 @@ def with_cache(
         nnmodel: the model, wrapped by nnsight.
         n_layers: its layers.
         run: runs it with a cache, by keyword.
+        store: where keys and values lie; None is where they are computed.
 
     Returns:
         The keyword, what `run` gives, and the cache.
@@ -124,7 +137,7 @@ def with_cache(
     """
     problems = []
     for keyword in cache_keywords(module_of(nnmodel)):
-        cache = recording(n_layers)
+        cache = recording(n_layers, store)
         try:
             found = run({keyword: cache})
         except (PatchingError, torch.OutOfMemoryError):

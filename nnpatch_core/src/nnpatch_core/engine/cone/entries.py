@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core.adapters import INPUT, OUTPUT, STAGES
-from nnpatch_core.engine.cone.host_memory import Ahead, copied
+from nnpatch_core.engine.cone.ahead import Ahead, copied
 from nnpatch_core.engine.cone.target import TargetRun
 
 

@@ -8,23 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from nnpatch_core._host_memory import joined
 from nnpatch_core._upstream import KeysValues
-from nnpatch_core.engine.cone.host_memory import Ahead, copied, in_host, joined
-
-
-def kept_in_host(pair: KeysValues, host: torch.device) -> KeysValues:
-    """A copy of a layer's keys and values `[batch, heads, seq, dim]`, for `Readback`.
-
-    In memory the tokens of a prompt follow one another, so that the first of them are one piece.
-
-    Args:
-        pair: the keys and values; None stays None.
-        host: the host's memory.
-    """
-    if pair is None:
-        return None
-    keys, values = (in_host(each.transpose(1, 2), host).transpose(1, 2) for each in pair)
-    return keys, values
+from nnpatch_core.engine.cone.ahead import Ahead, copied
 
 
 def joined_pairs(pairs: Sequence[tuple[Tensor, Tensor]], most: int) -> tuple[Tensor, Tensor]:

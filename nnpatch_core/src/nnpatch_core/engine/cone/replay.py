@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Integers
+from nnpatch_core._host_memory import joined
 from nnpatch_core._upstream import KeysValues
 from nnpatch_core.batch import Batch
 from nnpatch_core.engine.cone.ascent import Ascent
 from nnpatch_core.engine.cone.buckets import Bucket
 from nnpatch_core.engine.cone.controls import check_unpatched
-from nnpatch_core.engine.cone.host_memory import joined
 from nnpatch_core.engine.cone.patched_runs import NEVER, PatchedRuns, first_layer
 from nnpatch_core.engine.cone.readback import joined_pairs
 from nnpatch_core.engine.cone.target import TargetRun, record_target

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from nnpatch_core._arrays import Booleans, Integers
+from nnpatch_core._host_memory import in_host
 from nnpatch_core._models import follow
 from nnpatch_core._upstream import KeysValues, recorded
 from nnpatch_core.adapters import OUTPUT, STAGES, Place
 from nnpatch_core.batch import Batch
-from nnpatch_core.engine.cone.host_memory import in_host
 from nnpatch_core.engine.cone.patched_runs import NEVER, Changed, leftmost
-from nnpatch_core.engine.cone.readback import kept_in_host
 from nnpatch_core.seq_pos import Positions
 from nnpatch_core.tracing import (
     LAYER_INPUT,
@@ -86,7 +85,7 @@ def record_target(
         EngineError: the model does not hand out its keys and values.
     """
     first = patches.first if first is None else first
-    begun = begin(patches.nnmodel, batch, edges, patches.n_layers) if edges else None
+    begun = begin(patches.nnmodel, batch, edges, patches.n_layers, store) if edges else None
     start = 0 if begun is None else begun.start
     shape = (len(batch), batch.seq_len - start)
     stages = {place.stage for place in patches.places}
@@ -117,13 +116,11 @@ def record_target(
         return forward(patches.nnmodel, batch, visit, cache=cache, start=start)
 
     if begun is None:
-        keyword, logits, cache = with_cache(patches.nnmodel, patches.n_layers, run)
+        keyword, logits, cache = with_cache(patches.nnmodel, patches.n_layers, run, store)
         kept = recorded(cache)
     else:
         logits = run(begun.given)
         keyword, kept = begun.keyword, begun.kept
-    if store is not None:
-        kept = [kept_in_host(pair, store) for pair in kept]
     return TargetRun(batch, logits, first, inputs, outputs, rests, kept, keyword, changes)
 
 

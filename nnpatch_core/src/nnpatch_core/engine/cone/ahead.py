@@ -1,4 +1,4 @@
-"""Recorded tensors in host memory: kept so that a device can read them beside what it runs."""
+"""Recorded tensors in host memory, read by a device beside what it runs."""
 
 from __future__ import annotations
 
@@ -12,37 +12,6 @@ from torch import Tensor
 
 #: Gives tensors on a device, copied from host memory.
 Read: TypeAlias = Callable[[], tuple[Tensor, ...]]
-
-
-def in_host(value: Tensor, host: torch.device) -> Tensor:
-    """A copy of an activation `[batch, seq, width]` that its device can read as it computes.
-
-    Args:
-        value: the activation.
-        host: the host's memory.
-    """
-    return _room(value.shape, value, host, pinned=value.device.type != host.type).copy_(value)
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors one after the other, in memory such as theirs.
-
-    Args:
-        parts: `[rows, ...]` each.
-    """
-    first = parts[0]
-    shape = (sum(map(len, parts)), *first.shape[1:])
-    room = _room(shape, first, first.device, pinned=first.is_pinned())
-    return torch.cat(list(parts), out=room)
-
-
-def _room(shape: Sequence[int], like: Tensor, where: torch.device, *, pinned: bool) -> Tensor:
-    """Memory for a tensor; pinned, a device can reach it, if there is any of that left."""
-    if pinned:
-        # The system grants so much and no more. What is not pinned is read all the same.
-        with suppress(RuntimeError):
-            return torch.empty(shape, dtype=like.dtype, device=where, pin_memory=True)
-    return torch.empty(shape, dtype=like.dtype, device=where)
 
 
 def copied(value: Tensor, prompts: Sequence[int], tokens: slice, device: torch.device) -> Tensor:
