@@ -82,7 +82,7 @@ def measure_sweep(
 
 
 def _told(count: int, *, by_cell: bool) -> str:
-    """What a share has done, in words."""
+    """The work that a share has done, in words."""
     if count:
         return f"{count} patched runs are measured"
     if by_cell:
