@@ -113,6 +113,23 @@ def test_merging_elsewhere_than_the_shards_were_run(
     assert "merge in the folder in which the shards were run" in done.err
 
 
+def test_merging_elsewhere_than_the_model_is(
+    files: Files, nnpatch: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is no folder here may be one of the hub, which does not have it."""
+    table, flag, model, *others = files.arguments
+    assert flag == "--model"
+    Path("own").symlink_to(Path(model).resolve())
+    arguments = [str(Path(table).resolve()), flag, "own", *others, *SITES, *BUDGET]
+    assert nnpatch("run", *arguments, "--shard", "1/1").code == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    done = nnpatch("merge", "../nnpatch-pairs")
+    assert done.code == 2
+    assert "'own' cannot be loaded" in done.err
+    assert "if it is in the folder in which the shards were run, merge there" in done.err
+
+
 def test_a_table_that_was_changed_meanwhile(files: Files, nnpatch: Command) -> None:
     """The file that differs is named by no option, and what helps is told."""
     for number in (1, 2):

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from nnpatch_core.cli.output import say, say_aside
-from nnpatch_core.errors import PatchingError
-from nnpatch_core.run import Job, find_shards, in_options
+from nnpatch_core.errors import PatchingError, SettingsError
+from nnpatch_core.run import UNLOADED, Job, find_shards, in_options
 
 _FOLDERS = Annotated[
     list[Path],
@@ -30,8 +30,8 @@ def merge(folders: _FOLDERS, *, out: _OUT = None, overwrite: _OVERWRITE = False)
     last bit, that of one process.
     """
     shards = find_shards(folders, out)
-    job = Job.prepared(shards.settings, say_aside, resume=not overwrite, overwrite=overwrite)
     try:
+        job = Job.prepared(shards.settings, say_aside, resume=not overwrite, overwrite=overwrite)
         job.run(say, progress=sys.stderr.isatty(), resume=not overwrite, shards=shards.checkpoints)
     except PatchingError as error:
         # The file is this very merge's.
@@ -39,5 +39,7 @@ def merge(folders: _FOLDERS, *, out: _OUT = None, overwrite: _OVERWRITE = False)
             ": name another file, or delete it",
             ": table or model are others than when the shards were measured",
         )
+        if isinstance(error, SettingsError) and UNLOADED in words:
+            words += "; if it is in the folder in which the shards were run, merge there"
         raise type(error)(in_options(words)) from error
     return True

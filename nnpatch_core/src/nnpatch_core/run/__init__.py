@@ -9,6 +9,7 @@ the first to the last.
 from nnpatch_core.run.command import command_of, in_options
 from nnpatch_core.run.folder import CHECKPOINT, OUTCOME, REPORT, SETTINGS, Folder
 from nnpatch_core.run.job import Job
+from nnpatch_core.run.loading import UNLOADED
 from nnpatch_core.run.merging import find_shards
 from nnpatch_core.run.settings import METHODS, Option, Settings, options, read_settings
 from nnpatch_core.run.toml import as_toml, read_toml, template
@@ -19,6 +20,7 @@ __all__ = [
     "OUTCOME",
     "REPORT",
     "SETTINGS",
+    "UNLOADED",
     "Folder",
     "Job",
     "Option",

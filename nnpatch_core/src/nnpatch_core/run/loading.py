@@ -20,6 +20,8 @@ from nnpatch_core._upstream import (
 from nnpatch_core.errors import SettingsError
 from nnpatch_core.run.settings import Settings
 
+#: Words of every error about files of a model that are not there, or are none.
+UNLOADED = "cannot be loaded"
 #: Settings to the library without which they do nothing.
 _NEEDS = {"device_map": "accelerate", "quantize": "bitsandbytes", "peft": "peft"}
 
@@ -78,7 +80,7 @@ def load_model(settings: Settings) -> Any:
             model = peft.PeftModel.from_pretrained(model, settings.peft)
         except Exception as error:
             raise SettingsError(
-                f"peft: {shown(settings.peft)} cannot be loaded on {settings.model}: "
+                f"peft: {shown(settings.peft)} {UNLOADED} on {settings.model}: "
                 f"{type(error).__name__}: {_first(error)}"
             ) from error
     model.eval()
@@ -144,7 +146,7 @@ def _read(loader: Any, what: str, name: str, **options: Any) -> Any:
         raise
     except Exception as error:
         raise SettingsError(
-            f"{what}: {shown(name)} cannot be loaded: {type(error).__name__}: {_first(error)}"
+            f"{what}: {shown(name)} {UNLOADED}: {type(error).__name__}: {_first(error)}"
         ) from error
 
 
