@@ -335,6 +335,12 @@ def test_other_errors_are_those_of_a_sweep(
         run(senders, receivers, **options)
 
 
+def test_a_budget_is_refused_before_anything_runs() -> None:
+    with traces(MODEL) as seen, pytest.raises(MemoryBudgetError, match="what is recorded of one"):
+        run("m0", "logits", memory_budget="1 KiB")
+    assert not seen
+
+
 def test_columns_that_mix_are_told() -> None:
     masks = {"target_attention_mask": torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])}
     for senders, receivers in (

@@ -21,7 +21,7 @@ _SHARE = 4
 
 
 class _Swept(Protocol):
-    """Edges, or paths."""
+    """Edges."""
 
     @property
     def nodes(self) -> Nodes:
@@ -36,23 +36,22 @@ class _Swept(Protocol):
 
 def fitting_prompts(
     nnmodel: Any,
-    sites: _Swept,
     batch: Batch,
     options: Options,
     *,
     layers: str,
-    estimated: bool,
+    estimated: _Swept | None,
     told: bool,
 ) -> Options:
     """The same options, with as many prompts at once as fit, and the memory that is left.
 
     Args:
         nnmodel: the model, wrapped by nnsight.
-        sites: the edges, or paths.
         batch: the target prompts.
         options: how the sweep may run.
         layers: dotted path of the model's list of layers.
-        estimated: whether what all senders change is kept, and the gradients of all receivers.
+        estimated: the edges that are estimated, for which what all senders change is kept, and
+            the gradients of all receivers; None if all are measured.
         told: whether the user has said how much memory there is. What a checkpoint says is what was
             left.
 
@@ -66,7 +65,9 @@ def fitting_prompts(
     # Where there is one device, it is that of the embedding.
     devices = placement.working if placement.several else placement.devices[:1]
     budgets = memory_budgets(options.memory_budget, model, devices)
-    own = len(sites.senders) + len(sites.nodes.receivers) if estimated else 0
+    own = 0
+    if estimated is not None:
+        own = len(estimated.senders) + len(estimated.nodes.receivers)
     prompts = min(options.batch_size or len(batch), len(batch))
     each: dict[str, int] = {}
     for device, budget in budgets.items():

@@ -234,11 +234,10 @@ def edge_patching(
     drawn = None if screen is None else screen.seed
     options = fitting_prompts(
         traced,
-        sites,
         runs.target,
         Options(batch_size, budget_of(file, memory_budget), progress, seed=drawn),
         layers=setting.api.layers,
-        estimated=how is not None,
+        estimated=None if how is None else sites,
         told=memory_budget is not None,
     )
     ablated = setting.given(options)

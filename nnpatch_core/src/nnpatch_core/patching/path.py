@@ -188,16 +188,16 @@ def path_patching(
         confident=force_model_confidence,
     )
     traced, adapter, runs = setting.nnmodel, setting.api, setting.runs
-    sites = _sites(setting, given)
+    # Before some tokens are run, to find out how the layers are built.
     options = fitting_prompts(
         traced,
-        sites,
         runs.target,
         options,
         layers=adapter.layers,
-        estimated=False,
+        estimated=None,
         told=memory_budget is not None,
     )
+    sites = _sites(setting, given)
     runs = attrs.evolve(
         runs,
         kind=PATH if through is None else f"{PATH} (through {through})",
