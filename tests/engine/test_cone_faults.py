@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nnpatch_core import Outcome, Sites
-from nnpatch_core.engine.cone import ascent, controls, target, unembedding
+from nnpatch_core.engine.cone import ascent, controls, entries, target, unembedding
 from nnpatch_core.errors import EngineError, EngineWarning
 from nnpatch_core.tracing import trace
 from tests.helpers.engines import check_cone, cut_by, gap_of
@@ -123,7 +123,11 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("rows enter as the wrong prompt", unpatched=True)
 def _(patch: pytest.MonkeyPatch) -> None:
-    other_ascent(patch, lambda self: setattr(self, "prompts", self.prompts.roll(1)))
+    def change(self: Any) -> None:
+        self.prompts = self.prompts.roll(1)
+        self.entries = entries.Entries(self.target, self.start, self.prompts, self.present)
+
+    other_ascent(patch, change)
 
 
 @fault("masks and positions of the wrong prompt", unpatched=True)
@@ -133,27 +137,32 @@ def _(patch: pytest.MonkeyPatch) -> None:
 
 @fault("rows enter a stage late")
 def _(patch: pytest.MonkeyPatch) -> None:
-    other_ascent(patch, lambda self: setattr(self, "present", [0, *self.present[:-1]]))
+    def change(self: Any) -> None:
+        self.present = [0, *self.present[:-1]]
+        self.entries = entries.Entries(self.target, self.start, self.prompts, self.present)
+
+    other_ascent(patch, change)
+
+
+def other_entries(patch: pytest.MonkeyPatch, change: Callable[[int, int], int]) -> None:
+    """Rows enter as another layer, of which something is kept, has them."""
+    recorded = entries.Entries._recorded
+
+    def changed(self: Any, number: int) -> Tensor:
+        layer, after = divmod(number, 2)
+        return recorded(self, 2 * change(layer, LAYERS - 1) + after)
+
+    patch.setattr(entries.Entries, "_recorded", changed)
 
 
 @fault("rows enter as the layer before")
 def _(patch: pytest.MonkeyPatch) -> None:
-    joined = ascent.Ascent._joined
-
-    def changed(self: Any, hidden: Any, came: int, count: int, kept: Any, layer: int) -> Tensor:
-        return joined(self, hidden, came, count, kept, max(layer - 1, 0))
-
-    patch.setattr(ascent.Ascent, "_joined", changed)
+    other_entries(patch, lambda layer, _: max(layer - 1, 0))
 
 
 @fault("rows enter as the layer after", unpatched=True)
 def _(patch: pytest.MonkeyPatch) -> None:
-    joined = ascent.Ascent._joined
-
-    def changed(self: Any, hidden: Any, came: int, count: int, kept: Any, layer: int) -> Tensor:
-        return joined(self, hidden, came, count, kept, min(layer + 1, LAYERS - 1))
-
-    patch.setattr(ascent.Ascent, "_joined", changed)
+    other_entries(patch, lambda layer, last: min(layer + 1, last))
 
 
 @fault("padding is not masked", unpatched=True)

@@ -102,7 +102,7 @@ def test_batches_are_one_sweep(entry: str, sites: str, count: int, size: int, se
     whole = swept(entry, pairs, sites)
     gaps = whole.baseline.source - whole.baseline.target
     # A value is a share of their mean: where they cancel out, rounding is all that is left of it.
-    assume(whole.scale == "change" or gaps.mean().abs() > 0.01 * gaps.abs().mean())
+    assume(whole.scale == "change" or gaps.mean().abs() > 0.05 * gaps.abs().mean())
     joined = swept(entry, pairs.batches(size), sites)
     assert_same(joined, whole)
     for name in whole:
