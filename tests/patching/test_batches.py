@@ -102,7 +102,9 @@ def test_batches_are_one_sweep(entry: str, sites: str, count: int, size: int, se
     whole = swept(entry, pairs, sites)
     gaps = whole.baseline.source - whole.baseline.target
     # A value is a share of their mean: where they cancel out, rounding is all that is left of it.
-    assume(whole.scale == "change" or gaps.mean().abs() > 0.05 * gaps.abs().mean())
+    divided = whole.scale != "change"
+    share = float(gaps.mean().abs() / gaps.abs().mean())
+    assume(not divided or share > 0.01)
     joined = swept(entry, pairs.batches(size), sites)
     assert_same(joined, whole)
     for name in whole:
@@ -120,9 +122,11 @@ def test_batches_are_one_sweep(entry: str, sites: str, count: int, size: int, se
     means = swept(entry, pairs.batches(size), sites, keep="means")
     assert_same(means, whole)
     assert means.count == count
+    # It is of what each prompt has left over, whose rounding is divided by the mean gap too.
+    rounding = 1e-5 / share if divided and share < 0.05 else 1e-4
     for name in whole:
         torch.testing.assert_close(
-            means.standard_error(name), whole.standard_error(name), rtol=1e-3, atol=1e-4,
+            means.standard_error(name), whole.standard_error(name), rtol=1e-3, atol=rounding,
             equal_nan=True,
         )  # fmt: skip
 
